@@ -1,0 +1,27 @@
+# make run and make test do all the set-up in ./.venv on a fresh machine.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test check setup clean
+
+run: setup
+	$(BIN)/python -m agejax.main --config=configs/quickstart.py
+
+test: setup check
+	$(BIN)/python -m pytest tests
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: .venv/.installed
+
+# Installed again only when what is to be installed has changed.
+.venv/.installed: setup.py constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,3 @@
+"""agejax: train and judge face-age models in JAX. Import what you need from its rooms."""
+
+__version__ = "0.1.0"

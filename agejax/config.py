@@ -1,0 +1,93 @@
+"""Every setting of a run with its default; a config file changes what differs."""
+
+from __future__ import annotations
+
+import ml_collections
+from ml_collections import config_dict
+
+from agejax.data import augment
+
+
+def default() -> ml_collections.ConfigDict:
+    """The base config. Durations are dicts with exactly one of: steps, epochs, examples, percent.
+
+    They are floats, so that `--config.total.epochs=0.5` may follow on any of them.
+    """
+    c = ml_collections.ConfigDict()
+    c.seed = 0
+    c.total = {"epochs": 15.0}
+
+    c.data = ml_collections.ConfigDict()
+    c.data.name = "utkface"  # a builder of agejax/data/builders
+    c.data.source = config_dict.placeholder(str)  # the archive or folder the user downloaded
+    c.data.options = ml_collections.ConfigDict()  # the builder's own options
+    c.data.cache_dir = config_dict.placeholder(str)  # default: $AGEJAX_CACHE or ~/.cache/agejax
+    c.data.image_size = 128  # edge of the decoded cache, pixels
+    c.data.batch_size = 64  # global, over all devices and processes
+    c.data.workers = 0  # grain worker processes; 0 reads in threads
+    c.data.split = ml_collections.ConfigDict()
+    c.data.split.seed = 0
+    c.data.split.fractions = ml_collections.ConfigDict({"train": 0.8, "val": 0.1, "test": 0.1})
+    c.data.split.files = ml_collections.ConfigDict()  # split -> file of names; replaces fractions
+    # With split files and no "val" among them, this share of train is held out as val.
+    c.data.split.val_of_train = 0.1
+
+    c.sampling = ml_collections.ConfigDict()
+    c.sampling.kind = "uniform"  # uniform | density (DenseWeight on the age)
+    c.sampling.alpha = 0.5  # DenseWeight: 0 is uniform, 1 inverts the density
+    c.sampling.copy_strength = 1.0  # augmentation strength of an example's later draws in an epoch
+
+    c.augment = augment.default()
+
+    c.model = ml_collections.ConfigDict()
+    c.model.name = "mobilenet_v3_small"
+    c.model.options = ml_collections.ConfigDict()  # the backbone's own options
+    c.model.image_size = 128  # what the network sees, pixels
+    c.model.dtype = "float32"  # compute: float32 | bfloat16; parameters and logits stay float32
+    c.model.hidden = 0  # width of a dense layer between backbone and heads; 0: none
+    c.model.dropout = 0.2
+    c.model.mean = (0.485, 0.456, 0.406)  # of RGB in 0..1, as the pretrained weights expect
+    c.model.std = (0.229, 0.224, 0.225)
+    c.model.pretrained = config_dict.placeholder(str)  # a weights file
+
+    c.heads = ml_collections.ConfigDict()  # name -> {kind, weight, ...}: agejax/heads.py
+
+    c.optim = ml_collections.ConfigDict()
+    c.optim.name = "adamw"  # adamw | adam | sgd
+    c.optim.b1 = 0.9  # adam's first moment, and sgd's momentum
+    c.optim.b2 = 0.999
+    c.optim.eps = 1e-8
+    c.optim.clip_norm = 1.0  # global gradient norm; 0: off
+    c.optim.accumulate = 1  # micro-batches a step
+    c.optim.weight_decay = 0.0
+    # Ordered (regex, value): the first match of a parameter's path wins, one that none covers is
+    # an error. A learning-rate multiplier of None freezes, batch-norm statistics included.
+    c.optim.lr_multipliers = ((".*", 1.0),)
+    c.optim.decay_multipliers = ((".*/(bias|scale|cls_token|pos_embed)$", 0.0), (".*", 1.0))
+    c.optim.ema = 0.0  # decay of the parameter average used to evaluate; 0: off
+
+    c.schedule = ml_collections.ConfigDict()
+    c.schedule.kind = "one_cycle"  # one_cycle | warmup_cosine | exponential | constant
+    c.schedule.lr = 1e-3  # the peak
+    c.schedule.warmup = {"percent": 30.0}  # one_cycle and warmup_cosine: the rising part
+    c.schedule.div = 25.0  # one_cycle: peak / start
+    c.schedule.final_div = 1e4  # one_cycle and warmup_cosine: start (peak) / end
+    c.schedule.decay_every = {"epochs": 1.0}  # exponential
+    c.schedule.decay_rate = 0.95
+
+    c.eval = ml_collections.ConfigDict()
+    c.eval.every = {"epochs": 1.0}
+    c.eval.batch_size = 256
+    c.eval.best = "age/mae"  # a path into metrics.json: the best checkpoint, early stopping
+    c.eval.best_mode = "min"
+    c.eval.patience = 0  # evaluations without a better value before stopping; 0: never
+    c.eval.final_split = "test"  # scored with the best checkpoint at the end; "": none
+
+    c.checkpoint = ml_collections.ConfigDict()
+    c.checkpoint.every = {"epochs": 1.0}
+    c.log_every = {"steps": 50}
+
+    c.sharding = ml_collections.ConfigDict()
+    c.sharding.devices = 0  # how many devices to use; 0: all
+    c.sharding.fsdp = 1  # parameters are split over this many of them
+    return c

@@ -1,0 +1,28 @@
+"""The data sets agejax can read. Adding one is a module here and one line in `TABLE`."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from agejax.errors import check_keys
+
+if TYPE_CHECKING:
+    from agejax.data.builders.base import FaceBuilder
+
+# name -> (module, class); imported when asked for, since tfds takes its time.
+TABLE = {
+    "utkface": ("utkface", "UTKFace"),
+    "procedural_faces": ("procedural_faces", "ProceduralFaces"),
+}
+
+
+def find(name: str) -> type[FaceBuilder]:
+    """The builder class of that name.
+
+    Raises:
+      UserError: an unknown name; the message gives the nearest one.
+    """
+    check_keys([name], TABLE, "config.data.name")
+    module, builder = TABLE[name]
+    return getattr(importlib.import_module(f"{__name__}.{module}"), builder)

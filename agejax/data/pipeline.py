@@ -1,0 +1,99 @@
+"""grain: step -> this process's slice of the global batch. Random access, so resume is exact."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import grain
+import jax
+import numpy as np
+
+from agejax.data import density, sampling
+from agejax.data.sources import Source
+from agejax.errors import UserError
+
+HostBatch = dict[str, np.ndarray]
+
+
+def make_sampler(config: object, source: Source, rows: np.ndarray, seed: int) -> sampling.Sampler:
+    """config.sampling -> the endless stream of draws from `rows`.
+
+    Raises:
+      UserError: an unknown kind, or a density of ages where no age is known.
+    """
+    kind = config.kind  # type: ignore[attr-defined]
+    if kind == "uniform":
+        return sampling.Sampler(None, len(rows), seed)
+    if kind == "density":
+        weights = density.dense_weight(source.labels["age"][rows], config.alpha)  # type: ignore[attr-defined]
+        return sampling.Sampler(weights, len(rows), seed)
+    raise UserError(f"config.sampling.kind: {kind!r} is not one of uniform, density")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainBatches:
+    """`TrainBatches(...)[step]` is this process's slice of the global batch of `step`, 0-based.
+
+    Attributes:
+      rows: of the source, the training split.
+      batch_size: global.
+      copy_strength: augmentation strength of a row's second and later draws in an epoch.
+    """
+
+    source: Source
+    rows: np.ndarray
+    sampler: sampling.Sampler
+    batch_size: int
+    copy_strength: float = 1.0
+
+    def __getitem__(self, step: int) -> HostBatch:
+        share = self.batch_size // jax.process_count()
+        start = step * self.batch_size + jax.process_index() * share
+        batch = gather(self.source, self.rows[self.sampler.indices(start, start + share)])
+        if self.copy_strength != 1.0:
+            later = self.sampler.occurrence(start, start + share) > 0
+            batch["strength"] = np.where(later, np.float32(self.copy_strength), np.float32(1))
+        return batch
+
+    def iterate(self, start: int, stop: int, workers: int) -> Iterator[HostBatch]:
+        """Batches of steps `start` to `stop`, read ahead by threads or grain worker processes.
+
+        The position is the step itself and not grain's iterator state, which binds a checkpoint to
+        the number of workers.
+        """
+        steps = grain.MapDataset.range(start, stop).map(self.__getitem__)
+        dataset = steps.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+        if workers:
+            options = grain.multiprocessing.MultiprocessingOptions(num_workers=workers)
+            dataset = dataset.mp_prefetch(options)
+        iterator = iter(dataset)
+        try:
+            yield from iterator
+        finally:
+            iterator.close()
+
+
+def evaluation_batches(source: Source, rows: np.ndarray, batch_size: int) -> Iterator[HostBatch]:
+    """Every row once, in order; the last batch is padded with rows of weight 0.
+
+    With several processes each takes its slice of every global batch.
+    """
+    share = batch_size // jax.process_count()
+    for start in range(0, len(rows), batch_size):
+        mine = rows[start : start + batch_size]
+        real = np.arange(batch_size) < len(mine)
+        mine = np.pad(mine, (0, batch_size - len(mine)), mode="edge")
+        part = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+        yield gather(source, mine[part]) | {"weight": real[part].astype(np.float32)}
+
+
+def gather(source: Source, rows: np.ndarray) -> HostBatch:
+    """The batch of `rows` [B]: images uint8 [B, S, S, 3], every label, and unit weights."""
+    return {
+        "image": np.take(source.images, rows, axis=0),
+        **{name: values[rows] for name, values in source.labels.items()},
+        "weight": np.ones(len(rows), np.float32),
+        "strength": np.ones(len(rows), np.float32),
+        "index": rows.astype(np.int32),
+    }

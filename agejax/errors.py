@@ -1,0 +1,36 @@
+"""What a user can do wrong, said in one line: what, where, and what to do about it."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+
+class UserError(Exception):
+    """Bad input. The message is one line that names the thing, its place and the remedy."""
+
+
+def run_command(main: Callable[..., Any], *args: Any) -> int:
+    """Runs `main(*args)`; a `UserError` becomes one line on stderr and exit code 2."""
+    try:
+        main(*args)
+    except UserError as error:
+        print(f"agejax: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def nearest(given: str, known: Iterable[str]) -> str:
+    """The remedy for an unknown name: the nearest known one, or all of them."""
+    names = [str(name) for name in known]
+    close = difflib.get_close_matches(str(given), names, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
+
+
+def check_keys(given: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Raises `UserError` for the first key of `given` not in `known`, naming the nearest."""
+    for key in given:
+        if key not in known:
+            raise UserError(f"{where}: unknown key {key!r}; {nearest(key, known)}")

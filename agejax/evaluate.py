@@ -1,0 +1,148 @@
+"""python -m agejax.evaluate --workdir=RUN [--dataset=NAME --source=PATH] [--split=NAME]
+
+Scores a trained run on its own splits or on any other data: metrics.json, predictions.csv, age.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from agejax import metrics, sharding
+from agejax.data import pipeline, sources, splits
+from agejax.errors import UserError, run_command
+from agejax.logging import records
+from agejax.reporting import plots
+from agejax.run import Run
+
+
+def evaluate(
+    workdir: str | pathlib.Path,
+    *,
+    dataset: str | None = None,
+    source_path: str | None = None,
+    split: str | None = None,
+    output: str | pathlib.Path | None = None,
+) -> dict[str, Any]:
+    """Scores the run's best checkpoint and writes the results to `output`.
+
+    Args:
+      dataset: a builder's name; default: the one the run was trained on.
+      source_path: where its files lie; default: where the run's config says.
+      split: train, val, test or another of the run's splits, or all. Default: test on the run's own
+        data, all on other data, where the run's splits mean nothing.
+      output: default: WORKDIR/evaluation/DATASET-SPLIT.
+
+    Returns:
+      The contents of metrics.json.
+    """
+    run = Run.open(workdir)
+    config = run.config.data
+    own = dataset in (None, config.name)
+    source = sources.load(
+        dataset or config.name,
+        source_path or (config.source if own else None),
+        image_size=config.image_size,
+        cache_dir=config.cache_dir,
+        options=config.options if own else {},
+    )
+    same_data = source.fingerprint == run.fingerprint
+    split = split or ("test" if same_data else "all")
+    if split == "all":
+        rows = np.arange(len(source.ids))
+    elif not same_data:
+        raise UserError(f"--split={split}: not the data this run was trained on; use --split=all")
+    else:
+        by_name = splits.make(source, config.split)
+        if split not in by_name:
+            raise UserError(f"--split={split}: the run has {', '.join(by_name)}, and all")
+        rows = by_name[split]
+
+    batch_size = run.config.eval.batch_size
+    first = rows[: min(len(rows), batch_size)]
+    run.predict(pipeline.evaluation_batches(source, first, batch_size))  # compiles
+    start = time.perf_counter()
+    predictions = run.predict(pipeline.evaluation_batches(source, rows, batch_size))
+    seconds = time.perf_counter() - start
+
+    labels = {k: v[rows] for k, v in source.labels.items()}
+    result = metrics.evaluate(
+        predictions,
+        labels,
+        source.groups[rows],
+        source.label_names,
+        floor_age=run.facts.medians.get("age"),
+    )
+    result |= {
+        "images_per_second": len(rows) / seconds,
+        "dataset": source.name,
+        "split": split,
+        "step": run.step,
+    }
+    output = pathlib.Path(output or run.workdir / "evaluation" / f"{source.name}-{split}")
+    output.mkdir(parents=True, exist_ok=True)
+    records.write_json(output / "metrics.json", result)
+    write_predictions(output / "predictions.csv", source.ids[rows], labels, predictions)
+    print(metrics.table(result))
+    if "age" in result:
+        known = np.isfinite(labels["age"])
+        plots.save_age_figure(
+            labels["age"][known],
+            predictions["age"][known],
+            output / "age.png",
+            title=f"{run.workdir.name} on {source.name} ({split})",
+        )
+    print(f"written to {output}/: metrics.json, predictions.csv, age.png")
+    return result
+
+
+def write_predictions(
+    path: pathlib.Path,
+    ids: np.ndarray,
+    labels: dict[str, np.ndarray],
+    predictions: dict[str, np.ndarray],
+) -> None:
+    """One CSV row an image: id, each target's label and prediction; classes as p_<class number>."""
+    columns: dict[str, Sequence[Any]] = {"id": ids}
+    for name, predicted in predictions.items():
+        columns[name] = labels[name]
+        if predicted.ndim == 1:
+            columns[f"{name}_predicted"] = predicted
+        else:
+            columns[f"{name}_predicted"] = predicted.argmax(axis=1)
+            columns |= {f"{name}_p{k}": p for k, p in enumerate(predicted.T)}
+    text = io.StringIO()
+    rows = csv.writer(text)
+    rows.writerow(columns)
+    rows.writerows(zip(*columns.values(), strict=True))
+    records.write_text(path, text.getvalue())
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m agejax.evaluate", description=__doc__)
+    parser.add_argument("--workdir", required=True, help="the folder of a trained run")
+    parser.add_argument("--dataset", help="a data set's name; default: the run's own")
+    parser.add_argument("--source", help="the archive or folder; default: the run's own")
+    parser.add_argument("--split", help="train, val, test, all; default: test, or all elsewhere")
+    parser.add_argument("--output", help="default: WORKDIR/evaluation/DATASET-SPLIT")
+    args = parser.parse_args(argv[1:])
+    sharding.start()
+    evaluate(
+        args.workdir,
+        dataset=args.dataset,
+        source_path=args.source,
+        split=args.split,
+        output=args.output,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv))

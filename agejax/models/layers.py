@@ -1,0 +1,380 @@
+"""The layers all models share, with lowerings that make XLA:CPU fast where it is not.
+
+XLA:CPU has no fast depthwise convolution, its 1x1 convolutions are slow backwards, and autodiff of
+batch norm reads its input more often than need be. On a CPU the functions below compute the same
+values as shifted multiply-adds and matrix products; elsewhere as the plain convolution. The choice
+is made at lowering (`lax.platform_dependent`), so a program exported for a GPU has the plain one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+Initializer = jax.nn.initializers.Initializer
+
+# torchvision's default for convolutions (He et al. 2015): N(0, 2 / fan out).
+trunc_normal = jax.nn.initializers.truncated_normal(0.02)
+kaiming_fan_out = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+_plain = False
+
+
+@contextlib.contextmanager
+def plain_lowering() -> Iterator[None]:
+    """While active, what is traced uses the plain convolution and batch norm on every platform."""
+    global _plain
+    before, _plain = _plain, True
+    try:
+        yield
+    finally:
+        _plain = before
+
+
+# ---- convolutions --------------------------------------------------------------------------------
+
+
+def plain_conv(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: int, groups: int = 1
+) -> jax.Array:
+    """The convolution of XLA: x [B, H, W, C], kernel [k, k, C / groups, F] -> [B, H', W', F]."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        [(padding, padding)] * 2,
+        dimension_numbers=DIMENSIONS,
+        feature_group_count=groups,
+    )
+
+
+def conv(
+    x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0, groups: int = 1
+) -> jax.Array:
+    """As `plain_conv`, in the way that suits the platform and the shape.
+
+    Depthwise (groups = C = F), 1x1, and few input channels (an RGB stem) have their own lowering.
+    """
+    size, _, inputs, outputs = kernel.shape
+    if _plain:
+        return plain_conv(x, kernel, stride, padding, groups)
+    if groups == x.shape[-1] == outputs and inputs == 1:
+        return depthwise_conv(x, kernel, stride, padding)
+    if groups == 1 and size == 1 and padding == 0:
+        on_cpu = functools.partial(_pointwise, stride=stride)
+    elif groups == 1 and inputs <= 4:
+        on_cpu = functools.partial(_im2col, stride=stride, padding=padding)
+    else:
+        return plain_conv(x, kernel, stride, padding, groups)
+    plain = functools.partial(plain_conv, stride=stride, padding=padding)
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
+
+
+def _pointwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    return x[:, ::stride, ::stride] @ kernel[0, 0]
+
+
+def _im2col(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    taps = [tap for _, tap in _taps(_pad(x, padding), kernel.shape[0], stride)]
+    return jnp.concatenate(taps, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    """One filter a channel: x [B, H, W, C], kernel [k, k, 1, C] -> [B, H', W', C]."""
+    return _depthwise(x, kernel, stride, padding)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=functools.partial(_depthwise_taps, stride=stride, padding=padding),
+        default=functools.partial(plain_conv, stride=stride, padding=padding, groups=x.shape[-1]),
+    )
+
+
+def _depthwise_forward(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _depthwise(x, kernel, stride, padding), (x, kernel)
+
+
+def _depthwise_backward(
+    stride: int, padding: int, saved: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    def plain(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jax.vjp(lambda x, k: plain_conv(x, k, stride, padding, x.shape[-1]), x, kernel)[1](
+            dy
+        )
+
+    return lax.platform_dependent(
+        *saved,
+        dy,
+        cpu=functools.partial(_depthwise_taps_backward, stride=stride, padding=padding),
+        default=plain,
+    )
+
+
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def _depthwise_taps(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    # Unrolled, XLA fuses all taps into one pass over the output.
+    taps = _taps(_pad(x, padding), kernel.shape[0], stride)
+    return functools.reduce(jnp.add, (tap * kernel[i, j, 0] for (i, j), tap in taps))
+
+
+def _depthwise_taps_backward(
+    x: jax.Array, kernel: jax.Array, dy: jax.Array, stride: int, padding: int
+) -> tuple[jax.Array, jax.Array]:
+    size, (batch, height, width, channels) = kernel.shape[0], x.shape
+    span_h, span_w = (stride * (n - 1) + 1 for n in dy.shape[1:3])
+    before = size - 1 - padding
+
+    # dx: the transposed convolution, as taps of dy spread out by the stride.
+    spread = lax.pad(
+        dy,
+        jnp.zeros((), dy.dtype),
+        (
+            (0, 0, 0),
+            (before, height + size - 1 - before - span_h, stride - 1),
+            (before, width + size - 1 - before - span_w, stride - 1),
+            (0, 0, 0),
+        ),
+    )
+    dx = functools.reduce(
+        jnp.add,
+        (tap * kernel[size - 1 - i, size - 1 - j, 0] for (i, j), tap in _taps(spread, size, 1)),
+    )
+
+    # dkernel: a scan, since XLA gives each of the unrolled reductions a slow loop of its own.
+    padded = _pad(x, padding)
+
+    def tap_sum(_: None, t: jax.Array) -> tuple[None, jax.Array]:
+        start = (0, t // size, t % size, 0)
+        tap = lax.dynamic_slice(padded, start, (batch, span_h, span_w, channels))
+        return None, jnp.sum(tap[:, ::stride, ::stride] * dy, axis=(0, 1, 2), dtype=jnp.float32)
+
+    _, sums = lax.scan(tap_sum, None, jnp.arange(size * size))
+    return dx, sums.reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _pad(x: jax.Array, padding: int) -> jax.Array:
+    return jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0))) if padding else x
+
+
+def _taps(x: jax.Array, size: int, stride: int) -> Iterator[tuple[tuple[int, int], jax.Array]]:
+    """Yields ((i, j), what the kernel's entry i, j is multiplied with) of padded x."""
+    batch, height, width, channels = x.shape
+    rows, columns = ((n - size) // stride * stride + 1 for n in (height, width))
+    for i in range(size):
+        for j in range(size):
+            end = (batch, i + rows, j + columns, channels)
+            yield (i, j), lax.slice(x, (0, i, j, 0), end, (1, stride, stride, 1))
+
+
+# ---- batch norm ----------------------------------------------------------------------------------
+
+
+def batch_norm(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Normalises by the batch's own statistics (Ioffe & Szegedy 2015).
+
+    Args:
+      x: [B, H, W, C]. Under jit the batch is the global one, on however many devices.
+      scale, bias: float32 [C].
+
+    Returns:
+      y as x, and mean and biased variance, float32 [C], which carry no gradient.
+    """
+    if _plain:
+        x32 = x.astype(jnp.float32)
+        mean, variance = jnp.mean(x32, axis=(0, 1, 2)), jnp.var(x32, axis=(0, 1, 2))
+        y = (x32 - mean) * lax.rsqrt(variance + epsilon) * scale + bias
+        return y.astype(x.dtype), mean, variance
+    return _batch_norm(x, scale, bias, epsilon)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _batch_norm(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return _batch_norm_forward(x, scale, bias, epsilon)[0]
+
+
+def _batch_norm_forward(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
+    x32, n = x.astype(jnp.float32), x.size // x.shape[-1]
+    # Both sums in one pass; float32 sums of squares may end up a little below zero.
+    mean = jnp.sum(x32, axis=(0, 1, 2)) / n
+    variance = jnp.maximum(jnp.sum(x32 * x32, axis=(0, 1, 2)) / n - mean * mean, 0.0)
+    inverse = lax.rsqrt(variance + epsilon)
+    y = x32 * (scale * inverse) + (bias - mean * scale * inverse)
+    return (y.astype(x.dtype), mean, variance), (x, scale, mean, inverse)
+
+
+def _batch_norm_backward(
+    epsilon: float, saved: tuple[jax.Array, ...], cotangents: tuple[jax.Array, ...]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x, scale, mean, inverse = saved
+    dy, n = cotangents[0].astype(jnp.float32), x.size // x.shape[-1]
+    x32 = x.astype(jnp.float32)
+    dbias = jnp.sum(dy, axis=(0, 1, 2))
+    dscale = (jnp.sum(dy * x32, axis=(0, 1, 2)) - mean * dbias) * inverse
+    # dx is one multiply-add of dy and x, with everything else a constant of the channel.
+    a = scale * inverse
+    b = -a * inverse * dscale / n
+    dx = a * dy + b * x32 - (a * dbias / n + b * mean)
+    return dx.astype(x.dtype), dscale, dbias
+
+
+_batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
+
+
+# ---- modules -------------------------------------------------------------------------------------
+
+
+class Conv(nnx.Module):
+    """Square convolution, symmetric padding as in torch; parameters float32."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        *,
+        stride: int = 1,
+        padding: int | None = None,
+        groups: int = 1,
+        use_bias: bool = False,
+        init: Initializer = kaiming_fan_out,
+        dtype: jax.typing.DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.stride, self.groups, self.dtype = stride, groups, dtype
+        self.padding = size // 2 if padding is None else padding
+        shape = (size, size, inputs // groups, outputs)
+        self.kernel = nnx.Param(init(rngs.params(), shape, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(outputs)) if use_bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.kernel[...].astype(self.dtype)
+        y = conv(x.astype(self.dtype), kernel, self.stride, self.padding, self.groups)
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+class BatchNorm(nnx.Module):
+    """Batch norm with torch's conventions: momentum is the new value's share, variance unbiased.
+
+    `frozen` makes it use, and keep, its running statistics in training too.
+    """
+
+    def __init__(self, features: int, *, epsilon: float = 1e-5, momentum: float = 0.1) -> None:
+        self.epsilon, self.momentum, self.frozen = epsilon, momentum, False
+        self.scale = nnx.Param(jnp.ones(features))
+        self.bias = nnx.Param(jnp.zeros(features))
+        self.mean = nnx.BatchStat(jnp.zeros(features))
+        self.var = nnx.BatchStat(jnp.ones(features))
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        scale, bias = self.scale[...], self.bias[...]
+        if not train or self.frozen:
+            a = scale * lax.rsqrt(self.var[...] + self.epsilon)
+            return (x * a + (bias - self.mean[...] * a)).astype(x.dtype)
+        y, mean, variance = batch_norm(x, scale, bias, self.epsilon)
+        n = x.size // x.shape[-1]
+        unbiased = variance * (n / max(n - 1, 1))
+        self.mean[...] = (1 - self.momentum) * self.mean[...] + self.momentum * mean
+        self.var[...] = (1 - self.momentum) * self.var[...] + self.momentum * unbiased
+        return y
+
+
+class Linear(nnx.Module):
+    """Dense layer; parameters float32."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        init: Initializer = trunc_normal,
+        dtype: jax.typing.DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.dtype = dtype
+        self.kernel = nnx.Param(init(rngs.params(), (inputs, outputs), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(outputs))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
+        return x.astype(self.dtype) @ kernel + bias
+
+
+class LayerNorm(nnx.Module):
+    """Layer norm over the last axis, computed in float32."""
+
+    def __init__(self, features: int, *, epsilon: float = 1e-6) -> None:
+        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.ones(features))
+        self.bias = nnx.Param(jnp.zeros(features))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x32 = x.astype(jnp.float32)
+        mean = jnp.mean(x32, axis=-1, keepdims=True)
+        variance = jnp.var(x32, axis=-1, keepdims=True)
+        y = (x32 - mean) * lax.rsqrt(variance + self.epsilon)
+        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class Dropout(nnx.Module):
+    """Inverted dropout; draws from the `dropout` stream of the rngs given at the call."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+
+    def __call__(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None) -> jax.Array:
+        if not train or self.rate == 0 or rngs is None:
+            return x
+        keep = jax.random.bernoulli(rngs.dropout(), 1 - self.rate, x.shape)
+        return jnp.where(keep, x / (1 - self.rate), jnp.zeros((), x.dtype))
+
+
+class SqueezeExcite(nnx.Module):
+    """Channel attention (Hu et al. 2018) with ReLU inside and a hard sigmoid gate."""
+
+    def __init__(
+        self, features: int, squeezed: int, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs
+    ) -> None:
+        he = jax.nn.initializers.he_normal()
+        self.fc1 = Linear(features, squeezed, init=he, dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(squeezed, features, init=he, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        gate = self.fc2(jax.nn.relu(self.fc1(global_mean(x))))
+        return x * jax.nn.hard_sigmoid(gate)[:, None, None, :]
+
+
+Activation = Callable[[jax.Array], jax.Array]
+
+
+def global_mean(x: jax.Array) -> jax.Array:
+    """[B, H, W, C] -> [B, C], summed in float32."""
+    return jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(x.dtype)
+
+
+def max_pool(x: jax.Array, size: int, stride: int, padding: int = 0) -> jax.Array:
+    """Maximum over windows, padded with -inf as in torch."""
+    pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    window, strides = (1, size, size, 1), (1, stride, stride, 1)
+    lowest = jnp.array(-math.inf, x.dtype)
+    return lax.reduce_window(x, lowest, lax.max, window, strides, pads)

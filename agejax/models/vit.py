@@ -1,0 +1,102 @@
+"""Vision transformers (Dosovitskiy et al. 2021), patches of 16; timm's names and numerics."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from agejax.errors import UserError
+from agejax.models.layers import Dropout, LayerNorm, Linear
+
+PATCH = 16
+exact_gelu = functools.partial(jax.nn.gelu, approximate=False)
+
+
+class Block(nnx.Module):
+    """Pre-norm attention and MLP."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        dropout: float,
+        *,
+        dtype: jax.typing.DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.heads = heads
+        make = functools.partial(Linear, dtype=dtype, rngs=rngs)
+        self.norm1, self.norm2 = LayerNorm(dim), LayerNorm(dim)
+        self.qkv, self.proj = make(dim, 3 * dim), make(dim, dim)
+        self.fc1, self.fc2 = make(dim, 4 * dim), make(4 * dim, dim)
+        self.dropout = Dropout(dropout)
+
+    def __call__(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None) -> jax.Array:
+        drop = functools.partial(self.dropout, train=train, rngs=rngs)
+        batch, tokens, dim = x.shape
+        qkv = self.qkv(self.norm1(x)).reshape(batch, tokens, 3, self.heads, dim // self.heads)
+        attended = jax.nn.dot_product_attention(*(qkv[:, :, i] for i in range(3)))
+        x = x + drop(self.proj(attended.reshape(batch, tokens, dim)))
+        return x + drop(self.fc2(drop(exact_gelu(self.fc1(self.norm2(x))))))
+
+
+class ViT(nnx.Module):
+    """Images [B, H, W, 3] -> the normalised class token [B, dim], or logits.
+
+    Args:
+      image_size: edge of the images, pixels, a multiple of 16: positions are learned.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        heads: int,
+        *,
+        image_size: int,
+        num_classes: int | None = None,
+        dropout: float = 0.0,
+        dtype: jax.typing.DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        if image_size % PATCH:
+            raise UserError(
+                f"config.model.image_size: a ViT needs a multiple of {PATCH}, got {image_size}"
+            )
+        tokens = (image_size // PATCH) ** 2 + 1
+        init = jax.nn.initializers.truncated_normal(0.02)
+        self.feature_dim, self.dtype = dim, dtype
+        self.patch_embed = Linear(PATCH * PATCH * 3, dim, dtype=dtype, rngs=rngs)
+        self.cls_token = nnx.Param(init(rngs.params(), (1, 1, dim), jnp.float32))
+        self.pos_embed = nnx.Param(init(rngs.params(), (1, tokens, dim), jnp.float32))
+        self.blocks = nnx.List(
+            [Block(dim, heads, dropout, dtype=dtype, rngs=rngs) for _ in range(depth)]
+        )
+        self.norm = LayerNorm(dim)
+        self.dropout = Dropout(dropout)
+        self.head = Linear(dim, num_classes, rngs=rngs) if num_classes is not None else None
+
+    def __call__(
+        self, x: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        batch, height, width, _ = x.shape
+        x = x.reshape(batch, height // PATCH, PATCH, width // PATCH, PATCH, 3)
+        x = x.swapaxes(2, 3).reshape(batch, -1, PATCH * PATCH * 3)
+        x = self.patch_embed(x)
+        first = jnp.broadcast_to(self.cls_token[...], (batch, 1, x.shape[-1]))
+        x = jnp.concatenate([first.astype(x.dtype), x], axis=1)
+        x = x + self.pos_embed[...].astype(x.dtype)
+        x = self.dropout(x, train=train, rngs=rngs)
+        for block in self.blocks:
+            x = block(x, train=train, rngs=rngs)
+        x = self.norm(x[:, 0].astype(jnp.float32))
+        return x if self.head is None else self.head(x)
+
+
+ti16 = functools.partial(ViT, 192, 12, 3)
+s16 = functools.partial(ViT, 384, 12, 6)
+b16 = functools.partial(ViT, 768, 12, 12)
+l16 = functools.partial(ViT, 1024, 24, 16)

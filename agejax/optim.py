@@ -1,0 +1,153 @@
+"""Schedules, optimizers, and ordered (regex, value) groups over parameter paths."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import optax
+
+from agejax.errors import UserError
+
+Steps = Callable[[Mapping[str, float], str], int]
+Flat = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """How parameters change.
+
+    Attributes:
+      transform: optax, over the trainable parameters only.
+      schedule: step -> learning rate.
+      frozen: paths of the parameters that never change.
+    """
+
+    transform: optax.GradientTransformation
+    schedule: optax.Schedule
+    frozen: frozenset[str]
+
+    def split(self, params: Flat) -> tuple[Flat, Flat]:
+        """(trainable, frozen) parameters."""
+        trainable = {k: v for k, v in params.items() if k not in self.frozen}
+        return trainable, {k: v for k, v in params.items() if k in self.frozen}
+
+
+def create_schedule(config: Any, total_steps: int, to_steps: Steps) -> optax.Schedule:
+    """config.schedule -> learning rate of a step.
+
+    one_cycle is optax's (Smith & Topin 2018, as torch's OneCycleLR): cosine from lr/div up to lr,
+    then cosine down to lr/div/final_div.
+
+    Args:
+      total_steps: of the whole run.
+      to_steps: (duration, config key) -> steps.
+    """
+    if config.lr <= 0:
+        raise UserError(f"config.schedule.lr: must be positive, got {config.lr}")
+
+    def warmup() -> int:
+        steps = to_steps(config.warmup, "schedule.warmup")
+        if not 0 <= steps < max(total_steps, 2):
+            raise UserError(
+                f"config.schedule.warmup: {steps} steps do not fit a run of {total_steps}"
+            )
+        return steps
+
+    match config.kind:
+        case "constant":
+            return optax.constant_schedule(config.lr)
+        case "exponential":
+            every = to_steps(config.decay_every, "schedule.decay_every")
+            return optax.exponential_decay(config.lr, every, config.decay_rate)
+        case "warmup_cosine":
+            return optax.warmup_cosine_decay_schedule(
+                0.0, config.lr, warmup(), total_steps, config.lr / config.final_div
+            )
+        case "one_cycle":
+            return optax.cosine_onecycle_schedule(
+                total_steps, config.lr, warmup() / total_steps, config.div, config.final_div
+            )
+    raise UserError(
+        f"config.schedule.kind: {config.kind!r} is not one of one_cycle, warmup_cosine, "
+        "exponential, constant"
+    )
+
+
+def match_groups(
+    names: Iterable[str], groups: Sequence[tuple[str, Any]], where: str
+) -> dict[str, Any]:
+    """The value of the first group whose regex matches each name from its start to its end.
+
+    Raises:
+      UserError: a bad regex, or names that no group covers (all listed).
+    """
+    try:
+        compiled = [(re.compile(pattern), value) for pattern, value in groups]
+    except (re.error, TypeError, ValueError) as error:
+        raise UserError(f"config.{where}: not a list of (regex, value): {error}") from error
+    values, uncovered = {}, []
+    for name in names:
+        for pattern, value in compiled:
+            if pattern.fullmatch(name):
+                values[name] = value
+                break
+        else:
+            uncovered.append(name)
+    if uncovered:
+        raise UserError(
+            f"config.{where}: no group covers {', '.join(uncovered)}; end the list with ('.*', …)"
+        )
+    return values
+
+
+def create_optimizer(config: Any, schedule: optax.Schedule, names: Sequence[str]) -> Optimizer:
+    """config.optim -> the optimizer.
+
+    Decay is decoupled (Loshchilov & Hutter 2019): each step subtracts lr · multiplier · decay · p.
+
+    Args:
+      names: the paths of all parameters, flat.
+    """
+    lr = match_groups(names, config.lr_multipliers, "optim.lr_multipliers")
+    frozen = frozenset(name for name, value in lr.items() if value is None)
+    if len(frozen) == len(lr):
+        raise UserError("config.optim.lr_multipliers freezes every parameter: nothing to train")
+    decay = match_groups(names, config.decay_multipliers, "optim.decay_multipliers")
+
+    match config.name:
+        case "adamw" | "adam":
+            direction = optax.scale_by_adam(config.b1, config.b2, config.eps)
+        case "sgd":
+            direction = optax.trace(config.b1) if config.b1 else optax.identity()
+        case _:
+            raise UserError(f"config.optim.name: {config.name!r} is not one of adamw, adam, sgd")
+    if config.weight_decay and config.name == "adam":
+        raise UserError("config.optim.weight_decay: adam has none here; use adamw")
+
+    chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    chain.append(direction)
+    if config.weight_decay:
+        chain.append(_add_decay({n: config.weight_decay * decay[n] for n in lr}))
+    if any(value not in (None, 1.0) for value in lr.values()):
+        chain.append(_scale(lr))
+    chain.append(optax.scale_by_learning_rate(schedule))
+    return Optimizer(optax.chain(*chain), schedule, frozen)
+
+
+def ema_decay(decay: float, step: jax.Array) -> jax.Array:
+    """The decay of the parameter average at a step: (1+t)/(10+t) early on, so that it warms up."""
+    return jax.numpy.minimum(decay, (1.0 + step) / (10.0 + step))
+
+
+def _add_decay(rates: Mapping[str, float]) -> optax.GradientTransformation:
+    return optax.stateless(
+        lambda updates, params: {k: u + rates[k] * params[k] for k, u in updates.items()}
+    )
+
+
+def _scale(multipliers: Mapping[str, float]) -> optax.GradientTransformation:
+    return optax.stateless(lambda updates, _: {k: u * multipliers[k] for k, u in updates.items()})

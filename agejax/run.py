@@ -1,0 +1,152 @@
+"""A run's folder opened for use: its config, facts and network with the best weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from agejax import heads as heads_lib
+from agejax import optim, sharding
+from agejax import state as state_lib
+from agejax.checkpoint import Checkpoints
+from agejax.data.pipeline import HostBatch
+from agejax.errors import UserError
+from agejax.step import make_eval_step
+
+# A restart may change where the data lies and how the work is spread, never what is computed.
+FREE_KEYS = (
+    "data.source", "data.cache_dir", "data.workers", "log_every", "eval.final_split",
+    "model.pretrained", "sharding.devices", "sharding.fsdp",
+)  # fmt: skip
+
+
+def predict_batches(
+    eval_step: Callable[..., dict[str, jax.Array]],
+    params: Any,
+    batch_stats: Any,
+    batches: Iterable[HostBatch],
+    mesh: Mesh,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, np.ndarray] | None:
+    """Predictions of every row with weight > 0, in order; None where `stop()` became true."""
+    parts: list[dict[str, np.ndarray]] = []
+    running: deque[tuple[dict[str, jax.Array], jax.Array]] = deque()
+
+    def fetch() -> None:
+        out, weight = multihost_utils.process_allgather(running.popleft(), tiled=True)
+        parts.append({k: v[weight > 0] for k, v in out.items()})
+
+    for host_batch in batches:
+        if stop():
+            return None
+        batch = sharding.put_batch(host_batch, mesh)
+        running.append((eval_step(params, batch_stats, batch), batch["weight"]))
+        # One batch computes while the next is read; more would only hold memory.
+        if len(running) > 2:
+            fetch()
+    while running:
+        fetch()
+    return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]} if parts else {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained run, ready to predict."""
+
+    workdir: pathlib.Path
+    config: ml_collections.ConfigDict
+    facts: heads_lib.Facts
+    fingerprint: str  # of the data it was trained on
+    step: int
+    mesh: Mesh
+    params: dict[str, jax.Array]
+    batch_stats: dict[str, jax.Array]
+    eval_step: Callable[..., dict[str, jax.Array]]
+
+    @classmethod
+    def open(cls, workdir: str | pathlib.Path, devices: int = 0) -> Run:
+        """The best checkpoint of a run's folder.
+
+        Raises:
+          UserError: no run there, or no checkpoint yet.
+        """
+        workdir = pathlib.Path(workdir)
+        config = read_config(workdir)
+        if config is None:
+            raise UserError(f"--workdir: {workdir} holds no run (no config.json); train one first")
+        checkpoints = Checkpoints(workdir / "checkpoints", config.eval.best_mode)
+        step = checkpoints.best
+        if step is None:
+            raise UserError(f"--workdir: {workdir} holds no checkpoint yet; let the run train on")
+        meta = checkpoints.meta(step)
+        facts = heads_lib.Facts(**meta["facts"])
+        heads = heads_lib.create(config.heads, facts)
+        model, initialise = state_lib.create_model(config, heads)
+        mesh = sharding.create_mesh(devices, 1)
+        optimizer = optim.create_optimizer(
+            config.optim, optax.constant_schedule(0.0), model.parameters
+        )
+        like = state_lib.abstract(config, initialise, optimizer, mesh)
+        state, _ = checkpoints.restore(like, step)
+        checkpoints.close()
+        params, batch_stats = state.averaged()
+        return cls(
+            workdir, config, facts, meta["fingerprint"], step, mesh, params, batch_stats,
+            make_eval_step(config, model),
+        )  # fmt: skip
+
+    def predict(self, batches: Iterable[HostBatch]) -> dict[str, np.ndarray]:
+        """{label: years [N] or probabilities [N, K]} of every row with weight > 0."""
+        return predict_batches(
+            self.eval_step, self.params, self.batch_stats, batches, self.mesh
+        ) or {}  # fmt: skip
+
+
+def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict | None:
+    """The config a run was started with, None where there is none."""
+    path = workdir / "config.json"
+    if not path.exists():
+        return None
+    try:
+        return ml_collections.ConfigDict(json.loads(path.read_text()))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); use another --workdir") from error
+
+
+def check_same_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Raises `UserError` where `workdir` was written by a config that computes something else."""
+    stored = read_config(workdir)
+    if stored is None:
+        return
+    old, new = _leaves(stored), _leaves(json.loads(config.to_json_best_effort()))
+    changed = [
+        f"{key} ({json.dumps(old.get(key))} -> {json.dumps(new.get(key))})"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and key not in FREE_KEYS
+    ]
+    if changed:
+        raise UserError(
+            f"{workdir} was written by another config: {', '.join(changed)}; "
+            "use another --workdir, or undo these"
+        )
+
+
+def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, (dict, ml_collections.ConfigDict)) and len(tree):
+        return {
+            path: leaf
+            for key, value in tree.items()
+            for path, leaf in _leaves(value, f"{prefix}.{key}" if prefix else key).items()
+        }
+    return {prefix: dict(tree) if isinstance(tree, ml_collections.ConfigDict) else tree}

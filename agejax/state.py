@@ -1,0 +1,182 @@
+"""The model as pure functions over flat dicts, and the state of a training run."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, traverse_util
+from jax.sharding import Mesh
+
+from agejax import optim, sharding
+from agejax.errors import UserError
+from agejax.heads import Head
+from agejax.models import layers, pretrained, registry
+from agejax.models.face_model import FaceModel
+
+Flat = dict[str, jax.Array]  # "backbone/features/0/0/kernel" -> array
+Initialise = Callable[[jax.Array], tuple[Flat, Flat]]  # key -> (params, batch_stats)
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that a step reads and writes. No random key: it is folded from the seed and `step`.
+
+    Attributes:
+      step: int32 [], steps done.
+      params, batch_stats: flat dicts, float32.
+      opt_state: of the trainable parameters only.
+      ema: averaged {"params", "batch_stats"}, or None.
+    """
+
+    step: jax.Array
+    params: Flat
+    batch_stats: Flat
+    opt_state: Any
+    ema: dict[str, Flat] | None
+
+    def averaged(self) -> tuple[Flat, Flat]:
+        """The (params, batch_stats) to evaluate with: the averages where they are kept."""
+        if self.ema is None:
+            return self.params, self.batch_stats
+        return self.ema["params"], self.ema["batch_stats"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A network without its arrays, and its heads."""
+
+    graphdef: Any
+    paths: Mapping[str, tuple[Any, ...]]  # flat name -> NNX path
+    parameters: tuple[str, ...]  # flat names
+    heads: Mapping[str, Head]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def apply(
+        self,
+        params: Flat,
+        batch_stats: Flat,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
+    ) -> tuple[dict[str, jax.Array], Flat]:
+        """Images [B, H, W, 3] in 0..1 -> ({head: outputs [B, width]}, new batch statistics)."""
+        x = (images - jnp.array(self.mean)) / jnp.array(self.std)
+        network = nnx.merge(self.graphdef, self._nested(params), self._nested(batch_stats))
+        rngs = nnx.Rngs(dropout=key) if key is not None else None
+        outputs = network(x, train=train, rngs=rngs)
+        return outputs, _flatten(nnx.state(network, nnx.BatchStat))[0]
+
+    def _nested(self, flat: Flat) -> dict[str, Any]:
+        return traverse_util.unflatten_dict({self.paths[k]: v for k, v in flat.items()})
+
+
+def create_model(config: Any, heads: Mapping[str, Head]) -> tuple[Model, Initialise]:
+    """config.model and heads -> (model, initialise(key) -> (params, batch_stats))."""
+    c = config.model
+    if c.dtype not in DTYPES:
+        raise UserError(f"config.model.dtype: {c.dtype!r} is not one of {', '.join(DTYPES)}")
+
+    def build(key: jax.Array) -> FaceModel:
+        rngs = nnx.Rngs(params=key)
+        backbone = registry.create(
+            c.name, image_size=c.image_size, rngs=rngs, dtype=DTYPES[c.dtype], **c.options
+        )
+        network = FaceModel(
+            backbone,
+            {name: head.width for name, head in heads.items()},
+            hidden=c.hidden,
+            dropout=c.dropout,
+            rngs=rngs,
+        )
+        for name, head in heads.items():
+            bias = network.heads[name].bias
+            bias[...] = bias[...] + head.initial_bias()
+        return network
+
+    abstract = nnx.eval_shape(lambda: build(jax.random.key(0)))
+    _freeze_batch_norm(abstract, config.optim.lr_multipliers)
+    graphdef, params, stats = nnx.split(abstract, nnx.Param, nnx.BatchStat)
+    params_paths, stats_paths = _flatten(params)[1], _flatten(stats)[1]
+
+    def initialise(key: jax.Array) -> tuple[Flat, Flat]:
+        _, params, stats = nnx.split(build(key), nnx.Param, nnx.BatchStat)
+        return _flatten(params)[0], _flatten(stats)[0]
+
+    model = Model(
+        graphdef,
+        params_paths | stats_paths,
+        tuple(params_paths),
+        heads,
+        tuple(c.mean),
+        tuple(c.std),
+    )
+    return model, initialise
+
+
+def abstract(
+    config: Any, initialise: Initialise, optimizer: optim.Optimizer, mesh: Mesh
+) -> TrainState:
+    """Shapes, dtypes and shardings of a state, without arrays: what a checkpoint is restored to."""
+    shapes = jax.eval_shape(
+        lambda key: _start(config, optimizer, *initialise(key)), jax.random.key(0)
+    )
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        shapes,
+        sharding.state_shardings(shapes, mesh),
+    )
+
+
+def create(
+    config: Any, initialise: Initialise, optimizer: optim.Optimizer, mesh: Mesh
+) -> TrainState:
+    """A fresh state on the mesh, from pretrained weights where config.model.pretrained names them.
+
+    Everything is initialised in one jit, each array where it will live.
+    """
+    shardings = jax.tree.map(lambda x: x.sharding, abstract(config, initialise, optimizer, mesh))
+    start = functools.partial(_start, config, optimizer)
+    key = jax.random.key(config.seed)
+    if not config.model.pretrained:
+        return jax.jit(lambda key: start(*initialise(key)), out_shardings=shardings)(key)
+    params, batch_stats = jax.jit(initialise)(key)
+    loaded = pretrained.load(config.model.pretrained, config.model.name, params, batch_stats)
+    return jax.jit(start, out_shardings=shardings)(
+        params | loaded.params, batch_stats | loaded.batch_stats
+    )
+
+
+def _start(config: Any, optimizer: optim.Optimizer, params: Flat, batch_stats: Flat) -> TrainState:
+    average = {"params": params, "batch_stats": batch_stats} if config.optim.ema else None
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=optimizer.transform.init(optimizer.split(params)[0]),
+        # A copy: the state is donated, and one buffer cannot be donated twice.
+        ema=jax.tree.map(jnp.copy, average),
+    )
+
+
+def _flatten(state: Any) -> tuple[Flat, dict[str, tuple[Any, ...]]]:
+    by_path = traverse_util.flatten_dict(nnx.to_pure_dict(state))
+    paths = {"/".join(map(str, path)): path for path in by_path}
+    return {name: by_path[path] for name, path in paths.items()}, paths
+
+
+def _freeze_batch_norm(network: nnx.Module, groups: Any) -> None:
+    """A frozen batch norm keeps its statistics too: it would drift under frozen weights."""
+    for path, module in nnx.iter_modules(network):
+        if isinstance(module, layers.BatchNorm):
+            name = "/".join(map(str, (*path, "scale")))
+            multiplier = optim.match_groups([name], groups, "optim.lr_multipliers")[name]
+            module.frozen = multiplier is None

@@ -1,0 +1,140 @@
+"""One train step and one eval step: pure functions of (state, batch), jitted over the mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from agejax import optim
+from agejax.data import augment as augment_lib
+from agejax.state import Flat, Model, TrainState
+
+Batch = Mapping[str, jax.Array]
+Sums = dict[str, jax.Array]  # name -> float32 [2]: a sum and its count
+LABELS = ("age", "gender", "ethnicity", "apparent_age", "apparent_age_std")
+
+
+def make_train_step(
+    config: Any,
+    model: Model,
+    optimizer: optim.Optimizer,
+    shardings: TrainState,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Sums]]:
+    """The jitted `train_step(state, batch) -> (state, sums)`; the given state is donated.
+
+    Augmentation and dropout draw from keys folded from (config.seed, state.step), so a step is the
+    same after a restart and on any number of devices.
+    """
+    augment = augment_lib.build(config.augment, config.model.image_size)
+    seed, ema, micro = config.seed, config.optim.ema, config.optim.accumulate
+
+    def loss_and_sums(
+        trainable: Flat, rest: Flat, stats: Flat, part: Any, key: jax.Array
+    ) -> tuple[jax.Array, tuple[Flat, Sums]]:
+        outputs, stats = model.apply(rest | trainable, stats, part["images"], train=True, key=key)
+        total = jnp.float32(0)
+        sums: Sums = {}
+        for name, head in model.heads.items():
+            loss = jnp.zeros_like(part["weight"])
+            for labels, share in part["targets"]:
+                # A mixed example has a term from each of its two labels, where that is known.
+                loss += share * head.known(labels) * head.loss(outputs[name], labels)
+            # Divided by the whole batch's count, so that micro-batches add up to the same loss.
+            term = jnp.sum(part["weight"] * loss) / part["counts"][name]
+            total += head.weight * term
+            known = part["weight"] * head.known(part["targets"][0][0])
+            sums[f"{name}/loss"] = jnp.stack([term, 1.0 / micro])
+            for metric, value in head.metrics(outputs[name], part["targets"][0][0]).items():
+                sums[f"{name}/{metric}"] = jnp.stack([jnp.sum(known * value), jnp.sum(known)])
+        sums["loss"] = jnp.stack([total, 1.0 / micro])
+        return total, (stats, sums)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key_augment, key_dropout = jax.random.split(key)
+        images, mix = augment(key_augment, batch["image"], batch["strength"])
+        whole = _targets(model, batch, mix) | {"images": images}
+
+        trainable, rest = optimizer.split(state.params)
+        gradient = jax.grad(loss_and_sums, has_aux=True)
+
+        if micro == 1:
+            grads, (stats, sums) = gradient(trainable, rest, state.batch_stats, whole, key_dropout)
+        else:
+            counts = whole.pop("counts")
+
+            def accumulate(carry: Any, part: Any) -> tuple[Any, None]:
+                grads, stats, sums, i = carry
+                part_key = jax.random.fold_in(key_dropout, i)
+                more, (stats, more_sums) = gradient(
+                    trainable, rest, stats, part | {"counts": counts}, part_key
+                )
+                add = jax.tree.map(jnp.add, (grads, sums), (more, more_sums))
+                return (add[0], stats, add[1], i + 1), None
+
+            # Every micro-batch takes each n-th row, so that no row changes its device.
+            parts = jax.tree.map(lambda x: x.reshape(-1, micro, *x.shape[1:]).swapaxes(0, 1), whole)
+            zero_sums = jax.tree.map(
+                lambda s: jnp.zeros(s.shape, s.dtype),
+                jax.eval_shape(
+                    loss_and_sums, trainable, rest, state.batch_stats,
+                    jax.tree.map(lambda x: x[0], parts) | {"counts": counts}, key_dropout,
+                )[1][1],
+            )  # fmt: skip
+            zeros = jax.tree.map(jnp.zeros_like, trainable)
+            start = (zeros, state.batch_stats, zero_sums, 0)
+            (grads, stats, sums, _), _ = jax.lax.scan(accumulate, start, parts)
+
+        updates, opt_state = optimizer.transform.update(grads, state.opt_state, trainable)
+        params = rest | optax.apply_updates(trainable, updates)
+        average = state.ema
+        if average is not None:
+            decay = optim.ema_decay(ema, state.step)
+            new = {"params": params, "batch_stats": stats}
+            average = jax.tree.map(lambda a, n: decay * a + (1 - decay) * n, average, new)
+        sums["gradient_norm"] = jnp.stack([optax.global_norm(grads), 1.0])
+        sums["learning_rate"] = jnp.stack([jnp.float32(optimizer.schedule(state.step)), 1.0])
+        return TrainState(state.step + 1, params, stats, opt_state, average), sums
+
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def make_eval_step(
+    config: Any, model: Model
+) -> Callable[[Flat, Flat, Batch], dict[str, jax.Array]]:
+    """The jitted `eval_step(params, batch_stats, batch) -> {label: predictions}`.
+
+    Years [B] for an age, probabilities [B, K] for classes. Where two heads share a label, the
+    first one speaks for it.
+    """
+    size = config.model.image_size
+
+    def eval_step(params: Flat, batch_stats: Flat, batch: Batch) -> dict[str, jax.Array]:
+        images = augment_lib.eval_images(batch["image"], size)
+        outputs, _ = model.apply(params, batch_stats, images)
+        predictions: dict[str, jax.Array] = {}
+        for name, head in model.heads.items():
+            predictions.setdefault(head.label, head.decode(outputs[name]))
+        return predictions
+
+    return jax.jit(eval_step)
+
+
+def _targets(model: Model, batch: Batch, mix: augment_lib.Mix | None) -> dict[str, Any]:
+    """What the losses need of a batch: [(labels, share [B])], weights, and per head its count."""
+    labels = {k: batch[k] for k in LABELS}
+    weight = batch["weight"]
+    if mix is None:
+        targets = [(labels, jnp.ones_like(weight))]
+    else:
+        partner = {k: v[mix.partner] for k, v in labels.items()}
+        targets = [(labels, mix.lam), (partner, 1 - mix.lam)]
+    counts = {
+        name: jnp.maximum(sum(jnp.sum(weight * s * head.known(y)) for y, s in targets), 1.0)
+        for name, head in model.heads.items()
+    }
+    return {"targets": targets, "weight": weight, "counts": counts}

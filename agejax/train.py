@@ -1,0 +1,247 @@
+"""train(config, workdir): the one loop. Read it top to bottom and you know the system."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import signal
+from collections.abc import Mapping
+from importlib import metadata
+from types import FrameType
+from typing import Any
+
+import jax
+import ml_collections
+
+from agejax import durations, metrics, optim, run, sharding
+from agejax import heads as heads_lib
+from agejax import state as state_lib
+from agejax import step as step_lib
+from agejax.checkpoint import Checkpoints
+from agejax.data import pipeline, sources, splits
+from agejax.errors import UserError
+from agejax.logging import records
+from agejax.logging.stopwatch import Stopwatch
+from agejax.logging.train_log import TrainLog
+
+
+def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any] | None:
+    """Trains what `config` says in `workdir`, from the start or from its last checkpoint.
+
+    Returns:
+      The contents of summary.json, or None where SIGTERM stopped the run early: the same call then
+      goes on from where it stopped, with the same result as without the stop.
+
+    Raises:
+      UserError: bad input, or a loss that is not finite (the last good checkpoint stays).
+    """
+    clock = Stopwatch()
+    run.check_same_config(workdir, config)
+    mesh = sharding.create_mesh(config.sharding.devices, config.sharding.fsdp)
+    sharding.check_batch_size("data.batch_size", config.data.batch_size, mesh)
+    sharding.check_batch_size("eval.batch_size", config.eval.batch_size, mesh)
+
+    # ---- data -----------------------------------------------------------------------------------
+    with clock("data"):
+        source = sources.load(
+            config.data.name,
+            config.data.source,
+            image_size=config.data.image_size,
+            cache_dir=config.data.cache_dir,
+            options=config.data.options,
+        )
+        rows = splits.make(source, config.data.split)
+        train_rows, val_rows = rows["train"], rows["val"]
+        facts = heads_lib.Facts.of(
+            {k: v[train_rows] for k, v in source.labels.items()}, source.label_names
+        )
+        sampler = pipeline.make_sampler(config.sampling, source, train_rows, config.seed)
+        batches = pipeline.TrainBatches(
+            source, train_rows, sampler, config.data.batch_size, config.sampling.copy_strength
+        )
+
+    # ---- durations, all in steps ----------------------------------------------------------------
+    def to_steps(duration: Mapping[str, float], name: str, total: int | None = None) -> int:
+        return durations.to_steps(
+            duration,
+            name=name,
+            batch_size=config.data.batch_size,
+            examples=len(train_rows),
+            total_steps=total,
+        )
+
+    total_steps = to_steps(config.total, "total")
+    log_every = to_steps(config.log_every, "log_every", total_steps)
+    eval_every = to_steps(config.eval.every, "eval.every", total_steps)
+    checkpoint_every = to_steps(config.checkpoint.every, "checkpoint.every", total_steps)
+
+    # ---- model, optimizer, steps ----------------------------------------------------------------
+    model, initialise = state_lib.create_model(config, heads_lib.create(config.heads, facts))
+    schedule = optim.create_schedule(
+        config.schedule, total_steps, lambda d, name: to_steps(d, name, total_steps)
+    )
+    optimizer = optim.create_optimizer(config.optim, schedule, model.parameters)
+    abstract = state_lib.abstract(config, initialise, optimizer, mesh)
+    train_step = step_lib.make_train_step(config, model, optimizer, abstract)
+    eval_step = step_lib.make_eval_step(config, model)
+
+    # ---- start: from the last checkpoint, else fresh (random or pretrained weights) --------------
+    workdir.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(workdir / "checkpoints", config.eval.best_mode)
+    if checkpoints.last is not None:
+        state, meta = checkpoints.restore(abstract)
+        if meta["fingerprint"] != source.fingerprint:
+            raise UserError(
+                f"{workdir} was trained on other data than {config.data.source or source.name}; "
+                "give it that data again, or use another --workdir"
+            )
+        best, evaluated = Best(**meta["best"]), meta["evaluated"]
+        clock.add(meta["seconds"])
+        print(f"resuming {workdir} at step {int(state.step):,}", flush=True)
+    else:
+        with clock("compile"):
+            state = state_lib.create(config, initialise, optimizer, mesh)
+        best, evaluated = Best(), True
+    start_step = step = int(state.step)
+    records.write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
+    log = TrainLog(
+        workdir,
+        start_step=start_step,
+        total_steps=total_steps,
+        batch_size=config.data.batch_size,
+        steps_per_epoch=len(train_rows) / config.data.batch_size,
+        clock=clock,
+    )
+
+    def evaluate() -> dict[str, Any] | None:
+        """Metrics of the val split, None where SIGTERM came first."""
+        val = pipeline.evaluation_batches(source, val_rows, config.eval.batch_size)
+        predictions = run.predict_batches(
+            eval_step, *state.averaged(), val, mesh, stop=lambda: stop.requested
+        )
+        return predictions and metrics.evaluate(
+            predictions,
+            {k: v[val_rows] for k, v in source.labels.items()},
+            source.groups[val_rows],
+            source.label_names,
+            floor_age=facts.medians.get("age"),
+        )
+
+    # ---- the loop -------------------------------------------------------------------------------
+    val_metrics: dict[str, Any] | None = None
+    read = batches.iterate(start_step, total_steps, config.data.workers)
+    with StopOnSignal() as stop, log, clock("step"):
+        while True:
+            eval_due = step > 0 and (step % eval_every == 0 or step == total_steps)
+            save_due = step % checkpoint_every == 0 or stop.requested
+            if (step > start_step and (eval_due or save_due)) or not evaluated:
+                log.flush()  # raises where a loss was not finite: such a state is never saved
+                value = None
+                if eval_due:
+                    with clock("eval"):
+                        val_metrics = evaluate()
+                    if val_metrics:
+                        value = metrics.lookup(val_metrics, config.eval.best)
+                        best = best.update(value, step, config.eval.best_mode)
+                        log.evaluation(step, val_metrics)
+                evaluated = value is not None or not eval_due
+                with clock("checkpoint"):
+                    checkpoints.save(
+                        state,
+                        {
+                            "config": json.loads(config.to_json_best_effort()),
+                            "fingerprint": source.fingerprint,
+                            "facts": dataclasses.asdict(facts),
+                            "best": dataclasses.asdict(best),
+                            "evaluated": evaluated,
+                            "seconds": clock.seconds,
+                            "versions": versions(),
+                        },
+                        value,
+                    )
+            stale = 0 < config.eval.patience <= best.stale
+            if step == total_steps or stop.requested or stale:
+                break
+
+            with clock("input"):
+                batch = sharding.put_batch(next(read), mesh)
+            if step == start_step:
+                with clock("compile"):
+                    state, sums = train_step(state, batch)
+            else:
+                state, sums = train_step(state, batch)
+            step += 1
+            log.add(sums)
+            if step % log_every == 0:
+                log.report()
+        jax.block_until_ready(state)
+
+    # ---- the end --------------------------------------------------------------------------------
+    read.close()
+    with clock("checkpoint"):
+        checkpoints.close()
+    if stop.requested:
+        print(f"stopped by a signal at step {step:,}; the same command goes on from there")
+        return None
+    seconds = {"input": 0.0} | clock.seconds
+    summary = {
+        "name": workdir.name,
+        "steps": step,
+        "epochs": step * config.data.batch_size / len(train_rows),
+        "best": dataclasses.asdict(best),
+        "last": val_metrics or evaluate(),
+        "images_per_second": step * config.data.batch_size / (seconds["step"] + seconds["input"]),
+        "seconds": seconds,
+        "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
+        "examples": {name: len(r) for name, r in rows.items()},
+        "skipped": len(source.skipped),
+        "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
+        "versions": versions(),
+    }
+    records.write_json(workdir / "summary.json", summary)
+    return summary
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """The best evaluation so far, and how many came after it."""
+
+    value: float | None = None
+    step: int | None = None
+    stale: int = 0
+
+    def update(self, value: float, step: int, mode: str) -> Best:
+        """With one more evaluation; a tie is not better."""
+        sign = 1 if mode == "min" else -1
+        if self.value is None or sign * value < sign * self.value:
+            return Best(value, step)
+        return dataclasses.replace(self, stale=self.stale + 1)
+
+
+class StopOnSignal:
+    """Turns SIGTERM and SIGINT into a request that the loop honours between two steps."""
+
+    requested = False
+
+    def __enter__(self) -> StopOnSignal:
+        self._previous = {
+            number: signal.signal(number, self._request)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        # A second signal means now.
+        signal.signal(number, self._previous[signal.Signals(number)])
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that a result depends on."""
+    names = ("agejax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    return {name: metadata.version(name) for name in names}

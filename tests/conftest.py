@@ -1,0 +1,46 @@
+"""Shared by all tests: eight fake devices, a compile cache, and a small made-up UTKFace."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+# Before JAX starts: tests that need one device take the first.
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from PIL import Image
+
+ROOT = pathlib.Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+
+if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
+
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "xla"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(scope="session")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder of 96 chips named as UTKFace names them; brightness follows age, colour gender."""
+    folder = tmp_path_factory.mktemp("faces") / "UTKFace"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(96):
+        age, gender, race = int(rng.integers(1, 90)), i % 2, i % 5
+        pixels = rng.integers(0, 60, (40, 40, 3)) + 2 * age
+        pixels[..., gender] //= 2
+        name = f"{age}_{gender}_{race}_201701{i:011d}.jpg.chip.jpg"
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / name, quality=95)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A cache folder for prepared sources."""
+    return tmp_path_factory.mktemp("cache")

@@ -1,0 +1,43 @@
+"""Trains `tiny` in a process that signals itself right before a given step.
+
+python interrupted_run.py SOURCE CACHE WORKDIR WORKERS SIGNAL STEP
+"""
+
+import os
+import pathlib
+import signal
+import sys
+
+import jax
+from absl import flags
+
+import tiny
+from agejax import sharding, train
+
+
+def main() -> None:
+    source, cache, workdir, workers, name, at = sys.argv[1:]
+    flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
+    jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "xla"))
+    config = tiny.get_config()
+    config.data.source, config.data.cache_dir = source, cache
+    config.data.workers = int(workers)
+
+    put_batch, calls = sharding.put_batch, [0]
+
+    def counting(batch, mesh):  # type: ignore[no-untyped-def]
+        if "strength" in batch and (batch["weight"] == 1).all():
+            calls[0] += 1
+            if calls[0] == int(at):
+                os.kill(os.getpid(), getattr(signal, name))
+        return put_batch(batch, mesh)
+
+    sharding.put_batch = counting
+    done = train.train(config, pathlib.Path(workdir)) is not None
+    assert "tensorflow" not in sys.modules
+    assert "torch" not in sys.modules
+    print("finished" if done else "stopped")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,360 @@
+"""Augmentation: every operation does what it says, from the key, the row and the strength alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from agejax.data import augment
+from agejax.errors import UserError
+
+SIZE = 32
+KEY = jax.random.key(3)
+LIGHT = {
+    "flip": 0.5, "crop": (0.6, 0.9), "rotate": 15.0, "shift": 0.05, "zoom": 0.1,
+    "brightness": 0.2, "contrast": 0.2, "saturation": 0.2,
+}  # fmt: skip
+ALL = LIGHT | {"greyscale": 0.3, "erase": 0.5, "mixup": 0.4, "mixup_prob": 0.7}
+
+
+def faces(n: int = 8, height: int = SIZE, width: int = SIZE) -> np.ndarray:
+    """Smooth coloured images with no symmetry, uint8 [n, height, width, 3]."""
+    rng = np.random.default_rng(0)
+    coarse = rng.uniform(40, 200, (n, 5, 5, 3)).astype(np.float32)
+    return np.asarray(jax.image.resize(coarse, (n, height, width, 3), "cubic")).astype(np.uint8)
+
+
+def run(
+    config: dict[str, Any],
+    images: np.ndarray,
+    strength: float = 1.0,
+    key: jax.Array = KEY,
+    size: int = SIZE,
+) -> tuple[np.ndarray, augment.Mix | None]:
+    out, mix = jax.jit(augment.build(config, size))(key, images, jnp.full(len(images), strength))
+    assert out.shape == (len(images), size, size, 3)
+    assert out.dtype == jnp.float32
+    assert -1e-6 <= out.min() <= out.max() <= 1 + 1e-6
+    return np.asarray(out), mix
+
+
+def plain(images: np.ndarray) -> np.ndarray:
+    return images.astype(np.float32) / 255
+
+
+def same(out: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Which images are the same but for the last bit of a float, bool [B]."""
+    return (np.abs(out - plain(images)) < 1e-6).all(axis=(1, 2, 3))
+
+
+def test_the_default_config_changes_nothing() -> None:
+    images = faces()
+    out, mix = run(dict(augment.default()), images)
+    assert same(out, images).all()
+    assert mix is None
+    assert isinstance(augment.default(), ml_collections.ConfigDict)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (24, 20), (50, 32), (70, 41)])
+def test_strength_zero_is_the_evaluation_path(shape: tuple[int, int]) -> None:
+    images = faces(4, *shape)
+    out, mix = run(ALL, images, strength=0.0)
+    np.testing.assert_allclose(out, augment.eval_images(images, SIZE), atol=1e-5)
+    np.testing.assert_array_equal(mix.lam, 1.0)
+
+
+def test_a_certain_flip_mirrors_exactly() -> None:
+    images = faces()
+    assert same(run({"flip": 1.0}, images)[0], images[:, :, ::-1]).all()
+
+
+def test_flip_comes_as_often_as_configured_and_not_more_at_double_strength() -> None:
+    images = faces(512, 8, 8)
+    for strength, expected in ((0.5, 0.25), (1.0, 0.5), (2.0, 0.5)):
+        out, _ = run({"flip": 0.5}, images, strength, size=8)
+        flipped = same(out, images[:, :, ::-1])
+        assert (flipped | same(out, images)).all()
+        assert abs(flipped.mean() - expected) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("matrix", "expected"),
+    [
+        ([[0, 1, 16], [-1, 0, 16]], lambda x: np.rot90(x, -1, axes=(1, 2))),
+        ([[0, -1, 16], [1, 0, 16]], lambda x: np.rot90(x, 1, axes=(1, 2))),
+        ([[1, 0, 16], [0, -1, 16]], lambda x: x[:, ::-1]),
+        ([[1, 0, 19], [0, 1, 14]], lambda x: np.pad(x, MIRROR, "symmetric")[:, :SIZE, 3:]),
+        ([[1, 0, 16.5], [0, 1, 16]], lambda x: (x + np.pad(x, RIGHT, "edge")[:, :, 1:]) / 2),
+    ],
+    ids=["right", "left", "upside down", "shift, mirrored at the edges", "half a pixel"],
+)
+def test_warp_follows_its_matrix(
+    matrix: list[list[float]], expected: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    images = faces(2)
+    out = augment.warp(images, jnp.asarray([matrix] * 2, jnp.float32), SIZE)
+    np.testing.assert_allclose(out, expected(plain(images)), atol=1e-6)
+
+
+MIRROR = ((0, 0), (2, 0), (0, 3), (0, 0))
+RIGHT = ((0, 0), (0, 0), (0, 1), (0, 0))
+
+
+def moments(out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Centre (x, y), in pixels from the middle, and area in pixels of the bright part of images."""
+    mass = out[..., 0]
+    grid = np.arange(out.shape[1]) + 0.5 - out.shape[1] / 2
+    x, y = (mass * grid).sum((1, 2)), (mass * grid[:, None]).sum((1, 2))
+    return np.stack([x, y], 1) / mass.sum((1, 2))[:, None], mass.sum((1, 2))
+
+
+def spot(n: int, x: int, y: int, size: int = 64) -> np.ndarray:
+    """A white 6x6 square with its centre (x, y) pixels off the middle of black images."""
+    images = np.zeros((n, size, size, 3), np.uint8)
+    mid = size // 2
+    images[:, mid + y - 3 : mid + y + 3, mid + x - 3 : mid + x + 3] = 255
+    return images
+
+
+def test_rotation_turns_about_the_centre_up_to_its_limit() -> None:
+    centre, area = moments(run({"rotate": 40.0}, spot(64, 16, 0), size=64)[0])
+    angle = np.degrees(np.arctan2(centre[:, 1], centre[:, 0]))
+    np.testing.assert_allclose(np.hypot(*centre.T), 16, atol=0.1)
+    np.testing.assert_allclose(area, 36, rtol=0.03)
+    assert 30 < np.abs(angle).max() < 40.5
+    assert angle.min() < -10 < 10 < angle.max()
+
+
+def test_shift_moves_up_to_its_limit_on_both_axes() -> None:
+    centre, _ = moments(run({"shift": 0.25}, spot(64, 0, 0), size=64)[0])
+    assert (np.abs(centre).max(axis=0) < 16.1).all()
+    assert (centre.min(axis=0) < -10).all()
+    assert (centre.max(axis=0) > 10).all()
+
+
+def test_zoom_scales_up_to_its_limit_both_ways() -> None:
+    _, area = moments(run({"zoom": 0.5}, spot(64, 0, 0), size=64)[0])
+    factor = np.sqrt(area / 36)
+    assert 1 / 1.55 < factor.min() < 0.8
+    assert 1.25 < factor.max() < 1.55
+
+
+def test_crop_keeps_a_part_of_the_image_of_the_configured_area() -> None:
+    ramp = np.zeros((64, 64, 64, 3), np.uint8)
+    ramp[..., 0], ramp[..., 1] = np.arange(64) * 3, np.arange(64)[:, None] * 3
+    out, _ = run({"crop": (0.3, 0.6), "crop_ratio": (0.5, 2.0)}, ramp, size=64)
+    pixels = out * 255 / 3
+    width = (pixels[:, 0, -1, 0] - pixels[:, 0, 0, 0] + 1) / 64
+    height = (pixels[:, -1, 0, 1] - pixels[:, 0, 0, 1] + 1) / 64
+    assert 0.28 < (width * height).min() < 0.36
+    assert 0.54 < (width * height).max() < 0.63
+    assert 0.48 < (width / height).min() < 0.7
+    assert 1.4 < (width / height).max() < 2.1
+    assert pixels.min() >= -1e-3
+    left = pixels[:, 0, 0, 0] / 64
+    assert left.min() < 0.1
+    assert left.max() > 0.25
+
+
+def test_strength_multiplies_magnitudes() -> None:
+    images = faces(64)
+    for config in (
+        {"rotate": 5.0}, {"shift": 0.03}, {"zoom": 0.05}, {"crop": (0.8, 0.9)},
+        {"brightness": 0.1}, {"contrast": 0.1}, {"saturation": 0.1},
+    ):  # fmt: skip
+        step = jax.jit(augment.build(config, SIZE))
+        outs = [step(KEY, images, jnp.full(64, t))[0] for t in (0.5, 1.0, 2.0)]
+        change = [np.abs(out - plain(images)).mean() for out in outs]
+        assert 1.5 < change[1] / change[0] < 2.5, config
+        assert 1.5 < change[2] / change[1] < 2.5, config
+
+
+def test_strength_is_per_example() -> None:
+    images = faces(4)
+    one = jax.jit(augment.build(LIGHT, SIZE))
+    strengths = jnp.array([0.0, 1.0, 2.0, 0.5])
+    mixed = one(KEY, images, strengths)[0]
+    for row, strength in enumerate(strengths):
+        alone = one(KEY, images, jnp.full(4, strength))[0]
+        np.testing.assert_array_equal(mixed[row], alone[row])
+
+
+def test_brightness_scales_the_mean() -> None:
+    images = np.full((256, 8, 8, 3), 100, np.uint8)
+    factor = run({"brightness": 0.4}, images, size=8)[0].mean(axis=(1, 2, 3)) / (100 / 255)
+    assert 0.6 - 1e-2 < factor.min() < 0.65
+    assert 1.35 < factor.max() < 1.4 + 1e-2
+    assert abs(factor.mean() - 1) < 0.05
+
+
+def test_contrast_scales_the_spread_and_keeps_the_mean_luminance() -> None:
+    images = faces(64)
+    out = run({"contrast": 0.3}, images)[0]
+    spread = out.std(axis=(1, 2, 3)) / plain(images).std(axis=(1, 2, 3))
+    assert spread.min() < 0.85
+    assert spread.max() > 1.15
+    luma = np.array([0.299, 0.587, 0.114])
+    before, after = ((x @ luma).mean(axis=(1, 2)) for x in (plain(images), out))
+    np.testing.assert_allclose(after, before, atol=0.01)
+
+
+def test_saturation_scales_colour_and_keeps_luminance() -> None:
+    images = faces(64)
+    out = run({"saturation": 0.5}, images)[0]
+    luma = np.array([0.299, 0.587, 0.114])
+    before, after = plain(images), out
+    inside = (out > 0) & (out < 1)
+    kept = np.abs(after @ luma - before @ luma)[inside.all(axis=-1)]
+    assert kept.max() < 3 / 255
+    colour = (np.ptp(x, axis=-1).mean(axis=(1, 2)) for x in (after, before))
+    ratio = np.divide(*colour)
+    assert 0.45 < ratio.min() < 0.7
+    assert 1.3 < ratio.max() < 1.55
+
+
+def test_greyscale_makes_channels_equal_as_often_as_configured() -> None:
+    images = faces(512, 8, 8)
+    for strength, expected in ((1.0, 0.25), (2.0, 0.5), (4.0, 1.0)):
+        out = run({"greyscale": 0.25}, images, strength, size=8)[0]
+        grey = np.ptp(out, axis=-1).max(axis=(1, 2)) < 1e-6
+        assert (grey | same(out, images)).all()
+        assert abs(grey.mean() - expected) < 0.08
+
+
+def test_erasing_fills_one_box_of_the_configured_area_with_the_mean_luminance() -> None:
+    images = np.zeros((256, 64, 64, 3), np.uint8)
+    images[:, ::2] = (255, 0, 255)
+    mean = (0.299 + 0.114) / 2
+    out = run({"erase": 1.0, "erase_area": (0.1, 0.2)}, images, size=64)[0]
+    erased = np.abs(out - mean).max(axis=-1) < 1e-5
+    np.testing.assert_allclose(np.where(erased[..., None], plain(images), out), plain(images))
+    area = erased.mean(axis=(1, 2))
+    box = erased.any(axis=1).sum(axis=1) * erased.any(axis=2).sum(axis=1) / 64**2
+    np.testing.assert_allclose(area, box)
+    assert 0.085 < area.min() < 0.12
+    assert 0.17 < area.max() < 0.22
+    some = np.abs(run({"erase": 0.3}, images, size=64)[0] - plain(images)).any(axis=(1, 2, 3))
+    assert abs(some.mean() - 0.3) < 0.1
+
+
+def test_mixup_blends_each_image_with_its_partner() -> None:
+    images = faces(64)
+    out, mix = run({"mixup": 1.0, "mixup_prob": 0.5}, images)
+    lam, partner = np.asarray(mix.lam), np.asarray(mix.partner)
+    assert partner.dtype == np.int32
+    np.testing.assert_array_equal(np.sort(partner), np.arange(64))
+    assert (partner != np.arange(64)).all()
+    share = lam[:, None, None, None]
+    expected = share * plain(images) + (1 - share) * plain(images)[partner]
+    np.testing.assert_allclose(out, expected, atol=1e-6)
+    assert 0.5 <= lam.min() < 0.6
+    assert lam.max() == 1
+    assert abs((lam < 1).mean() - 0.5) < 0.2
+
+
+def test_mixup_blends_the_augmented_images() -> None:
+    images = faces()
+    alone, _ = run({k: v for k, v in ALL.items() if k != "mixup"}, images)
+    out, mix = run(ALL, images)
+    share = np.asarray(mix.lam)[:, None, None, None]
+    expected = share * alone + (1 - share) * alone[np.asarray(mix.partner)]
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+
+
+def test_the_key_decides() -> None:
+    images = faces()
+    first = run(ALL, images)[0]
+    np.testing.assert_array_equal(run(ALL, images)[0], first)
+    assert np.abs(run(ALL, images, key=jax.random.key(4))[0] - first).mean() > 0.01
+
+
+def test_rows_draw_for_themselves() -> None:
+    config = LIGHT | {"greyscale": 0.3, "erase": 0.5}
+    images = faces(8)
+    whole = run(config, images)[0]
+    np.testing.assert_array_equal(run(config, images[:4])[0], whole[:4])
+    other = images.copy()
+    other[1:] = other[1:][::-1]
+    np.testing.assert_array_equal(run(config, other)[0][0], whole[0])
+    copies = run(config, np.repeat(images[:1], 8, axis=0))[0]
+    assert all(np.abs(copies[i] - copies[0]).mean() > 0.01 for i in range(1, 8))
+
+
+def test_turning_an_operation_on_leaves_the_draws_of_the_others() -> None:
+    images = faces(64)
+    flipped = run({"flip": 0.5}, images)[0]
+    both = run({"flip": 0.5, "brightness": 0.1}, images)[0]
+    assert np.abs(flipped - both).max() < 0.11
+
+
+def test_an_augmentation_made_for_a_larger_image_does_not_alias() -> None:
+    stripes = np.zeros((4, 64, 64, 3), np.uint8)
+    stripes[:, :, ::2] = 255
+    out, _ = run({"rotate": 1e-3}, stripes, size=32)
+    np.testing.assert_allclose(out[:, 2:-2, 2:-2], 0.5, atol=0.02)
+
+
+DEVICES = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+sys.path.insert(0, "tests")
+from test_augment import ALL, KEY, SIZE, faces
+from agejax.data import augment
+images, strength = faces(16), jnp.linspace(0, 2, 16)
+results = []
+for n in (1, 2, 8):
+    mesh = jax.make_mesh((n,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:n])
+    args = jax.device_put((images, strength), NamedSharding(mesh, P("data")))
+    key = jax.device_put(KEY, NamedSharding(mesh, P()))
+    step = jax.jit(augment.build(ALL, SIZE)).lower(key, *args).compile()
+    gathered = [line for line in step.as_text().splitlines() if " all-gather" in line]
+    assert not any(f",{SIZE},{SIZE},3]" in line for line in gathered), gathered
+    results.append(jax.tree.map(np.asarray, step(key, *args)))
+for other in results[1:]:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), results[0], other)
+print("equal on", jax.device_count(), "devices")
+"""
+
+
+def test_results_do_not_depend_on_the_number_of_devices() -> None:
+    root = Path(__file__).parents[1]
+    env = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(root),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", DEVICES], cwd=root, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "equal on 8 devices" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"rotat": 10.0}, "unknown key 'rotat'; did you mean 'rotate'"),
+        ({"flip": 1.5}, r"augment.flip: 1.5; set it to a number in 0..1"),
+        ({"flip": float("nan")}, "augment.flip: nan"),
+        ({"rotate": -1.0}, "augment.rotate: -1.0"),
+        ({"crop": (0.9, 0.5)}, r"augment.crop: \(0.9, 0.5\); set it to \(low, high\)"),
+        ({"crop": (0.0, 1.0)}, "augment.crop"),
+        ({"crop": 0.5}, r"augment.crop: 0.5; set it to \(low, high\)"),
+        ({"mixup": (0.1, 0.2)}, "augment.mixup"),
+        ({"erase_area": (0.1, "x")}, "augment.erase_area"),
+    ],
+)
+def test_a_bad_config_is_named(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        augment.build(config, SIZE)

@@ -1,0 +1,36 @@
+import pytest
+
+from agejax.durations import to_steps
+from agejax.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("duration", "steps"),
+    [
+        ({"steps": 7}, 7),
+        ({"epochs": 2}, 20),
+        ({"epochs": 0.25}, 2),
+        ({"examples": 320}, 5),
+        ({"percent": 50}, 100),
+        ({"epochs": 0.001}, 1),
+        ({"steps": 0}, 0),
+        ({"steps": None, "epochs": 1}, 10),
+    ],
+)
+def test_every_unit_becomes_steps(duration, steps):
+    assert to_steps(duration, name="x", batch_size=64, examples=640, total_steps=200) == steps
+
+
+@pytest.mark.parametrize(
+    ("duration", "message"),
+    [
+        ({}, "exactly one"),
+        ({"steps": 1, "epochs": 1}, "exactly one"),
+        ({"hours": 1}, "exactly one"),
+        ({"steps": -1}, "negative"),
+        ({"percent": 5}, "percent needs a total"),
+    ],
+)
+def test_anything_else_names_the_key(duration, message):
+    with pytest.raises(UserError, match=rf"config\.total: .*{message}|config\.total: {message}"):
+        to_steps(duration, name="total", batch_size=64, examples=640)

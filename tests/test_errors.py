@@ -1,0 +1,163 @@
+"""What a user can do wrong: one line, exit code 2, no traceback, nothing written is harmed."""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import tiny
+from agejax import evaluate, main, predict, train
+from agejax.errors import UserError, run_command
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def config_with(faces, cache, **changes):
+    config = tiny.get_config()
+    config.data.source, config.data.cache_dir = str(faces), str(cache)
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained(faces, cache, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    train.train(config_with(faces, cache, total={"steps": 2}), workdir)
+    return workdir
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=nowhere.py"], r"nowhere\.py"),
+        ([], "--config is missing"),
+        (["--config=tests/tiny.py", "--config.model.nam=x"], "nam"),
+        (["--config=tests/tiny.py", "--config.total=soon"], "soon|total"),
+        (["--config=tests/tiny.py", "extra"], "extra"),
+        (["--config=tests/tiny.py", "--config.data.source=/no/such.tar.gz"], r"/no/such\.tar\.gz"),
+        (["--config=tests/tiny.py", "--config.sharding.devices=99"], "99 devices asked for"),
+    ],
+)
+def test_the_command_line_fails_with_one_line_and_code_2(arguments, message, tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "agejax.main", f"--workdir={tmp_path / 'run'}", *arguments],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+        env=os.environ | {"XLA_FLAGS": ""},
+    )  # fmt: skip
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("agejax: error: ")
+    assert re.search(message, last)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_user_error_is_exit_code_2_and_a_bug_keeps_its_traceback(capsys):
+    def fails(error):
+        raise error
+
+    assert run_command(fails, UserError("x: wrong; do y")) == 2
+    assert capsys.readouterr().err == "agejax: error: x: wrong; do y\n"
+    with pytest.raises(ZeroDivisionError):
+        run_command(fails, ZeroDivisionError())
+    assert run_command(lambda: None) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data__name": "utkfaces"}, "utkface"),
+        ({"data__batch_size": 0}, "config.data.batch_size"),
+        ({"data__batch_size": 9, "sharding__devices": 2}, "not a multiple of 2 devices"),
+        ({"sharding__fsdp": 3, "sharding__devices": 4}, "config.sharding.fsdp"),
+        ({"data__split__fractions": {"train": 0.9, "val": 0.9}}, "fraction"),
+        ({"data__split__fractions": {"train": 0.9, "test": 0.1}}, "val"),
+        ({"sampling__kind": "densty"}, "config.sampling.kind"),
+        ({"model__name": "mobilenet_v3_smal"}, "mobilenet_v3_small"),
+        ({"model__dtype": "float16"}, "config.model.dtype"),
+        ({"heads__iq": {"kind": "regression"}}, "no 'iq' label"),
+        ({"eval__best": "age/mea"}, "age/mea"),
+        ({"eval__best_mode": "least"}, "config.eval.best_mode"),
+        ({"model__pretrained": "/no/weights.safetensors"}, "/no/weights.safetensors"),
+    ],
+)
+def test_a_wrong_setting_is_named(changes, message, faces, cache, tmp_path):
+    with pytest.raises(UserError, match=message):
+        train.train(config_with(faces, cache, **changes), tmp_path / "run")
+
+
+def test_a_workdir_of_another_config_is_refused_and_left_alone(trained, faces, cache):
+    before = {p: p.read_bytes() for p in trained.rglob("*") if p.is_file()}
+    config = config_with(faces, cache, total={"steps": 2}, schedule__lr=1.0)
+    with pytest.raises(UserError, match=r"another config: schedule\.lr \(0\.003 -> 1\.0\)"):
+        train.train(config, trained)
+    assert {p: p.read_bytes() for p in trained.rglob("*") if p.is_file()} == before
+
+
+def test_a_workdir_trained_on_other_data_is_refused(trained, faces, cache, tmp_path):
+    other = tmp_path / "UTKFace"
+    shutil.copytree(faces, other)
+    next(other.iterdir()).unlink()
+    with pytest.raises(UserError, match="trained on other data"):
+        train.train(config_with(other, cache, total={"steps": 2}), trained)
+
+
+def test_a_head_whose_label_the_data_lacks_is_named(cache, faces, tmp_path):
+    config = config_with(faces, cache)
+    config.heads.apparent = {"kind": "regression", "label": "apparent_age"}
+    with pytest.raises(UserError, match="the training data has no 'apparent_age' label"):
+        train.train(config, tmp_path / "run")
+
+
+def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(
+    trained, faces, cache, tmp_path, monkeypatch
+):
+    from agejax.checkpoint import Checkpoints
+
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    saved = Checkpoints(workdir / "checkpoints").last
+
+    import orbax.checkpoint as ocp
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    config = config_with(faces, cache, total={"steps": 2})
+    monkeypatch.setattr(ocp.CheckpointManager, "save", full)
+    fresh = tmp_path / "fresh"
+    with pytest.raises(UserError, match="disk full"):
+        train.train(config, fresh)
+    assert Checkpoints(workdir / "checkpoints").last == saved
+
+
+def test_evaluate_and_predict_name_what_is_wrong(trained, faces, tmp_path, capsys):
+    with pytest.raises(UserError, match="holds no run"):
+        evaluate.evaluate(tmp_path / "none")
+    with pytest.raises(UserError, match="--split=tset"):
+        evaluate.evaluate(trained, split="tset")
+    for arguments, message in (
+        ([str(tmp_path / "none.jpg")], "no such file"),
+        ([str(tmp_path)], "no image"),
+    ):
+        code = run_command(predict.main, ["predict", f"--workdir={trained}", *arguments])
+        assert code == 2
+        assert message in capsys.readouterr().err
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"\xff\xd8not a jpeg")
+    good = next(faces.iterdir())
+    run_ok = run_command(predict.main, ["predict", f"--workdir={trained}", str(broken), str(good)])
+    out, err = capsys.readouterr()
+    assert run_ok == 0
+    assert "skipped" in err
+    assert "broken.jpg" in err
+    assert len(out.splitlines()) == 1
+    assert run_command(predict.main, ["predict", f"--workdir={trained}", str(broken)]) == 2
+
+
+def test_parse_leaves_absl_usable():
+    assert main.CONFIG.name == "config"

@@ -1,0 +1,116 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from agejax import optim
+from agejax.config import default
+from agejax.errors import UserError
+
+NAMES = ("backbone/conv/kernel", "backbone/bn/scale", "heads/age/kernel", "heads/age/bias")
+
+
+def config(**changes):
+    c = default().optim
+    c.clip_norm = 0.0
+    c.update(changes)
+    return c
+
+
+def updates_of(c, grads, params, lr=0.1):
+    optimizer = optim.create_optimizer(c, optax.constant_schedule(lr), NAMES)
+    trainable, _ = optimizer.split(params)
+    state = optimizer.transform.init(trainable)
+    grads = {k: grads[k] for k in trainable}
+    return optimizer.transform.update(grads, state, trainable)[0]
+
+
+PARAMS = {k: jnp.full(3, i + 1.0) for i, k in enumerate(NAMES)}
+GRADS = {k: jnp.array([1.0, -2.0, 0.5]) for k in NAMES}
+
+
+def test_adamw_equals_optax():
+    c = config(weight_decay=0.3, decay_multipliers=((".*", 1.0),))
+    reference = optax.adamw(0.1, weight_decay=0.3)
+    expected = reference.update(GRADS, reference.init(PARAMS), PARAMS)[0]
+    jax.tree.map(np.testing.assert_allclose, updates_of(c, GRADS, PARAMS), dict(expected))
+
+
+def test_groups_scale_decay_and_freeze():
+    c = config(
+        name="sgd", b1=0.0, weight_decay=0.5,
+        lr_multipliers=(("backbone/bn/.*", None), ("backbone/.*", 0.1), (".*", 1.0)),
+    )  # fmt: skip
+    u = updates_of(c, GRADS, PARAMS)
+    assert "backbone/bn/scale" not in u
+    # lr · multiplier · (gradient + decay · parameter); biases do not decay.
+    np.testing.assert_allclose(u["backbone/conv/kernel"], -0.01 * (GRADS[NAMES[0]] + 0.5 * 1))
+    np.testing.assert_allclose(u["heads/age/kernel"], -0.1 * (GRADS[NAMES[2]] + 0.5 * 3), rtol=1e-6)
+    np.testing.assert_allclose(u["heads/age/bias"], -0.1 * GRADS[NAMES[3]])
+
+
+def test_clipping_bounds_the_global_norm():
+    c = config(name="sgd", b1=0.0, clip_norm=1.0)
+    u = updates_of(c, GRADS, PARAMS, lr=1.0)
+    assert float(optax.global_norm(u)) == pytest.approx(1.0, rel=1e-6)
+
+
+def test_a_parameter_that_no_group_covers_is_an_error_that_names_it():
+    with pytest.raises(UserError, match=r"no group covers heads/age/kernel, heads/age/bias"):
+        optim.match_groups(NAMES, (("backbone/.*", 1.0),), "optim.lr_multipliers")
+    with pytest.raises(UserError, match="regex"):
+        optim.match_groups(NAMES, (("(", 1.0),), "optim.lr_multipliers")
+
+
+def schedule(total=100, **changes):
+    c = default().schedule
+    for key, value in changes.items():
+        c[key] = value
+
+    def to_steps(duration, name):
+        ((unit, value),) = dict(duration).items()
+        return round(value * total / 100) if unit == "percent" else value
+
+    return optim.create_schedule(c, total, to_steps)
+
+
+def test_one_cycle_follows_its_definition():
+    lr = schedule(kind="one_cycle", lr=1.0, warmup={"percent": 40}, div=20.0, final_div=100.0)
+    assert float(lr(0)) == pytest.approx(1 / 20)
+    assert float(lr(20)) == pytest.approx((1 / 20 + 1) / 2)  # half-way up a cosine
+    assert float(lr(40)) == pytest.approx(1.0)
+    assert float(lr(100)) == pytest.approx(1 / 2000, rel=1e-3)
+
+
+def test_the_other_schedules():
+    lr = schedule(kind="warmup_cosine", lr=1.0, warmup={"steps": 10}, final_div=100.0)
+    assert float(lr(5)) == pytest.approx(0.5)
+    assert float(lr(10)) == pytest.approx(1.0)
+    assert float(lr(100)) == pytest.approx(0.01, rel=1e-4)
+    lr = schedule(kind="exponential", lr=1.0, decay_every={"steps": 10}, decay_rate=0.5)
+    assert float(lr(20)) == pytest.approx(0.25)
+    assert float(schedule(kind="constant", lr=0.3)(77)) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "onecycle"}, "config.schedule.kind: 'onecycle'"),
+        ({"lr": 0.0}, "config.schedule.lr"),
+        ({"warmup": {"steps": 500}}, "do not fit a run of 100"),
+    ],
+)
+def test_a_wrong_schedule_is_one_clear_line(changes, message):
+    with pytest.raises(UserError, match=message):
+        schedule(**changes)
+
+
+def test_a_wrong_optimizer_is_one_clear_line():
+    for c, message in (
+        (config(name="lion"), "config.optim.name: 'lion'"),
+        (config(name="adam", weight_decay=0.1), "use adamw"),
+        (config(lr_multipliers=((".*", None),)), "nothing to train"),
+    ):
+        with pytest.raises(UserError, match=message):
+            optim.create_optimizer(c, optax.constant_schedule(0.1), NAMES)

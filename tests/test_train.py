@@ -1,0 +1,123 @@
+"""The loop and the steps, on the tiny config in this process."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import tiny
+from agejax import train
+from agejax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def config_of(faces, cache):
+    def make(**changes):
+        config = tiny.get_config()
+        config.data.source, config.data.cache_dir = str(faces), str(cache)
+        config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+        return config.lock()
+
+    return make
+
+
+def losses(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return np.array([line["loss"] for line in lines if "loss" in line])
+
+
+@pytest.fixture(scope="module")
+def run(config_of, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run") / "tiny"
+    return workdir, train.train(config_of(), workdir)
+
+
+def test_a_run_learns_and_leaves_what_the_architecture_page_promises(run):
+    workdir, summary = run
+    assert summary["steps"] == 24
+    assert losses(workdir)[-3:].mean() < 0.8 * losses(workdir)[:3].mean()
+    assert json.loads((workdir / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    assert {"compile", "data", "input", "step", "eval", "checkpoint"} <= summary["seconds"].keys()
+    assert summary["best"]["value"] == pytest.approx(
+        min(r["val/age/mae"] for r in map(json.loads, (workdir / "metrics.jsonl").open())
+            if "val/age/mae" in r)
+    )  # fmt: skip
+    assert list(workdir.glob("events.*"))
+
+
+def test_a_finished_run_returns_its_summary_again_and_trains_no_more(run, config_of):
+    workdir, summary = run
+    before = (workdir / "metrics.jsonl").read_bytes()
+    again = train.train(config_of(), workdir)
+    assert again["best"] == summary["best"]
+    assert again["last"]["age"] == summary["last"]["age"]
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+def test_losses_do_not_depend_on_the_number_of_devices(run, config_of, tmp_path, devices):
+    train.train(config_of(sharding__devices=devices), tmp_path / "run")
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(run[0]), rtol=1e-5)
+
+
+def test_sharded_parameters_give_the_same_losses(run, config_of, tmp_path):
+    train.train(config_of(sharding__devices=4, sharding__fsdp=2), tmp_path / "run")
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(run[0]), rtol=1e-5)
+
+
+def test_accumulated_gradients_equal_those_of_the_whole_batch(config_of, tmp_path):
+    # Frozen batch norm: with live statistics a micro-batch rightly differs from the whole.
+    changes = {
+        "optim__lr_multipliers": (("backbone/.*", None), (".*", 1.0)),
+        "model__dropout": 0.0,
+        "total": {"steps": 6},
+    }
+    train.train(config_of(**changes), tmp_path / "whole")
+    train.train(config_of(**changes, optim__accumulate=4), tmp_path / "parts")
+    np.testing.assert_allclose(losses(tmp_path / "parts"), losses(tmp_path / "whole"), rtol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
+    config_of, tmp_path
+):
+    config = config_of(optim__clip_norm=0.0, optim__name="sgd", schedule__kind="exponential",
+                       schedule__lr=0.01, schedule__decay_rate=1e12,
+                       schedule__decay_every={"steps": 1})  # fmt: skip
+    with pytest.raises(UserError, match=r"(loss|gradient_norm) is (nan|inf) at step \d+"):
+        train.train(config, tmp_path / "run")
+    kept = [int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]
+    for step in kept:
+        import orbax.checkpoint as ocp
+
+        tree = ocp.StandardCheckpointer().restore(
+            tmp_path / "run" / "checkpoints" / str(step) / "state"
+        )
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(tree["params"]))
+
+
+def test_early_stopping_counts_evaluations_without_a_better_value(config_of, tmp_path):
+    config = config_of(eval__patience=2, schedule__lr=1e-9, optim__ema=0.0,
+                       eval__every={"steps": 2}, total={"steps": 40})  # fmt: skip
+    summary = train.train(config, tmp_path / "run")
+    assert summary["best"]["stale"] == 2
+    assert summary["steps"] < 40
+
+
+def test_frozen_parameters_and_their_statistics_do_not_move(config_of, tmp_path):
+    import orbax.checkpoint as ocp
+
+    config = config_of(
+        optim__lr_multipliers=(("backbone/.*", None), (".*", 1.0)),
+        total={"steps": 8}, checkpoint__every={"steps": 4}, eval__every={"steps": 8},
+    )  # fmt: skip
+    train.train(config, tmp_path / "run")
+    early, late = (
+        ocp.StandardCheckpointer().restore(tmp_path / "run" / "checkpoints" / str(s) / "state")
+        for s in (4, 8)
+    )
+    for group in ("params", "batch_stats"):
+        for name, value in early[group].items():
+            if name.startswith("backbone/"):
+                np.testing.assert_array_equal(value, late[group][name], err_msg=name)
+    assert (early["params"]["heads/age/kernel"] != late["params"]["heads/age/kernel"]).any()
