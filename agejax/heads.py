@@ -89,9 +89,9 @@ class Head:
         """Per-example training metrics, [B] each."""
         raise NotImplementedError
 
-    def initial_bias(self) -> float:
-        """Where the output starts, so that training does not first have to find the mean."""
-        return 0.0
+    def initial_bias(self) -> jax.Array:
+        """Where the output starts, [], so that training does not first have to find the mean."""
+        return jnp.float32(0)
 
 
 KINDS: dict[str, type[Any]] = {}
@@ -184,8 +184,8 @@ class Regression(Head):
         error = self.decode(output) - labels[self.label]
         return {"mae": jnp.where(self.known(labels), jnp.abs(error), 0.0)}
 
-    def initial_bias(self) -> float:
-        return float(self.encode(jnp.float32(self.mean)))
+    def initial_bias(self) -> jax.Array:
+        return self.encode(jnp.float32(self.mean))
 
 
 @register("binary")

@@ -22,12 +22,15 @@ def make_train_step(
     config: Any,
     model: Model,
     optimizer: optim.Optimizer,
-    shardings: TrainState,
+    like: TrainState,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Sums]]:
     """The jitted `train_step(state, batch) -> (state, sums)`; the given state is donated.
 
     Augmentation and dropout draw from keys folded from (config.seed, state.step), so a step is the
     same after a restart and on any number of devices.
+
+    Args:
+      like: the abstract state; the new state stays where it says.
     """
     augment = augment_lib.build(config.augment, config.model.image_size)
     seed, ema, micro = config.seed, config.optim.ema, config.optim.accumulate
@@ -100,6 +103,7 @@ def make_train_step(
         sums["learning_rate"] = jnp.stack([jnp.float32(optimizer.schedule(state.step)), 1.0])
         return TrainState(state.step + 1, params, stats, opt_state, average), sums
 
+    shardings = jax.tree.map(lambda x: x.sharding, like)
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import ml_collections
 
+import agejax
 from agejax import durations, metrics, optim, run, sharding
 from agejax import heads as heads_lib
 from agejax import state as state_lib
@@ -243,5 +244,5 @@ class StopOnSignal:
 
 def versions() -> dict[str, str]:
     """Of the libraries that a result depends on."""
-    names = ("agejax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-    return {name: metadata.version(name) for name in names}
+    names = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    return {"agejax": agejax.__version__} | {name: metadata.version(name) for name in names}

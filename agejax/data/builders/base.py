@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -35,7 +36,7 @@ class Face:
     group: str = ""
 
 
-class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """A tfds builder of faces that needs no TensorFlow. A data set is a subclass with:
 
     - `name`, `VERSION`: raise the version when the same files would give other examples;
@@ -54,6 +55,12 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self.source = None if source is None else pathlib.Path(source)
         self.skipped: list[str] = []  # "name: reason" of what `faces` could not use
         super().__init__(**{"file_format": "array_record"} | kwargs)
+
+    @classmethod
+    def option_names(cls) -> list[str]:
+        """The keys of config.data.options that this data set knows."""
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "source"]
 
     @classmethod
     def locate(cls, path: str | None) -> pathlib.Path | None:

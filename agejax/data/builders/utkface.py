@@ -8,11 +8,9 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from typing import Any
-
 import tensorflow_datasets as tfds
 
-from agejax.data.builders.base import FaceBuilder
+from agejax.data.builders.base import Face, FaceBuilder
 from agejax.errors import UserError
 
 NAME = re.compile(r"(\d{1,3})_([01])_([0-4])_(\d+)\.jpg(\.chip\.jpg)?")
@@ -36,7 +34,7 @@ class UTKFace(FaceBuilder):
     }
 
     @classmethod
-    def find(cls, path: str | None) -> pathlib.Path:
+    def locate(cls, path: str | None) -> pathlib.Path:
         places = [pathlib.Path(path)] if path else [MANUAL / name for name in FILES]
         for place in places:
             if place.exists():
@@ -48,7 +46,7 @@ class UTKFace(FaceBuilder):
             f"or put it in {MANUAL}"
         )
 
-    def faces(self) -> Iterator[dict[str, Any]]:
+    def faces(self) -> Iterator[Face]:
         assert self.source is not None
         seen: set[str] = set()
         for path, data in read_files(self.source):
@@ -63,9 +61,7 @@ class UTKFace(FaceBuilder):
             else:
                 seen.add(name)
                 age, gender, race = (int(match[i]) for i in (1, 2, 3))
-                yield {
-                    "image": data, "id": name, "age": age, "gender": gender, "ethnicity": race,
-                }  # fmt: skip
+                yield Face(name, data, age=age, gender=gender, ethnicity=race)
         if not seen:
             raise UserError(
                 f"{self.source}: no image named [age]_[gender]_[race]_[time].jpg in it; "
