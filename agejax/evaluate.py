@@ -111,7 +111,7 @@ def write_predictions(
     predictions: dict[str, np.ndarray],
 ) -> None:
     """One CSV row an image: id, each target's label and prediction; classes as p_<class number>."""
-    columns: dict[str, Sequence[Any]] = {"id": ids}
+    columns: dict[str, np.ndarray] = {"id": ids}
     for name, predicted in predictions.items():
         columns[name] = labels[name]
         if predicted.ndim == 1:

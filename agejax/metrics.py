@@ -6,73 +6,97 @@ resample groups of duplicates, so that copies of one photo do not count as evide
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from sklearn import metrics as sklearn_metrics
 
 from agejax.errors import UserError
 
-DECADES = 10  # 0-9, 10-19, ..., 90+
+DECADES = ("0-9", *(f"{d}0-{d}9" for d in range(1, 9)), "90+")
 SMALLEST_GROUP = 30  # images; below it a group's error says little
 RESAMPLES = 1000
+
+Partition = Sequence[tuple[str, np.ndarray]]  # (name, bool [N]) of each part
 
 
 def evaluate(
     predictions: Mapping[str, np.ndarray],
     labels: Mapping[str, np.ndarray],
-    duplicates: np.ndarray,
+    duplicates: np.ndarray | None,
     label_names: Mapping[str, Sequence[str]],
     *,
     floor_age: float | None = None,
     seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
     """Scores predictions; a target without labels or predictions is absent.
 
     Args:
       predictions: age float [N] in years; gender and ethnicity probabilities [N, K].
       labels: [N] each; NaN or -1 where unknown.
-      duplicates: int [N], the duplicate group of each image.
-      floor_age: the constant that the best constant predictor says, years (the median of training).
-      seed: of the bootstrap.
+      duplicates: int [N], the duplicate group of each image; None: every image is its own.
+      label_names: class names of gender and ethnicity, for the groups.
+      floor_age: what the best constant predictor says, years (the median of training).
+      seed, resamples: of the bootstrap.
 
     Returns:
       {"n", "age": {"n", "mae", "mae_ci95", "rmse", "median_ae", "bias" (predicted - true), "cs3",
-      "cs5", "cs10" (shares with an error of at most so many years), "floor_mae"},
-      "gender": {"n", "accuracy", "accuracy_ci95", "balanced_accuracy"},
-      "ethnicity": {"n", "accuracy", "accuracy_ci95", "macro_f1"},
-      "groups": {"age": [...], "gender": [...], ..., "worst": {...}}}.
+      "cs5", "cs10" (fractions with an error of at most so many years), "floor_mae"},
+      "gender", "ethnicity": {"n", "accuracy", "accuracy_ci95", "balanced_accuracy", "macro_f1"},
+      "groups": {target: {"decade", "gender", "ethnicity", "gender x ethnicity": [{"name", "n",
+      "mae", "bias" | "accuracy"}], "worst": {"by", "name", ...} of `SMALLEST_GROUP` images or
+      more}}}. Plain Python numbers, all finite.
+
+    Raises:
+      UserError: a prediction is not finite.
     """
-    result: dict[str, Any] = {"n": len(next(iter(predictions.values())))}
-    for name, predicted in predictions.items():
-        label = labels[name]
+    n = len(next(iter(predictions.values())))
+    duplicates = np.arange(n) if duplicates is None else duplicates
+    partitions = _partitions(labels, label_names)
+    result: dict[str, Any] = {"n": n}
+    groups: dict[str, Any] = {}
+    for target, predicted in predictions.items():
+        label = labels.get(target)
+        if label is None:
+            continue
         known = np.isfinite(label) if predicted.ndim == 1 else label >= 0
         if not known.any():
             continue
-        if predicted.ndim == 1:
-            error = predicted[known].astype(np.float64) - label[known]
-            scores = _age(error, duplicates[known], seed)
-            if floor_age is not None and name == "age":
-                scores["floor_mae"] = float(np.abs(floor_age - label[known]).mean())
-        else:
-            scores = _classes(
-                label[known], predicted[known].argmax(axis=1), duplicates[known], seed
+        bad = np.flatnonzero(~np.isfinite(predicted).reshape(n, -1).all(axis=1))
+        if bad.size:
+            raise UserError(
+                f"{target}: {bad.size:,} of {n:,} predictions are not finite, the first in row "
+                f"{bad[0]}: the model has diverged; train again with a lower config.schedule.lr"
             )
-            scores.pop("macro_f1" if predicted.shape[1] == 2 else "balanced_accuracy")
-        result[name] = scores
-    if "age" in result:
-        error = predictions["age"].astype(np.float64) - labels["age"]
-        result["groups"] = _groups(error, labels, label_names)
-    return result
+        # Per-image values whose mean is the group's score; the first is the one that ranks groups.
+        values: dict[str, np.ndarray]
+        if predicted.ndim == 1:
+            error = predicted.astype(np.float64) - label
+            values = {"mae": np.abs(error), "bias": error}
+            scores = _age_scores(error[known])
+            if floor_age is not None and target == "age":
+                scores["floor_mae"] = float(np.abs(floor_age - label[known].astype(float)).mean())
+        else:
+            classes = predicted.argmax(axis=1)
+            values = {"accuracy": (classes == label).astype(np.float64)}
+            scores = _class_scores(label[known], classes[known])
+        rank, ranked = next(iter(values.items()))
+        interval = bootstrap(ranked[known], duplicates[known], seed, resamples)
+        result[target] = {
+            "n": int(known.sum()),
+            rank: scores.pop(rank),
+            f"{rank}_ci95": interval,
+            **scores,
+        }
+        groups[target] = _group_scores(values, known, partitions)
+    return {**result, "groups": groups}
 
 
-def _age(error: np.ndarray, duplicates: np.ndarray, seed: int) -> dict[str, Any]:
+def _age_scores(error: np.ndarray) -> dict[str, float]:
     size = np.abs(error)
     return {
-        "n": len(error),
         "mae": float(size.mean()),
-        "mae_ci95": bootstrap(size, duplicates, seed),
         "rmse": float(np.sqrt(np.square(error).mean())),
         "median_ae": float(np.median(size)),
         "bias": float(error.mean()),
@@ -80,79 +104,96 @@ def _age(error: np.ndarray, duplicates: np.ndarray, seed: int) -> dict[str, Any]
     }
 
 
-def _classes(
-    true: np.ndarray, predicted: np.ndarray, duplicates: np.ndarray, seed: int
-) -> dict[str, Any]:
-    hit = (true == predicted).astype(np.float64)
-    # Of the classes that occur; a class nobody has is no failure.
-    recalls = [hit[true == c].mean() for c in np.unique(true)]
+def _class_scores(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """Which classes count is as in scikit-learn.
+
+    Balanced accuracy is the mean recall of the classes that occur among the labels; macro-F1 the
+    mean over those that occur among labels or predictions.
+    """
+    classes, codes = np.unique(np.concatenate([true, predicted]), return_inverse=True)
+    confusion = np.zeros((len(classes), len(classes)))
+    np.add.at(confusion, (codes[: len(true)], codes[len(true) :]), 1)
+    hits, labelled, said = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    occurs = labelled > 0
     return {
-        "n": len(true),
-        "accuracy": float(hit.mean()),
-        "accuracy_ci95": bootstrap(hit, duplicates, seed),
-        "balanced_accuracy": float(np.mean(recalls)),
-        "macro_f1": float(
-            sklearn_metrics.f1_score(true, predicted, average="macro", zero_division=0)
-        ),
+        "accuracy": float(hits.sum() / len(true)),
+        "balanced_accuracy": float((hits[occurs] / labelled[occurs]).mean()),
+        "macro_f1": float((2 * hits / (labelled + said)).mean()),
     }
 
 
 def bootstrap(
     values: np.ndarray, duplicates: np.ndarray, seed: int = 0, resamples: int = RESAMPLES
 ) -> list[float]:
-    """[low, high] of the mean's 95 % percentile interval, resampling whole groups (Efron 1979)."""
+    """[low, high] of the mean's 95 % percentile interval, resampling whole groups (Efron 1979).
+
+    The same seed draws the same groups, so two models' resamples on the same images are paired.
+
+    Args:
+      values: float [N].
+      duplicates: int [N], equal within a group.
+    """
     _, group = np.unique(duplicates, return_inverse=True)
     sums, counts = np.bincount(group, values), np.bincount(group)
     rng = np.random.default_rng(seed)
     means = np.empty(resamples)
-    for i in range(resamples):
+    for i in range(resamples):  # one resample at a time: 20,000 x 1,000 draws would fill 160 MB
         drawn = rng.integers(len(sums), size=len(sums))
         means[i] = sums[drawn].sum() / counts[drawn].sum()
     return [float(q) for q in np.percentile(means, [2.5, 97.5])]
 
 
-def _groups(
-    error: np.ndarray, labels: Mapping[str, np.ndarray], label_names: Mapping[str, Sequence[str]]
-) -> dict[str, Any]:
-    """Age error by decade, by each class, and by gender and ethnicity together."""
-    known = np.isfinite(error)
-    decade = np.full(len(error), -1)
-    decade[known] = np.minimum(labels["age"][known] // 10, DECADES - 1)
-    names = {"age": [f"{d}0-{d}9" for d in range(DECADES - 1)] + ["90+"], **label_names}
-    names["age"][0] = "0-9"
-    members: dict[str, list[tuple[str, np.ndarray]]] = {
-        "age": [(name, decade == d) for d, name in enumerate(names["age"])]
-    }
-    for label in label_names:
-        members[label] = [(name, labels[label] == c) for c, name in enumerate(names[label])]
-    if {"gender", "ethnicity"} <= label_names.keys():
-        members["gender x ethnicity"] = [
-            (f"{g} {e}", is_g & is_e)
-            for g, is_g in members["gender"]
-            for e, is_e in members["ethnicity"]
+def decades(age: np.ndarray) -> Partition:
+    """Parts of `age` (years, [N]) by decade, named by `DECADES`; an unknown age is in none."""
+    return [
+        (name, (age >= 10 * d) & ((age < 10 * d + 10) | (name == DECADES[-1])))
+        for d, name in enumerate(DECADES)
+    ]
+
+
+def _partitions(
+    labels: Mapping[str, np.ndarray], label_names: Mapping[str, Sequence[str]]
+) -> dict[str, Partition]:
+    """The ways to divide the images into groups: by decade, by each class, and crossed."""
+    result: dict[str, Partition] = {"decade": decades(labels["age"])} if "age" in labels else {}
+    for label, names in label_names.items():
+        if label in labels:
+            result[label] = [(name, labels[label] == c) for c, name in enumerate(names)]
+    if {"gender", "ethnicity"} <= result.keys():
+        result["gender x ethnicity"] = [
+            (f"{gender} {ethnicity}", is_gender & is_ethnicity)
+            for gender, is_gender in result["gender"]
+            for ethnicity, is_ethnicity in result["ethnicity"]
         ]
+    return result
+
+
+def _group_scores(
+    values: Mapping[str, np.ndarray], known: np.ndarray, partitions: Mapping[str, Partition]
+) -> dict[str, Any]:
+    """Means of `values` ([N] each, of which `known` count) by group, and the worst large group."""
     result: dict[str, Any] = {}
-    for label, parts in members.items():
+    for by, parts in partitions.items():
         rows = [
             {
                 "name": name,
-                "n": int((part & known).sum()),
-                "mae": float(np.abs(error[part & known]).mean()),
-                "bias": float(error[part & known].mean()),
+                "n": int(part.sum()),
+                **{k: float(v[part].mean()) for k, v in values.items()},
             }
-            for name, part in parts
-            if (part & known).any()
+            for name, part in ((name, part & known) for name, part in parts)
+            if part.any()
         ]
         if rows:
-            result[label] = rows
+            result[by] = rows
     large = [
-        {"by": label, **row}
-        for label, rows in result.items()
+        {"by": by, **row}
+        for by, rows in result.items()
         for row in rows
         if row["n"] >= SMALLEST_GROUP
     ]
     if large:
-        result["worst"] = max(large, key=lambda row: row["mae"])
+        worst = (lambda row: row["mae"]) if "mae" in values else (lambda row: -row["accuracy"])
+        result["worst"] = max(large, key=worst)
     return result
 
 
@@ -160,8 +201,7 @@ def scalars(evaluated: Mapping[str, Any]) -> dict[str, float]:
     """The plain numbers of an evaluation's targets, as {"age/mae": ...}."""
     return {
         f"{target}/{name}": value
-        for target, scores in evaluated.items()
-        if isinstance(scores, dict) and target != "groups"
+        for target, scores in _targets(evaluated)
         for name, value in scores.items()
         if isinstance(value, float) and name != "floor_mae"
     }
@@ -175,33 +215,77 @@ def lookup(evaluated: Mapping[str, Any], path: str) -> float:
     return values[path]
 
 
-def ratios(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """{name: [sum, count]} -> {name: sum / count}; what was never counted is left out."""
+def ratios(sums: Mapping[str, Any]) -> dict[str, float]:
+    """{name: (sum, count)} -> {name: sum / count}; what was never counted is left out."""
     return {name: float(s[0] / s[1]) for name, s in sums.items() if s[1] > 0}
 
 
 def table(evaluated: Mapping[str, Any]) -> str:
-    """A plain-text table of an evaluation, error by group first."""
-    lines = []
-    for label, rows in evaluated.get("groups", {}).items():
-        if label != "worst":
-            cells = [f"{r['name']} {r['mae']:.2f} (n {r['n']:,})" for r in rows]
-            lines.append(f"  age MAE by {label}: " + ", ".join(cells))
-    worst = evaluated.get("groups", {}).get("worst")
-    if worst:
-        lines.append(
-            f"  worst group of {SMALLEST_GROUP} or more: {worst['name']}, MAE {worst['mae']:.2f}, "
-            f"bias {worst['bias']:+.2f} (n {worst['n']:,})"
+    """An evaluation as plain text: a row a group, then a row a target."""
+    blocks = [_grid(_group_rows(evaluated["groups"]))]
+    for target, groups in evaluated["groups"].items():
+        if "worst" in groups:
+            figures = ", ".join(
+                f"{k} {_figure(k, v)}"
+                for k, v in groups["worst"].items()
+                if k not in ("by", "name")
+            )
+            blocks[0] += (
+                f"\n  {target}, worst group of {SMALLEST_GROUP} images or more: "
+                f"{groups['worst']['name']} ({figures})"
+            )
+    # Targets with the same figures share one heading.
+    shared: dict[tuple[str, ...], list[list[str]]] = {}
+    for target, scores in _targets(evaluated):
+        heading = tuple("95 % interval" if k.endswith("_ci95") else k for k in scores)
+        rows = shared.setdefault(heading, [["", *heading]])
+        rows.append([target, *(_figure(k, v) for k, v in scores.items())])
+    return "\n\n".join(block for block in [*blocks, *map(_grid, shared.values())] if block)
+
+
+def _targets(evaluated: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(target, scores) of an evaluation."""
+    return (
+        (name, value)
+        for name, value in evaluated.items()
+        if isinstance(value, Mapping) and name != "groups"
+    )
+
+
+def _group_rows(groups: Mapping[str, Any]) -> list[list[str]]:
+    """A row a group, with every target's figures side by side; crossed groups are left out."""
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    columns = ["n"]
+    for target, by_label in groups.items():
+        for by in by_label.keys() - {"worst", "gender x ethnicity"}:
+            for row in by_label[by]:
+                cell = cells.setdefault((by, row["name"]), {"n": f"{row['n']:,}"})
+                for name in row.keys() - {"name", "n"}:
+                    cell[f"{target} {name}"] = _figure(name, row[name])
+        for name in ("mae", "bias", "accuracy"):
+            if any(f"{target} {name}" in cell for cell in cells.values()):
+                columns.append(f"{target} {name}")
+    if not cells:
+        return []
+    order = {by: i for i, by in enumerate(("decade", "gender", "ethnicity"))}
+    keys = sorted(cells, key=lambda key: order.get(key[0], len(order)))
+    return [["", *columns], *([key[1], *(cells[key].get(c, "") for c in columns)] for key in keys)]
+
+
+def _figure(name: str, value: Any) -> str:
+    if isinstance(value, Sequence):
+        return "[" + ", ".join(f"{v:.3f}" for v in value) + "]"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:+.3f}" if name == "bias" else f"{value:.3f}"
+
+
+def _grid(rows: Sequence[Sequence[str]]) -> str:
+    """Cells in aligned columns: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  " + row[0].ljust(widths[0]) + "".join(
+            "  " + cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)
         )
-    lines.append("")
-    for target, scores in evaluated.items():
-        if not isinstance(scores, dict) or target == "groups":
-            continue
-        cells = []
-        for name, value in scores.items():
-            if name.endswith("_ci95"):
-                cells[-1] += f" [{value[0]:.3f}, {value[1]:.3f}]"
-            else:
-                cells.append(f"{name} {value:,}" if name == "n" else f"{name} {value:.3f}")
-        lines.append(f"  {target}: " + "  ".join(cells))
-    return "\n".join(lines)
+        for row in rows
+    )  # fmt: skip

@@ -104,11 +104,11 @@ def create_model(config: Any, heads: Mapping[str, Head]) -> tuple[Model, Initial
 
     abstract = nnx.eval_shape(lambda: build(jax.random.key(0)))
     _freeze_batch_norm(abstract, config.optim.lr_multipliers)
-    graphdef, params, stats = nnx.split(abstract, nnx.Param, nnx.BatchStat)
+    graphdef, (params, stats) = _split(abstract)
     params_paths, stats_paths = _flatten(params)[1], _flatten(stats)[1]
 
     def initialise(key: jax.Array) -> tuple[Flat, Flat]:
-        _, params, stats = nnx.split(build(key), nnx.Param, nnx.BatchStat)
+        _, (params, stats) = _split(build(key))
         return _flatten(params)[0], _flatten(stats)[0]
 
     model = Model(
@@ -165,6 +165,11 @@ def _start(config: Any, optimizer: optim.Optimizer, params: Flat, batch_stats: F
         # A copy: the state is donated, and one buffer cannot be donated twice.
         ema=jax.tree.map(jnp.copy, average),
     )
+
+
+def _split(network: nnx.Module) -> tuple[Any, list[Any]]:
+    graphdef, *states = nnx.split(network, nnx.Param, nnx.BatchStat)
+    return graphdef, states
 
 
 def _flatten(state: Any) -> tuple[Flat, dict[str, tuple[Any, ...]]]:

@@ -12,7 +12,7 @@ from agejax.config import default
 
 def get_config() -> ml_collections.ConfigDict:
     config = default()
-    config.total = {"epochs": 24.0}
+    config.total = {"epochs": 20.0}
     config.model.name = "mobilenet_v3_small"
     config.model.hidden = 512
     config.model.dropout = 0.2

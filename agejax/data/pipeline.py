@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import grain
 import jax
@@ -56,7 +56,7 @@ class TrainBatches:
             batch["strength"] = np.where(later, np.float32(self.copy_strength), np.float32(1))
         return batch
 
-    def iterate(self, start: int, stop: int, workers: int) -> Iterator[HostBatch]:
+    def iterate(self, start: int, stop: int, workers: int) -> Generator[HostBatch, None, None]:
         """Batches of steps `start` to `stop`, read ahead by threads or grain worker processes.
 
         The position is the step itself and not grain's iterator state, which binds a checkpoint to

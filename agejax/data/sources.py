@@ -1,8 +1,14 @@
-"""A path the user has -> prepared once, decoded once: memory-mapped uint8 images and their labels."""
+"""From "a path the user has" to prepared, decoded, memory-mapped uint8 images with their labels.
+
+A source is prepared once by its tfds builder into array_record, then decoded once per image size.
+Both results are folders of the cache, named by a key of everything they depend on:
+
+    CACHE/NAME/KEY-records/    what tfds wrote: encoded images and labels
+    CACHE/NAME/KEY-128px/      images.u8 (uint8 [N, 128, 128, 3], raw), labels.npz, source.json
+"""
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import errno
@@ -10,14 +16,18 @@ import fcntl
 import hashlib
 import io
 import json
+import mmap
 import os
 import pathlib
 import shutil
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping
-from typing import Any
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
+import absl.logging
 import cv2
 import numpy as np
 from PIL import Image
@@ -25,27 +35,35 @@ from PIL import Image
 from agejax.data import builders, duplicates
 from agejax.errors import UserError, check_keys
 
-DECODER = 1  # raise it when the same file would decode to other pixels
-MAX_PIXELS = 50_000_000  # of one image; more is a decompression bomb
-REAL = ("age", "apparent_age", "apparent_age_std")
-CLASSES = ("gender", "ethnicity")
-WHOLE = 256 * 2**20  # a file up to this size is hashed whole, a larger one at both ends
-CHUNK = 512  # images decoded together
+if TYPE_CHECKING:
+    from agejax.data.builders.base import FaceBuilder
+
+FORMAT = 1  # raise it when the same files would be decoded or grouped otherwise
+LABELS = {
+    "age": np.float32,
+    "gender": np.int32,
+    "ethnicity": np.int32,
+    "apparent_age": np.float32,
+    "apparent_age_std": np.float32,
+}
+MAX_PIXELS = 50_000_000  # of one image
+CHUNK = 64  # images a thread decodes at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A data set ready for batches. Rows are in the order of `ids`.
+    """N decoded faces.
 
     Attributes:
-      images: uint8 [N, S, S, 3] RGB, memory-mapped.
-      labels: age, apparent_age, apparent_age_std float32 [N] (NaN unknown); gender, ethnicity
-        int32 [N] (-1 unknown).
-      ids: str [N], sorted, unique.
-      groups: int64 [N]; duplicates share a number.
-      label_names: class names of the categorical labels.
-      fingerprint: of the contents, wherever the files lie.
-      skipped: "name: reason" of what could not be used.
+      name: of the data set.
+      images: uint8 [N, S, S, 3], RGB, memory-mapped.
+      labels: age, apparent_age, apparent_age_std float32 [N], years, NaN unknown; gender, ethnicity
+        int32 [N], class numbers, -1 unknown.
+      ids: str [N], for people to find an image by: the file's name.
+      groups: int64 [N]; images that show one picture share a number, the row of the first.
+      label_names: the class names of gender and ethnicity, empty where the data has none.
+      fingerprint: of the content (encoded images, labels, order, groups), not of where it lies.
+      skipped: "name: reason" of every image that could not be used.
     """
 
     name: str
@@ -57,274 +75,370 @@ class Source:
     fingerprint: str
     skipped: tuple[str, ...]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For worker processes, which map the file again instead of receiving its gigabytes."""
+        state = dict(vars(self))
+        if isinstance(self.images, np.memmap) and isinstance(self.images.base, mmap.mmap):
+            state["images"] = _Mapped(str(self.images.filename), self.images.shape)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        images = state["images"]
+        vars(self).update(state)
+        if isinstance(images, _Mapped):
+            vars(self)["images"] = images.open()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Mapped:
+    path: str
+    shape: tuple[int, ...]
+
+    def open(self) -> np.memmap:
+        return np.memmap(self.path, np.uint8, "r", shape=self.shape)
+
+
+def labels_available(source: Source) -> tuple[str, ...]:
+    """The labels that at least one image has."""
+    known = {k: np.isfinite(v) if v.dtype.kind == "f" else v >= 0 for k, v in source.labels.items()}
+    return tuple(name for name, mask in known.items() if mask.any())
+
 
 def load(
     name: str,
-    path: str | None,
+    path: str | None = None,
     *,
     image_size: int,
     cache_dir: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Source:
-    """The data set `name` at `path`, prepared and decoded if the cache has not got it yet.
-
-    An interrupted preparation is never taken for a finished one: it happens in a folder that gets
-    its name at the end. Two processes that want the same data wait for each other.
+    """Opens a data set; the first time it is prepared and decoded, which is said on stderr.
 
     Args:
-      path: the archive or folder the user downloaded; None: where the data set is usually put.
-      image_size: edge of the decoded images, pixels.
-      cache_dir: default $AGEJAX_CACHE or ~/.cache/agejax.
+      name: of a builder in `agejax.data.builders`.
+      path: the archive or folder the user has; None: the builder knows where to look.
+      image_size: S, the edge of the decoded images, pixels.
+      cache_dir: default $AGEJAX_CACHE, else ~/.cache/agejax.
       options: the builder's own.
 
     Raises:
-      UserError: an unknown data set or option, missing or damaged files, no usable image, or a full
-        disk.
+      UserError: unknown name or option, missing or damaged files, no usable image, a full disk.
     """
-    builder_class = builders.find(name)
+    builder = builders.find(name)
     options = dict(options or {})
-    check_keys(options, builder_class.option_names(), "config.data.options")
-    place = builder_class.locate(path)
-    cache = pathlib.Path(
-        cache_dir or os.environ.get("AGEJAX_CACHE") or "~/.cache/agejax"
-    ).expanduser()
-    what = [name, str(builder_class.VERSION), sorted(options.items()), _digest(place)]
-    records = cache / "records" / _key(what)
-    decoded = cache / "decoded" / _key([*what, image_size, DECODER, duplicates.VERSION])
+    check_keys(options, builder.option_names(), f"config.data.options of {name}")
+    if image_size < 1:
+        raise UserError(f"config.data.image_size: {image_size} is not 1 or more")
+    files = builder.locate(path)
+    cache = pathlib.Path(cache_dir or os.environ.get("AGEJAX_CACHE") or "~/.cache/agejax")
+    cache = cache.expanduser().absolute() / name
+    key = _key(FORMAT, name, str(builder.VERSION), sorted(options.items()), _stamp(files))
+    records, decoded = cache / f"{key}-records", cache / f"{key}-{image_size}px"
     with _disk_errors(cache):
-        cache.mkdir(parents=True, exist_ok=True)
-        if not _is_whole(decoded):
-            with _lock(cache / f"{decoded.name}.lock"):
-                if not _is_whole(decoded):  # nobody else has done it in the meantime
-                    builder = builder_class(source=place, data_dir=records, **options)
-                    _decode(_prepared(builder), builder_class, image_size, decoded)
-    return _open(name, decoded)
+        if not _whole(decoded):
+
+            def prepare(folder: pathlib.Path) -> None:
+                print(f"{name}: preparing" + (f" {files}" if files else ""), file=sys.stderr)
+                _tfds(builder, folder, source=files, **options)
+
+            def decode_all(folder: pathlib.Path) -> None:
+                _make(records, prepare)
+                _decode_all(_tfds(builder, records, source=files, **options), folder, image_size)
+
+            _make(decoded, decode_all)
+        return _open(decoded)
 
 
-def decode(data: bytes, size: int) -> np.ndarray:
-    """An encoded image as RGB uint8 [size, size, 3]: shorter side resized, centre cut out.
+def decode(data: bytes, image_size: int) -> np.ndarray:
+    """An encoded image of any format -> uint8 [S, S, 3], RGB: the centre square, resized.
 
-    Grey, CMYK and transparent images become RGB, as do rotations noted in EXIF.
+    Greyscale, CMYK, palette and 16-bit images are converted; EXIF orientation is applied.
 
     Raises:
-      ValueError: not an image, damaged, or more than MAX_PIXELS.
+      ValueError: not an image, a truncated one, or one of more than `MAX_PIXELS`.
     """
+    return _square(_decode(data), image_size)
+
+
+def _decode(data: bytes) -> np.ndarray:
     try:
-        with Image.open(io.BytesIO(data)) as header:
+        with Image.open(io.BytesIO(data)) as header:  # reads no pixels
             width, height = header.size
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError("not a readable image") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError("not an image that can be read") from error
     if width * height > MAX_PIXELS:
         raise ValueError(f"{width} x {height} pixels are too many")
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error as error:
+        raise ValueError("cannot be decoded") from error
     if image is None:
-        raise ValueError("a damaged image")
+        raise ValueError("cannot be decoded")
+    return image
+
+
+def _square(image: np.ndarray, size: int) -> np.ndarray:
+    """The centre square of uint8 [H, W, 3], its edge (the shorter side) resized to `size`."""
     height, width = image.shape[:2]
-    scale = size / min(height, width)
-    if scale != 1:
-        shape = (max(size, round(width * scale)), max(size, round(height * scale)))
-        how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-        image = cv2.resize(image, shape, interpolation=how)
-    top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
-    return cv2.cvtColor(image[top : top + size, left : left + size], cv2.COLOR_BGR2RGB)
+    edge = min(height, width)
+    top, left = (height - edge) // 2, (width - edge) // 2
+    image = image[top : top + edge, left : left + edge]
+    if edge == size:
+        return image
+    # Averaging over areas is cv2's antialiased way to shrink.
+    method = cv2.INTER_AREA if size < edge else cv2.INTER_CUBIC
+    return cv2.resize(image, (size, size), interpolation=method)
 
 
-# ---- preparing -----------------------------------------------------------------------------------
+# ------------------------------------------------------------------------- preparing and decoding
 
 
-def _prepared(builder: Any) -> Any:
-    """The builder with its records on disk."""
+def _tfds(builder: type[FaceBuilder], folder: pathlib.Path, **arguments: Any) -> Any:
+    """The random-access records of `builder` in `folder`, written there first if need be."""
     import tensorflow_datasets as tfds
 
-    tfds.disable_progress_bar()
-    if not pathlib.Path(builder.data_path).exists():
-        print(f"preparing {builder.name} from {builder.source or 'its own drawings'}", flush=True)
-        with contextlib.redirect_stdout(sys.stderr):
-            builder.download_and_prepare()
-    return builder
-
-
-def _decode(builder: Any, builder_class: Any, size: int, target: pathlib.Path) -> None:
-    """Decodes all records into `target`, which appears whole or not at all."""
-    from agejax.data.builders.base import SPLIT
-
-    records = builder.as_data_source(split=SPLIT, decoders={"image": _no_decoding()})
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
-        folder = pathlib.Path(temporary)
-        examples = [
-            {
-                k: v.decode() if isinstance(v, bytes) else v
-                for k, v in record.items()
-                if k != "image"
-            }
-            for record in records
-        ]
-        order = sorted(range(len(examples)), key=lambda i: examples[i]["id"])
-        images = np.lib.format.open_memmap(
-            folder / "images.npy", mode="w+", dtype=np.uint8, shape=(len(order), size, size, 3)
-        )
-        usable = np.ones(len(order), bool)
-        skipped = list(builder.info.metadata.get("skipped", []))
-
-        def decode_row(row: int) -> str | None:
-            try:
-                images[row] = decode(records[order[row]]["image"], size)
-            except ValueError as error:
-                usable[row] = False
-                return f"{examples[order[row]]['id']}: {error}"
-            return None
-
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            for start in range(0, len(order), CHUNK):
-                rows = range(start, min(start + CHUNK, len(order)))
-                skipped += [line for line in pool.map(decode_row, rows) if line]
-                _progress(f"decoding {builder.name} at {size} px", rows.stop, len(order))
-        if not usable.any():
-            raise UserError(f"{builder.source}: none of its images can be read; download it again")
-        if not usable.all():
-            kept = np.flatnonzero(usable)
-            images[: len(kept)] = images[kept]
-            short = np.lib.format.open_memmap(
-                folder / "short.npy", mode="w+", dtype=np.uint8, shape=(len(kept), size, size, 3)
-            )
-            short[:] = images[: len(kept)]
-            images = short
-            os.replace(folder / "short.npy", folder / "images.npy")
-        rows = [examples[i] for i, good in zip(order, usable, strict=True) if good]
-        hints = [row["group"] for row in rows]
-        if builder_class.FIND_DUPLICATES:
-            groups = duplicates.groups(images, hints)
-        else:
-            groups = np.arange(len(rows))
-        arrays = {
-            **{k: np.array([row[k] for row in rows], np.float32) for k in REAL},
-            **{k: np.array([row[k] for row in rows], np.int32) for k in CLASSES},
-            "ids": np.array([row["id"] for row in rows]),
-            "groups": groups,
-        }
-        np.savez(folder / "labels.npz", **arrays)
-        images.flush()
-        meta = {
-            "label_names": builder_class.LABEL_NAMES,
-            "skipped": skipped,
-            "fingerprint": _contents(images, arrays),
-            "bytes": (folder / "images.npy").stat().st_size,
-        }
-        (folder / "meta.json").write_text(json.dumps(meta))
-        for file in folder.iterdir():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-        shutil.rmtree(target, ignore_errors=True)  # a damaged one
-        os.rename(folder, target)
-        folder.mkdir()  # for TemporaryDirectory to remove
-    if skipped:
-        shown = "; ".join(skipped[:5]) + ("; ..." if len(skipped) > 5 else "")
-        print(f"skipped {len(skipped)} of {builder.name}: {shown}", flush=True)
-
-
-def _no_decoding() -> Any:
-    import tensorflow_datasets as tfds
-
-    return tfds.decode.SkipDecoding()
-
-
-def _progress(what: str, done: int, total: int) -> None:
-    if sys.stdout.isatty():
-        print(f"\r{what}: {done:,}/{total:,}", end="\n" if done == total else "", flush=True)
-    elif done == total:
-        print(f"{what}: {total:,} images", flush=True)
-
-
-# ---- the cache -----------------------------------------------------------------------------------
-
-
-def _open(name: str, folder: pathlib.Path) -> Source:
-    meta = json.loads((folder / "meta.json").read_text())
-    with np.load(folder / "labels.npz") as arrays:
-        labels = {k: arrays[k] for k in (*REAL, *CLASSES)}
-        ids, groups = arrays["ids"], arrays["groups"]
-    return Source(
-        name=name,
-        images=np.load(folder / "images.npy", mmap_mode="r"),
-        labels=labels,
-        ids=ids,
-        groups=groups,
-        label_names={k: tuple(v) for k, v in meta["label_names"].items()},
-        fingerprint=meta["fingerprint"],
-        skipped=tuple(meta["skipped"]),
-    )
-
-
-def _is_whole(folder: pathlib.Path) -> bool:
-    """True where a decoded cache is there with all its bytes; says so where it is damaged."""
-    if not folder.exists():
-        return False
-    try:
-        meta = json.loads((folder / "meta.json").read_text())
-        whole = (folder / "images.npy").stat().st_size == meta["bytes"]
-        with np.load(folder / "labels.npz") as arrays:
-            whole = whole and len(arrays["ids"]) > 0
-    except (OSError, ValueError, KeyError):
-        whole = False
-    if not whole:
-        print(f"the cache {folder} is damaged; preparing it again", flush=True)
-    return whole
-
-
-def _contents(images: np.ndarray, arrays: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for key in sorted(arrays):
-        digest.update(np.ascontiguousarray(arrays[key]).tobytes())
-    for start in range(0, len(images), CHUNK):
-        digest.update(images[start : start + CHUNK].tobytes())
-    return digest.hexdigest()
-
-
-def _digest(place: pathlib.Path | None) -> str:
-    """Of an archive's bytes, or of a folder's names, sizes and times."""
-    digest = hashlib.blake2b(digest_size=16)
-    if place is None:
-        return ""
-    try:
-        if place.is_dir():
-            for path in sorted(place.rglob("*")):
-                stat = path.stat()
-                line = f"{path.relative_to(place)} {stat.st_size} {stat.st_mtime_ns}\n"
-                digest.update(line.encode())
-            return digest.hexdigest()
-        size = place.stat().st_size
-        with place.open("rb") as file:
-            digest.update(file.read(WHOLE if size <= WHOLE else WHOLE // 2))
-            if size > WHOLE:
-                file.seek(-WHOLE // 2, os.SEEK_END)
-                digest.update(file.read())
-        return f"{size}-{digest.hexdigest()}"
-    except OSError as error:
-        raise UserError(f"{place} cannot be read: {error}") from error
-
-
-def _key(parts: list[Any]) -> str:
-    text = json.dumps(parts, default=str)
-    return f"{parts[0]}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    with _quiet():
+        made = builder(data_dir=str(folder), **arguments)
+        try:
+            made.download_and_prepare()  # nothing where it is prepared
+        except RuntimeError as error:  # array_record gives a full disk no errno
+            if os.strerror(errno.ENOSPC) in str(error):
+                raise OSError(errno.ENOSPC, str(error)) from error
+            raise
+    return made
 
 
 @contextlib.contextmanager
-def _lock(path: pathlib.Path) -> Iterator[None]:
-    """Held by one process at a time, and let go of when it dies."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _quiet() -> Iterator[None]:
+    """Without tfds' remarks on downloads and on the folder it has just begun."""
+    verbosity = absl.logging.get_verbosity()
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        absl.logging.set_verbosity(verbosity)
+
+
+def _decode_all(builder: Any, folder: pathlib.Path, image_size: int) -> None:
+    """Writes images.u8, labels.npz and source.json of a prepared builder into `folder`."""
+    import tensorflow_datasets as tfds
+
+    from agejax.data.builders.base import SPLIT, no_image
+
+    encoded = {"image": tfds.decode.SkipDecoding()}
+    examples = builder.as_data_source(split=SPLIT, decoders=encoded)
+    metadata = builder.info.metadata
+    skipped = list(metadata["skipped"])
+    columns: dict[str, list[Any]] = {k: [] for k in (*LABELS, "id", "group", "digest", "thumbnail")}
+    start = time.monotonic()
+    with (folder / "images.u8").open("wb") as file:
+        for image, row in _progress(_decoded(examples, image_size), len(examples), builder.name):
+            if image is None:
+                skipped.append(f"{row['id']}: {row['error']}")
+                continue
+            file.write(image.data)
+            for name, values in columns.items():
+                values.append(row[name])
+    ids = np.array(columns["id"])
+    if not len(ids):
+        raise UserError(no_image(builder.name, builder.source, skipped))
+
+    same = [columns["digest"], columns["group"]]
+    thumbnails = np.stack(columns["thumbnail"]) if builder.FIND_DUPLICATES else None
+    groups = duplicates.groups(len(ids), thumbnails, same)
+    labels = {name: np.array(columns[name], dtype) for name, dtype in LABELS.items()}
+    arrays: dict[str, Any] = {"ids": ids, "groups": groups, **labels}
+    np.savez(folder / "labels.npz", **arrays)
+    facts = {
+        "name": builder.name,
+        "shape": [len(ids), image_size, image_size, 3],
+        "label_names": metadata["label_names"],
+        "skipped": skipped,
+        "fingerprint": _key(
+            builder.name,
+            metadata["label_names"],
+            hashlib.sha256("\n".join((*columns["id"], *columns["digest"])).encode()).hexdigest(),
+            *(hashlib.sha256(a.tobytes()).hexdigest() for a in (groups, *labels.values())),
+        ),
+    }
+    (folder / "source.json").write_text(json.dumps(facts, indent=1))
+    sizes = np.unique(groups, return_counts=True)[1]
+    print(
+        f"{builder.name}: {len(ids):,} images of {image_size} px in {time.monotonic() - start:.0f} "
+        f"s; {(sizes > 1).sum():,} groups of duplicates with {sizes[sizes > 1].sum():,} images; "
+        f"{len(skipped)} skipped" + "".join(f"\n  skipped {line}" for line in skipped[:20])
+        + (f"\n  and {len(skipped) - 20} more" if len(skipped) > 20 else ""),
+        file=sys.stderr,
+    )  # fmt: skip
+
+
+def _decoded(examples: Any, image_size: int) -> Iterator[tuple[np.ndarray | None, dict[str, Any]]]:
+    """Yields (image, the other columns) in order; image is None where it cannot be decoded."""
+
+    def work(start: int) -> list[tuple[np.ndarray | None, dict[str, Any]]]:
+        rows = range(start, min(start + CHUNK, len(examples)))
+        return [_decode_example(example, image_size) for example in examples.__getitems__(rows)]
+
+    workers = os.cpu_count() or 1
+    window = 4 * workers * CHUNK  # bounds what waits to be written
+    with ThreadPoolExecutor(workers) as pool:
+        for begin in range(0, len(examples), window):
+            starts = range(begin, min(begin + window, len(examples)), CHUNK)
+            for chunk in pool.map(work, starts):
+                yield from chunk
+
+
+def _decode_example(
+    example: Mapping[str, Any], image_size: int
+) -> tuple[np.ndarray | None, dict[str, Any]]:
+    row = {k: v.decode() if isinstance(v, bytes) else v for k, v in example.items() if k != "image"}
+    try:
+        image = _decode(example["image"])
+    except ValueError as error:
+        return None, row | {"error": error}
+    row["digest"] = hashlib.blake2b(example["image"], digest_size=16).hexdigest()
+    row["thumbnail"] = duplicates.thumbnail(image)
+    return np.ascontiguousarray(_square(image, image_size)), row
+
+
+def _progress(items: Iterator[Any], total: int, name: str) -> Iterator[Any]:
+    """Passes items on and says on stderr how far it is: on one line, or one line every 10 s."""
+    live = sys.stderr.isatty()
+    start = said = time.monotonic()
+    for i, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - said > (0.2 if live else 10) or (live and i == total):
+            said = now
+            text = f"{name}: decoded {i:,} of {total:,}, {i / (now - start):,.0f} images/s"
+            print(text, end="\r" if live and i < total else "\n", file=sys.stderr, flush=True)
+
+
+def _open(folder: pathlib.Path) -> Source:
+    facts = json.loads((folder / "source.json").read_text())
+    with np.load(folder / "labels.npz") as arrays:
+        columns = {name: arrays[name] for name in arrays.files}
+    return Source(
+        name=facts["name"],
+        images=_Mapped(str(folder / "images.u8"), tuple(facts["shape"])).open(),
+        ids=columns.pop("ids"),
+        groups=columns.pop("groups"),
+        labels=columns,
+        label_names={k: tuple(v) for k, v in facts["label_names"].items()},
+        fingerprint=facts["fingerprint"],
+        skipped=tuple(facts["skipped"]),
+    )
+
+
+# ------------------------------------------------------------------------------------- the cache
+
+
+def _key(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
+
+
+def _stamp(files: pathlib.Path | None) -> Any:
+    """What changes when the user's files do, without reading them all; moving them is no change."""
+    if files is None:
+        return None
+    try:
+        if files.is_dir():
+            return sorted(_listing(str(files), ""))
+        state = files.stat()
+        with files.open("rb") as file:
+            digest = hashlib.sha256(file.read(2**20))
+            file.seek(max(0, state.st_size - 2**20))
+            digest.update(file.read())
+        return state.st_size, state.st_mtime_ns, digest.hexdigest()
+    except OSError as error:
+        raise UserError(f"{files} cannot be read: {error}") from error
+
+
+def _listing(folder: str, prefix: str) -> Iterator[tuple[str, int, int]]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _listing(entry.path, f"{prefix}{entry.name}/")
+            else:
+                state = entry.stat()
+                yield f"{prefix}{entry.name}", state.st_size, state.st_mtime_ns
+
+
+def _make(folder: pathlib.Path, make: Callable[[pathlib.Path], None]) -> None:
+    """Lets `make` fill `folder`, which appears whole or not at all.
+
+    A second process that wants it waits, then finds it. What a killed one left is removed.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if _whole(folder):
+            return
+        if folder.exists():
+            print(f"{folder} is damaged and is made again", file=sys.stderr)
+            shutil.rmtree(folder)
+        partial = folder.parent / f".{folder.name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            make(partial)
+            sizes = {str(p.relative_to(partial)): p.stat().st_size for p in _files(partial)}
+            (partial / WHOLE).write_text(json.dumps(sizes))
+            for path in _files(partial):
+                _sync(path)
+            partial.rename(folder)
+            _sync(folder.parent)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+WHOLE = "whole.json"  # {file: size} of a finished folder
+
+
+def _whole(folder: pathlib.Path) -> bool:
+    """Whether the folder is there with every file at its size (labels.npz has checksums too)."""
+    try:
+        sizes = json.loads((folder / WHOLE).read_text())
+        for name, size in sizes.items():
+            if (folder / name).stat().st_size != size:
+                return False
+            if name.endswith(".npz"):
+                with zipfile.ZipFile(folder / name) as archive:
+                    if archive.testzip() is not None:
+                        return False
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
+    return True
+
+
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def _sync(path: pathlib.Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
 def _disk_errors(cache: pathlib.Path) -> Iterator[None]:
+    """Turns a full or read-only disk into a `UserError`."""
     try:
         yield
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise UserError(
-                f"disk full while preparing data in {cache}: free some space, or set "
-                "config.data.cache_dir or $AGEJAX_CACHE to a larger disk"
-            ) from error
-        raise
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            what = "the disk is full; free space"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            what = f"not writable ({error}); change that"
+        else:
+            raise
+        raise UserError(
+            f"cache {cache}: {what} or use another place with --config.data.cache_dir=DIR"
+        ) from error

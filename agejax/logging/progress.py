@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TextIO
+
+SHOWN = ("/mae", "/accuracy")  # of a window's metrics; the others are in metrics.jsonl
 
 
 class Progress:
-    """Says where a run is, how it does, how fast it goes and how long it will take."""
+    """Says where a run is, how it does, how fast it goes and how long it will take.
+
+    Args:
+      total_steps: of the whole run.
+      start_step: where this process began; after a resume the steps before it took other time.
+      steps_per_epoch: may be a fraction.
+      out: default: standard output.
+      clock: seconds; a test's own.
+    """
 
     def __init__(
         self,
@@ -17,46 +28,65 @@ class Progress:
         start_step: int,
         steps_per_epoch: float,
         out: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._total, self._start, self._per_epoch = total_steps, start_step, steps_per_epoch
+        self._total, self._per_epoch = total_steps, steps_per_epoch
         self._out = out or sys.stdout
         self._terminal = self._out.isatty()
-        self._began = time.monotonic()
+        self._clock = clock
+        self._since = start_step, clock()
+        self._logged = False
+        self._open = False
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One window of training: `loss`, `images_per_second` and `learning_rate` are shown."""
-        line = "  ".join(
-            [
-                self._place(step),
-                f"loss {values['loss']:.4f}",
-                *(f"{k} {v:.3f}" for k, v in values.items() if k.endswith(("/mae", "/accuracy"))),
-                f"lr {values['learning_rate']:.2e}",
-                f"{values['images_per_second']:,.0f} images/s",
-                f"left {duration(self._left(step))}",
-            ]
-        )
-        if self._terminal:
-            self._out.write(f"\r\x1b[K{line}")
-        else:
-            self._out.write(line + "\n")
-        self._out.flush()
+        """One window of training, a line that the next one replaces on a terminal.
+
+        Shown of `values`: loss, metrics named in `SHOWN`, images_per_second, learning_rate.
+        """
+        parts = [self._place(step)]
+        if "loss" in values:
+            parts.append(f"loss {values['loss']:.4f}")
+        parts += [f"{k} {v:.3f}" for k, v in values.items() if k.endswith(SHOWN)]
+        if "images_per_second" in values:
+            parts.append(f"{values['images_per_second']:,.0f} images/s")
+        if "learning_rate" in values:
+            parts.append(f"lr {values['learning_rate']:.2e}")
+        parts.append(f"left {duration(self._left(step))}")
+        self._write("  ".join(parts), stays=not self._terminal)
 
     def evaluation(self, step: int, values: Mapping[str, float]) -> None:
         """One evaluation, on a line that stays."""
         shown = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
-        self._out.write(
-            ("\r\x1b[K" if self._terminal else "") + f"{self._place(step)}  val {shown}\n"
-        )
+        self._write(f"{self._place(step)}  val {shown}", stays=True)
+
+    def close(self) -> None:
+        """Leaves the terminal's last line standing, for whatever is printed next."""
+        if self._open:
+            self._out.write("\n")
+            self._out.flush()
+            self._open = False
+
+    def _write(self, line: str, *, stays: bool) -> None:
+        if not stays:
+            # A line that wraps could not be rewritten.
+            line = line[: shutil.get_terminal_size().columns - 1]
+        start = "\r\x1b[K" if self._terminal else ""
+        self._out.write(start + line + ("\n" if stays else ""))
         self._out.flush()
+        self._open = not stays
 
     def _place(self, step: int) -> str:
-        epochs = self._total / self._per_epoch
-        epoch = step / self._per_epoch
-        return f"epoch {epoch:5.2f}/{epochs:.4g}  step {step:,}/{self._total:,}"
+        epoch, epochs = step / self._per_epoch, f"{self._total / self._per_epoch:.4g}"
+        total = f"{self._total:,}"
+        return f"epoch {epoch:5.1f}/{epochs}  step {step:>{len(total)},}/{total}"
 
     def _left(self, step: int) -> float:
-        done = max(step - self._start, 1)
-        return (time.monotonic() - self._began) / done * (self._total - step)
+        """Seconds, at the pace since the first log: before it lies the compilation."""
+        since, began = self._since
+        now = self._clock()
+        if not self._logged:
+            self._logged, self._since = True, (step, now)
+        return (now - began) / max(step - since, 1) * (self._total - step)
 
 
 def duration(seconds: float) -> str:

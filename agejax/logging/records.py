@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
 import os
 import pathlib
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from agejax.errors import UserError
+
+
+@contextlib.contextmanager
+def disk(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns the error of a full disk, met while writing `path`, into a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"disk full: cannot write {os.fspath(path)}; free some space and start again"
+        ) from error
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -24,18 +36,18 @@ def write_text(path: pathlib.Path, text: str) -> None:
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
+        with disk(path):
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+    finally:
         temporary.unlink(missing_ok=True)
-        raise _named(error, path) from error
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """`write_text` of JSON; what is not finite becomes null, numpy's numbers become Python's."""
+    """`write_text` of JSON; what is not finite becomes null, arrays become lists."""
     write_text(path, json.dumps(clean(value), indent=2) + "\n")
 
 
@@ -45,7 +57,7 @@ def clean(value: Any) -> Any:
         return {str(k): clean(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [clean(v) for v in value]
-    if isinstance(value, (np.ndarray, np.generic)):
+    if hasattr(value, "tolist"):  # arrays and scalars of numpy and JAX
         return clean(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
@@ -53,10 +65,10 @@ def clean(value: Any) -> Any:
 
 
 class MetricsFile:
-    """metrics.jsonl: one line an entry, each on disk when `append` returns.
+    """metrics.jsonl: one line an entry; what `append` has written outlives the process.
 
     Opening it at `resume_step` drops the entries after that step, which will come again, and a last
-    line that a crash has cut.
+    line that a crash has cut. So a run that was killed and resumed has each step once.
 
     Raises:
       UserError: the disk is full.
@@ -66,31 +78,28 @@ class MetricsFile:
         self._path = path
         if path.exists():
             write_text(path, "".join(_kept(path, resume_step)))
-        self._file = path.open("a")
+        with disk(path):
+            # Unbuffered: nothing unwritten is left to fail a second time in close().
+            self._file = path.open("ab", buffering=0)
 
     def append(self, entry: Mapping[str, Any]) -> None:
-        try:
-            self._file.write(json.dumps(clean(entry)) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise _named(error, self._path) from error
+        """Writes one line; what is not finite becomes null."""
+        line = (json.dumps(clean(entry)) + "\n").encode()
+        with disk(self._path):
+            while line:  # a disk that fills up takes part of a line, and fails on the rest
+                line = line[self._file.write(line) :]
 
     def close(self) -> None:
         self._file.close()
 
 
 def _kept(path: pathlib.Path, resume_step: int) -> list[str]:
+    """The whole lines up to `resume_step`."""
     lines = []
-    for line in path.read_text().splitlines(keepends=True):
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         try:
             if line.endswith("\n") and json.loads(line)["step"] <= resume_step:
                 lines.append(line)
         except (ValueError, KeyError, TypeError):
             continue
     return lines
-
-
-def _named(error: OSError, path: pathlib.Path) -> Exception:
-    if error.errno == errno.ENOSPC:
-        return UserError(f"disk full while writing {path}: free some space and start again")
-    return error

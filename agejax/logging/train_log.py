@@ -16,6 +16,7 @@ from agejax.logging import progress, records, tensorboard
 from agejax.logging.stopwatch import Stopwatch
 
 Sums = Mapping[str, jax.Array]
+Window = tuple[list[Sums], Mapping[str, float]]  # of some steps, and the seconds they took by phase
 
 
 class TrainLog:
@@ -36,14 +37,14 @@ class TrainLog:
         clock: Stopwatch,
     ) -> None:
         self._history = records.MetricsFile(workdir / "metrics.jsonl", resume_step=start_step)
-        self._writer = tensorboard.create_writer(workdir, just_logging=jax.process_index() > 0)
+        self._writer = tensorboard.create_writer(workdir, resume_step=start_step)
         self._progress = progress.Progress(total_steps, start_step, steps_per_epoch)
         self._batch_size = batch_size
         self._steps_per_epoch = steps_per_epoch
         self._clock = clock
         self._reported = start_step  # the last step fetched
-        self._previous: list[Sums] = []
-        self._window: list[Sums] = []
+        self._previous: Window = ([], {})
+        self._sums: list[Sums] = []
         self._since = clock.seconds
 
     def __enter__(self) -> TrainLog:
@@ -57,20 +58,27 @@ class TrainLog:
     ) -> None:
         if kind is None:
             self.flush()
+        self._progress.close()
         self._writer.close()
         self._history.close()
 
     def add(self, sums: Sums) -> None:
         """Remembers one step's sums; fetches nothing."""
-        self._window.append(sums)
+        self._sums.append(sums)
 
     def report(self) -> None:
         """Fetches and writes the window before, and starts a new one."""
-        self._write(self._previous)
-        self._previous, self._window = self._window, []
+        self._write(*self._previous)
+        # The host may be far ahead of the device. Once the last step but one is done, the clock is
+        # right to within a step, and the device still has work.
+        jax.block_until_ready(self._sums[-2:-1])
+        now = self._clock.seconds
+        spent = {phase: now[phase] - self._since.get(phase, 0.0) for phase in now}
+        self._previous, self._sums, self._since = (self._sums, spent), [], now
 
     def flush(self) -> None:
         """Waits for every step so far and writes it."""
+        jax.block_until_ready(self._sums)
         self.report()
         self.report()
 
@@ -80,7 +88,7 @@ class TrainLog:
         self._progress.evaluation(step, values)
         self._record(step, {f"val/{name}": value for name, value in values.items()})
 
-    def _write(self, window: list[Sums]) -> None:
+    def _write(self, window: list[Sums], spent: Mapping[str, float]) -> None:
         if not window:
             return
         steps = jax.device_get(window)
@@ -94,9 +102,6 @@ class TrainLog:
         self._reported += len(steps)
         values = metrics.ratios({name: sum(sums[name] for sums in steps) for name in steps[0]})
         # Throughput counts waiting for input, but neither compiling nor evaluating nor saving.
-        now = self._clock.seconds
-        spent = {k: v - self._since.get(k, 0.0) for k, v in now.items()}
-        self._since = now
         seconds = spent.get("step", 0.0) + spent.get("input", 0.0)
         values["images_per_second"] = len(steps) * self._batch_size / max(seconds, 1e-9)
         values["input_wait"] = spent.get("input", 0.0) / max(seconds, 1e-9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ class FaceModel(nnx.Module):
 
     def __init__(
         self,
-        backbone: nnx.Module,
+        backbone: Any,
         widths: Mapping[str, int],
         *,
         hidden: int,
@@ -24,7 +25,7 @@ class FaceModel(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         self.backbone = backbone
-        features: int = backbone.feature_dim  # type: ignore[attr-defined]
+        features: int = backbone.feature_dim
         self.hidden = layers.Linear(features, hidden, rngs=rngs) if hidden else None
         self.dropout = layers.Dropout(dropout)
         # Heads compute in float32 whatever the backbone does: logits must not lose digits.
@@ -36,7 +37,7 @@ class FaceModel(nnx.Module):
     def __call__(
         self, x: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None
     ) -> dict[str, jax.Array]:
-        features = self.backbone(x, train=train, rngs=rngs)  # type: ignore[operator]
+        features = self.backbone(x, train=train, rngs=rngs)
         if self.hidden is not None:
             features = jax.nn.hard_swish(self.hidden(features))
         features = self.dropout(features.astype(jnp.float32), train=train, rngs=rngs)

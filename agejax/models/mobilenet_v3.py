@@ -141,15 +141,16 @@ class MobileNetV3(nnx.Module):
         act = jax.nn.relu if minimalistic else jax.nn.hard_swish
         make = functools.partial(ConvNorm, act=act, dtype=dtype, rngs=rngs)
         channels = scale(16)
-        self.features = nnx.List([make(3, channels, 3, stride=2)])
+        features: list[nnx.Module] = [make(3, channels, 3, stride=2)]
         for size, expanded, outputs, squeeze, act_name, stride in rows:
             row = (size, scale(expanded), scale(outputs), squeeze, act_name, stride)
             if minimalistic:
                 row = (3, row[1], row[2], False, "relu", stride)
-            self.features.append(InvertedResidual(channels, row, dtype=dtype, rngs=rngs))
+            features.append(InvertedResidual(channels, row, dtype=dtype, rngs=rngs))
             channels = row[2]
         self.feature_dim = 6 * channels
-        self.features.append(make(channels, self.feature_dim, 1))
+        features.append(make(channels, self.feature_dim, 1))
+        self.features = nnx.List(features)
         classifier = None
         if num_classes is not None:
             dense = functools.partial(Linear, init=jax.nn.initializers.normal(0.01), rngs=rngs)

@@ -14,7 +14,7 @@ from agejax.errors import UserError, check_keys, nearest
 from agejax.models import mobilenet_v3, resnet, vgg, vit
 
 # Called with num_classes, dtype, rngs, the config's options, and image_size where it is wanted.
-MODELS: dict[str, functools.partial[nnx.Module]] = {
+MODELS: dict[str, functools.partial[Any]] = {
     "mobilenet_v3_small": mobilenet_v3.small,
     "mobilenet_v3_large": mobilenet_v3.large,
     "resnet18": resnet.resnet18,

@@ -1,0 +1,101 @@
+"""The files of an archive or folder, read as bytes in turn; nothing is ever extracted to disk."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import os
+import pathlib
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+
+from agejax.errors import UserError
+
+MAX_BYTES = 50 * 2**20  # of one file; no face photo is larger
+DAMAGE = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,  # an OSError too
+    lzma.LZMAError,
+    zlib.error,
+    EOFError,
+)
+
+
+def read(source: pathlib.Path) -> Iterator[tuple[str, bytes | None]]:
+    """Yields (path inside, contents) of every file in a folder, .zip or .tar of any compression.
+
+    Contents are None where they exceed `MAX_BYTES`. Hidden files (macOS's ._ among them) are left
+    out. The order is the archive's own; of a folder, sorted.
+
+    Raises:
+      UserError: not such an archive, or a damaged or truncated one.
+    """
+    if source.is_dir():
+        files = _folder(source)
+    elif zipfile.is_zipfile(source) and not tarfile.is_tarfile(source):
+        files = _zip(source)
+    else:
+        files = _tar(source)
+    try:
+        for path, data in files:
+            if not any(part.startswith(".") and part != "." for part in path.split("/")):
+                yield path, data
+    except DAMAGE as error:
+        raise UserError(
+            f"{source} is damaged or its download broke off ({error}); download it again"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{source} cannot be read: {error}") from error
+
+
+def _folder(source: pathlib.Path) -> Iterator[tuple[str, bytes | None]]:
+    for folder, subfolders, names in os.walk(source):
+        subfolders.sort()
+        for name in sorted(names):
+            path = pathlib.Path(folder, name)
+            if path.is_file():
+                with path.open("rb") as file:
+                    data = file.read(MAX_BYTES + 1)
+                yield path.relative_to(source).as_posix(), _capped(data)
+
+
+def _zip(source: pathlib.Path) -> Iterator[tuple[str, bytes | None]]:
+    with zipfile.ZipFile(source) as archive:
+        for info in archive.infolist():
+            if not info.is_dir():
+                try:
+                    with archive.open(info) as file:
+                        data = file.read(MAX_BYTES + 1)
+                except (RuntimeError, NotImplementedError) as error:  # encrypted, or exotic
+                    raise UserError(f"{source}: {info.filename}: {error}") from error
+                yield info.filename, _capped(data)
+
+
+def _tar(source: pathlib.Path) -> Iterator[tuple[str, bytes | None]]:
+    try:
+        tar = tarfile.open(source)  # noqa: SIM115 -- closed below, past the except
+    except tarfile.ReadError as error:
+        raise UserError(
+            f"{source} is no .tar.gz, .tar or .zip archive, or its download broke off; "
+            "download it again"
+        ) from error
+    with tar:
+        for member in tar:
+            if member.isfile():
+                file = tar.extractfile(member)
+                assert file is not None
+                yield member.name, _capped(file.read(MAX_BYTES + 1))
+        # tarfile takes an end between two members for the end of the archive. A whole archive has
+        # a block of zeros there; reading on to the end also checks the checksum of a .gz.
+        assert tar.fileobj is not None
+        while tar.fileobj.read(2**20):
+            pass
+        if tar.fileobj.tell() < tar.offset + tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("no end-of-archive mark")
+
+
+def _capped(data: bytes) -> bytes | None:
+    return data if len(data) <= MAX_BYTES else None

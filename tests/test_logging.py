@@ -1,0 +1,298 @@
+"""What a run writes while it trains: progress, metrics.jsonl, JSON files and TensorBoard events."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agejax.errors import UserError
+from agejax.logging import progress, records, tensorboard
+
+ROOT = pathlib.Path(__file__).parents[1]
+FULL = pathlib.Path("/dev/full")
+needs_full = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full on this system")
+
+
+def fill_up(descriptor: int) -> None:
+    """Makes every further write to an open file fail as on a full disk."""
+    with FULL.open("w") as full:
+        os.dup2(full.fileno(), descriptor)
+
+
+# ---- progress -----------------------------------------------------------------------------------
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+VALUES = {
+    "loss": 1.234, "age/mae": 6.1, "age/loss": 0.5, "learning_rate": 0.0012,
+    "images_per_second": 1412.3,
+}  # fmt: skip
+
+
+def test_progress_in_a_file_is_one_plain_line_a_log():
+    out, clock = io.StringIO(), Clock()
+    bar = progress.Progress(15_000, 0, 1000, out=out, clock=clock)
+    for step in (100, 3200):
+        clock.now = 60 + step * 0.1  # a minute of compiling, then 10 steps a second
+        bar.log(step, VALUES)
+    bar.evaluation(3200, {"age/mae": 5.5})
+    bar.close()
+    assert out.getvalue().splitlines()[1:] == [
+        "epoch   3.2/15  step  3,200/15,000  loss 1.2340  age/mae 6.100  1,412 images/s  "
+        "lr 1.20e-03  left 19m40s",
+        "epoch   3.2/15  step  3,200/15,000  val age/mae 5.500",
+    ]
+    assert out.getvalue().endswith("\n")
+    assert not re.search(r"[\x00-\x09\x0b-\x1f]", out.getvalue())
+
+
+def test_progress_after_a_resume_counts_only_its_own_steps():
+    out, clock = io.StringIO(), Clock()
+    bar = progress.Progress(1000, 900, 100, out=out, clock=clock)
+    clock.now = 20.0
+    bar.log(910, {"loss": 1.0})
+    assert out.getvalue().endswith("left 3m00s\n")
+
+
+def test_progress_on_a_terminal_rewrites_one_line(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    reader, writer = os.openpty()
+    with os.fdopen(writer, "w") as out:
+        bar = progress.Progress(1000, 0, 100, out=out)
+        bar.log(10, VALUES)
+        bar.log(20, VALUES | {"x" * 50 + "/mae": 1.0, "y" * 50 + "/mae": 1.0})
+        bar.close()
+        bar.close()
+        print("done", file=out, flush=True)
+        text = ""
+        while not text.endswith("done\r\n"):  # a terminal gives what it has so far
+            text += os.read(reader, 10_000).decode()
+    os.close(reader)
+    lines = text.split("\r\x1b[K")
+    assert lines[0] == ""
+    assert lines[1].startswith("epoch   0.1/10  step    10/1,000")
+    assert "\n" not in lines[1]
+    second, after, _ = lines[2].split("\r\n")
+    assert after == "done"
+    assert len(second) == 59  # a line that wraps could not be rewritten
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0s"), (59.6, "1m00s"), (187, "3m07s"), (3599.9, "1h00m"), (90_061, "25h01m")],
+)
+def test_duration(seconds, text):
+    assert progress.duration(seconds) == text
+
+
+# ---- records ------------------------------------------------------------------------------------
+
+
+def read(path: pathlib.Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@given(cut=st.integers(0, 400), resume=st.integers(0, 12))
+def test_a_killed_and_resumed_run_has_each_step_once(tmp_path_factory, cut, resume):
+    """The file is cut anywhere, as by a kill; the run goes on from a checkpoint before the cut."""
+    path = tmp_path_factory.mktemp("metrics") / "metrics.jsonl"
+    file = records.MetricsFile(path)
+    for step in range(1, 13):
+        file.append({"step": step, "loss": step / 3})
+    file.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:cut])
+    survived = whole[:cut].count(b"\n")
+    resume = min(resume, survived)
+    file = records.MetricsFile(path, resume_step=resume)
+    assert [entry["step"] for entry in read(path)] == list(range(1, resume + 1))
+    for step in range(resume + 1, 13):
+        file.append({"step": step, "loss": step / 3})
+    file.close()
+    assert path.read_bytes() == whole
+
+
+def test_a_new_run_starts_an_empty_file(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 5}\nnot json\n\xff\xfe\n{"st')
+    records.MetricsFile(path).close()
+    assert path.read_bytes() == b""
+
+
+def test_a_line_without_its_end_is_cut_also_where_it_reads_well(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}')
+    file = records.MetricsFile(path, resume_step=2)
+    file.append({"step": 3})
+    file.close()
+    assert [entry["step"] for entry in read(path)] == [1, 3]
+
+
+def test_an_entry_outlives_a_kill(tmp_path):
+    code = (
+        "import os, pathlib; from agejax.logging import records\n"
+        "f = records.MetricsFile(pathlib.Path('metrics.jsonl'))\n"
+        "f.append({'step': 1, 'loss': float('nan')}); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == -9
+    assert read(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": None}]
+
+
+@needs_full
+def test_metrics_file_on_a_full_disk(tmp_path):
+    file = records.MetricsFile(tmp_path / "metrics.jsonl")
+    file.append({"step": 1})
+    fill_up(file._file.fileno())
+    with pytest.raises(UserError, match=r"^disk full: cannot write .*metrics\.jsonl"):
+        file.append({"step": 2})
+    file.close()
+    assert read(tmp_path / "metrics.jsonl") == [{"step": 1}]
+
+
+def test_json_takes_what_a_run_has(tmp_path):
+    path = tmp_path / "x.json"
+    value = {
+        "f": np.float32(0.5), "i": np.int64(3), "b": np.bool_(True), "nan": np.nan,
+        "array": np.array([[1.0, np.inf]]), "jax": jnp.arange(2), "tuple": (1, -np.inf), 7: None,
+    }  # fmt: skip
+    records.write_json(path, value)
+    assert json.loads(path.read_text()) == {
+        "f": 0.5, "i": 3, "b": True, "nan": None, "array": [[1.0, None]], "jax": [0, 1],
+        "tuple": [1, None], "7": None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_json_on_a_full_disk_leaves_the_old_file(number, tmp_path, monkeypatch):
+    path = tmp_path / "summary.json"
+    records.write_json(path, {"a": 1})
+
+    def full(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"^disk full: .*summary\.json"):
+        records.write_json(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert os.listdir(tmp_path) == ["summary.json"]
+
+
+def test_another_error_keeps_its_kind(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        records.write_json(tmp_path / "missing" / "x.json", {})
+
+
+# ---- TensorBoard --------------------------------------------------------------------------------
+
+
+def events(logdir: pathlib.Path):
+    """What TensorBoard itself reads there."""
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator",
+        reason="tensorboard is in the extra `test`",
+    )
+    return accumulator.EventAccumulator(
+        str(logdir), size_guidance={"scalars": 0, "images": 0, "histograms": 0, "tensors": 0}
+    ).Reload()
+
+
+def test_tensorboard_reads_what_was_written(tmp_path):
+    writer = tensorboard.create_writer(tmp_path)
+    for step in (1, 2):
+        writer.write_scalars(step, {"loss": np.float32(step / 2), "age/mae": jnp.float32(step)})
+    pixels = np.arange(2 * 8 * 8 * 3).reshape(2, 8, 8, 3).astype(np.uint8)
+    writer.write_images(2, {"faces": pixels, "one": np.full((4, 6, 3), 0.5, np.float32)})
+    writer.write_histograms(2, {"weights": np.arange(100.0)}, num_buckets={"weights": 5})
+    writer.write_texts(2, {"note": "hello"})
+    writer.write_hparams({"lr": 0.1, "heads": ("age",)})
+    writer.flush()
+    read = events(tmp_path)
+    assert [(e.step, e.value) for e in read.Scalars("loss")] == [(1, 0.5), (2, 1.0)]
+    assert [e.value for e in read.Scalars("age/mae")] == [1.0, 2.0]
+    from PIL import Image
+
+    faces, one = (
+        np.asarray(Image.open(io.BytesIO(read.Images(name)[0].encoded_image_string)))
+        for name in ("faces", "one")
+    )
+    np.testing.assert_array_equal(faces, np.concatenate(pixels, axis=1))  # side by side
+    np.testing.assert_array_equal(one, np.full((4, 6, 3), 127))
+    histogram = read.Histograms("weights")[0].histogram_value
+    assert (histogram.num, histogram.min, histogram.max) == (100, 0, 99)
+    assert read.Tensors("note/text_summary")[0].tensor_proto.string_val == [b"hello"]
+    content = read.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    assert b"lr" in content
+    assert b"('age',)" in content
+    writer.close()
+
+
+def test_tensorboard_forgets_what_a_resumed_run_repeats(tmp_path):
+    for resume_step, steps, value in ((None, range(1, 9), 1.0), (5, range(6, 11), 2.0)):
+        writer = tensorboard.create_writer(tmp_path, resume_step=resume_step)
+        for step in steps:
+            writer.write_scalars(step, {"loss": value})
+        writer.close()
+    assert len(list(tmp_path.iterdir())) == 2  # also when started twice in one second
+    read = [(e.step, e.value) for e in events(tmp_path).Scalars("loss")]
+    assert read == [(s, 1.0) for s in range(1, 6)] + [(s, 2.0) for s in range(6, 11)]
+
+
+def test_other_processes_write_no_files(tmp_path):
+    writer = tensorboard.create_writer(tmp_path / "run", just_logging=True)
+    writer.write_scalars(1, {"loss": 1.0})
+    writer.close()
+    assert not (tmp_path / "run").exists()
+
+
+@needs_full
+def test_tensorboard_on_a_full_disk_says_so(tmp_path):
+    writer = tensorboard.SummaryWriter(tmp_path)
+    fill_up(writer._file._py_recordio_writer._writer.fileno())
+    with pytest.raises(UserError, match=r"^disk full"):
+        writer.write_scalars(1, {"loss": 1.0})
+    with pytest.raises(UserError, match=r"^disk full"):
+        writer.close()
+
+
+def test_tensorflow_stays_out_also_where_it_is_installed(tmp_path):
+    """A TensorFlow that fails on import stands in for an installed one."""
+    (tmp_path / "tensorflow.py").write_text("raise SystemExit('tensorflow was imported')")
+    code = (
+        "import sys; from agejax.logging import tensorboard\n"
+        "w = tensorboard.create_writer('run'); w.write_scalars(1, {'a': 1.0}); w.close()\n"
+        "from clu import metric_writers\n"
+        "from clu.metric_writers import SummaryWriter, create_default_writer\n"
+        "assert SummaryWriter is tensorboard.SummaryWriter\n"
+        "assert isinstance(w, metric_writers.MetricWriter)\n"
+        "assert not {'tensorflow', 'torch'} & set(sys.modules)\n"
+        "w = create_default_writer('run2'); w.write_scalars(1, {'a': 1.0}); w.close()\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "run2").glob("events.out.tfevents.*"))

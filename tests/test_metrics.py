@@ -1,0 +1,242 @@
+"""What predictions are worth: equal to scikit-learn, masked, with honest intervals and groups."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn import metrics as sklearn_metrics
+
+from agejax import metrics
+from agejax.errors import UserError
+
+NAMES = {"gender": ("male", "female"), "ethnicity": ("A", "B", "C", "D", "E")}
+
+
+def made_up(n: int, seed: int = 0) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Predictions and labels of `n` faces, all labels known."""
+    rng = np.random.default_rng(seed)
+    labels = {
+        "age": rng.integers(0, 110, n).astype(np.float32),
+        "gender": rng.integers(0, 2, n).astype(np.int32),
+        "ethnicity": rng.integers(0, 5, n).astype(np.int32),
+    }
+    predictions = {
+        "age": (labels["age"] + rng.normal(1, 6, n)).astype(np.float32),
+        "gender": (rng.random((n, 2)) + 0.5 * np.eye(2)[labels["gender"]]).astype(np.float32),
+        "ethnicity": (rng.random((n, 5)) + 0.5 * np.eye(5)[labels["ethnicity"]]).astype(np.float32),
+    }
+    return predictions, labels
+
+
+def evaluate(
+    predictions: dict[str, np.ndarray], labels: dict[str, np.ndarray], **options: Any
+) -> dict[str, Any]:
+    return metrics.evaluate(
+        predictions, labels, None, NAMES, **{"floor_age": 30.0, "resamples": 20} | options
+    )
+
+
+def test_figures_equal_scikit_learn():
+    predictions, labels = made_up(500)
+    result = evaluate(predictions, labels)
+    true, said = labels["age"].astype(float), predictions["age"].astype(float)
+    error = said - true
+    assert result["n"] == 500
+    assert {k: v for k, v in result["age"].items() if k != "mae_ci95"} == pytest.approx(
+        {
+            "n": 500,
+            "mae": sklearn_metrics.mean_absolute_error(true, said),
+            "rmse": sklearn_metrics.root_mean_squared_error(true, said),
+            "median_ae": sklearn_metrics.median_absolute_error(true, said),
+            "bias": said.mean() - true.mean(),
+            "cs3": sum(abs(e) <= 3 for e in error) / 500,
+            "cs5": sum(abs(e) <= 5 for e in error) / 500,
+            "cs10": sum(abs(e) <= 10 for e in error) / 500,
+            "floor_mae": sklearn_metrics.mean_absolute_error(true, np.full(500, 30.0)),
+        },
+        abs=1e-9,
+    )
+    for target in ("gender", "ethnicity"):
+        true, said = labels[target], predictions[target].argmax(axis=1)
+        low, high = result[target].pop("accuracy_ci95")
+        assert 0.3 < low < result[target]["accuracy"] < high < 1
+        assert result[target] == pytest.approx(
+            {
+                "n": 500,
+                "accuracy": sklearn_metrics.accuracy_score(true, said),
+                "balanced_accuracy": sklearn_metrics.balanced_accuracy_score(true, said),
+                "macro_f1": sklearn_metrics.f1_score(true, said, average="macro"),
+            },
+            abs=1e-9,
+        )
+
+
+def test_an_error_of_exactly_k_years_is_within_k():
+    age = np.full(4, 40.0)
+    result = evaluate({"age": age + np.array([3, -5, 10, 10.5])}, {"age": age})["age"]
+    assert [result[f"cs{k}"] for k in (3, 5, 10)] == [0.25, 0.5, 0.75]
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=30))
+def test_class_scores_equal_scikit_learn_also_with_classes_absent(pairs):
+    true, said = np.array(pairs).T
+    labels, predictions = {"ethnicity": true}, {"ethnicity": np.eye(5)[said]}
+    result = evaluate(predictions, labels)["ethnicity"]
+    assert result["macro_f1"] == pytest.approx(
+        sklearn_metrics.f1_score(true, said, average="macro", zero_division=0), abs=1e-9
+    )
+    recall = sklearn_metrics.recall_score(
+        true, said, labels=np.unique(true), average="macro", zero_division=0
+    )
+    assert result["balanced_accuracy"] == pytest.approx(recall, abs=1e-9)
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 2**16), st.integers(1, 40))
+def test_an_image_without_a_label_changes_nothing(seed, unknown):
+    predictions, labels = made_up(60, seed)
+    more_predictions, more_labels = made_up(unknown, seed + 1)
+    more_labels = {
+        "age": np.full(unknown, np.nan, np.float32),
+        "gender": np.full(unknown, -1, np.int32),
+        "ethnicity": np.full(unknown, -1, np.int32),
+    }
+    joined = evaluate(
+        {k: np.concatenate([v, more_predictions[k]]) for k, v in predictions.items()},
+        {k: np.concatenate([v, more_labels[k]]) for k, v in labels.items()},
+    )
+    alone = evaluate(predictions, labels)
+    assert joined.pop("n") == alone.pop("n") + unknown
+    assert joined == alone
+
+
+def test_a_target_without_labels_is_absent():
+    predictions, labels = made_up(40)
+    labels["age"][:] = np.nan
+    labels["ethnicity"][:] = -1
+    result = evaluate(predictions, labels)
+    assert result.keys() == {"n", "gender", "groups"}
+    assert result["groups"].keys() == {"gender"}
+    del labels["gender"]
+    assert evaluate(predictions, labels) == {"n": 40, "groups": {}}
+
+
+def test_groups_are_those_of_the_labels():
+    predictions, labels = made_up(400)
+    groups = evaluate(predictions, labels)["groups"]
+    error = predictions["age"].astype(float) - labels["age"]
+    for row in groups["age"]["decade"]:
+        low = 10 * metrics.DECADES.index(row["name"])
+        inside = (labels["age"] >= low) & (labels["age"] < (low + 10 if low < 90 else 1000))
+        assert row["n"] == inside.sum()
+        assert row["mae"] == pytest.approx(np.abs(error[inside]).mean(), abs=1e-9)
+        assert row["bias"] == pytest.approx(error[inside].mean(), abs=1e-9)
+    for by in ("decade", "gender", "ethnicity", "gender x ethnicity"):
+        assert sum(row["n"] for row in groups["age"][by]) == 400
+    hit = predictions["gender"].argmax(axis=1) == labels["gender"]
+    assert [row["accuracy"] for row in groups["gender"]["ethnicity"]] == pytest.approx(
+        [hit[labels["ethnicity"] == c].mean() for c in range(5)], abs=1e-9
+    )
+
+
+def test_the_worst_group_has_thirty_images():
+    age = np.repeat([5.0, 45.0, 95.0], [30, 100, 29])
+    wrong_by = np.repeat([4.0, 1.0, 50.0], [30, 100, 29])
+    worst = evaluate({"age": age - wrong_by}, {"age": age})["groups"]["age"]["worst"]
+    assert worst == {"by": "decade", "name": "0-9", "n": 30, "mae": 4.0, "bias": -4.0}
+    ethnicity = np.repeat([0, 1], [30, 30])
+    said = np.where(np.arange(60) < 45, 0, 1)  # right for all of class 0, half of class 1
+    groups = evaluate({"ethnicity": np.eye(5)[said]}, {"ethnicity": ethnicity})["groups"]
+    assert groups["ethnicity"]["worst"]["name"] == "B"
+
+
+def test_the_interval_is_that_of_scipy():
+    values = np.random.default_rng(0).exponential(5, 300)
+    ours = metrics.bootstrap(values, np.arange(300), resamples=4000)
+    theirs = stats.bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=4000, rng=np.random.default_rng(1)
+    ).confidence_interval
+    assert ours == pytest.approx(theirs, abs=0.05)  # of a width of 1.1
+
+
+def test_copies_do_not_narrow_the_interval():
+    values = np.random.default_rng(0).exponential(5, 300)
+    once = metrics.bootstrap(values, np.arange(300))
+    shuffled = np.random.default_rng(1).permutation(1200)
+    copied = metrics.bootstrap(
+        np.repeat(values, 4)[shuffled], np.repeat(np.arange(300), 4)[shuffled]
+    )
+    assert copied == pytest.approx(once, abs=1e-9)
+    assert np.ptp(metrics.bootstrap(np.repeat(values, 4), np.arange(1200))) < 0.6 * np.ptp(once)
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    """Groups of unequal size that share an error: coverage of 95 % within simulation noise."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for trial in range(300):
+        sizes = rng.integers(1, 5, 150)
+        shared = rng.exponential(5, 150)
+        values = np.repeat(shared, sizes) + rng.normal(0, 0.5, sizes.sum())
+        low, high = metrics.bootstrap(values, np.repeat(np.arange(150), sizes), trial, 200)
+        covered += low <= 5 <= high
+    assert 0.91 <= covered / 300 <= 0.98
+
+
+def test_the_same_seed_gives_the_same_interval():
+    predictions, labels = made_up(100)
+    assert evaluate(predictions, labels, seed=3) == evaluate(predictions, labels, seed=3)
+    other = evaluate(predictions, labels, seed=4)["age"]["mae_ci95"]
+    assert evaluate(predictions, labels, seed=3)["age"]["mae_ci95"] != other
+
+
+def test_the_result_is_json():
+    predictions, labels = made_up(100)
+    result = evaluate(predictions, labels)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+
+
+def test_predictions_that_are_not_finite_are_an_error():
+    predictions, labels = made_up(10)
+    predictions["age"][[3, 5]] = np.nan
+    with pytest.raises(UserError, match=r"age: 2 of 10 predictions are not finite.*row 3"):
+        evaluate(predictions, labels)
+
+
+def test_scalars_and_lookup_name_every_figure():
+    predictions, labels = made_up(50)
+    result = evaluate(predictions, labels)
+    values = metrics.scalars(result)
+    assert {"age/mae", "age/cs5", "gender/accuracy", "ethnicity/macro_f1"} <= values.keys()
+    assert "age/n" not in values
+    assert "age/floor_mae" not in values
+    assert metrics.lookup(result, "age/mae") == result["age"]["mae"]
+    with pytest.raises(UserError, match=r"no metric 'age/mea'; there are age/mae"):
+        metrics.lookup(result, "age/mea")
+
+
+def test_ratios_divide_sums_by_counts():
+    sums = {"loss": np.array([6.0, 4.0]), "age/mae": (9.0, 3), "ethnicity/accuracy": (0.0, 0)}
+    assert metrics.ratios(sums) == {"loss": 1.5, "age/mae": 3.0}
+
+
+def test_table_shows_every_target_and_is_aligned_plain_text():
+    predictions, labels = made_up(300)
+    result = evaluate(predictions, labels)
+    text = metrics.table(result)
+    for word in (f"{result['age']['mae']:.3f}", "floor_mae", "30-39", "female", "macro_f1"):
+        assert word in text
+    assert text.isascii()
+    assert "\x1b" not in text
+    lines = text.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("  0-9"))
+    assert len({len(line) for line in lines[start - 1 : start + 17]}) == 1
+    # Also where little is known.
+    assert "accuracy" in metrics.table(evaluate({"gender": np.eye(2)}, {"gender": np.arange(2)}))
+    assert metrics.table({"n": 0, "groups": {}}) == ""

@@ -1,0 +1,119 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import export
+
+from agejax.errors import UserError
+from agejax.models import registry, vgg
+
+# Of the published classifiers with 1,000 classes: torchvision's tables, timm's for ViT-Ti and -S.
+PARAMETERS = {
+    "mobilenet_v3_small": 2_542_856,
+    "mobilenet_v3_large": 5_483_032,
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "resnet50": 25_557_032,
+    "resnet101": 44_549_160,
+    "resnet152": 60_192_808,
+    "vgg16": 138_357_544,
+    "vgg16_bn": 138_365_992,
+    "vgg19": 143_667_240,
+    "vgg19_bn": 143_678_248,
+    "vit_ti16": 5_717_416,
+    "vit_s16": 22_050_664,
+    "vit_b16": 86_567_656,
+    "vit_l16": 304_326_632,
+}
+
+
+def abstract(name, size=224, **options):
+    return nnx.eval_shape(
+        lambda: registry.create(name, image_size=size, rngs=nnx.Rngs(0), **options)
+    )
+
+
+def count(model):
+    return sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def test_every_model_has_its_published_number_of_parameters():
+    assert PARAMETERS.keys() == registry.MODELS.keys()
+    for name, published in PARAMETERS.items():
+        assert count(abstract(name, num_classes=1000)) == published, name
+
+
+@pytest.mark.parametrize("name", registry.MODELS)
+def test_every_model_maps_images_of_any_size_to_features(name):
+    size = 96 if name.startswith("vit") else 75
+    model = abstract(name, size)
+    graphdef, state = nnx.split(model)
+
+    def apply(state, x):
+        return nnx.merge(graphdef, state)(x, train=True, rngs=nnx.Rngs(dropout=1))
+
+    x = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+    out = jax.eval_shape(apply, state, x)
+    assert out.shape == (2, model.feature_dim)
+    assert out.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "resnet18", "vgg16_bn", "vit_ti16"])
+def test_a_train_step_lowers_for_gpu_and_tpu_without_one(name):
+    model = abstract(name, 32)
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+
+    def loss(params, rest, x):
+        return nnx.merge(graphdef, params, rest)(x, train=True).sum()
+
+    x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    exported = export.export(jax.jit(jax.grad(loss)), platforms=["cuda", "tpu"])(params, rest, x)
+    assert exported.platforms == ("cuda", "tpu")
+
+
+def test_bfloat16_computes_in_halves_and_keeps_float32_around():
+    make = lambda dtype: registry.create(  # noqa: E731
+        "mobilenet_v3_small", image_size=32, rngs=nnx.Rngs(0), dtype=dtype, width=0.5
+    )
+    half, full = make(jnp.bfloat16), make(jnp.float32)
+    x = jax.random.normal(jax.random.key(0), (8, 32, 32, 3))
+    out = half(x, train=True)
+    assert out.dtype == jnp.float32
+    assert "bf16" in str(jax.make_jaxpr(lambda x: half(x, train=False))(x))
+    assert all(v.dtype == jnp.float32 for v in jax.tree.leaves(nnx.state(half)))
+    reference = full(x, train=True)
+    assert float(jnp.abs(out - reference).max()) < 0.15 * float(jnp.abs(reference).max())
+
+
+def test_the_minimalistic_variant_has_neither_squeeze_excite_nor_large_kernels():
+    model = abstract("mobilenet_v3_small", minimalistic=True)
+    paths = ["/".join(map(str, p)) for p in nnx.to_flat_state(nnx.state(model, nnx.Param)).paths]
+    assert not any("fc1" in p for p in paths)
+    sizes = {v.shape[0] for v in jax.tree.leaves(nnx.state(model, nnx.Param)) if v.ndim == 4}
+    assert sizes == {1, 3}
+    # Keras's MobileNetV3Small(minimalistic=True, include_top=False) counts its parameters so.
+    assert count(model) == 432_384
+
+
+def test_vgg_pools_other_sizes_as_torch_does():
+    x = np.random.default_rng(0).normal(size=(2, 9, 5, 3)).astype(np.float32)
+    pooled = np.asarray(vgg.adaptive_mean(jnp.asarray(x), 7))
+    assert pooled.shape == (2, 3, 7, 7)
+    # torch.nn.AdaptiveAvgPool2d: from floor(i n / 7) up to ceil((i + 1) n / 7).
+    np.testing.assert_allclose(pooled[:, :, 0, 0], x[:, 0:2, 0:1].mean((1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(pooled[:, :, 3, 6], x[:, 3:6, 4:5].mean((1, 2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("mobilenet_v3_smal", {}, "did you mean 'mobilenet_v3_small'"),
+        ("mobilenet_v3_small", {"widht": 0.5}, "did you mean 'width'"),
+        ("vit_ti16", {"image_size": 100}, "multiple of 16"),
+    ],
+)
+def test_a_wrong_model_is_one_clear_line(name, options, message):
+    arguments = {"image_size": 64, "rngs": nnx.Rngs(0)} | options
+    with pytest.raises(UserError, match=message):
+        registry.create(name, **arguments)

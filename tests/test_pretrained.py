@@ -1,0 +1,206 @@
+"""torchvision's weights: strict loading, and features equal to an independent computation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from conftest import SHARED
+from flax import nnx
+from jax import lax
+
+from agejax.errors import UserError
+from agejax.models import pretrained, registry
+from agejax.models.mobilenet_v3 import SMALL
+
+WEIGHTS = SHARED / "weights" / "mobilenet_v3_small_imagenet_features.safetensors"
+
+
+def flat(state):
+    return {"/".join(map(str, p)): v[...] for p, v in nnx.to_flat_state(state)}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return registry.create("mobilenet_v3_small", image_size=64, rngs=nnx.Rngs(0))
+
+
+@pytest.fixture(scope="module")
+def arrays(model):
+    return flat(nnx.state(model, nnx.Param)), flat(nnx.state(model, nnx.BatchStat))
+
+
+def torch_features(weights, x):
+    """torchvision's MobileNetV3-Small `features`, written from its source over its own keys.
+
+    Nothing of agejax but the table of kernel, stride and kind is in it: plain NCHW convolutions.
+    """
+
+    def conv(x, key, stride=1, groups=1):
+        w = weights[f"{key}.weight"]
+        pad = (w.shape[-1] - 1) // 2
+        return lax.conv_general_dilated(
+            x, w, (stride, stride), [(pad, pad)] * 2, feature_group_count=groups,
+            dimension_numbers=("NCHW", "OIHW", "NCHW"), precision="highest",
+        )  # fmt: skip
+
+    def norm(x, key):
+        scale, bias, mean, var = (
+            weights[f"{key}.{leaf}"][:, None, None]
+            for leaf in ("weight", "bias", "running_mean", "running_var")
+        )
+        return (x - mean) / np.sqrt(var + 1e-3) * scale + bias
+
+    def relu6(x):
+        return jnp.clip(x, 0, 6)
+
+    def act(x, name):
+        return jnp.maximum(x, 0) if name == "relu" else x * relu6(x + 3) / 6
+
+    x = act(norm(conv(x, "features.0.0", 2), "features.0.1"), "hard_swish")
+    for i, (_, _, _, squeeze, name, stride) in enumerate(SMALL, 1):
+        block, j, start = f"features.{i}.block", 0, x
+        if weights[f"{block}.0.0.weight"].shape[1] != 1:  # expands
+            x = act(norm(conv(x, f"{block}.0.0"), f"{block}.0.1"), name)
+            j = 1
+        depthwise = conv(x, f"{block}.{j}.0", stride, groups=x.shape[1])
+        x = act(norm(depthwise, f"{block}.{j}.1"), name)
+        if squeeze:
+            j += 1
+            gate = x.mean((2, 3), keepdims=True)
+            for fc in ("fc1", "fc2"):
+                bias = weights[f"{block}.{j}.{fc}.bias"][:, None, None]
+                gate = conv(gate, f"{block}.{j}.{fc}") + bias
+                gate = jnp.maximum(gate, 0) if fc == "fc1" else relu6(gate + 3) / 6
+            x = x * gate
+        x = norm(conv(x, f"{block}.{j + 1}.0"), f"{block}.{j + 1}.1")
+        if stride == 1 and x.shape == start.shape:
+            x = x + start
+    return act(norm(conv(x, "features.12.0"), "features.12.1"), "hard_swish").mean((2, 3))
+
+
+@pytest.mark.skipif(not WEIGHTS.exists(), reason="the ImageNet weights are not in ../shared")
+@pytest.mark.parametrize("size", [64, 100])
+def test_features_of_the_imagenet_weights_equal_an_independent_computation(model, arrays, size):
+    loaded = pretrained.load(str(WEIGHTS), "mobilenet_v3_small", *arrays, prefix="")
+    assert loaded.params.keys() == arrays[0].keys()
+    assert loaded.batch_stats.keys() == arrays[1].keys()
+    assert sum(v.size for v in loaded.params.values()) == 927_008
+
+    filled = nnx.clone(model)
+    for path, variable in nnx.to_flat_state(nnx.state(filled)):
+        name = "/".join(map(str, path))
+        variable[...] = {**loaded.params, **loaded.batch_stats}[name]
+    x = np.random.default_rng(0).normal(size=(2, size, size, 3)).astype(np.float32)
+    ours = jax.jit(lambda x: filled(x, train=False))(x)
+    reference = torch_features(safetensors.numpy.load_file(WEIGHTS), x.transpose(0, 3, 1, 2))
+    error = np.abs(ours - reference).max() / np.abs(reference).max()
+    assert error < 1e-5, error
+
+
+def torch_state(arrays):
+    """A torchvision state dict of the right keys and shapes, values arbitrary."""
+    rng = np.random.default_rng(0)
+    keys = {}
+    if WEIGHTS.exists():
+        keys = {k: v.shape for k, v in safetensors.numpy.load_file(WEIGHTS).items()}
+    else:
+        pytest.skip("the key list comes from the ImageNet weights in ../shared")
+    return {k: rng.normal(size=s).astype(np.float32) for k, s in keys.items()}
+
+
+def test_every_mismatch_is_listed_in_one_error(arrays, tmp_path):
+    state = torch_state(arrays)
+    del state["features.3.block.0.0.weight"]
+    state["features.99.0.weight"] = np.zeros((1, 1, 1, 1), np.float32)
+    state["features.0.0.weight"] = np.zeros((16, 3, 5, 5), np.float32)
+    safetensors.numpy.save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(UserError) as error:
+        pretrained.load(str(tmp_path / "w.safetensors"), "mobilenet_v3_small", *arrays, prefix="")
+    message = str(error.value)
+    assert "features.99.0.weight has no place" in message
+    assert "features/3/block/0/conv/kernel is missing" in message
+    assert "features.0.0.weight is (5, 5, 3, 16), features/0/conv/kernel needs" in message
+    assert message.count("features/0/conv/kernel") == 1
+    assert "\n" not in message
+
+
+def test_a_classifier_of_another_task_is_left_out(arrays, tmp_path):
+    state = torch_state(arrays)
+    state["classifier.3.weight"] = np.zeros((1000, 1024), np.float32)
+    safetensors.numpy.save_file(state, tmp_path / "w.safetensors")
+    loaded = pretrained.load(
+        str(tmp_path / "w.safetensors"), "mobilenet_v3_small", *arrays, prefix=""
+    )
+    assert loaded.left_out == ("classifier.3.weight",)
+
+
+def test_a_file_that_is_missing_or_broken_is_one_clear_line(arrays, tmp_path):
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"\x80\x04not safetensors")
+    for path, model, message in (
+        (tmp_path / "none", "mobilenet_v3_small", "does not exist"),
+        (broken, "mobilenet_v3_small", "damaged or not a .safetensors"),
+        (broken, "vit_s16", "no rules"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pretrained.load(str(path), model, *arrays)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "vgg16_bn"])
+def test_the_rules_of_a_family_cover_torchvisions_names(name, tmp_path):
+    """Keys as torchvision writes them, generated from its module structure."""
+    model = nnx.eval_shape(lambda: registry.create(name, image_size=64, rngs=nnx.Rngs(0)))
+    params = {
+        "/".join(map(str, p)): v[...] for p, v in nnx.to_flat_state(nnx.state(model, nnx.Param))
+    }
+    stats = {
+        "/".join(map(str, p)): v[...] for p, v in nnx.to_flat_state(nnx.state(model, nnx.BatchStat))
+    }
+    state = {}
+
+    def add_conv(key, outputs, inputs, size, bias=False):
+        state[f"{key}.weight"] = np.zeros((outputs, inputs, size, size), np.float32)
+        if bias:
+            state[f"{key}.bias"] = np.zeros(outputs, np.float32)
+
+    def add_norm(key, n):
+        for leaf in ("weight", "bias", "running_mean", "running_var"):
+            state[f"{key}.{leaf}"] = np.zeros(n, np.float32)
+        state[f"{key}.num_batches_tracked"] = np.zeros((), np.int64)
+
+    if name == "vgg16_bn":
+        channels, index = 3, 0
+        for entry in (64, 64, "M", 128, 128, "M", *(256,) * 3, "M", *(512,) * 3, "M", *(512,) * 3):
+            if entry == "M":
+                index += 1
+                continue
+            add_conv(f"features.{index}", entry, channels, 3, bias=True)
+            add_norm(f"features.{index + 1}", entry)
+            channels, index = entry, index + 3
+    else:
+        add_conv("conv1", 64, 3, 7)
+        add_norm("bn1", 64)
+        basic = name == "resnet18"
+        depths, channels = ((2, 2, 2, 2) if basic else (3, 4, 6, 3)), 64
+        for i, depth in enumerate(depths):
+            width = 64 * 2**i
+            out = width * (1 if basic else 4)
+            for j in range(depth):
+                block = f"layer{i + 1}.{j}"
+                convs = (
+                    [(width, channels, 3), (width, width, 3)]
+                    if basic
+                    else [(width, channels, 1), (width, width, 3), (out, width, 1)]
+                )
+                for k, (o, c, size) in enumerate(convs, 1):
+                    add_conv(f"{block}.conv{k}", o, c, size)
+                    add_norm(f"{block}.bn{k}", o)
+                if j == 0 and (channels != out or i > 0):
+                    add_conv(f"{block}.downsample.0", out, channels, 1)
+                    add_norm(f"{block}.downsample.1", out)
+                channels = out
+    safetensors.numpy.save_file(state, tmp_path / "w.safetensors")
+    loaded = pretrained.load(str(tmp_path / "w.safetensors"), name, params, stats, prefix="")
+    assert loaded.params.keys() == params.keys()
+    assert loaded.batch_stats.keys() == stats.keys()
