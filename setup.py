@@ -10,32 +10,34 @@ setup(
     python_requires=">=3.11",
     # Lower bounds are the versions tested; constraints.txt pins one whole working set.
     install_requires=[
-        "absl-py>=2.3",
-        "array_record>=0.8",
+        "absl-py>=2.5",
+        "array_record>=0.8.6",
         "clu>=0.0.12",
         "flax>=0.12.8",
         "grain>=0.2.18",
+        "importlib_resources>=7.1",  # tensorflow-datasets needs it and does not say so
         "jax>=0.10.2",
-        "matplotlib>=3.10",
+        "matplotlib>=3.11",
         "ml-collections>=1.1",
         "numpy>=2.4",
-        "opencv-python-headless>=4.12",
+        "opencv-python-headless>=5.0",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
-        "safetensors>=0.6",
-        "scikit-learn>=1.7",
-        "scipy>=1.16",
-        "tensorboardX>=2.6",
+        "pillow>=12.0",
+        "safetensors>=0.8",
+        "scipy>=1.17",
+        "tensorboardX>=2.6.5",
         "tensorflow-datasets>=4.9.10",
     ],
     extras_require={
         "cuda12": ["jax[cuda12]>=0.10.2"],
         "test": [
-            "hypothesis>=6.150",
-            "mypy>=1.18",
-            "pytest>=9.0",
-            "pytest-xdist>=3.8",
-            "ruff>=0.14",
+            "hypothesis>=6.170",
+            "mypy>=2.4",
+            "pytest>=9.2",
+            "ruff>=0.17",
+            "scikit-learn>=1.9",  # what metrics.py is compared with
+            "tensorboard>=2.21",  # reads the event files back
         ],
     },
 )

@@ -150,6 +150,12 @@ def create(
         return jax.jit(lambda key: start(*initialise(key)), out_shardings=shardings)(key)
     params, batch_stats = jax.jit(initialise)(key)
     loaded = pretrained.load(config.model.pretrained, config.model.name, params, batch_stats)
+    for name, expected in (("mean", loaded.mean), ("std", loaded.std)):
+        if tuple(config.model[name]) != expected:
+            raise UserError(
+                f"config.model.{name}: {config.model.pretrained} expects {expected}, "
+                f"not {tuple(config.model[name])}; set it so"
+            )
     return jax.jit(start, out_shardings=shardings)(
         params | loaded.params, batch_stats | loaded.batch_stats
     )

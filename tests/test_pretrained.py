@@ -5,24 +5,33 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+import scipy.special
 from conftest import SHARED
 from flax import nnx
 from jax import lax
 
 from agejax.errors import UserError
-from agejax.models import pretrained, registry
+from agejax.models import pretrained, registry, vit
 from agejax.models.mobilenet_v3 import SMALL
 
 WEIGHTS = SHARED / "weights" / "mobilenet_v3_small_imagenet_features.safetensors"
 
 
 def flat(state):
-    return {"/".join(map(str, p)): v[...] for p, v in nnx.to_flat_state(state)}
+    return {"/".join(map(str, p)): v.get_value() for p, v in nnx.to_flat_state(state)}
+
+
+def fill(model, loaded):
+    for path, variable in nnx.to_flat_state(nnx.state(model)):
+        variable.set_value((loaded.params | loaded.batch_stats)["/".join(map(str, path))])
 
 
 @pytest.fixture(scope="module")
 def model():
-    return registry.create("mobilenet_v3_small", image_size=64, rngs=nnx.Rngs(0))
+    """Without arrays: the weights bring them."""
+    return nnx.eval_shape(
+        lambda: registry.create("mobilenet_v3_small", image_size=64, rngs=nnx.Rngs(0))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +58,7 @@ def torch_features(weights, x):
             weights[f"{key}.{leaf}"][:, None, None]
             for leaf in ("weight", "bias", "running_mean", "running_var")
         )
-        return (x - mean) / np.sqrt(var + 1e-3) * scale + bias
+        return (x - mean) / jnp.sqrt(var + 1e-3) * scale + bias
 
     def relu6(x):
         return jnp.clip(x, 0, 6)
@@ -88,12 +97,11 @@ def test_features_of_the_imagenet_weights_equal_an_independent_computation(model
     assert sum(v.size for v in loaded.params.values()) == 927_008
 
     filled = nnx.clone(model)
-    for path, variable in nnx.to_flat_state(nnx.state(filled)):
-        name = "/".join(map(str, path))
-        variable[...] = {**loaded.params, **loaded.batch_stats}[name]
+    fill(filled, loaded)
     x = np.random.default_rng(0).normal(size=(2, size, size, 3)).astype(np.float32)
     ours = jax.jit(lambda x: filled(x, train=False))(x)
-    reference = torch_features(safetensors.numpy.load_file(WEIGHTS), x.transpose(0, 3, 1, 2))
+    weights = safetensors.numpy.load_file(WEIGHTS)
+    reference = jax.jit(torch_features)(weights, x.transpose(0, 3, 1, 2))
     error = np.abs(ours - reference).max() / np.abs(reference).max()
     assert error < 1e-5, error
 
@@ -135,6 +143,99 @@ def test_a_classifier_of_another_task_is_left_out(arrays, tmp_path):
     assert loaded.left_out == ("classifier.3.weight",)
 
 
+@pytest.mark.skipif(not WEIGHTS.exists(), reason="the ImageNet weights are not in ../shared")
+def test_our_own_classifier_stays_fresh_when_the_file_has_none():
+    model = nnx.eval_shape(
+        lambda: registry.create(
+            "mobilenet_v3_small", image_size=64, rngs=nnx.Rngs(0), num_classes=7
+        )
+    )
+    arrays = [
+        {f"backbone/{name}": value for name, value in flat(nnx.state(model, kind)).items()}
+        for kind in (nnx.Param, nnx.BatchStat)
+    ]
+    loaded = pretrained.load(str(WEIGHTS), "mobilenet_v3_small", *arrays)
+    assert loaded.fresh == tuple(
+        f"backbone/classifier/{i}/{leaf}" for i in (0, 1) for leaf in ("bias", "kernel")
+    )
+    assert loaded.params.keys() == arrays[0].keys() - set(loaded.fresh)
+
+
+def torch_vit_features(weights, images, heads):
+    """torchvision's VisionTransformer in float64 numpy, over its own keys: the class token."""
+    weights = {key: value.astype(np.float64) for key, value in weights.items()}
+
+    def dense(x, key, weight="weight", bias="bias"):
+        return x @ weights[f"{key}{weight}"].T + weights[f"{key}{bias}"]
+
+    def norm(x, key):
+        z = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+        return z * weights[f"{key}.weight"] + weights[f"{key}.bias"]
+
+    kernel = weights["conv_proj.weight"]
+    dim, patch = kernel.shape[0], kernel.shape[-1]
+    rows = []
+    for i in range(0, images.shape[1], patch):
+        for j in range(0, images.shape[2], patch):
+            part = images[:, i : i + patch, j : j + patch]
+            rows.append(np.einsum("bhwc,ochw->bo", part, kernel) + weights["conv_proj.bias"])
+    first = np.broadcast_to(weights["class_token"], (len(images), 1, dim))
+    x = np.concatenate([first, np.stack(rows, 1)], 1) + weights["encoder.pos_embedding"]
+    for i in range(sum(key.endswith("ln_1.weight") for key in weights)):
+        block = f"encoder.layers.encoder_layer_{i}"
+        qkv = dense(norm(x, f"{block}.ln_1"), f"{block}.self_attention.in_proj_", "weight", "bias")
+        q, k, v = (
+            part.reshape(len(x), -1, heads, dim // heads) for part in np.split(qkv, 3, axis=-1)
+        )
+        scores = np.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(dim // heads)
+        share = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+        mixed = np.einsum("bhqk,bkhd->bqhd", share, v).reshape(x.shape)
+        x = x + dense(mixed, f"{block}.self_attention.out_proj.")
+        y = dense(norm(x, f"{block}.ln_2"), f"{block}.mlp.0.")
+        y = y * (1 + scipy.special.erf(y / np.sqrt(2))) / 2
+        x = x + dense(y, f"{block}.mlp.3.")
+    return norm(x, "encoder.ln")[:, 0]
+
+
+def test_a_small_vision_transformer_equals_an_independent_computation(tmp_path):
+    dim, depth, rng = 32, 2, np.random.default_rng(0)
+    keys = {
+        "class_token": (1, 1, dim),
+        "conv_proj.weight": (dim, 3, 16, 16),
+        "conv_proj.bias": (dim,),
+        "encoder.pos_embedding": (1, 5, dim),
+        "encoder.ln.weight": (dim,),
+        "encoder.ln.bias": (dim,),
+        "heads.head.weight": (1000, dim),
+    }
+    for i in range(depth):
+        block = f"encoder.layers.encoder_layer_{i}"
+        for part, outputs, inputs in (
+            ("self_attention.in_proj_", 3 * dim, dim),
+            ("self_attention.out_proj.", dim, dim),
+            ("mlp.0.", 4 * dim, dim),
+            ("mlp.3.", dim, 4 * dim),
+        ):
+            keys[f"{block}.{part}weight"], keys[f"{block}.{part}bias"] = (
+                (outputs, inputs),
+                (outputs,),
+            )
+        for ln in ("ln_1", "ln_2"):
+            keys[f"{block}.{ln}.weight"] = keys[f"{block}.{ln}.bias"] = (dim,)
+    weights = {k: rng.normal(0, 0.3, size=s).astype(np.float32) for k, s in keys.items()}
+    safetensors.numpy.save_file(weights, tmp_path / "w.safetensors")
+
+    model = nnx.eval_shape(lambda: vit.ViT(dim, depth, 4, image_size=32, rngs=nnx.Rngs(0)))
+    params = flat(nnx.state(model))
+    loaded = pretrained.load(str(tmp_path / "w.safetensors"), "vit_b16", params, {}, prefix="")
+    assert loaded.params.keys() == params.keys()
+    assert loaded.left_out == ("heads.head.weight",)
+    fill(model, loaded)
+    x = rng.normal(size=(2, 32, 32, 3)).astype(np.float32)
+    ours = jax.jit(lambda x: model(x))(x)
+    np.testing.assert_allclose(ours, torch_vit_features(weights, x, 4), rtol=1e-4, atol=1e-4)
+
+
 def test_a_file_that_is_missing_or_broken_is_one_clear_line(arrays, tmp_path):
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"\x80\x04not safetensors")
@@ -151,12 +252,7 @@ def test_a_file_that_is_missing_or_broken_is_one_clear_line(arrays, tmp_path):
 def test_the_rules_of_a_family_cover_torchvisions_names(name, tmp_path):
     """Keys as torchvision writes them, generated from its module structure."""
     model = nnx.eval_shape(lambda: registry.create(name, image_size=64, rngs=nnx.Rngs(0)))
-    params = {
-        "/".join(map(str, p)): v[...] for p, v in nnx.to_flat_state(nnx.state(model, nnx.Param))
-    }
-    stats = {
-        "/".join(map(str, p)): v[...] for p, v in nnx.to_flat_state(nnx.state(model, nnx.BatchStat))
-    }
+    params, stats = flat(nnx.state(model, nnx.Param)), flat(nnx.state(model, nnx.BatchStat))
     state = {}
 
     def add_conv(key, outputs, inputs, size, bias=False):

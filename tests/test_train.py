@@ -55,15 +55,25 @@ def test_a_finished_run_returns_its_summary_again_and_trains_no_more(run, config
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("devices", [2, 8])
-def test_losses_do_not_depend_on_the_number_of_devices(run, config_of, tmp_path, devices):
-    train.train(config_of(sharding__devices=devices), tmp_path / "run")
-    np.testing.assert_allclose(losses(tmp_path / "run"), losses(run[0]), rtol=1e-5)
+# Adam divides by the gradient's own size, and so turns the last bit of a sum, which depends on how
+# many devices add it up, into a visible difference within ten steps. SGD does not.
+SGD = {"optim__name": "sgd", "schedule__lr": 0.02}
 
 
-def test_sharded_parameters_give_the_same_losses(run, config_of, tmp_path):
-    train.train(config_of(sharding__devices=4, sharding__fsdp=2), tmp_path / "run")
-    np.testing.assert_allclose(losses(tmp_path / "run"), losses(run[0]), rtol=1e-5)
+@pytest.fixture(scope="module")
+def on_one_device(config_of, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    train.train(config_of(**SGD), workdir)
+    return losses(workdir)
+
+
+@pytest.mark.parametrize(("devices", "fsdp"), [(2, 1), (8, 1), (4, 2)])
+def test_losses_do_not_depend_on_how_many_devices_there_are(
+    config_of, on_one_device, tmp_path, devices, fsdp
+):
+    config = config_of(**SGD, sharding__devices=devices, sharding__fsdp=fsdp)
+    train.train(config, tmp_path / "run")
+    np.testing.assert_allclose(losses(tmp_path / "run"), on_one_device, rtol=1e-5)
 
 
 def test_accumulated_gradients_equal_those_of_the_whole_batch(config_of, tmp_path):

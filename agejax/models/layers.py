@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 
@@ -27,11 +27,23 @@ kaiming_fan_out = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 _plain = False
 
 
+def plain_lowering() -> contextlib.AbstractContextManager[None]:
+    """While active, what is traced uses the plain convolution and batch norm on every platform.
+
+    Only tracing looks at it: a jitted function that has been traced keeps what it has.
+    """
+    return _lowering(plain=True)
+
+
+def platform_lowering() -> contextlib.AbstractContextManager[None]:
+    """While active, what is traced uses what suits the platform: the default."""
+    return _lowering(plain=False)
+
+
 @contextlib.contextmanager
-def plain_lowering() -> Iterator[None]:
-    """While active, what is traced uses the plain convolution and batch norm on every platform."""
+def _lowering(plain: bool) -> Iterator[None]:
     global _plain
-    before, _plain = _plain, True
+    before, _plain = _plain, plain
     try:
         yield
     finally:
@@ -355,9 +367,9 @@ class SqueezeExcite(nnx.Module):
     def __init__(
         self, features: int, squeezed: int, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs
     ) -> None:
-        he = jax.nn.initializers.he_normal()
-        self.fc1 = Linear(features, squeezed, init=he, dtype=dtype, rngs=rngs)
-        self.fc2 = Linear(squeezed, features, init=he, dtype=dtype, rngs=rngs)
+        # 1x1 convolutions in torchvision, so drawn as its convolutions are.
+        make = functools.partial(Linear, init=kaiming_fan_out, dtype=dtype, rngs=rngs)
+        self.fc1, self.fc2 = make(features, squeezed), make(squeezed, features)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         gate = self.fc2(jax.nn.relu(self.fc1(global_mean(x))))
@@ -368,13 +380,15 @@ Activation = Callable[[jax.Array], jax.Array]
 
 
 def global_mean(x: jax.Array) -> jax.Array:
-    """[B, H, W, C] -> [B, C], summed in float32."""
-    return jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(x.dtype)
+    """[B, H, W, C] -> [B, C], float32."""
+    return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
 
 
 def max_pool(x: jax.Array, size: int, stride: int, padding: int = 0) -> jax.Array:
     """Maximum over windows, padded with -inf as in torch."""
     pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
     window, strides = (1, size, size, 1), (1, stride, stride, 1)
-    lowest = jnp.array(-math.inf, x.dtype)
+    # A constant of numpy's: a traced one hides from JAX that this is a maximum, which it could
+    # then not differentiate.
+    lowest = np.array(-np.inf, x.dtype)
     return lax.reduce_window(x, lowest, lax.max, window, strides, pads)

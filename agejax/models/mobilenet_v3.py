@@ -165,7 +165,7 @@ class MobileNetV3(nnx.Module):
     ) -> jax.Array:
         for layer in self.features:
             x = layer(x, train=train)
-        x = global_mean(x).astype(jnp.float32)
+        x = global_mean(x)
         if self.classifier is None:
             return x
         x = jax.nn.hard_swish(self.classifier[0](x))

@@ -16,7 +16,9 @@ from agejax.models import mobilenet_v3, resnet, vgg, vit
 # Called with num_classes, dtype, rngs, the config's options, and image_size where it is wanted.
 MODELS: dict[str, functools.partial[Any]] = {
     "mobilenet_v3_small": mobilenet_v3.small,
+    "mobilenet_v3_small_minimalistic": functools.partial(mobilenet_v3.small, minimalistic=True),
     "mobilenet_v3_large": mobilenet_v3.large,
+    "mobilenet_v3_large_minimalistic": functools.partial(mobilenet_v3.large, minimalistic=True),
     "resnet18": resnet.resnet18,
     "resnet34": resnet.resnet34,
     "resnet50": resnet.resnet50,
@@ -32,6 +34,11 @@ MODELS: dict[str, functools.partial[Any]] = {
     "vit_l16": vit.l16,
 }
 OURS = ("num_classes", "dtype", "rngs", "image_size")  # given by `create`, not by options
+
+
+def names() -> tuple[str, ...]:
+    """Every name that `create` knows."""
+    return tuple(MODELS)
 
 
 def create(

@@ -110,7 +110,7 @@ class ResNet(nnx.Module):
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in layer:
                 x = block(x, train=train)
-        x = global_mean(x).astype(jnp.float32)
+        x = global_mean(x)
         return x if self.fc is None else self.fc(x)
 
 

@@ -66,7 +66,7 @@ class VGG(nnx.Module):
                 i += 1
             x = max_pool(x, 2, 2)
         if self.classifier is None:
-            return global_mean(x).astype(jnp.float32)
+            return global_mean(x)
         x = adaptive_mean(x, 7).reshape(len(x), -1)
         for dense in self.classifier[:2]:
             x = self.dropout(jax.nn.relu(dense(x)), train=train, rngs=rngs)

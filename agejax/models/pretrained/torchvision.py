@@ -1,4 +1,4 @@
-"""Reads torchvision state dicts kept as .safetensors: MobileNetV3, ResNet, VGG."""
+"""Reads torchvision state dicts kept as .safetensors: MobileNetV3, ResNet, VGG, ViT."""
 
 from __future__ import annotations
 
@@ -30,6 +30,18 @@ RESNET: Rules = (
     (r"(layer\d)\.(\d+)\.(conv\d|bn\d)", r"\1/\2/\3"),
     (r"(layer\d)\.(\d+)\.downsample\.([01])", r"\1/\2/downsample/\3"),
 )
+VIT: Rules = (
+    (r"", ""),  # class_token stands outside of all modules
+    (r"conv_proj", "patch_embed"),
+    (r"encoder", ""),
+    (r"encoder\.layers\.encoder_layer_(\d+)\.ln_([12])", r"blocks/\1/norm\2"),
+    (r"encoder\.layers\.encoder_layer_(\d+)\.self_attention", r"blocks/\1/qkv"),
+    (r"encoder\.layers\.encoder_layer_(\d+)\.self_attention\.out_proj", r"blocks/\1/proj"),
+    (r"encoder\.layers\.encoder_layer_(\d+)\.mlp\.(?:0|linear_1)", r"blocks/\1/fc1"),
+    (r"encoder\.layers\.encoder_layer_(\d+)\.mlp\.(?:3|linear_2)", r"blocks/\1/fc2"),
+    (r"encoder\.ln", "norm"),
+    (r"heads\.head", "head"),
+)
 
 
 def _vgg(depths: tuple[int, ...], batch_norm: bool) -> Rules:
@@ -54,10 +66,20 @@ FAMILIES: dict[str, Rules] = {
     "vgg16_bn": _vgg((2, 2, 3, 3, 3), True),
     "vgg19": _vgg((2, 2, 4, 4, 4), False),
     "vgg19_bn": _vgg((2, 2, 4, 4, 4), True),
+    "vit_b16": VIT,
+    "vit_l16": VIT,
 }
-CLASSIFIER = re.compile(r"(classifier|fc)\b.*")  # of the other task: left out without being asked
+# The output layers, theirs or ours: those of the other task need not match anything.
+CLASSIFIER = re.compile(r"(classifier|fc|heads?)\b.*")
 IGNORED = re.compile(r".*\.num_batches_tracked")
-STATISTICS = {"running_mean": "mean", "running_var": "var"}
+LEAVES = {
+    "running_mean": "mean",
+    "running_var": "var",
+    "in_proj_weight": "kernel",
+    "in_proj_bias": "bias",
+    "class_token": "cls_token",
+    "pos_embedding": "pos_embed",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +88,14 @@ class Loaded:
 
     Attributes:
       params, batch_stats: the arrays it filled, float32, by our names.
+      fresh: our classifier's names that it has no values for, as full names; not in `params`.
       left_out: its classifier's keys, which a backbone has no use for.
       mean, std: of RGB in 0..1, which these weights expect the images to be normalised with.
     """
 
     params: dict[str, np.ndarray]
     batch_stats: dict[str, np.ndarray]
+    fresh: tuple[str, ...]
     left_out: tuple[str, ...]
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -110,7 +134,7 @@ def load(
         for name, value in {**params, **batch_stats}.items()
         if name.startswith(prefix)
     }
-    found: dict[str, np.ndarray] = {}
+    found: dict[str, np.ndarray | None] = {}  # None: there, but of another shape
     left_out, problems = [], []
     for key, tensor in tensors.items():
         if IGNORED.fullmatch(key):
@@ -122,19 +146,23 @@ def load(
             else:
                 problems.append(f"{key} has no place in {model_name}")
             continue
+        if name in found:
+            problems.append(f"{key} is the second tensor for {name}")
         value = _our_layout(tensor, len(wanted[name]))
-        if value.shape != wanted[name]:
-            problems.append(f"{key} is {value.shape}, {name} needs {wanted[name]}")
-        else:
+        found[name] = None
+        if value.shape == wanted[name]:
             found[name] = np.ascontiguousarray(value, np.float32)
-    mismatched = {p.split(" needs ")[0].rsplit(" ", 1)[-1] for p in problems if " needs " in p}
-    problems += [f"{name} is missing" for name in sorted(wanted.keys() - found - mismatched)]
+        else:
+            problems.append(f"{key} is {value.shape}, {name} needs {wanted[name]}")
+    missing = sorted(wanted.keys() - found)
+    problems += [f"{name} is missing" for name in missing if not CLASSIFIER.fullmatch(name)]
     if problems:
         raise UserError(f"{where} does not fit: {'; '.join(problems)}")
-    filled = {prefix + name: value for name, value in found.items()}
+    filled = {prefix + name: value for name, value in found.items() if value is not None}
     return Loaded(
         params={k: v for k, v in filled.items() if k in params},
         batch_stats={k: v for k, v in filled.items() if k in batch_stats},
+        fresh=tuple(prefix + name for name in missing),
         left_out=tuple(left_out),
     )
 
@@ -146,14 +174,13 @@ def _our_name(key: str, tensor: np.ndarray, rules: Rules) -> str | None:
         if match:
             if leaf == "weight":
                 leaf = "scale" if tensor.ndim == 1 else "kernel"
-            return f"{match.expand(ours)}/{STATISTICS.get(leaf, leaf)}"
+            return f"{match.expand(ours)}/{LEAVES.get(leaf, leaf)}".lstrip("/")
     return None
 
 
 def _our_layout(tensor: np.ndarray, ndim: int) -> np.ndarray:
-    """torch's [out, in, h, w] -> [h, w, in, out]; [out, in] or a 1x1 convolution -> [in, out]."""
-    if tensor.ndim == 4 and ndim == 4:
-        return tensor.transpose(2, 3, 1, 0)
-    if tensor.ndim == 4 and tensor.shape[2:] == (1, 1) and ndim == 2:
-        return tensor[:, :, 0, 0].T
+    """torch's [out, in, h, w] -> [h, w, in, out], or [h w in, out] for a dense layer of ours."""
+    if tensor.ndim == 4:
+        kernel = tensor.transpose(2, 3, 1, 0)
+        return kernel if ndim == 4 else kernel.reshape(-1, kernel.shape[-1])
     return tensor.T if tensor.ndim == 2 else tensor
