@@ -68,29 +68,20 @@ def make_train_step(
         if micro == 1:
             grads, (stats, sums) = gradient(trainable, rest, state.batch_stats, whole, key_dropout)
         else:
-            counts = whole.pop("counts")
+            counts = {"counts": whole.pop("counts")}
 
-            def accumulate(carry: Any, part: Any) -> tuple[Any, None]:
-                grads, stats, sums, i = carry
+            def add(carry: Any, part: Any) -> tuple[Any, Sums]:
+                grads, stats = carry
+                i, rows = part
                 part_key = jax.random.fold_in(key_dropout, i)
-                more, (stats, more_sums) = gradient(
-                    trainable, rest, stats, part | {"counts": counts}, part_key
-                )
-                add = jax.tree.map(jnp.add, (grads, sums), (more, more_sums))
-                return (add[0], stats, add[1], i + 1), None
+                more, (stats, sums) = gradient(trainable, rest, stats, rows | counts, part_key)
+                return (jax.tree.map(jnp.add, grads, more), stats), sums
 
             # Every micro-batch takes each n-th row, so that no row changes its device.
             parts = jax.tree.map(lambda x: x.reshape(-1, micro, *x.shape[1:]).swapaxes(0, 1), whole)
-            zero_sums = jax.tree.map(
-                lambda s: jnp.zeros(s.shape, s.dtype),
-                jax.eval_shape(
-                    loss_and_sums, trainable, rest, state.batch_stats,
-                    jax.tree.map(lambda x: x[0], parts) | {"counts": counts}, key_dropout,
-                )[1][1],
-            )  # fmt: skip
-            zeros = jax.tree.map(jnp.zeros_like, trainable)
-            start = (zeros, state.batch_stats, zero_sums, 0)
-            (grads, stats, sums, _), _ = jax.lax.scan(accumulate, start, parts)
+            start = (jax.tree.map(jnp.zeros_like, trainable), state.batch_stats)
+            (grads, stats), sums = jax.lax.scan(add, start, (jnp.arange(micro), parts))
+            sums = jax.tree.map(lambda each: each.sum(axis=0), sums)
 
         updates, opt_state = optimizer.transform.update(grads, state.opt_state, trainable)
         params = rest | optax.apply_updates(trainable, updates)

@@ -40,7 +40,9 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
     clock = Stopwatch()
     run.check_same_config(workdir, config)
     mesh = sharding.create_mesh(config.sharding.devices, config.sharding.fsdp)
-    sharding.check_batch_size("data.batch_size", config.data.batch_size, mesh)
+    sharding.check_batch_size(
+        "data.batch_size", config.data.batch_size, mesh, config.optim.accumulate
+    )
     sharding.check_batch_size("eval.batch_size", config.eval.batch_size, mesh)
 
     # ---- data -----------------------------------------------------------------------------------
@@ -59,7 +61,13 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
         )
         sampler = pipeline.make_sampler(config.sampling, source, train_rows, config.seed)
         batches = pipeline.TrainBatches(
-            source, train_rows, sampler, config.data.batch_size, config.sampling.copy_strength
+            source,
+            train_rows,
+            sampler,
+            config.data.batch_size,
+            config.sampling.copy_strength,
+            jax.process_index(),
+            jax.process_count(),
         )
 
     # ---- durations, all in steps ----------------------------------------------------------------
@@ -105,7 +113,8 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
             state = state_lib.create(config, initialise, optimizer, mesh)
         best, evaluated = Best(), True
     start_step = step = int(state.step)
-    records.write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
+    if jax.process_index() == 0:
+        records.write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
     log = TrainLog(
         workdir,
         start_step=start_step,
@@ -200,7 +209,8 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
         "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         "versions": versions(),
     }
-    records.write_json(workdir / "summary.json", summary)
+    if jax.process_index() == 0:
+        records.write_json(workdir / "summary.json", summary)
     return summary
 
 

@@ -9,7 +9,6 @@ import signal
 import sys
 
 import jax
-from absl import flags
 
 import tiny
 from agejax import sharding, train
@@ -17,7 +16,6 @@ from agejax import sharding, train
 
 def main() -> None:
     source, cache, workdir, workers, name, at = sys.argv[1:]
-    flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
     jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "xla"))
     config = tiny.get_config()
     config.data.source, config.data.cache_dir = source, cache

@@ -73,6 +73,8 @@ def test_a_user_error_is_exit_code_2_and_a_bug_keeps_its_traceback(capsys):
         ({"data__name": "utkfaces"}, "utkface"),
         ({"data__batch_size": 0}, "config.data.batch_size"),
         ({"data__batch_size": 9, "sharding__devices": 2}, "not a multiple of 2 devices"),
+        ({"optim__accumulate": 3}, "16 is not a multiple of 1 devices x 3 micro-batches"),
+        ({"optim__accumulate": 0}, "config.optim.accumulate"),
         ({"sharding__fsdp": 3, "sharding__devices": 4}, "config.sharding.fsdp"),
         ({"data__split__fractions": {"train": 0.9, "val": 0.9}}, "fraction"),
         ({"data__split__fractions": {"train": 0.9, "test": 0.1}}, "val"),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Generator, Iterator
+from typing import Any
 
 import grain
 import jax
 import numpy as np
+from absl import flags
 
 from agejax.data import density, sampling
 from agejax.data.sources import Source
@@ -16,17 +18,17 @@ from agejax.errors import UserError
 HostBatch = dict[str, np.ndarray]
 
 
-def make_sampler(config: object, source: Source, rows: np.ndarray, seed: int) -> sampling.Sampler:
+def make_sampler(config: Any, source: Source, rows: np.ndarray, seed: int) -> sampling.Sampler:
     """config.sampling -> the endless stream of draws from `rows`.
 
     Raises:
       UserError: an unknown kind, or a density of ages where no age is known.
     """
-    kind = config.kind  # type: ignore[attr-defined]
+    kind = config.kind
     if kind == "uniform":
         return sampling.Sampler(None, len(rows), seed)
     if kind == "density":
-        weights = density.dense_weight(source.labels["age"][rows], config.alpha)  # type: ignore[attr-defined]
+        weights = density.dense_weight(source.labels["age"][rows], config.alpha)
         return sampling.Sampler(weights, len(rows), seed)
     raise UserError(f"config.sampling.kind: {kind!r} is not one of uniform, density")
 
@@ -39,6 +41,8 @@ class TrainBatches:
       rows: of the source, the training split.
       batch_size: global.
       copy_strength: augmentation strength of a row's second and later draws in an epoch.
+      process_index, process_count: which slice. Not asked of JAX here: in a grain worker process
+        that would start a backend, which on a GPU takes its memory.
     """
 
     source: Source
@@ -46,10 +50,12 @@ class TrainBatches:
     sampler: sampling.Sampler
     batch_size: int
     copy_strength: float = 1.0
+    process_index: int = 0
+    process_count: int = 1
 
     def __getitem__(self, step: int) -> HostBatch:
-        share = self.batch_size // jax.process_count()
-        start = step * self.batch_size + jax.process_index() * share
+        share = self.batch_size // self.process_count
+        start = step * self.batch_size + self.process_index * share
         batch = gather(self.source, self.rows[self.sampler.indices(start, start + share)])
         if self.copy_strength != 1.0:
             later = self.sampler.occurrence(start, start + share) > 0
@@ -65,6 +71,8 @@ class TrainBatches:
         steps = grain.MapDataset.range(start, stop).map(self.__getitem__)
         dataset = steps.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
         if workers:
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # grain hands absl's flags on to its workers
             options = grain.multiprocessing.MultiprocessingOptions(num_workers=workers)
             dataset = dataset.mp_prefetch(options)
         iterator = iter(dataset)

@@ -23,7 +23,7 @@ class TrainLog:
     """Takes every step's device sums, and fetches those of the window before.
 
     So the host never waits for the step it has just sent off. A loss or gradient that is not finite
-    raises `UserError` with its exact step.
+    raises `UserError` with its exact step. Of several processes the first one writes.
     """
 
     def __init__(
@@ -36,9 +36,11 @@ class TrainLog:
         steps_per_epoch: float,
         clock: Stopwatch,
     ) -> None:
-        self._history = records.MetricsFile(workdir / "metrics.jsonl", resume_step=start_step)
-        self._writer = tensorboard.create_writer(workdir, resume_step=start_step)
-        self._progress = progress.Progress(total_steps, start_step, steps_per_epoch)
+        self._writes = jax.process_index() == 0
+        if self._writes:
+            self._history = records.MetricsFile(workdir / "metrics.jsonl", resume_step=start_step)
+            self._writer = tensorboard.create_writer(workdir, resume_step=start_step)
+            self._progress = progress.Progress(total_steps, start_step, steps_per_epoch)
         self._batch_size = batch_size
         self._steps_per_epoch = steps_per_epoch
         self._clock = clock
@@ -58,9 +60,10 @@ class TrainLog:
     ) -> None:
         if kind is None:
             self.flush()
-        self._progress.close()
-        self._writer.close()
-        self._history.close()
+        if self._writes:
+            self._progress.close()
+            self._writer.close()
+            self._history.close()
 
     def add(self, sums: Sums) -> None:
         """Remembers one step's sums; fetches nothing."""
@@ -84,6 +87,8 @@ class TrainLog:
 
     def evaluation(self, step: int, evaluated: Mapping[str, Any]) -> None:
         """Writes the metrics of an evaluation."""
+        if not self._writes:
+            return
         values = metrics.scalars(evaluated)
         self._progress.evaluation(step, values)
         self._record(step, {f"val/{name}": value for name, value in values.items()})
@@ -100,6 +105,8 @@ class TrainLog:
                         "checkpoint is kept; lower config.schedule.lr or set config.optim.clip_norm"
                     )
         self._reported += len(steps)
+        if not self._writes:
+            return
         values = metrics.ratios({name: sum(sums[name] for sums in steps) for name in steps[0]})
         # Throughput counts waiting for input, but neither compiling nor evaluating nor saving.
         seconds = spent.get("step", 0.0) + spent.get("input", 0.0)
