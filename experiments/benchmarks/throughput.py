@@ -8,6 +8,8 @@ quoted is the median of the per-turn ratios.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import pathlib
@@ -104,29 +106,34 @@ class Loop(Contestant):
     """The same step as `train` runs it: batches from the cache, logging, TensorBoard."""
 
     def __init__(self, config: Any, source: Source, folder: pathlib.Path) -> None:
-        super().__init__(config, source)
         sampler = sampling.Sampler(None, len(source.ids), 0)
         rows = np.arange(len(source.ids))
         self.batches = pipeline.TrainBatches(source, rows, sampler, BATCH)
         self.folder, self.turns = folder, 0
+        super().__init__(config, source)
 
     def turn(self, steps: int) -> float:
         clock = Stopwatch()
         read = self.batches.iterate(0, 10**6, 0)
-        batch = sharding.put_batch(next(read), self.mesh)
+        next(read)  # the readers are running
         self.turns += 1
         folder = self.folder / f"turn{self.turns}"
         folder.mkdir()
-        with TrainLog(
-            folder, start_step=0, total_steps=10**6, batch_size=BATCH,
-            steps_per_epoch=1e3, clock=clock,
-        ) as log:  # fmt: skip
+        with contextlib.redirect_stdout(io.StringIO()):
+            log = TrainLog(
+                folder,
+                start_step=0,
+                total_steps=10**6,
+                batch_size=BATCH,
+                steps_per_epoch=1e3,
+                clock=clock,
+            )
+        with log, clock("step"):
             start = time.perf_counter()
             for i in range(steps):
                 with clock("input"):
                     batch = sharding.put_batch(next(read), self.mesh)
-                with clock("step"):
-                    self.state, sums = self.step(self.state, batch)
+                self.state, sums = self.step(self.state, batch)
                 log.add(sums)
                 if i % 5 == 4:
                     log.report()
