@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -130,8 +131,8 @@ class MobileNetV3(nnx.Module):
       rows: SMALL or LARGE.
       hidden: width of the published classifier's dense layer.
       width: multiplier of every layer's channels.
-      norm_momentum: the new value's share in the batch-norm statistics; torchvision's .01 is for long
-        runs, and lags behind in one of a few hundred steps.
+      norm_momentum: the new value's share in the batch-norm statistics; torchvision's .01 is for
+        long runs, and lags behind in one of a few hundred steps.
       minimalistic: the variant without squeeze-excite, hard swish and 5x5 kernels.
     """
 
@@ -151,7 +152,7 @@ class MobileNetV3(nnx.Module):
         scale = lambda channels: divisible(channels * width)  # noqa: E731
         act = jax.nn.relu if minimalistic else jax.nn.hard_swish
         common: dict[str, Any] = {"momentum": norm_momentum, "dtype": dtype, "rngs": rngs}
-        make = functools.partial(ConvNorm, act=act, **common)
+        make: Callable[..., ConvNorm] = functools.partial(ConvNorm, act=act, **common)
         channels = scale(16)
         features: list[nnx.Module] = [make(3, channels, 3, stride=2)]
         for size, expanded, outputs, squeeze, act_name, stride in rows:
