@@ -1,11 +1,14 @@
 """A run that is killed again and again ends bit-equal to the run that was not."""
 
+import contextlib
+import json
 import os
 import pathlib
 import random
 import signal
 import subprocess
 import sys
+import tempfile
 
 import jax
 import numpy as np
@@ -39,12 +42,25 @@ def uninterrupted(faces, cache, tmp_path_factory):
 
 
 def start(faces, cache, workdir, workers, name="SIGCONT", at=0):
+    """Runs the script to its end: (exit code, what it printed).
+
+    Into a file, not a pipe: grain's workers outlive a killed parent and would hold a pipe open. The
+    process group ends them.
+    """
     env = os.environ | {"PYTHONPATH": f"{HERE.parent}:{HERE}"}
-    return subprocess.run(
-        [sys.executable, HERE / "interrupted_run.py", faces, cache, workdir, str(workers),
-         name, str(at)],
-        env=env, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    arguments = [faces, cache, workdir, str(workers), name, str(at)]
+    with tempfile.TemporaryFile("w+") as out:
+        process = subprocess.Popen(
+            [sys.executable, HERE / "interrupted_run.py", *arguments],
+            env=env, stdout=out, stderr=out, start_new_session=True,
+        )  # fmt: skip
+        try:
+            code = process.wait(timeout=300)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        out.seek(0)
+        return code, out.read()
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
@@ -55,22 +71,17 @@ def test_a_run_stopped_five_times_at_random_steps_ends_bit_equal(
     for i in range(5):
         # A killed run goes back to its last checkpoint, at most 4 steps before.
         at = rng.randint(2, 4) if name == "SIGTERM" else rng.randint(5, 7)
-        result = start(faces, cache, tmp_path / "run", workers=i % 3, name=name, at=at)
-        if name == "SIGKILL":
-            assert result.returncode == -signal.SIGKILL, result.stderr
-        else:
-            assert result.returncode == 0, result.stderr
-            assert "stopped" in result.stdout, result.stdout
-    result = start(faces, cache, tmp_path / "run", workers=1)
-    assert result.returncode == 0, result.stderr
-    assert "finished" in result.stdout
+        code, printed = start(faces, cache, tmp_path / "run", workers=i % 3, name=name, at=at)
+        assert code == (-signal.SIGKILL if name == "SIGKILL" else 0), printed
+        assert ("stopped" in printed) == (name == "SIGTERM"), printed
+    code, printed = start(faces, cache, tmp_path / "run", workers=1)
+    assert code == 0, printed
+    assert "finished" in printed
 
     whole_step, whole = last_checkpoint(uninterrupted[0])
     step, stopped = last_checkpoint(tmp_path / "run")
     assert step == whole_step == 24
     jax.tree.map(np.testing.assert_array_equal, whole, stopped)
-
-    import json
 
     lines = lambda folder: [  # noqa: E731
         json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()
