@@ -89,5 +89,5 @@ def default() -> ml_collections.ConfigDict:
 
     c.sharding = ml_collections.ConfigDict()
     c.sharding.devices = 0  # how many devices to use; 0: all
-    c.sharding.fsdp = 1  # parameters are split over this many of them
+    c.sharding.fsdp = 1  # parameters split over this many of them; only 1 is supported yet
     return c

