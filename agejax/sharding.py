@@ -44,7 +44,7 @@ def create_mesh(devices: int, fsdp: int) -> Mesh:
             "device(s) found; lower it, or set 0 to use what is there"
         )
     if fsdp != 1:
-        # Measured: on a (2, 2) mesh the first loss is off by half a percent; the cause is not known.
+        # Measured: on a (2, 2) mesh the first loss is off by half a percent; it is not known why.
         raise UserError(f"config.sharding.fsdp: {fsdp} is not supported yet; set it to 1")
     # Auto axes: with the default, Explicit, convolutions and batch norm refuse sharded input.
     return jax.make_mesh(
