@@ -46,9 +46,11 @@ def default() -> ml_collections.ConfigDict:
     c.model.dtype = "float32"  # compute: float32 | bfloat16; parameters and logits stay float32
     c.model.hidden = 0  # width of a dense layer between backbone and heads; 0: none
     c.model.dropout = 0.2
-    c.model.mean = (0.485, 0.456, 0.406)  # of RGB in 0..1, as the pretrained weights expect
-    c.model.std = (0.229, 0.224, 0.225)
-    c.model.pretrained = config_dict.placeholder(str)  # a weights file
+    # Of RGB in 0..1; default: as the pretrained weights expect, ImageNet's without any.
+    c.model.mean = config_dict.placeholder(tuple)
+    c.model.std = config_dict.placeholder(tuple)
+    # A weights file of torchvision, timm, Keras, AugReg, ...: agejax/models/pretrained.
+    c.model.pretrained = config_dict.placeholder(str)
 
     c.heads = ml_collections.ConfigDict()  # name -> {kind, weight, ...}: agejax/heads.py
 
@@ -89,5 +91,5 @@ def default() -> ml_collections.ConfigDict:
 
     c.sharding = ml_collections.ConfigDict()
     c.sharding.devices = 0  # how many devices to use; 0: all
-    c.sharding.fsdp = 1  # parameters split over this many of them; only 1 is supported yet
+    c.sharding.fsdp = 1  # parameters are split over this many of them
     return c

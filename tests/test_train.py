@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import tiny
-from agejax import train
+from agejax import sharding, train
 from agejax.errors import UserError
 
 
@@ -67,11 +67,13 @@ def on_one_device(config_of, tmp_path_factory):
     return losses(workdir)
 
 
-@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize(("devices", "fsdp"), [(2, 1), (8, 1), (4, 2)])
 def test_losses_do_not_depend_on_how_many_devices_there_are(
-    config_of, on_one_device, tmp_path, devices
+    config_of, on_one_device, tmp_path, monkeypatch, devices, fsdp
 ):
-    train.train(config_of(**SHORT, sharding__devices=devices), tmp_path / "run")
+    monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 64)  # so that fsdp splits this small model
+    config = config_of(**SHORT, sharding__devices=devices, sharding__fsdp=fsdp)
+    train.train(config, tmp_path / "run")
     np.testing.assert_allclose(losses(tmp_path / "run"), on_one_device, rtol=1e-5)
 
 
