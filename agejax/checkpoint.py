@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import pathlib
 from typing import Any
 
@@ -10,7 +9,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
-from agejax.errors import UserError
+from agejax.errors import UserError, full_disk
 from agejax.state import TrainState
 
 
@@ -26,10 +25,13 @@ class Checkpoints:
         if sign is None:
             raise UserError(f"config.eval.best_mode: {best_mode!r} is not one of min, max")
         self._sign = sign
-        self._folder = folder.absolute()
+        self._full = (
+            f"disk full while saving a checkpoint in {folder}: free some space and start again; "
+            "the run resumes from the checkpoint before"
+        )
         best = managers.BestN(get_metric_fn=self._rank, n=1, keep_checkpoints_without_metrics=False)
         self._manager = ocp.CheckpointManager(
-            self._folder,
+            folder.absolute(),
             item_names=("state", "meta"),
             options=ocp.CheckpointManagerOptions(
                 # best_fn makes orbax keep the metrics; the policy decides what stays.
@@ -72,23 +74,20 @@ class Checkpoints:
             self._manager.delete(step)
         metrics = None if value is None else {"value": float(value)}
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-        with _DiskErrors(self._folder):
+        with full_disk(self._full):
             self._manager.save(step, args=items, metrics=metrics, force=True)
 
     def restore(self, like: Any, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
         """(state, meta) of a step, by default the last.
 
         Args:
-          like: a TrainState of jax.ShapeDtypeStruct with shardings, or of arrays.
+          like: a TrainState of jax.ShapeDtypeStruct with shardings, as `state.abstract` makes.
         """
         step = self.last if step is None else step
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
-        )
         items = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
+                state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore()
             ),
         )
         return items.state, items.meta
@@ -101,28 +100,8 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Blocks until everything saved is on disk; raises `UserError` if the disk was full."""
-        with _DiskErrors(self._folder):
+        with full_disk(self._full):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        self.wait()
         self._manager.close()
-
-
-class _DiskErrors:
-    """Turns "no space left" from anywhere under orbax into one line."""
-
-    def __init__(self, folder: pathlib.Path) -> None:
-        self._folder = folder
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        cause = error
-        while cause is not None:
-            if getattr(cause, "errno", None) == errno.ENOSPC or "No space left" in str(cause):
-                raise UserError(
-                    f"disk full while saving a checkpoint in {self._folder}: free some space and "
-                    "start again; the run resumes from the checkpoint before"
-                ) from error
-            cause = cause.__cause__ or cause.__context__

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import errno
+import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 
@@ -20,6 +23,22 @@ def run_command(main: Callable[..., Any], *args: Any) -> int:
         print(f"agejax: error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+@contextlib.contextmanager
+def full_disk(message: str) -> Iterator[None]:
+    """Turns the error of a full disk, however deep a library has wrapped it, into a `UserError`."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            # array_record and orbax give some of theirs a text but no number.
+            number = getattr(cause, "errno", None)
+            if number in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(cause):
+                raise UserError(message) from error
+            cause = cause.__cause__ or cause.__context__
+        raise
 
 
 def nearest(given: str, known: Iterable[str]) -> str:

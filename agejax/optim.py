@@ -13,7 +13,7 @@ import optax
 from agejax.errors import UserError
 
 Steps = Callable[[Mapping[str, float], str], int]
-Flat = dict[str, jax.Array]
+Flat = dict[str, jax.Array]  # "backbone/features/0/0/kernel" -> array
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -85,21 +86,23 @@ class Run:
         config = read_config(workdir)
         if config is None:
             raise UserError(f"--workdir: {workdir} holds no run (no config.json); train one first")
-        checkpoints = Checkpoints(workdir / "checkpoints", config.eval.best_mode)
-        step = checkpoints.best
-        if step is None:
-            raise UserError(f"--workdir: {workdir} holds no checkpoint yet; let the run train on")
-        meta = checkpoints.meta(step)
-        facts = heads_lib.Facts(**meta["facts"])
-        heads = heads_lib.create(config.heads, facts)
-        model, initialise = state_lib.create_model(config, heads)
         mesh = sharding.create_mesh(devices, 1)
-        optimizer = optim.create_optimizer(
-            config.optim, optax.constant_schedule(0.0), model.parameters
-        )
-        like = state_lib.abstract(config, initialise, optimizer, mesh)
-        state, _ = checkpoints.restore(like, step)
-        checkpoints.close()
+        checkpoints = Checkpoints(workdir / "checkpoints", config.eval.best_mode)
+        with contextlib.closing(checkpoints):
+            step = checkpoints.best
+            if step is None:
+                raise UserError(
+                    f"--workdir: {workdir} holds no checkpoint yet; let the run train on"
+                )
+            meta = checkpoints.meta(step)
+            facts = heads_lib.Facts(**meta["facts"])
+            heads = heads_lib.create(config.heads, facts)
+            model, initialise = state_lib.create_model(config, heads)
+            optimizer = optim.create_optimizer(
+                config.optim, optax.constant_schedule(0.0), model.parameters
+            )
+            like = state_lib.abstract(config, initialise, optimizer, mesh)
+            state, _ = checkpoints.restore(like, step)
         params, batch_stats = state.averaged()
         return cls(
             workdir, config, facts, meta["fingerprint"], step, mesh, params, batch_stats,
@@ -111,6 +114,12 @@ class Run:
         return predict_batches(
             self.eval_step, self.params, self.batch_stats, batches, self.mesh
         ) or {}  # fmt: skip
+
+
+def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """A config as what JSON gives back: dicts, lists, numbers, strings."""
+    value: dict[str, Any] = json.loads(config.to_json_best_effort())
+    return value
 
 
 def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict | None:
@@ -129,7 +138,7 @@ def check_same_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) 
     stored = read_config(workdir)
     if stored is None:
         return
-    old, new = _leaves(stored), _leaves(json.loads(config.to_json_best_effort()))
+    old, new = _leaves(stored), _leaves(plain(config))
     changed = [
         f"{key} ({json.dumps(old.get(key))} -> {json.dumps(new.get(key))})"
         for key in sorted(old.keys() | new.keys())

@@ -74,7 +74,6 @@ def test_a_source_holds_the_pixels_and_labels_of_its_files(archive, files, tmp_p
     assert np.isnan(source.labels["apparent_age"]).all()
     assert source.label_names["gender"] == ("male", "female")
     assert [line.split(":")[0] for line in source.skipped] == ["39_1_2017.jpg.chip.jpg"]
-    assert sources.labels_available(source) == ("age", "gender", "ethnicity")
 
 
 def test_archive_zip_and_folder_are_one_source(files, tmp_path):

@@ -33,7 +33,7 @@ import numpy as np
 from PIL import Image
 
 from agejax.data import builders, duplicates
-from agejax.errors import UserError, check_keys
+from agejax.errors import UserError, check_keys, full_disk
 
 if TYPE_CHECKING:
     from agejax.data.builders.base import FaceBuilder
@@ -96,12 +96,6 @@ class _Mapped:
 
     def open(self) -> np.memmap:
         return np.memmap(self.path, np.uint8, "r", shape=self.shape)
-
-
-def labels_available(source: Source) -> tuple[str, ...]:
-    """The labels that at least one image has."""
-    known = {k: np.isfinite(v) if v.dtype.kind == "f" else v >= 0 for k, v in source.labels.items()}
-    return tuple(name for name, mask in known.items() if mask.any())
 
 
 def load(
@@ -201,12 +195,7 @@ def _tfds(builder: type[FaceBuilder], folder: pathlib.Path, **arguments: Any) ->
         tfds.disable_progress_bar()
     with _quiet():
         made = builder(data_dir=str(folder), **arguments)
-        try:
-            made.download_and_prepare()  # nothing where it is prepared
-        except RuntimeError as error:  # array_record gives a full disk no errno
-            if os.strerror(errno.ENOSPC) in str(error):
-                raise OSError(errno.ENOSPC, str(error)) from error
-            raise
+        made.download_and_prepare()  # nothing where it is prepared
     return made
 
 
@@ -430,15 +419,11 @@ def _sync(path: pathlib.Path) -> None:
 @contextlib.contextmanager
 def _disk_errors(cache: pathlib.Path) -> Iterator[None]:
     """Turns a full or read-only disk into a `UserError`."""
+    remedy = "or use another place with --config.data.cache_dir=DIR"
     try:
-        yield
+        with full_disk(f"cache {cache}: the disk is full; free space {remedy}"):
+            yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            what = "the disk is full; free space"
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            what = f"not writable ({error}); change that"
-        else:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             raise
-        raise UserError(
-            f"cache {cache}: {what} or use another place with --config.data.cache_dir=DIR"
-        ) from error
+        raise UserError(f"cache {cache}: not writable ({error}); change that {remedy}") from error

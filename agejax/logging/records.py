@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import math
 import os
@@ -12,20 +11,14 @@ import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from agejax.errors import UserError
+from agejax.errors import full_disk
 
 
 @contextlib.contextmanager
 def disk(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turns the error of a full disk, met while writing `path`, into a `UserError`."""
-    try:
+    with full_disk(f"disk full: cannot write {os.fspath(path)}; free some space and start again"):
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UserError(
-            f"disk full: cannot write {os.fspath(path)}; free some space and start again"
-        ) from error
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
