@@ -17,8 +17,8 @@ from agejax.errors import UserError
 from agejax.heads import Head
 from agejax.models import layers, pretrained, registry
 from agejax.models.face_model import FaceModel
+from agejax.optim import Flat
 
-Flat = dict[str, jax.Array]  # "backbone/features/0/0/kernel" -> array
 Initialise = Callable[[jax.Array], tuple[Flat, Flat]]  # key -> (params, batch_stats)
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -149,15 +149,12 @@ def create(
     if not config.model.pretrained:
         return jax.jit(lambda key: start(*initialise(key)), out_shardings=shardings)(key)
     params, batch_stats = jax.jit(initialise)(key)
-    loaded = pretrained.load(config.model.pretrained, config.model.name, params, batch_stats)
-    for name, expected in (("mean", loaded.mean), ("std", loaded.std)):
-        if tuple(config.model[name]) != expected:
-            raise UserError(
-                f"config.model.{name}: {config.model.pretrained} expects {expected}, "
-                f"not {tuple(config.model[name])}; set it so"
-            )
+    shapes = {name: value.shape for name, value in (params | batch_stats).items()}
+    loaded = pretrained.load(config.model.pretrained, config.model.name, shapes)
+    print(loaded, flush=True)
     return jax.jit(start, out_shardings=shardings)(
-        params | loaded.params, batch_stats | loaded.batch_stats
+        {name: loaded.arrays.get(name, value) for name, value in params.items()},
+        {name: loaded.arrays.get(name, value) for name, value in batch_stats.items()},
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 import pathlib
 import signal
 from collections.abc import Mapping
@@ -25,6 +25,7 @@ from agejax.errors import UserError
 from agejax.logging import records
 from agejax.logging.stopwatch import Stopwatch
 from agejax.logging.train_log import TrainLog
+from agejax.models import pretrained
 
 
 def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -38,6 +39,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
       UserError: bad input, or a loss that is not finite (the last good checkpoint stays).
     """
     clock = Stopwatch()
+    config = pretrained.settle(config, run.read_config(workdir))
     run.check_same_config(workdir, config)
     mesh = sharding.create_mesh(config.sharding.devices, config.sharding.fsdp)
     sharding.check_batch_size(
@@ -114,7 +116,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
         best, evaluated = Best(), True
     start_step = step = int(state.step)
     if jax.process_index() == 0:
-        records.write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
+        records.write_json(workdir / "config.json", run.plain(config))
     log = TrainLog(
         workdir,
         start_step=start_step,
@@ -140,8 +142,13 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
 
     # ---- the loop -------------------------------------------------------------------------------
     val_metrics: dict[str, Any] | None = None
-    read = batches.iterate(start_step, total_steps, config.data.workers)
-    with StopOnSignal() as stop, log, clock("step"):
+    with (
+        contextlib.closing(checkpoints),
+        contextlib.closing(batches.iterate(start_step, total_steps, config.data.workers)) as read,
+        StopOnSignal() as stop,
+        log,
+        clock("step"),
+    ):
         while True:
             eval_due = step > 0 and (step % eval_every == 0 or step == total_steps)
             save_due = step % checkpoint_every == 0 or stop.requested
@@ -160,7 +167,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
                     checkpoints.save(
                         state,
                         {
-                            "config": json.loads(config.to_json_best_effort()),
+                            "config": run.plain(config),
                             "fingerprint": source.fingerprint,
                             "facts": dataclasses.asdict(facts),
                             "best": dataclasses.asdict(best),
@@ -186,11 +193,10 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
             if step % log_every == 0:
                 log.report()
         jax.block_until_ready(state)
+        with clock("checkpoint"):
+            checkpoints.wait()
 
     # ---- the end --------------------------------------------------------------------------------
-    read.close()
-    with clock("checkpoint"):
-        checkpoints.close()
     if stop.requested:
         print(f"stopped by a signal at step {step:,}; the same command goes on from there")
         return None

@@ -50,7 +50,7 @@ def count(model):
 
 
 def test_every_model_has_its_published_number_of_parameters():
-    assert set(PARAMETERS) == set(registry.names())
+    assert set(PARAMETERS) == set(registry.MODELS)
     for name, published in PARAMETERS.items():
         assert count(abstract(name, num_classes=1000)) == published, name
 

@@ -10,6 +10,7 @@ from conftest import SHARED
 from flax import nnx
 from jax import lax
 
+from agejax.config import default
 from agejax.errors import UserError
 from agejax.models import pretrained, registry, vit
 from agejax.models.mobilenet_v3 import SMALL
@@ -17,13 +18,14 @@ from agejax.models.mobilenet_v3 import SMALL
 WEIGHTS = SHARED / "weights" / "mobilenet_v3_small_imagenet_features.safetensors"
 
 
-def flat(state):
-    return {"/".join(map(str, p)): v.get_value() for p, v in nnx.to_flat_state(state)}
+def shapes_of(model):
+    state = nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))
+    return {"/".join(map(str, p)): v.get_value().shape for p, v in nnx.to_flat_state(state)}
 
 
 def fill(model, loaded):
     for path, variable in nnx.to_flat_state(nnx.state(model)):
-        variable.set_value((loaded.params | loaded.batch_stats)["/".join(map(str, path))])
+        variable.set_value(jnp.asarray(loaded.arrays["/".join(map(str, path))]))
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +37,8 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def arrays(model):
-    return flat(nnx.state(model, nnx.Param)), flat(nnx.state(model, nnx.BatchStat))
+def shapes(model):
+    return shapes_of(model)
 
 
 def torch_features(weights, x):
@@ -90,11 +92,11 @@ def torch_features(weights, x):
 
 @pytest.mark.skipif(not WEIGHTS.exists(), reason="the ImageNet weights are not in ../shared")
 @pytest.mark.parametrize("size", [64, 100])
-def test_features_of_the_imagenet_weights_equal_an_independent_computation(model, arrays, size):
-    loaded = pretrained.load(str(WEIGHTS), "mobilenet_v3_small", *arrays, prefix="")
-    assert loaded.params.keys() == arrays[0].keys()
-    assert loaded.batch_stats.keys() == arrays[1].keys()
-    assert sum(v.size for v in loaded.params.values()) == 927_008
+def test_features_of_the_imagenet_weights_equal_an_independent_computation(model, shapes, size):
+    loaded = pretrained.load(str(WEIGHTS), "mobilenet_v3_small", shapes, prefix="")
+    assert loaded.arrays.keys() == shapes.keys()
+    parameters = [v for k, v in loaded.arrays.items() if not k.endswith(("/mean", "/var"))]
+    assert sum(v.size for v in parameters) == 927_008
 
     filled = nnx.clone(model)
     fill(filled, loaded)
@@ -106,7 +108,7 @@ def test_features_of_the_imagenet_weights_equal_an_independent_computation(model
     assert error < 1e-5, error
 
 
-def torch_state(arrays):
+def torch_state():
     """A torchvision state dict of the right keys and shapes, values arbitrary."""
     rng = np.random.default_rng(0)
     keys = {}
@@ -117,14 +119,14 @@ def torch_state(arrays):
     return {k: rng.normal(size=s).astype(np.float32) for k, s in keys.items()}
 
 
-def test_every_mismatch_is_listed_in_one_error(arrays, tmp_path):
-    state = torch_state(arrays)
+def test_every_mismatch_is_listed_in_one_error(shapes, tmp_path):
+    state = torch_state()
     del state["features.3.block.0.0.weight"]
     state["features.99.0.weight"] = np.zeros((1, 1, 1, 1), np.float32)
     state["features.0.0.weight"] = np.zeros((16, 3, 5, 5), np.float32)
     safetensors.numpy.save_file(state, tmp_path / "w.safetensors")
     with pytest.raises(UserError) as error:
-        pretrained.load(str(tmp_path / "w.safetensors"), "mobilenet_v3_small", *arrays, prefix="")
+        pretrained.load(str(tmp_path / "w.safetensors"), "mobilenet_v3_small", shapes, prefix="")
     message = str(error.value)
     assert "features.99.0.weight has no place" in message
     assert "features/3/block/0/conv/kernel is missing" in message
@@ -133,12 +135,12 @@ def test_every_mismatch_is_listed_in_one_error(arrays, tmp_path):
     assert "\n" not in message
 
 
-def test_a_classifier_of_another_task_is_left_out(arrays, tmp_path):
-    state = torch_state(arrays)
+def test_a_classifier_of_another_task_is_left_out(shapes, tmp_path):
+    state = torch_state()
     state["classifier.3.weight"] = np.zeros((1000, 1024), np.float32)
     safetensors.numpy.save_file(state, tmp_path / "w.safetensors")
     loaded = pretrained.load(
-        str(tmp_path / "w.safetensors"), "mobilenet_v3_small", *arrays, prefix=""
+        str(tmp_path / "w.safetensors"), "mobilenet_v3_small", shapes, prefix=""
     )
     assert loaded.left_out == ("classifier.3.weight",)
 
@@ -150,15 +152,12 @@ def test_our_own_classifier_stays_fresh_when_the_file_has_none():
             "mobilenet_v3_small", image_size=64, rngs=nnx.Rngs(0), num_classes=7
         )
     )
-    arrays = [
-        {f"backbone/{name}": value for name, value in flat(nnx.state(model, kind)).items()}
-        for kind in (nnx.Param, nnx.BatchStat)
-    ]
-    loaded = pretrained.load(str(WEIGHTS), "mobilenet_v3_small", *arrays)
+    shapes = {f"backbone/{name}": shape for name, shape in shapes_of(model).items()}
+    loaded = pretrained.load(str(WEIGHTS), "mobilenet_v3_small", shapes)
     assert loaded.fresh == tuple(
         f"backbone/classifier/{i}/{leaf}" for i in (0, 1) for leaf in ("bias", "kernel")
     )
-    assert loaded.params.keys() == arrays[0].keys() - set(loaded.fresh)
+    assert loaded.arrays.keys() == shapes.keys() - set(loaded.fresh)
 
 
 def torch_vit_features(weights, images, heads):
@@ -226,9 +225,9 @@ def test_a_small_vision_transformer_equals_an_independent_computation(tmp_path):
     safetensors.numpy.save_file(weights, tmp_path / "w.safetensors")
 
     model = nnx.eval_shape(lambda: vit.ViT(dim, depth, 4, image_size=32, rngs=nnx.Rngs(0)))
-    params = flat(nnx.state(model))
-    loaded = pretrained.load(str(tmp_path / "w.safetensors"), "vit_b16", params, {}, prefix="")
-    assert loaded.params.keys() == params.keys()
+    shapes = shapes_of(model)
+    loaded = pretrained.load(str(tmp_path / "w.safetensors"), "vit_b16", shapes, prefix="")
+    assert loaded.arrays.keys() == shapes.keys()
     assert loaded.left_out == ("heads.head.weight",)
     fill(model, loaded)
     x = rng.normal(size=(2, 32, 32, 3)).astype(np.float32)
@@ -236,24 +235,23 @@ def test_a_small_vision_transformer_equals_an_independent_computation(tmp_path):
     np.testing.assert_allclose(ours, torch_vit_features(weights, x, 4), rtol=1e-4, atol=1e-4)
 
 
-def test_a_file_that_is_missing_or_broken_is_one_clear_line(arrays, tmp_path):
+def test_a_file_that_is_missing_or_broken_is_one_clear_line(shapes, tmp_path):
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"\x80\x04not safetensors")
     for path, model, message in (
         (tmp_path / "none", "mobilenet_v3_small", "does not exist"),
         (broken, "mobilenet_v3_small", "damaged or not a .safetensors"),
-        (broken, "vit_s16", "no rules"),
+        (broken, "mobilenet", "no rules"),
     ):
         with pytest.raises(UserError, match=message):
-            pretrained.load(str(path), model, *arrays)
+            pretrained.load(str(path), model, shapes)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "vgg16_bn"])
 def test_the_rules_of_a_family_cover_torchvisions_names(name, tmp_path):
     """Keys as torchvision writes them, generated from its module structure."""
     model = nnx.eval_shape(lambda: registry.create(name, image_size=64, rngs=nnx.Rngs(0)))
-    params, stats = flat(nnx.state(model, nnx.Param)), flat(nnx.state(model, nnx.BatchStat))
-    state = {}
+    shapes, state = shapes_of(model), {}
 
     def add_conv(key, outputs, inputs, size, bias=False):
         state[f"{key}.weight"] = np.zeros((outputs, inputs, size, size), np.float32)
@@ -297,6 +295,28 @@ def test_the_rules_of_a_family_cover_torchvisions_names(name, tmp_path):
                     add_norm(f"{block}.downsample.1", out)
                 channels = out
     safetensors.numpy.save_file(state, tmp_path / "w.safetensors")
-    loaded = pretrained.load(str(tmp_path / "w.safetensors"), name, params, stats, prefix="")
-    assert loaded.params.keys() == params.keys()
-    assert loaded.batch_stats.keys() == stats.keys()
+    loaded = pretrained.load(str(tmp_path / "w.safetensors"), name, shapes, prefix="")
+    assert loaded.arrays.keys() == shapes.keys()
+
+
+def settled(stored=None, **model):
+    config = default()
+    config.model.update({"pretrained": str(WEIGHTS)} | model)
+    return pretrained.settle(config, stored)
+
+
+@pytest.mark.skipif(not WEIGHTS.exists(), reason="the ImageNet weights are not in ../shared")
+def test_images_are_normalised_as_the_weights_expect():
+    assert settled().model.mean == (0.485, 0.456, 0.406)
+    assert settled(mean=(0.485, 0.456, 0.406)).model.std == (0.229, 0.224, 0.225)
+    with pytest.raises(UserError, match=r"config\.model\.mean: .* expects \(0\.485"):
+        settled(mean=(0.5, 0.5, 0.5))
+
+
+def test_a_restart_keeps_what_the_run_was_started_with_and_needs_no_weights():
+    stored = default()
+    stored.model.mean, stored.model.std = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]  # lists, as from JSON
+    stored.model.options = {"padding": "same"}
+    config = settled(stored, pretrained="/gone.pth")
+    assert config.model.mean == (0.1, 0.2, 0.3)
+    assert config.model.options.padding == "same"

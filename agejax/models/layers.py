@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -256,8 +257,25 @@ _batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 # ---- modules -------------------------------------------------------------------------------------
 
 
+def same_pads(n: int, size: int, stride: int) -> tuple[int, int]:
+    """Padding before and after an axis of length `n` that TensorFlow calls "same"."""
+    total = max((-(-n // stride) - 1) * stride + size - n, 0)
+    return total // 2, total - total // 2
+
+
+def pad_same(x: jax.Array, size: int, stride: int, value: float = 0.0) -> jax.Array:
+    """x [B, H, W, C] padded as TensorFlow's "same" does for a window of `size` x `size`."""
+    height, width = (same_pads(n, size, stride) for n in x.shape[1:3])
+    return jnp.pad(x, ((0, 0), height, width, (0, 0)), constant_values=value)
+
+
 class Conv(nnx.Module):
-    """Square convolution, symmetric padding as in torch; parameters float32."""
+    """Square convolution; parameters float32.
+
+    Args:
+      padding: on every side, as in torch; None for size // 2; "same" for TensorFlow's, which at
+        stride 2 depends on the input's size and is one more after than before.
+    """
 
     def __init__(
         self,
@@ -266,22 +284,29 @@ class Conv(nnx.Module):
         size: int,
         *,
         stride: int = 1,
-        padding: int | None = None,
+        padding: int | Literal["same"] | None = None,
         groups: int = 1,
         use_bias: bool = False,
         init: Initializer = kaiming_fan_out,
         dtype: jax.typing.DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        self.stride, self.groups, self.dtype = stride, groups, dtype
-        self.padding = size // 2 if padding is None else padding
+        self.size, self.stride, self.groups, self.dtype = size, stride, groups, dtype
+        self.padding: int | str = size // 2 if padding is None else padding
         shape = (size, size, inputs // groups, outputs)
         self.kernel = nnx.Param(init(rngs.params(), shape, jnp.float32))
         self.bias = nnx.Param(jnp.zeros(outputs)) if use_bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.kernel[...].astype(self.dtype)
-        y = conv(x.astype(self.dtype), kernel, self.stride, self.padding, self.groups)
+        kernel, x, padding = self.kernel[...].astype(self.dtype), x.astype(self.dtype), self.padding
+        if isinstance(padding, str):
+            pads = {same_pads(n, self.size, self.stride) for n in x.shape[1:3]}
+            before, after = next(iter(pads))
+            if len(pads) == 1 and before == after:
+                padding = before
+            else:
+                x, padding = pad_same(x, self.size, self.stride), 0
+        y = conv(x, kernel, self.stride, padding, self.groups)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 

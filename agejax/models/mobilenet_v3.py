@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from agejax.models.backbone import Backbone, Features
 from agejax.models.layers import (
     Activation,
     BatchNorm,
@@ -124,7 +125,7 @@ class InvertedResidual(nnx.Module):
         return x + y if self.residual else y
 
 
-class MobileNetV3(nnx.Module):
+class MobileNetV3(Backbone):
     """Images [B, H, W, 3] -> pooled features [B, 576 or 960], or logits.
 
     Args:
@@ -161,7 +162,7 @@ class MobileNetV3(nnx.Module):
                 row = (3, row[1], row[2], False, "relu", stride)
             features.append(InvertedResidual(channels, row, **common))
             channels = row[2]
-        self.feature_dim = 6 * channels
+        self.feature_dim, self.num_classes = 6 * channels, num_classes
         features.append(make(channels, self.feature_dim, 1))
         self.features = nnx.List(features)
         classifier = None
@@ -173,15 +174,16 @@ class MobileNetV3(nnx.Module):
         self.classifier = classifier
         self.dropout = Dropout(dropout)
 
-    def __call__(
-        self, x: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> jax.Array:
+    def embed(self, x: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         for layer in self.features:
             x = layer(x, train=train)
-        x = global_mean(x)
-        if self.classifier is None:
-            return x
-        x = jax.nn.hard_swish(self.classifier[0](x))
+        return Features(x, global_mean(x))
+
+    def classify(
+        self, features: Features, *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        assert self.classifier is not None
+        x = jax.nn.hard_swish(self.classifier[0](features.pooled))
         x = self.dropout(x, train=train, rngs=rngs)
         return self.classifier[1](x.astype(jnp.float32))
 

@@ -36,11 +36,6 @@ MODELS: dict[str, functools.partial[Any]] = {
 OURS = ("num_classes", "dtype", "rngs", "image_size")  # given by `create`, not by options
 
 
-def names() -> tuple[str, ...]:
-    """Every name that `create` knows."""
-    return tuple(MODELS)
-
-
 def create(
     name: str,
     *,

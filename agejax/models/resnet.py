@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from agejax.models.backbone import Backbone, Features
 from agejax.models.layers import BatchNorm, Conv, Linear, global_mean, max_pool
 
 
@@ -76,7 +77,7 @@ def _shorten(downsample: nnx.List | None, x: jax.Array, train: bool) -> jax.Arra
     return x if downsample is None else downsample[1](downsample[0](x), train=train)
 
 
-class ResNet(nnx.Module):
+class ResNet(Backbone):
     """Images [B, H, W, 3] -> pooled features [B, 512 or 2048], or logits."""
 
     def __init__(
@@ -99,19 +100,22 @@ class ResNet(nnx.Module):
                 channels = 64 * 2**i * block.expansion
             layers.append(nnx.List(blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = layers
-        self.feature_dim = channels
+        self.feature_dim, self.num_classes = channels, num_classes
         self.fc = Linear(channels, num_classes, rngs=rngs) if num_classes is not None else None
 
-    def __call__(
-        self, x: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> jax.Array:
+    def embed(self, x: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         x = jax.nn.relu(self.bn1(self.conv1(x), train=train))
         x = max_pool(x, 3, 2, 1)
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in layer:
                 x = block(x, train=train)
-        x = global_mean(x)
-        return x if self.fc is None else self.fc(x)
+        return Features(x, global_mean(x))
+
+    def classify(
+        self, features: Features, *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        assert self.fc is not None
+        return self.fc(features.pooled)
 
 
 resnet18 = functools.partial(ResNet, Basic, (2, 2, 2, 2))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from agejax.models.backbone import Backbone, Features
 from agejax.models.layers import BatchNorm, Conv, Dropout, Linear, global_mean, max_pool
 
 WIDTHS = (64, 128, 256, 512, 512)
@@ -15,7 +16,7 @@ VGG16 = (2, 2, 3, 3, 3)
 VGG19 = (2, 2, 4, 4, 4)
 
 
-class VGG(nnx.Module):
+class VGG(Backbone):
     """Images [B, H, W, 3] -> globally averaged features [B, 512], or logits.
 
     The three published dense layers, most of the parameters, exist only with `num_classes`.
@@ -31,7 +32,7 @@ class VGG(nnx.Module):
         dtype: jax.typing.DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        self.depths, self.feature_dim = depths, WIDTHS[-1]
+        self.depths, self.feature_dim, self.num_classes = depths, WIDTHS[-1], num_classes
         convs, norms, channels = [], [], 3
         for depth, width in zip(depths, WIDTHS, strict=True):
             for _ in range(depth):
@@ -53,9 +54,7 @@ class VGG(nnx.Module):
         self.classifier = classifier
         self.dropout = Dropout(dropout)
 
-    def __call__(
-        self, x: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> jax.Array:
+    def embed(self, x: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         i = 0
         for depth in self.depths:
             for _ in range(depth):
@@ -65,9 +64,13 @@ class VGG(nnx.Module):
                 x = jax.nn.relu(x)
                 i += 1
             x = max_pool(x, 2, 2)
-        if self.classifier is None:
-            return global_mean(x)
-        x = adaptive_mean(x, 7).reshape(len(x), -1)
+        return Features(x, global_mean(x))
+
+    def classify(
+        self, features: Features, *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        assert self.classifier is not None
+        x = adaptive_mean(features.maps, 7).reshape(len(features.maps), -1)
         for dense in self.classifier[:2]:
             x = self.dropout(jax.nn.relu(dense(x)), train=train, rngs=rngs)
         return self.classifier[2](x.astype(jnp.float32))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from agejax.errors import UserError
+from agejax.models.backbone import Backbone, Features
 from agejax.models.layers import Dropout, LayerNorm, Linear
 
 PATCH = 16
@@ -43,7 +44,7 @@ class Block(nnx.Module):
         return x + drop(self.fc2(drop(exact_gelu(self.fc1(self.norm2(x))))))
 
 
-class ViT(nnx.Module):
+class ViT(Backbone):
     """Images [B, H, W, 3] -> the normalised class token [B, dim], or logits.
 
     Args:
@@ -68,7 +69,7 @@ class ViT(nnx.Module):
             )
         tokens = (image_size // PATCH) ** 2 + 1
         init = jax.nn.initializers.truncated_normal(0.02)
-        self.feature_dim, self.dtype = dim, dtype
+        self.feature_dim, self.num_classes = dim, num_classes
         self.patch_embed = Linear(PATCH * PATCH * 3, dim, dtype=dtype, rngs=rngs)
         self.cls_token = nnx.Param(init(rngs.params(), (1, 1, dim), jnp.float32))
         self.pos_embed = nnx.Param(init(rngs.params(), (1, tokens, dim), jnp.float32))
@@ -79,9 +80,7 @@ class ViT(nnx.Module):
         self.dropout = Dropout(dropout)
         self.head = Linear(dim, num_classes, rngs=rngs) if num_classes is not None else None
 
-    def __call__(
-        self, x: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> jax.Array:
+    def embed(self, x: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         batch, height, width, _ = x.shape
         x = x.reshape(batch, height // PATCH, PATCH, width // PATCH, PATCH, 3)
         x = x.swapaxes(2, 3).reshape(batch, -1, PATCH * PATCH * 3)
@@ -92,8 +91,15 @@ class ViT(nnx.Module):
         x = self.dropout(x, train=train, rngs=rngs)
         for block in self.blocks:
             x = block(x, train=train, rngs=rngs)
-        x = self.norm(x[:, 0].astype(jnp.float32))
-        return x if self.head is None else self.head(x)
+        # Two calls: where nobody asks for the maps, they are dead code.
+        maps = self.norm(x[:, 1:]).reshape(batch, height // PATCH, width // PATCH, -1)
+        return Features(maps, self.norm(x[:, 0].astype(jnp.float32)))
+
+    def classify(
+        self, features: Features, *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        assert self.head is not None
+        return self.head(features.pooled)
 
 
 ti16 = functools.partial(ViT, 192, 12, 3)

@@ -1,5 +1,113 @@
-"""Weights made elsewhere, into our parameters: strict, from safe formats only."""
+"""Weights made elsewhere, into our parameters: strict, from safe formats only.
 
-from agejax.models.pretrained.torchvision import Loaded, load
+`settle` makes the config say what the weights expect; `load` fits them to the model.
+"""
 
-__all__ = ["Loaded", "load"]
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from agejax.errors import UserError, nearest
+from agejax.models.pretrained import augreg, files, keras, lite, timm, torchvision
+from agejax.models.pretrained.layout import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Layout,
+    Loaded,
+    Tensors,
+    fit,
+)
+
+__all__ = ["Loaded", "identify", "load", "settle"]
+
+# model -> the layouts its weights come in, of every library.
+LAYOUTS: dict[str, list[Layout]] = {}
+for library in (torchvision, timm, keras, augreg, lite):
+    for name, layout in library.LAYOUTS.items():
+        LAYOUTS.setdefault(name, []).append(layout)
+
+
+def load(
+    path: str, model_name: str, shapes: Mapping[str, tuple[int, ...]], prefix: str = "backbone/"
+) -> Loaded:
+    """The arrays of a weights file by our names.
+
+    Args:
+      shapes: of all our arrays, parameters and batch statistics, by flat name; only those under
+        `prefix` count.
+
+    Raises:
+      UserError: an unreadable file, a model without rules, or keys and shapes that do not match on
+        either side, all of them listed.
+    """
+    tensors, layout = identify(path, model_name)
+    ours = {k.removeprefix(prefix): v for k, v in shapes.items() if k.startswith(prefix)}
+    loaded = fit(tensors, layout, ours, _where(path))
+    return Loaded(
+        loaded.library,
+        {prefix + name: array for name, array in loaded.arrays.items()},
+        tuple(prefix + name for name in loaded.fresh),
+        loaded.left_out,
+    )
+
+
+def settle(
+    config: ml_collections.ConfigDict, stored: ml_collections.ConfigDict | None = None
+) -> ml_collections.ConfigDict:
+    """A copy of `config` in which config.model leaves nothing open.
+
+    What a run's `stored` config says wins, so that going on needs no weights file; else what the
+    weights expect; without weights, ImageNet's mean and standard deviation.
+
+    Raises:
+      UserError: settings that contradict what the weights expect.
+    """
+    config = config.copy_and_resolve_references()
+    c = config.model
+    expected: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    options: Mapping[str, Any] = {}
+    if stored is not None:
+        expected = {key: tuple(stored.model[key]) for key in expected}
+        options = stored.model.options
+    elif c.pretrained:
+        layout = identify(c.pretrained, c.name)[1]
+        expected = {"mean": layout.mean, "std": layout.std}
+        options = layout.options
+    with config.unlocked():
+        for group, values in ((c, expected), (c.options, options)):
+            for key, value in values.items():
+                if group.get(key) is None:
+                    group[key] = value
+                elif stored is None and c.pretrained and _plain(group[key]) != _plain(value):
+                    place = "model" if group is c else "model.options"
+                    raise UserError(
+                        f"config.{place}.{key}: {c.pretrained} expects {value}, "
+                        f"not {group[key]}; set it so, or leave it out"
+                    )
+    return config
+
+
+def identify(path: str, model_name: str) -> tuple[Tensors, Layout]:
+    """The tensors of a weights file, and the layout that knows most of them.
+
+    Raises:
+      UserError: an unreadable file, or a model without rules.
+    """
+    if model_name not in LAYOUTS:
+        raise UserError(
+            f"{_where(path)}: no rules to read weights of {model_name!r}; "
+            f"{nearest(model_name, LAYOUTS)}"
+        )
+    tensors = files.read(path, _where(path))
+    return tensors, max(LAYOUTS[model_name], key=lambda layout: layout.covered(tensors))
+
+
+def _where(path: str) -> str:
+    return f"config.model.pretrained: {path}"
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,84 @@
+"""Networks of torchvision and timm as references."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+
+class TorchReference:
+    """A torch module over NCHW images."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module.eval()
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        state = self.module.state_dict()
+        return {k: tuple(v.shape) for k, v in state.items() if "num_batches" not in k}
+
+    def fill(self, values: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
+        import torch
+
+        state = {k: torch.from_numpy(v.copy()) for k, v in values.items()}
+        missing = self.module.load_state_dict(state, strict=False)
+        assert not missing.unexpected_keys
+        assert all("num_batches" in key for key in missing.missing_keys)
+        torch.save(self.module.state_dict(), path)
+
+    def logits(self, x: np.ndarray, train: bool = False) -> np.ndarray:
+        import torch
+
+        self.module.train(train)
+        for part in self.module.modules():
+            if "Drop" in type(part).__name__:  # random, so left out on both sides
+                part.eval()
+        with torch.no_grad():
+            out: np.ndarray = self.module(torch.from_numpy(x).permute(0, 3, 1, 2)).numpy()
+        self.module.eval()
+        return out
+
+    def statistics(self) -> dict[str, np.ndarray]:
+        state = self.module.state_dict()
+        return {k: v.numpy() for k, v in state.items() if "running_" in k}
+
+
+def timm(name: str, **options: Any) -> Callable[[], TorchReference]:
+    """A model of timm's by its name there, no download."""
+
+    def build() -> TorchReference:
+        _declare_torchvision_operators()
+        import timm as library
+
+        return TorchReference(library.create_model(name, pretrained=False, **options))
+
+    return build
+
+
+def torchvision(name: str, **options: Any) -> Callable[[], TorchReference]:
+    """A model of torchvision's by its name there."""
+
+    def build() -> TorchReference:
+        _declare_torchvision_operators()
+        from torchvision import models
+
+        return TorchReference(getattr(models, name)(weights=None, **options))
+
+    return build
+
+
+def _declare_torchvision_operators() -> None:
+    """Of torchvision we use the models alone, in Python. Its compiled part may be for another torch
+    than the one here, and the import then fails over two operators that nobody declared."""
+    global _library
+    if _library is None:
+        import torch
+
+        _library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
+            _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+_library: Any = None
