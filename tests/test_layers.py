@@ -57,6 +57,17 @@ def test_pointwise_and_stem_equal_the_convolution(channels, size, stride):
     )
 
 
+@pytest.mark.parametrize(("size", "stride", "groups"), [(3, 1, 2), (3, 2, 4), (1, 2, 2), (3, 2, 8)])
+def test_a_convolution_in_groups_equals_the_plain_one(size, stride, groups):
+    x, kernel = random(2, 7, 10, 8), random(size, size, 8 // groups, 16, seed=1)
+    assert_same_with_gradients(
+        lambda x, k: layers.conv(x, k, stride, size // 2, groups),
+        lambda x, k: layers.plain_conv(x, k, stride, size // 2, groups),
+        x,
+        kernel,
+    )
+
+
 @pytest.mark.parametrize(
     ("channels", "size", "groups"), [(4, 3, 4), (4, 5, 4), (8, 1, 1), (3, 3, 1)]
 )
@@ -189,6 +200,13 @@ def test_max_pool_pads_below_every_value():
     np.testing.assert_array_equal(y, -np.ones((1, 2, 2, 1)))
 
 
+@pytest.mark.parametrize(("n", "expected"), [(7, [2, 4, 6]), (8, [2, 4, 6, 7])])
+def test_a_ceiled_max_pool_counts_the_last_window_that_is_not_full(n, expected):
+    x = jnp.arange(float(n)).reshape(1, 1, n, 1)
+    y = layers.max_pool(jnp.broadcast_to(x, (1, n, n, 1)), 3, 2, ceil=True)
+    np.testing.assert_array_equal(y[0, :, :, 0], np.tile(expected, (len(expected), 1)))
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_max_pool_sends_its_gradient_to_the_maximum(dtype):
     x = jnp.arange(16, dtype=dtype).reshape(1, 4, 4, 1)
@@ -196,3 +214,22 @@ def test_max_pool_sends_its_gradient_to_the_maximum(dtype):
     np.testing.assert_array_equal(
         gradient[0, :, :, 0], [[0, 0, 0, 0], [0, 1, 0, 1], [0, 0, 0, 0], [0, 1, 0, 1]]
     )
+
+
+@pytest.mark.parametrize(("n", "stride"), [(1, 1), (4, 1), (5, 1), (4, 2), (5, 2)])
+def test_mean_pool_equals_the_mean_of_its_windows(n, stride):
+    x = random(2, n, n + 1, 3)
+    size, inputs, padding = 3, np.asarray(x), {}
+    for axis in (1, 2):
+        length = x.shape[axis]
+        total = max((-(-length // stride) - 1) * stride + size - length, 0)
+        padding[axis] = (total // 2, total - total // 2)
+    padded = np.pad(inputs, [(0, 0), padding[1], padding[2], (0, 0)], constant_values=np.nan)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size), axis=(1, 2))
+    windows = windows[:, ::stride, ::stride]
+    for count_padding, expected in (
+        (False, np.nanmean(windows, axis=(-2, -1))),
+        (True, np.nansum(windows, axis=(-2, -1)) / 9),
+    ):
+        pooled = layers.mean_pool(x, size, stride, count_padding=count_padding)
+        np.testing.assert_allclose(pooled, expected, rtol=1e-5, atol=1e-6)

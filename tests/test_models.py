@@ -1,5 +1,7 @@
 """Every backbone: published size, any image size, platforms, precision, and how it is asked for."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,15 +24,47 @@ PARAMETERS = {
     "resnet50": 25_557_032,
     "resnet101": 44_549_160,
     "resnet152": 60_192_808,
+    "resnext50_32x4d": 25_028_904,
+    # The networks themselves in timm 1.0.31, where senet50 is legacy_seresnet50.
+    "seresnet50": 28_088_024,
+    "seresnext50_32x4d": 27_559_896,
+    "senet50": 28_088_024,
+    "legacy_seresnext50_32x4d": 27_559_896,
     "vgg16": 138_357_544,
     "vgg16_bn": 138_365_992,
     "vgg19": 143_667_240,
     "vgg19_bn": 143_678_248,
+    # The same of NASNet and PNASNet; keras.applications' (3.15) trainable ones for the mobile one.
+    "nasnet_mobile": 5_289_978,
+    "nasnet_large": 88_753_150,
+    "pnasnet5_large": 86_057_668,
+    # The networks themselves in timm 1.0.31; torchvision's table for efficientnet_b0 says the same.
+    "efficientnet_b0": 5_288_548,
+    "tf_efficientnet_b0": 5_288_548,
+    "efficientnet_lite0": 4_652_008,
+    "tf_efficientnet_lite0": 4_652_008,
     "vit_ti16": 5_717_416,
     "vit_s16": 22_050_664,
     "vit_b16": 86_567_656,
     "vit_l16": 304_326_632,
 }
+
+OURS = {"cnn", "mlp"}  # published by nobody
+# One of every family.
+FAMILIES = [
+    *("mlp", "cnn", "mobilenet_v3_small", "resnet18", "seresnext50_32x4d", "vgg16_bn"),
+    *("efficientnet_b0", "efficientnet_lite0", "nasnet_mobile", "pnasnet5_large", "vit_ti16"),
+]
+
+
+@pytest.fixture
+def shallow(monkeypatch):
+    """The networks of the largest programs, with one cell a stage for four and six."""
+    for name in ("nasnet_mobile", "pnasnet5_large"):
+        make = registry.MODELS[name]
+        *designs, stem, filters, _, skip_reduction = make.args
+        arguments = (*designs, stem, filters, (1, 1, 1), skip_reduction)
+        monkeypatch.setitem(registry.MODELS, name, functools.partial(make.func, *arguments))
 
 
 def abstract(name, size=224, **options):
@@ -50,7 +84,7 @@ def count(model):
 
 
 def test_every_model_has_its_published_number_of_parameters():
-    assert set(PARAMETERS) == set(registry.MODELS)
+    assert set(PARAMETERS) == set(registry.MODELS) - OURS
     for name, published in PARAMETERS.items():
         assert count(abstract(name, num_classes=1000)) == published, name
 
@@ -70,7 +104,8 @@ def test_every_model_maps_images_of_any_size_to_features(name):
     assert out.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v3_small", "resnet18", "vgg16_bn", "vit_ti16"])
+@pytest.mark.usefixtures("shallow")
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_train_step_lowers_for_gpu_and_tpu_without_one(name):
     model = abstract(name, 32)
     graphdef, *states = nnx.split(model, nnx.Param, nnx.BatchStat)
@@ -82,15 +117,23 @@ def test_a_train_step_lowers_for_gpu_and_tpu_without_one(name):
     x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     exported = export.export(jax.jit(jax.grad(loss)), platforms=["cuda", "tpu"])(params, rest, x)
     assert exported.platforms == ("cuda", "tpu")
-    if not name.startswith("vit"):
+    if not name.startswith(("vit", "mlp")):
         assert "stablehlo.convolution" in exported.mlir_module()
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v3_small", "resnet18", "vgg16_bn", "vit_ti16"])
+@pytest.mark.usefixtures("shallow")
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_model_is_parameters_and_batch_statistics_and_nothing_else(name):
     _, params, _, rest = nnx.split(abstract(name, 32), nnx.Param, nnx.BatchStat, ...)
     assert jax.tree.leaves(params)
     assert not jax.tree.leaves(rest)
+
+
+def test_a_perceptron_sees_no_places():
+    model = registry.create("mlp", image_size=8, widths=(16, 12), rngs=nnx.Rngs(0))
+    features = model.embed(jnp.ones((2, 8, 8, 3)), train=True)
+    assert features.maps.shape == (2, 1, 1, 12)
+    assert features.pooled.shape == (2, 12)
 
 
 def test_bfloat16_computes_in_halves_and_keeps_float32_around():
@@ -119,6 +162,14 @@ def test_the_minimalistic_variant_has_neither_squeeze_excite_nor_large_kernels()
     assert count(model) == 428_888
 
 
+@pytest.mark.parametrize(("name", "strides"), [("resnet50", (1, 2)), ("senet50", (2, 1))])
+def test_a_bottleneck_strides_in_its_3x3_and_as_in_caffe_in_its_first_1x1(name, strides):
+    first, other = abstract(name).layer2[:2]
+    assert (first.conv1.stride, first.conv2.stride) == strides
+    assert first.downsample[0].stride == 2
+    assert (other.conv1.stride, other.conv2.stride) == (1, 1)
+
+
 def test_vgg_pools_other_sizes_as_torch_does():
     x = np.random.default_rng(0).normal(size=(2, 9, 5, 3)).astype(np.float32)
     pooled = np.asarray(vgg.adaptive_mean(jnp.asarray(x), 7))
@@ -133,6 +184,9 @@ def test_vgg_pools_other_sizes_as_torch_does():
     [
         ("mobilenet_v3_smal", {}, "did you mean 'mobilenet_v3_small'"),
         ("mobilenet_v3_small", {"widht": 0.5}, "did you mean 'width'"),
+        ("mobilenet_v3_small", {"padding": "sam"}, r"options\.padding: .* did you mean 'same'"),
+        ("efficientnet_b0", {"padding": "sam"}, r"options\.padding: .* did you mean 'same'"),
+        ("mlp", {"widths": ()}, r"options\.widths: is empty"),
         ("vit_ti16", {"image_size": 100}, "multiple of 16"),
     ],
 )

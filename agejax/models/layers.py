@@ -1,6 +1,6 @@
 """The layers all models share, with lowerings that make XLA:CPU fast where it is not.
 
-XLA:CPU has no fast depthwise convolution, its 1x1 convolutions are slow backwards, and autodiff of
+XLA:CPU has no fast convolution in groups, its 1x1 convolutions are slow backwards, and autodiff of
 batch norm reads its input more often than need be. On a CPU the functions below compute the same
 values as shifted multiply-adds and matrix products; elsewhere as the plain convolution. The choice
 is made at lowering (`lax.platform_dependent`), so a program exported for a GPU has the plain one.
@@ -73,20 +73,23 @@ def conv(
 ) -> jax.Array:
     """As `plain_conv`, in the way that suits the platform and the shape.
 
-    Depthwise (groups = C = F), 1x1, and few input channels (an RGB stem) have their own lowering.
+    Depthwise (groups = C = F), other groups, 1x1, and few input channels (an RGB stem) have their
+    own lowering.
     """
     size, _, inputs, outputs = kernel.shape
     if _plain:
         return plain_conv(x, kernel, stride, padding, groups)
     if groups == x.shape[-1] == outputs and inputs == 1:
         return depthwise_conv(x, kernel, stride, padding)
-    if groups == 1 and size == 1 and padding == 0:
+    if groups > 1:
+        on_cpu = functools.partial(_grouped, stride=stride, padding=padding, groups=groups)
+    elif size == 1 and padding == 0:
         on_cpu = functools.partial(_pointwise, stride=stride)
-    elif groups == 1 and inputs <= 4:
+    elif inputs <= 4:
         on_cpu = functools.partial(_im2col, stride=stride, padding=padding)
     else:
         return plain_conv(x, kernel, stride, padding, groups)
-    plain = functools.partial(plain_conv, stride=stride, padding=padding)
+    plain = functools.partial(plain_conv, stride=stride, padding=padding, groups=groups)
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
 
 
@@ -97,6 +100,14 @@ def _pointwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 def _im2col(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
     taps = [tap for _, tap in _taps(_pad(x, padding), kernel.shape[0], stride)]
     return jnp.concatenate(taps, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def _grouped(x: jax.Array, kernel: jax.Array, stride: int, padding: int, groups: int) -> jax.Array:
+    taps = [tap for _, tap in _taps(_pad(x, padding), kernel.shape[0], stride)]
+    columns = jnp.concatenate([tap.reshape(*tap.shape[:3], groups, -1) for tap in taps], axis=-1)
+    kernels = kernel.reshape(columns.shape[-1], groups, -1)
+    y = jnp.einsum("bhwgi,igo->bhwgo", columns, kernels)
+    return y.reshape(*y.shape[:3], -1)
 
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
@@ -331,8 +342,10 @@ class BatchNorm(nnx.Module):
         y, mean, variance = batch_norm(x, scale, bias, self.epsilon)
         n = x.size // x.shape[-1]
         unbiased = variance * (n / max(n - 1, 1))
-        self.mean[...] = (1 - self.momentum) * self.mean[...] + self.momentum * mean
-        self.var[...] = (1 - self.momentum) * self.var[...] + self.momentum * unbiased
+        # Not `self.mean[...] = `: flax then looks for a sharding, which JAX searches all that has
+        # been traced for, so that tracing a deep network takes four times as long.
+        self.mean.set_value((1 - self.momentum) * self.mean[...] + self.momentum * mean)
+        self.var.set_value((1 - self.momentum) * self.var[...] + self.momentum * unbiased)
         return y
 
 
@@ -387,18 +400,26 @@ class Dropout(nnx.Module):
 
 
 class SqueezeExcite(nnx.Module):
-    """Channel attention (Hu et al. 2018) with ReLU inside and a hard sigmoid gate."""
+    """Channel attention (Hu et al. 2018): `act` inside, and `gate` on what multiplies."""
 
     def __init__(
-        self, features: int, squeezed: int, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs
+        self,
+        features: int,
+        squeezed: int,
+        *,
+        act: Activation = jax.nn.relu,
+        gate: Activation = jax.nn.hard_sigmoid,
+        dtype: jax.typing.DTypeLike,
+        rngs: nnx.Rngs,
     ) -> None:
+        self.act, self.gate = act, gate
         # 1x1 convolutions in torchvision, so drawn as its convolutions are.
         make = functools.partial(Linear, init=kaiming_fan_out, dtype=dtype, rngs=rngs)
         self.fc1, self.fc2 = make(features, squeezed), make(squeezed, features)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        gate = self.fc2(jax.nn.relu(self.fc1(global_mean(x))))
-        return x * jax.nn.hard_sigmoid(gate)[:, None, None, :]
+        gate = self.gate(self.fc2(self.act(self.fc1(global_mean(x)))))
+        return x * gate[:, None, None, :]
 
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -409,11 +430,44 @@ def global_mean(x: jax.Array) -> jax.Array:
     return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
 
 
-def max_pool(x: jax.Array, size: int, stride: int, padding: int = 0) -> jax.Array:
-    """Maximum over windows, padded with -inf as in torch."""
-    pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+def max_pool(
+    x: jax.Array, size: int, stride: int, padding: int = 0, *, ceil: bool = False
+) -> jax.Array:
+    """Maximum over windows, padded with -inf as in torch.
+
+    Args:
+      ceil: whether a last window that the padded image does not fill counts too.
+    """
+    height, width = (
+        (padding, padding + (size - n - 2 * padding) % stride * ceil) for n in x.shape[1:3]
+    )
+    pads = ((0, 0), height, width, (0, 0))
     window, strides = (1, size, size, 1), (1, stride, stride, 1)
     # A constant of numpy's: a traced one hides from JAX that this is a maximum, which it could
     # then not differentiate.
     lowest = np.array(-np.inf, x.dtype)
     return lax.reduce_window(x, lowest, lax.max, window, strides, pads)
+
+
+def mean_pool(x: jax.Array, size: int, stride: int, *, count_padding: bool) -> jax.Array:
+    """Mean over windows, padded with zeros as TensorFlow's "same".
+
+    Args:
+      count_padding: whether windows at the border are divided by `size` squared all the same.
+
+    Returns:
+      [B, ceil(H / stride), ceil(W / stride), C].
+    """
+    # Not `reduce_window`, whose gradient XLA:CPU computes several times slower.
+    padded = pad_same(x, size, stride)
+    sums = functools.reduce(jnp.add, (tap for _, tap in _taps(padded, size, stride)))
+    if count_padding:
+        return sums / (size * size)
+    rows, columns = (_inside(n, size, stride) for n in x.shape[1:3])
+    return sums / jnp.asarray(np.outer(rows, columns)[..., None], x.dtype)
+
+
+def _inside(n: int, size: int, stride: int) -> np.ndarray:
+    """How many entries of each "same" window over an axis of length `n` are not padding."""
+    ones = np.pad(np.ones(n), same_pads(n, size, stride))
+    return np.lib.stride_tricks.sliding_window_view(ones, size)[::stride].sum(axis=1)

@@ -1,15 +1,19 @@
-"""MobileNetV3 Small and Large (Howard et al. 2019), with torchvision's numerics and names."""
+"""MobileNetV3 Small and Large (Howard et al. 2019), with torchvision's names.
+
+Numerics are torchvision's, or with options timm's and Keras'.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from agejax.errors import UserError, nearest
 from agejax.models.backbone import Backbone, Features
 from agejax.models.layers import (
     Activation,
@@ -54,6 +58,36 @@ LARGE: tuple[Row, ...] = (
     (5, 960, 160, True, "hard_swish", 1),
 )
 ACTIVATIONS: dict[str, Activation] = {"relu": jax.nn.relu, "hard_swish": jax.nn.hard_swish}
+PADDINGS: dict[str, Literal["same"] | None] = {"torch": None, "same": "same"}
+
+
+def conv_padding(name: str) -> Literal["same"] | None:
+    """What `Conv` calls the option `padding`.
+
+    Raises:
+      UserError: an unknown name.
+    """
+    if name not in PADDINGS:
+        raise UserError(f"config.model.options.padding: no {name!r}; {nearest(name, PADDINGS)}")
+    return PADDINGS[name]
+
+
+def minimal(rows: tuple[Row, ...]) -> tuple[Row, ...]:
+    """The minimalistic variant: 3x3 kernels and ReLU everywhere, squeeze-excite nowhere."""
+    return tuple((3, row[1], row[2], False, "relu", row[5]) for row in rows)
+
+
+def block_parts(rows: tuple[Row, ...]) -> list[list[str]]:
+    """The layers of every block in order, for the names of the libraries."""
+    return [
+        [
+            *(["expand"] if i else []),  # the first block is as wide inside as outside
+            "depthwise",
+            *(["squeeze_excite"] if row[3] else []),
+            "project",
+        ]
+        for i, row in enumerate(rows)
+    ]
 
 
 def divisible(channels: float, by: int = 8) -> int:
@@ -74,14 +108,15 @@ class ConvNorm(nnx.Module):
         stride: int = 1,
         groups: int = 1,
         act: Activation | None = None,
+        padding: Literal["same"] | None,
+        epsilon: float,
         momentum: float,
         dtype: jax.typing.DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
-        self.conv = Conv(
-            inputs, outputs, size, stride=stride, groups=groups, dtype=dtype, rngs=rngs
-        )
-        self.norm = BatchNorm(outputs, epsilon=1e-3, momentum=momentum)
+        make = functools.partial(Conv, stride=stride, padding=padding, groups=groups)
+        self.conv = make(inputs, outputs, size, dtype=dtype, rngs=rngs)
+        self.norm = BatchNorm(outputs, epsilon=epsilon, momentum=momentum)
         self.act = act
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -90,20 +125,23 @@ class ConvNorm(nnx.Module):
 
 
 class InvertedResidual(nnx.Module):
-    """Expand, depthwise, squeeze-excite, project; `block` is in torchvision's order."""
+    """Expand, depthwise, squeeze-excite, project; `block` is in torchvision's order.
+
+    Args:
+      make: a `ConvNorm`, given its widths, size, stride, groups and activation.
+    """
 
     def __init__(
         self,
         inputs: int,
         row: Row,
         *,
-        momentum: float,
+        make: Callable[..., ConvNorm],
         dtype: jax.typing.DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
         size, expanded, outputs, squeeze, act_name, stride = row
         act = ACTIVATIONS[act_name]
-        make = functools.partial(ConvNorm, momentum=momentum, dtype=dtype, rngs=rngs)
         self.residual = stride == 1 and inputs == outputs
         self.block = nnx.List(
             [
@@ -132,9 +170,11 @@ class MobileNetV3(Backbone):
       rows: SMALL or LARGE.
       hidden: width of the published classifier's dense layer.
       width: multiplier of every layer's channels.
+      minimalistic: the variant without squeeze-excite, hard swish and 5x5 kernels.
+      padding: "torch" pads half of the kernel on every side; "same" is TensorFlow's, as in Keras.
+      epsilon: of the batch norms: 1e-3 in torchvision and Keras, 1e-5 in timm.
       norm_momentum: the new value's share in the batch-norm statistics; torchvision's .01 is for
         long runs, and lags behind in one of a few hundred steps.
-      minimalistic: the variant without squeeze-excite, hard swish and 5x5 kernels.
     """
 
     def __init__(
@@ -144,6 +184,8 @@ class MobileNetV3(Backbone):
         *,
         width: float = 1.0,
         minimalistic: bool = False,
+        padding: Literal["torch", "same"] = "torch",
+        epsilon: float = 1e-3,
         norm_momentum: float = 0.01,
         num_classes: int | None = None,
         dropout: float = 0.2,
@@ -151,19 +193,24 @@ class MobileNetV3(Backbone):
         rngs: nnx.Rngs,
     ) -> None:
         scale = lambda channels: divisible(channels * width)  # noqa: E731
-        act = jax.nn.relu if minimalistic else jax.nn.hard_swish
-        common: dict[str, Any] = {"momentum": norm_momentum, "dtype": dtype, "rngs": rngs}
-        make: Callable[..., ConvNorm] = functools.partial(ConvNorm, act=act, **common)
+        self.act = jax.nn.relu if minimalistic else jax.nn.hard_swish
+        common: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
+        make: Callable[..., ConvNorm] = functools.partial(
+            ConvNorm,
+            padding=conv_padding(padding),
+            epsilon=epsilon,
+            momentum=norm_momentum,
+            **common,
+        )
         channels = scale(16)
-        features: list[nnx.Module] = [make(3, channels, 3, stride=2)]
-        for size, expanded, outputs, squeeze, act_name, stride in rows:
-            row = (size, scale(expanded), scale(outputs), squeeze, act_name, stride)
-            if minimalistic:
-                row = (3, row[1], row[2], False, "relu", stride)
-            features.append(InvertedResidual(channels, row, **common))
+        features: list[nnx.Module] = [make(3, channels, 3, stride=2, act=self.act)]
+        for row in minimal(rows) if minimalistic else rows:
+            size, expanded, outputs, squeeze, act, stride = row
+            row = (size, scale(expanded), scale(outputs), squeeze, act, stride)
+            features.append(InvertedResidual(channels, row, make=make, **common))
             channels = row[2]
         self.feature_dim, self.num_classes = 6 * channels, num_classes
-        features.append(make(channels, self.feature_dim, 1))
+        features.append(make(channels, self.feature_dim, 1, act=self.act))
         self.features = nnx.List(features)
         classifier = None
         if num_classes is not None:
@@ -183,7 +230,7 @@ class MobileNetV3(Backbone):
         self, features: Features, *, train: bool = False, rngs: nnx.Rngs | None = None
     ) -> jax.Array:
         assert self.classifier is not None
-        x = jax.nn.hard_swish(self.classifier[0](features.pooled))
+        x = self.act(self.classifier[0](features.pooled))
         x = self.dropout(x, train=train, rngs=rngs)
         return self.classifier[1](x.astype(jnp.float32))
 

@@ -11,10 +11,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from agejax.errors import UserError, check_keys, nearest
-from agejax.models import mobilenet_v3, resnet, vgg, vit
+from agejax.models import cnn, efficientnet, mlp, mobilenet_v3, nasnet, resnet, vgg, vit
+from agejax.models.backbone import Backbone
 
 # Called with num_classes, dtype, rngs, the config's options, and image_size where it is wanted.
 MODELS: dict[str, functools.partial[Any]] = {
+    "mlp": functools.partial(mlp.MLP),
+    "cnn": functools.partial(cnn.CNN),
     "mobilenet_v3_small": mobilenet_v3.small,
     "mobilenet_v3_small_minimalistic": functools.partial(mobilenet_v3.small, minimalistic=True),
     "mobilenet_v3_large": mobilenet_v3.large,
@@ -24,10 +27,22 @@ MODELS: dict[str, functools.partial[Any]] = {
     "resnet50": resnet.resnet50,
     "resnet101": resnet.resnet101,
     "resnet152": resnet.resnet152,
+    "resnext50_32x4d": resnet.resnext50_32x4d,
+    "seresnet50": resnet.seresnet50,
+    "seresnext50_32x4d": resnet.seresnext50_32x4d,
+    "senet50": resnet.senet50,
+    "legacy_seresnext50_32x4d": resnet.legacy_seresnext50_32x4d,
     "vgg16": vgg.vgg16,
     "vgg16_bn": vgg.vgg16_bn,
     "vgg19": vgg.vgg19,
     "vgg19_bn": vgg.vgg19_bn,
+    "efficientnet_b0": efficientnet.b0,
+    "tf_efficientnet_b0": efficientnet.tf_b0,
+    "efficientnet_lite0": efficientnet.lite0,
+    "tf_efficientnet_lite0": efficientnet.tf_lite0,
+    "nasnet_mobile": nasnet.nasnet_mobile,
+    "nasnet_large": nasnet.nasnet_large,
+    "pnasnet5_large": nasnet.pnasnet5_large,
     "vit_ti16": vit.ti16,
     "vit_s16": vit.s16,
     "vit_b16": vit.b16,
@@ -44,7 +59,7 @@ def create(
     dtype: jax.typing.DTypeLike = jnp.float32,
     num_classes: int | None = None,
     **options: Any,
-) -> nnx.Module:
+) -> Backbone:
     """A backbone.
 
     Args:
@@ -69,4 +84,5 @@ def create(
     ]
     check_keys(options, [k for k in accepted if k not in OURS], "config.model.options")
     size = {"image_size": image_size} if "image_size" in accepted else {}
-    return make(num_classes=num_classes, dtype=dtype, rngs=rngs, **size, **options)
+    backbone: Backbone = make(num_classes=num_classes, dtype=dtype, rngs=rngs, **size, **options)
+    return backbone

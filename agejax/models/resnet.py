@@ -1,21 +1,62 @@
-"""ResNet 18 to 152 (He et al. 2015), v1.5 as in torchvision: the 3x3 of a bottleneck strides."""
+"""ResNet (He et al. 2015), ResNeXt (Xie et al. 2017), SE-ResNet and SE-ResNeXt (Hu et al. 2018).
+
+Numerics and names are torchvision's and timm's; `senet50` and `legacy_*` are the ones from Caffe.
+"""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from agejax.models.backbone import Backbone, Features
-from agejax.models.layers import BatchNorm, Conv, Linear, global_mean, max_pool
+from agejax.models.layers import BatchNorm, Conv, Linear, SqueezeExcite, global_mean, max_pool
 
 
-class Basic(nnx.Module):
-    """Two 3x3 convolutions and a shortcut."""
+class Block(nnx.Module):
+    """A residual branch and a shortcut; subclasses write the branch.
 
-    expansion = 1
+    Args:
+      squeeze: how much squeeze-excite at the branch's end reduces its channels; 0: there is none.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        stride: int,
+        squeeze: int = 0,
+        *,
+        dtype: jax.typing.DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
+        se = downsample = None
+        if squeeze:
+            attend = functools.partial(SqueezeExcite, gate=jax.nn.sigmoid, dtype=dtype, rngs=rngs)
+            se = attend(outputs, outputs // squeeze)
+        if stride != 1 or inputs != outputs:
+            conv = Conv(inputs, outputs, 1, stride=stride, dtype=dtype, rngs=rngs)
+            downsample = nnx.List([conv, BatchNorm(outputs)])
+        self.outputs, self.se, self.downsample = outputs, se, downsample
+
+    def branch(self, x: jax.Array, *, train: bool) -> jax.Array:
+        raise NotImplementedError
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        y = self.branch(x, train=train)
+        if self.se is not None:
+            y = self.se(y)
+        if self.downsample is not None:
+            conv, norm = self.downsample
+            x = norm(conv(x), train=train)
+        return jax.nn.relu(y + x)
+
+
+class Basic(Block):
+    """Two 3x3 convolutions; the first one strides, whatever `stride_first` says."""
 
     def __init__(
         self,
@@ -23,24 +64,26 @@ class Basic(nnx.Module):
         width: int,
         stride: int,
         *,
+        stride_first: bool = False,
         dtype: jax.typing.DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
+        super().__init__(inputs, width, stride, dtype=dtype, rngs=rngs)
         make = functools.partial(Conv, dtype=dtype, rngs=rngs)
         self.conv1, self.bn1 = make(inputs, width, 3, stride=stride), BatchNorm(width)
         self.conv2, self.bn2 = make(width, width, 3), BatchNorm(width)
-        self.downsample = _shortcut(inputs, width, stride, make)
 
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def branch(self, x: jax.Array, *, train: bool) -> jax.Array:
         y = jax.nn.relu(self.bn1(self.conv1(x), train=train))
-        y = self.bn2(self.conv2(y), train=train)
-        return jax.nn.relu(y + _shorten(self.downsample, x, train))
+        return self.bn2(self.conv2(y), train=train)
 
 
-class Bottleneck(nnx.Module):
-    """1x1, 3x3, 1x1 convolutions and a shortcut."""
+class Bottleneck(Block):
+    """1x1, 3x3 in groups, 1x1 convolutions; four times as many outputs as `width`.
 
-    expansion = 4
+    Args:
+      groups, group_width: of the 3x3 where `width` is 64; other widths scale with it.
+    """
 
     def __init__(
         self,
@@ -48,56 +91,60 @@ class Bottleneck(nnx.Module):
         width: int,
         stride: int,
         *,
+        groups: int = 1,
+        group_width: int = 64,
+        squeeze: int = 0,
+        stride_first: bool = False,
         dtype: jax.typing.DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
+        outputs, inner = 4 * width, width * group_width // 64 * groups
+        super().__init__(inputs, outputs, stride, squeeze, dtype=dtype, rngs=rngs)
         make = functools.partial(Conv, dtype=dtype, rngs=rngs)
-        outputs = width * self.expansion
-        self.conv1, self.bn1 = make(inputs, width, 1), BatchNorm(width)
-        self.conv2, self.bn2 = make(width, width, 3, stride=stride), BatchNorm(width)
-        self.conv3, self.bn3 = make(width, outputs, 1), BatchNorm(outputs)
-        self.downsample = _shortcut(inputs, outputs, stride, make)
+        first, second = (stride, 1) if stride_first else (1, stride)
+        self.conv1, self.bn1 = make(inputs, inner, 1, stride=first), BatchNorm(inner)
+        self.conv2 = make(inner, inner, 3, stride=second, groups=groups)
+        self.bn2 = BatchNorm(inner)
+        self.conv3, self.bn3 = make(inner, outputs, 1), BatchNorm(outputs)
 
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def branch(self, x: jax.Array, *, train: bool) -> jax.Array:
         y = jax.nn.relu(self.bn1(self.conv1(x), train=train))
         y = jax.nn.relu(self.bn2(self.conv2(y), train=train))
-        y = self.bn3(self.conv3(y), train=train)
-        return jax.nn.relu(y + _shorten(self.downsample, x, train))
-
-
-def _shortcut(
-    inputs: int, outputs: int, stride: int, make: functools.partial[Conv]
-) -> nnx.List | None:
-    if stride == 1 and inputs == outputs:
-        return None
-    return nnx.List([make(inputs, outputs, 1, stride=stride), BatchNorm(outputs)])
-
-
-def _shorten(downsample: nnx.List | None, x: jax.Array, train: bool) -> jax.Array:
-    return x if downsample is None else downsample[1](downsample[0](x), train=train)
+        return self.bn3(self.conv3(y), train=train)
 
 
 class ResNet(Backbone):
-    """Images [B, H, W, 3] -> pooled features [B, 512 or 2048], or logits."""
+    """Images [B, H, W, 3] -> pooled features [B, 512 or 2048], or logits.
+
+    Args:
+      block: called with inputs, width and stride.
+      depths: blocks of each of the four stages.
+      ceil_pool: the stem's max pool as in Caffe: no padding, and a last window that the image does
+        not fill counts too. False: one pixel of padding on every side.
+      stride_first: the first 1x1 of a bottleneck strides, as in the paper, in Caffe and in Keras.
+        False: its 3x3, which is called v1.5.
+    """
 
     def __init__(
         self,
-        block: type[Basic] | type[Bottleneck],
+        block: Callable[..., Block],
         depths: tuple[int, ...],
+        ceil_pool: bool = False,
         *,
+        stride_first: bool = False,
         num_classes: int | None = None,
         dtype: jax.typing.DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
         self.conv1 = Conv(3, 64, 7, stride=2, dtype=dtype, rngs=rngs)
-        self.bn1 = BatchNorm(64)
+        self.bn1, self.ceil_pool = BatchNorm(64), ceil_pool
+        make = functools.partial(block, stride_first=stride_first, dtype=dtype, rngs=rngs)
         channels, layers = 64, []
         for i, depth in enumerate(depths):
             blocks = []
             for j in range(depth):
-                stride = 2 if i > 0 and j == 0 else 1
-                blocks.append(block(channels, 64 * 2**i, stride, dtype=dtype, rngs=rngs))
-                channels = 64 * 2**i * block.expansion
+                blocks.append(make(channels, 64 * 2**i, 2 if i > 0 and j == 0 else 1))
+                channels = blocks[-1].outputs
             layers.append(nnx.List(blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = layers
         self.feature_dim, self.num_classes = channels, num_classes
@@ -105,7 +152,7 @@ class ResNet(Backbone):
 
     def embed(self, x: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         x = jax.nn.relu(self.bn1(self.conv1(x), train=train))
-        x = max_pool(x, 3, 2, 1)
+        x = max_pool(x, 3, 2, ceil=True) if self.ceil_pool else max_pool(x, 3, 2, 1)
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in layer:
                 x = block(x, train=train)
@@ -123,3 +170,12 @@ resnet34 = functools.partial(ResNet, Basic, (3, 4, 6, 3))
 resnet50 = functools.partial(ResNet, Bottleneck, (3, 4, 6, 3))
 resnet101 = functools.partial(ResNet, Bottleneck, (3, 4, 23, 3))
 resnet152 = functools.partial(ResNet, Bottleneck, (3, 8, 36, 3))
+
+ResNeXt = functools.partial(Bottleneck, groups=32, group_width=4)
+SE = functools.partial(Bottleneck, squeeze=16)
+SEResNeXt = functools.partial(ResNeXt, squeeze=16)
+resnext50_32x4d = functools.partial(ResNet, ResNeXt, (3, 4, 6, 3))
+seresnet50 = functools.partial(ResNet, SE, (3, 4, 6, 3))
+seresnext50_32x4d = functools.partial(ResNet, SEResNeXt, (3, 4, 6, 3))
+senet50 = functools.partial(ResNet, SE, (3, 4, 6, 3), True, stride_first=True)
+legacy_seresnext50_32x4d = functools.partial(ResNet, SEResNeXt, (3, 4, 6, 3), True)

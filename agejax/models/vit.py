@@ -1,19 +1,24 @@
-"""Vision transformers (Dosovitskiy et al. 2021), patches of 16; timm's names and numerics."""
+"""Vision transformers (Dosovitskiy et al. 2021), patches of 16; timm's names and numerics.
+
+Its `deit_*` are the same networks. With `gelu="tanh"` the numerics are those of vision_transformer
+and big_vision in JAX, which published them first.
+"""
 
 from __future__ import annotations
 
 import functools
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from agejax.errors import UserError
+from agejax.errors import UserError, nearest
 from agejax.models.backbone import Backbone, Features
 from agejax.models.layers import Dropout, LayerNorm, Linear
 
 PATCH = 16
-exact_gelu = functools.partial(jax.nn.gelu, approximate=False)
+Gelu = Literal["exact", "tanh"]
 
 
 class Block(nnx.Module):
@@ -24,11 +29,12 @@ class Block(nnx.Module):
         dim: int,
         heads: int,
         dropout: float,
+        gelu: Gelu,
         *,
         dtype: jax.typing.DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
-        self.heads = heads
+        self.heads, self.gelu = heads, gelu
         make = functools.partial(Linear, dtype=dtype, rngs=rngs)
         self.norm1, self.norm2 = LayerNorm(dim), LayerNorm(dim)
         self.qkv, self.proj = make(dim, 3 * dim), make(dim, dim)
@@ -41,7 +47,8 @@ class Block(nnx.Module):
         qkv = self.qkv(self.norm1(x)).reshape(batch, tokens, 3, self.heads, dim // self.heads)
         attended = jax.nn.dot_product_attention(*(qkv[:, :, i] for i in range(3)))
         x = x + drop(self.proj(attended.reshape(batch, tokens, dim)))
-        return x + drop(self.fc2(drop(exact_gelu(self.fc1(self.norm2(x))))))
+        hidden = jax.nn.gelu(self.fc1(self.norm2(x)), approximate=self.gelu == "tanh")
+        return x + drop(self.fc2(drop(hidden)))
 
 
 class ViT(Backbone):
@@ -49,6 +56,7 @@ class ViT(Backbone):
 
     Args:
       image_size: edge of the images, pixels, a multiple of 16: positions are learned.
+      gelu: itself, or its approximation by a tanh, which is up to 5e-4 off.
     """
 
     def __init__(
@@ -60,12 +68,17 @@ class ViT(Backbone):
         image_size: int,
         num_classes: int | None = None,
         dropout: float = 0.0,
+        gelu: Gelu = "exact",
         dtype: jax.typing.DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
         if image_size % PATCH:
             raise UserError(
                 f"config.model.image_size: a ViT needs a multiple of {PATCH}, got {image_size}"
+            )
+        if gelu not in get_args(Gelu):
+            raise UserError(
+                f"config.model.options.gelu: no {gelu!r}; {nearest(gelu, get_args(Gelu))}"
             )
         tokens = (image_size // PATCH) ** 2 + 1
         init = jax.nn.initializers.truncated_normal(0.02)
@@ -74,7 +87,7 @@ class ViT(Backbone):
         self.cls_token = nnx.Param(init(rngs.params(), (1, 1, dim), jnp.float32))
         self.pos_embed = nnx.Param(init(rngs.params(), (1, tokens, dim), jnp.float32))
         self.blocks = nnx.List(
-            [Block(dim, heads, dropout, dtype=dtype, rngs=rngs) for _ in range(depth)]
+            [Block(dim, heads, dropout, gelu, dtype=dtype, rngs=rngs) for _ in range(depth)]
         )
         self.norm = LayerNorm(dim)
         self.dropout = Dropout(dropout)

@@ -1,0 +1,142 @@
+"""EfficientNet-B0 (Tan & Le 2019) and EfficientNet-Lite0, which has ReLU6 and no squeeze-excite.
+
+Numerics are timm's and torchvision's, or with options those of the weights from TensorFlow.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from agejax.models.backbone import Backbone, Features
+from agejax.models.layers import Activation, Dropout, Linear, SqueezeExcite, global_mean
+from agejax.models.mobilenet_v3 import ConvNorm, conv_padding
+
+# blocks, kernel, stride of the first block, how much wider inside, outputs
+Stage = tuple[int, int, int, int, int]
+B0: tuple[Stage, ...] = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+STEM, TOP = 32, 1280  # channels
+
+
+def places(stages: tuple[Stage, ...]) -> list[tuple[int, int]]:
+    """The stage of every block and its number there, for the names of the libraries."""
+    return [(i, j) for i, (depth, *_) in enumerate(stages) for j in range(depth)]
+
+
+class MBConv(nnx.Module):
+    """Expand, depthwise, squeeze-excite, project.
+
+    Args:
+      squeeze: channels inside of squeeze-excite; 0: there is none.
+      make: a `ConvNorm`, given its widths, size, stride, groups and activation.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        expanded: int,
+        outputs: int,
+        size: int,
+        stride: int,
+        *,
+        squeeze: int,
+        act: Activation,
+        make: Callable[..., ConvNorm],
+        dtype: jax.typing.DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.residual = stride == 1 and inputs == outputs
+        self.expand = make(inputs, expanded, 1, act=act) if expanded != inputs else None
+        self.depthwise = make(expanded, expanded, size, stride=stride, groups=expanded, act=act)
+        se = None
+        if squeeze:
+            gate = jax.nn.sigmoid
+            se = SqueezeExcite(expanded, squeeze, act=act, gate=gate, dtype=dtype, rngs=rngs)
+        self.se = se
+        self.project = make(expanded, outputs, 1)
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        y = x if self.expand is None else self.expand(x, train=train)
+        y = self.depthwise(y, train=train)
+        if self.se is not None:
+            y = self.se(y)
+        y = self.project(y, train=train)
+        return x + y if self.residual else y
+
+
+class EfficientNet(Backbone):
+    """Images [B, H, W, 3] -> pooled features [B, 1280], or logits.
+
+    Args:
+      stages: B0.
+      lite: ReLU6 for swish, and no squeeze-excite.
+      padding: "torch" pads half of the kernel on every side; "same" is TensorFlow's.
+      epsilon: of the batch norms: 1e-5 in timm and torchvision, 1e-3 in TensorFlow.
+    """
+
+    def __init__(
+        self,
+        stages: tuple[Stage, ...],
+        lite: bool,
+        *,
+        padding: Literal["torch", "same"] = "torch",
+        epsilon: float = 1e-5,
+        num_classes: int | None = None,
+        dropout: float = 0.2,
+        dtype: jax.typing.DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        act = jax.nn.relu6 if lite else jax.nn.silu
+        common: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
+        make: Callable[..., ConvNorm] = functools.partial(
+            ConvNorm, padding=conv_padding(padding), epsilon=epsilon, momentum=0.1, **common
+        )
+        self.stem = make(3, STEM, 3, stride=2, act=act)
+        blocks, channels = [], STEM
+        for depth, size, stride, wider, outputs in stages:
+            for i in range(depth):
+                # A quarter of what goes into the block, not of what it widens to.
+                squeeze = 0 if lite else channels // 4
+                block: Callable[..., MBConv] = functools.partial(
+                    MBConv, squeeze=squeeze, act=act, make=make, **common
+                )
+                step = stride if i == 0 else 1
+                blocks.append(block(channels, wider * channels, outputs, size, step))
+                channels = outputs
+        self.blocks = nnx.List(blocks)
+        self.top = make(channels, TOP, 1, act=act)
+        self.feature_dim, self.num_classes = TOP, num_classes
+        self.classifier = Linear(TOP, num_classes, rngs=rngs) if num_classes is not None else None
+        self.dropout = Dropout(dropout)
+
+    def embed(self, x: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
+        x = self.stem(x, train=train)
+        for block in self.blocks:
+            x = block(x, train=train)
+        x = self.top(x, train=train)
+        return Features(x, global_mean(x))
+
+    def classify(
+        self, features: Features, *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        assert self.classifier is not None
+        return self.classifier(self.dropout(features.pooled, train=train, rngs=rngs))
+
+
+b0 = functools.partial(EfficientNet, B0, False)
+lite0 = functools.partial(EfficientNet, B0, True)
+tf_b0 = functools.partial(b0, padding="same", epsilon=1e-3)
+tf_lite0 = functools.partial(lite0, padding="same", epsilon=1e-3)
