@@ -15,6 +15,7 @@ setup(
         "clu>=0.0.12",
         "flax>=0.12.8",
         "grain>=0.2.18",
+        "h5py>=3.16",
         "importlib_resources>=7.1",  # tensorflow-datasets needs it and does not say so
         "jax>=0.10.2",
         "matplotlib>=3.11",

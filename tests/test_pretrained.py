@@ -240,7 +240,7 @@ def test_a_file_that_is_missing_or_broken_is_one_clear_line(shapes, tmp_path):
     broken.write_bytes(b"\x80\x04not safetensors")
     for path, model, message in (
         (tmp_path / "none", "mobilenet_v3_small", "does not exist"),
-        (broken, "mobilenet_v3_small", "damaged or not a .safetensors"),
+        (broken, "mobilenet_v3_small", "is damaged"),
         (broken, "mobilenet", "no rules"),
     ):
         with pytest.raises(UserError, match=message):
@@ -311,6 +311,25 @@ def test_images_are_normalised_as_the_weights_expect():
     assert settled(mean=(0.485, 0.456, 0.406)).model.std == (0.229, 0.224, 0.225)
     with pytest.raises(UserError, match=r"config\.model\.mean: .* expects \(0\.485"):
         settled(mean=(0.5, 0.5, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "stride_first"),
+    [
+        ("resnet50", "layer1.0.conv1.weight", False),
+        ("seresnet50", "layer1.0.se.fc1.weight", False),
+        ("senet50", "layer1.0.se_module.fc1.weight", True),
+    ],
+)
+def test_the_stride_of_bottlenecks_is_where_the_weights_expect_it(
+    name, key, stride_first, tmp_path
+):
+    path = tmp_path / "w.safetensors"
+    safetensors.numpy.save_file({key: np.zeros((1, 1, 1, 1), np.float32)}, path)
+    config = settled(name=name, pretrained=str(path))
+    assert config.model.options.stride_first is stride_first
+    with pytest.raises(UserError, match=r"config\.model\.options\.stride_first: "):
+        settled(name=name, pretrained=str(path), options={"stride_first": not stride_first})
 
 
 def test_a_restart_keeps_what_the_run_was_started_with_and_needs_no_weights():

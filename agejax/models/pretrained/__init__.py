@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,11 +47,10 @@ def load(
     tensors, layout = identify(path, model_name)
     ours = {k.removeprefix(prefix): v for k, v in shapes.items() if k.startswith(prefix)}
     loaded = fit(tensors, layout, ours, _where(path))
-    return Loaded(
-        loaded.library,
-        {prefix + name: array for name, array in loaded.arrays.items()},
-        tuple(prefix + name for name in loaded.fresh),
-        loaded.left_out,
+    return dataclasses.replace(
+        loaded,
+        arrays={prefix + name: array for name, array in loaded.arrays.items()},
+        fresh=tuple(prefix + name for name in loaded.fresh),
     )
 
 
@@ -69,6 +69,8 @@ def settle(
     c = config.model
     expected: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     options: Mapping[str, Any] = {}
+    binding = stored is None and bool(c.pretrained)
+    may_differ: tuple[str, ...] = ()
     if stored is not None:
         expected = {key: tuple(stored.model[key]) for key in expected}
         options = stored.model.options
@@ -76,12 +78,16 @@ def settle(
         layout = identify(c.pretrained, c.name)[1]
         expected = {"mean": layout.mean, "std": layout.std}
         options = layout.options
+        if layout.doubt:
+            may_differ = ("mean", "std")
+            if (c.mean is None) != (c.std is None):
+                raise UserError(f"config.model.mean and .std: set both or none; {layout.doubt}")
     with config.unlocked():
         for group, values in ((c, expected), (c.options, options)):
             for key, value in values.items():
                 if group.get(key) is None:
                     group[key] = value
-                elif stored is None and c.pretrained and _plain(group[key]) != _plain(value):
+                elif binding and key not in may_differ and _plain(group[key]) != _plain(value):
                     place = "model" if group is c else "model.options"
                     raise UserError(
                         f"config.{place}.{key}: {c.pretrained} expects {value}, "

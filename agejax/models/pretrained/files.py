@@ -1,18 +1,45 @@
-"""Reads the arrays of a weights file. Never runs code from it, and needs neither torch nor Keras."""
+"""Reads the arrays of a weights file. Runs no code from it, and needs neither torch nor Keras."""
 
 from __future__ import annotations
 
+import io
+import math
+import os
 import pathlib
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
 
+import ml_dtypes
+import numpy as np
 import safetensors
-import safetensors.numpy
 
 from agejax.errors import UserError
+from agejax.models.pretrained import hdf5, torch_file
 from agejax.models.pretrained.layout import Tensors
+
+SAFETENSORS = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every key
+INFLATION = 16  # an archive's members may be this many times its size: weights hardly compress
 
 
 def read(path: str, where: str) -> Tensors:
     """The arrays of a weights file by the names they have in it, in the file's order.
+
+    The format is told by the content: safetensors, torch.save (state dicts alone), .npz, Keras'
+    .h5. Floats of any width come as float32, and `module.` is taken off where every key has it.
 
     Args:
       where: how a message begins.
@@ -23,8 +50,92 @@ def read(path: str, where: str) -> Tensors:
     if not pathlib.Path(path).is_file():
         raise UserError(f"{where} does not exist; name a weights file")
     try:
-        return safetensors.numpy.load_file(path)
-    except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{where} is damaged or not a .safetensors file ({error}); get it again"
-        ) from error
+        tensors = _reader(path)(path)
+        return _unwrapped({name: _single(array) for name, array in tensors.items()})
+    except UserError as error:
+        raise UserError(f"{where} {_line(error)}") from error
+    except DAMAGED as error:
+        raise UserError(f"{where} is damaged ({_line(error)}); get it again") from error
+
+
+# What parsers raise on bytes that are not as they should be.
+DAMAGED = (
+    *(OSError, EOFError, ValueError, LookupError, TypeError, ArithmeticError, RuntimeError),
+    *(MemoryError, struct.error, zlib.error, zipfile.BadZipFile, safetensors.SafetensorError),
+)
+
+
+def _reader(path: str) -> Callable[[str], Tensors]:
+    with open(path, "rb") as file:
+        start = file.read(9)
+    if start.startswith(b"PK\x03\x04"):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        return _read_npz if any(n.endswith(".npy") for n in names) else torch_file.read_zip
+    if start.startswith(b"\x80"):
+        return torch_file.read_legacy
+    if start.startswith(hdf5.SIGNATURE):
+        return hdf5.read
+    if start[8:] == b"{":
+        return _read_safetensors
+    raise UserError("is neither .safetensors nor of torch.save nor .npz nor .h5; get it again")
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _single(array: np.ndarray) -> np.ndarray:
+    floating = array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16
+    return array.astype(np.float32, copy=False) if floating else array
+
+
+def _unwrapped(tensors: Tensors) -> Tensors:
+    for prefix in WRAPPERS:
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): array for name, array in tensors.items()}
+    return tensors
+
+
+def _read_safetensors(path: str) -> Tensors:
+    tensors = {}
+    for name, entry in safetensors.deserialize(pathlib.Path(path).read_bytes()):
+        if entry["dtype"] not in SAFETENSORS:
+            raise UserError(f"has {name} in {entry['dtype']}; save it in float32")
+        values = np.frombuffer(entry["data"], SAFETENSORS[entry["dtype"]])
+        tensors[name] = values.reshape(entry["shape"])
+    return tensors
+
+
+def _read_npz(path: str) -> Tensors:
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        size = os.path.getsize(path)
+        # zipfile sets aside as much memory as a member claims to have, packed or not.
+        if sum(m.file_size for m in members) > INFLATION * size:
+            raise UserError("holds far more than its own size; get it again")
+        if sum(m.compress_size for m in members) > size:
+            raise UserError("has members that are larger than itself")
+        return {
+            member.filename.removesuffix(".npy"): _npy(archive.read(member), member.filename)
+            for member in members
+        }
+
+
+def _npy(data: bytes, name: str) -> np.ndarray:
+    """One array of an archive. numpy's own reader trusts the shape before it sees the values."""
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise UserError(f"has {name} in version {version} of .npy; save it again")
+    header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
+    shape, fortran, dtype = header(file)
+    if dtype == np.dtype("V2"):  # numpy has no name for it
+        dtype = np.dtype(ml_dtypes.bfloat16)
+    if dtype.kind not in "fiub" and dtype != ml_dtypes.bfloat16:
+        raise UserError(f"has {name} in {dtype}, which are no weights; leave it out")
+    if math.prod(shape) * dtype.itemsize != len(data) - file.tell():
+        raise UserError(f"is damaged: the size of {name} is not its shape's; get it again")
+    return np.frombuffer(data, dtype, offset=file.tell()).reshape(
+        shape, order="F" if fortran else "C"
+    )

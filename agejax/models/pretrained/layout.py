@@ -50,6 +50,8 @@ class Layout:
       mean, std: of RGB in 0..1, which the weights expect images to be normalised with. Weights of
         BGR networks are turned to RGB by `prepare`.
       options: of our model, for the numerics of these weights, such as {"padding": "same"}.
+      doubt: where weights that expect another mean and std look the same in a file, what to tell
+        the user: those above are then a default that the config may overrule.
     """
 
     library: str
@@ -62,6 +64,7 @@ class Layout:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    doubt: str = ""
 
     def our_name(self, key: str, tensor: np.ndarray) -> str | None:
         """Our flat name of one of their keys, None where no rule covers it."""
@@ -92,12 +95,14 @@ class Loaded:
       arrays: what it filled, float32, by our names.
       fresh: our names that it has no values for: our own classifier's.
       left_out: its classifier's keys, which a backbone has no use for.
+      doubt: as in the layout.
     """
 
     library: str
     arrays: dict[str, np.ndarray]
     fresh: tuple[str, ...]
     left_out: tuple[str, ...]
+    doubt: str = ""
 
     def __str__(self) -> str:
         values = sum(array.size for array in self.arrays.values())
@@ -106,6 +111,8 @@ class Loaded:
             parts.append(f"left fresh: {', '.join(self.fresh)}")
         if self.left_out:
             parts.append(f"left out: {', '.join(self.left_out)}")
+        if self.doubt:
+            parts.append(self.doubt)
         return "; ".join(parts)
 
 
@@ -135,8 +142,12 @@ def fit(
             continue
         if name in found:
             problems.append(f"{key} is the second tensor for {name}")
-        value = layout.transform(name, tensor, shapes[name])
         found[name] = None
+        try:
+            value = layout.transform(name, tensor, shapes[name])
+        except UserError as error:
+            problems.append(f"{key} {error}")
+            continue
         if value.shape == shapes[name]:
             found[name] = np.ascontiguousarray(value, np.float32)
         else:
@@ -147,7 +158,7 @@ def fit(
     if problems:
         raise UserError(f"{where} ({layout.library}) does not fit: {'; '.join(problems)}")
     arrays = {name: value for name, value in found.items() if value is not None}
-    return Loaded(layout.library, arrays, tuple(missing), tuple(left_out))
+    return Loaded(layout.library, arrays, tuple(missing), tuple(left_out), layout.doubt)
 
 
 OUR_CLASSIFIER = re.compile(r"(classifier|fc|head)\b.*")  # of every backbone, by our names
