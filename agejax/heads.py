@@ -246,7 +246,8 @@ def create(configs: Mapping[str, Any], facts: Facts) -> dict[str, Head]:
     """The heads of `config.heads`, by name.
 
     Args:
-      configs: name -> {kind, label (default: the name), weight (default 1), the kind's options}.
+      configs: name -> {kind, label (default: the name), weight (default 1), neck (its own layers
+        above the backbone: agejax/models/necks.py), the kind's options}.
       facts: of the training split.
 
     Raises:
@@ -259,7 +260,7 @@ def create(configs: Mapping[str, Any], facts: Facts) -> dict[str, Head]:
         where = f"config.heads.{name}"
         _one_of(where, "kind", given.get("kind"), tuple(KINDS))
         kind = KINDS[given["kind"]]
-        check_keys(given, ("kind", "label", "weight", *kind.options), where)
+        check_keys(given, ("kind", "label", "weight", "neck", *kind.options), where)
         label = given.get("label", name)
         if label not in facts.labels:
             raise UserError(

@@ -17,6 +17,7 @@ from agejax.errors import UserError
 from agejax.heads import Head
 from agejax.models import layers, pretrained, registry
 from agejax.models.face_model import FaceModel
+from agejax.models.necks import NeckOptions
 from agejax.optim import Flat
 
 Initialise = Callable[[jax.Array], tuple[Flat, Flat]]  # key -> (params, batch_stats)
@@ -56,8 +57,6 @@ class Model:
     paths: Mapping[str, tuple[Any, ...]]  # flat name -> NNX path
     parameters: tuple[str, ...]  # flat names
     heads: Mapping[str, Head]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
     def apply(
         self,
@@ -69,10 +68,9 @@ class Model:
         key: jax.Array | None = None,
     ) -> tuple[dict[str, jax.Array], Flat]:
         """Images [B, H, W, 3] in 0..1 -> ({head: outputs [B, width]}, new batch statistics)."""
-        x = (images - jnp.array(self.mean)) / jnp.array(self.std)
         network = nnx.merge(self.graphdef, self._nested(params), self._nested(batch_stats))
         rngs = nnx.Rngs(dropout=key) if key is not None else None
-        outputs = network(x, train=train, rngs=rngs)
+        outputs = network(images, train=train, rngs=rngs)
         return outputs, _flatten(nnx.state(network, nnx.BatchStat))[0]
 
     def _nested(self, flat: Flat) -> dict[str, Any]:
@@ -84,6 +82,11 @@ def create_model(config: Any, heads: Mapping[str, Head]) -> tuple[Model, Initial
     c = config.model
     if c.dtype not in DTYPES:
         raise UserError(f"config.model.dtype: {c.dtype!r} is not one of {', '.join(DTYPES)}")
+    necks = {
+        name: NeckOptions.of(given.neck, f"config.heads.{name}.neck")
+        for name, given in config.heads.items()
+        if "neck" in given
+    }
 
     def build(key: jax.Array) -> FaceModel:
         rngs = nnx.Rngs(params=key)
@@ -93,8 +96,13 @@ def create_model(config: Any, heads: Mapping[str, Head]) -> tuple[Model, Initial
         network = FaceModel(
             backbone,
             {name: head.width for name, head in heads.items()},
+            necks,
+            image_size=c.image_size,
+            mean=c.mean,
+            std=c.std,
             hidden=c.hidden,
             dropout=c.dropout,
+            dtype=DTYPES[c.dtype],
             rngs=rngs,
         )
         for name, head in heads.items():
@@ -111,15 +119,7 @@ def create_model(config: Any, heads: Mapping[str, Head]) -> tuple[Model, Initial
         _, (params, stats) = _split(build(key))
         return _flatten(params)[0], _flatten(stats)[0]
 
-    model = Model(
-        graphdef,
-        params_paths | stats_paths,
-        tuple(params_paths),
-        heads,
-        tuple(c.mean),
-        tuple(c.std),
-    )
-    return model, initialise
+    return Model(graphdef, params_paths | stats_paths, tuple(params_paths), heads), initialise
 
 
 def abstract(
@@ -151,7 +151,8 @@ def create(
     params, batch_stats = jax.jit(initialise)(key)
     shapes = {name: value.shape for name, value in (params | batch_stats).items()}
     loaded = pretrained.load(config.model.pretrained, config.model.name, shapes)
-    print(loaded, flush=True)
+    print(f"{loaded}; images normalised with mean {config.model.mean} and std {config.model.std}",
+          flush=True)  # fmt: skip
     return jax.jit(start, out_shardings=shardings)(
         {name: loaded.arrays.get(name, value) for name, value in params.items()},
         {name: loaded.arrays.get(name, value) for name, value in batch_stats.items()},

@@ -10,6 +10,7 @@ import pytest
 
 from agejax import heads, optim, state
 from agejax.data import augment
+from agejax.models import pretrained
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 LABELS = {
@@ -25,7 +26,7 @@ def test_config(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config = module.get_config().lock()
+    config = pretrained.settle(module.get_config().lock())
     assert f"python -m agejax.main --config=configs/{path.name}" in module.__doc__
     assert json.loads(config.to_json_best_effort())["model"]["name"] == config.model.name
 

@@ -1,44 +1,90 @@
-"""The whole network: a backbone, an optional dense layer, and one linear output per head."""
+"""The whole network: a backbone, what heads share or own above it, one linear output per head."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from agejax.models import layers
+from agejax.models.backbone import Backbone, Features
+from agejax.models.necks import Neck, NeckOptions
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's and OpenCV's greyscale
 
 
 class FaceModel(nnx.Module):
-    """Normalised images [B, H, W, 3] -> {head: raw outputs [B, width], float32}."""
+    """Images [B, H, W, 3] in 0..1 -> {head: raw outputs [B, width], float32}.
+
+    Args:
+      widths: of the heads' outputs.
+      necks: of the heads that have their own; the others share `hidden` and `dropout`.
+      mean, std: of RGB in 0..1, what the backbone wants images to be normalised with.
+      hidden: width of the dense layer between backbone and heads; 0: none.
+    """
 
     def __init__(
         self,
-        backbone: Any,
+        backbone: Backbone,
         widths: Mapping[str, int],
+        necks: Mapping[str, NeckOptions],
         *,
+        image_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
         hidden: int,
         dropout: float,
+        dtype: jax.typing.DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
+        self.mean, self.std = tuple(mean), tuple(std)
         self.backbone = backbone
-        features: int = backbone.feature_dim
+        features = backbone.feature_dim
         self.hidden = layers.Linear(features, hidden, rngs=rngs) if hidden else None
         self.dropout = layers.Dropout(dropout)
+        made: dict[str, Neck] = {}
+        if necks:
+            image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+            maps = jax.eval_shape(lambda x: backbone.embed(x).maps, image).shape[1:]
+            for name, options in necks.items():
+                made[name] = Neck(options, maps, dtype=dtype, rngs=rngs)
+        self.necks = nnx.Dict(made)
+        inputs = {name: neck.width for name, neck in made.items()}
         # Heads compute in float32 whatever the backbone does: logits must not lose digits.
         self.heads = nnx.Dict(
-            {name: layers.Linear(hidden or features, width, rngs=rngs)
+            {name: layers.Linear(inputs.get(name, hidden or features), width, rngs=rngs)
              for name, width in widths.items()}
         )  # fmt: skip
 
     def __call__(
-        self, x: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None
+        self, images: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None
     ) -> dict[str, jax.Array]:
-        features = self.backbone(x, train=train, rngs=rngs)
+        seen: dict[bool, Features] = {}  # greyscale or not -> features, each computed once
+        shared: jax.Array | None = None
+        outputs = {}
+        for name, head in self.heads.items():
+            neck = self.necks.get(name)
+            grey = neck is not None and neck.options.greyscale
+            if grey not in seen:
+                seen[grey] = self.backbone.embed(
+                    self._normalise(images, grey), train=train, rngs=rngs
+                )
+            if neck is not None:
+                outputs[name] = head(neck(seen[grey], train=train, rngs=rngs))
+                continue
+            if shared is None:
+                shared = self._share(seen[grey].pooled, train, rngs)
+            outputs[name] = head(shared)
+        return outputs
+
+    def _normalise(self, images: jax.Array, grey: bool) -> jax.Array:
+        if grey:
+            images = jnp.broadcast_to((images @ jnp.array(LUMA))[..., None], images.shape)
+        return (images - jnp.array(self.mean)) / jnp.array(self.std)
+
+    def _share(self, pooled: jax.Array, train: bool, rngs: nnx.Rngs | None) -> jax.Array:
         if self.hidden is not None:
-            features = jax.nn.hard_swish(self.hidden(features))
-        features = self.dropout(features.astype(jnp.float32), train=train, rngs=rngs)
-        return {name: head(features) for name, head in self.heads.items()}
+            pooled = jax.nn.hard_swish(self.hidden(pooled))
+        return self.dropout(pooled.astype(jnp.float32), train=train, rngs=rngs)

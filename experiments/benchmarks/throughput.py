@@ -33,7 +33,7 @@ from agejax.data import pipeline, sampling
 from agejax.data.sources import Source
 from agejax.logging.stopwatch import Stopwatch
 from agejax.logging.train_log import TrainLog
-from agejax.models import layers
+from agejax.models import layers, pretrained
 
 SIZE, BATCH = 128, 64
 LIGHT = {
@@ -49,7 +49,7 @@ def make_config(**augment: Any) -> Any:
     config.heads.gender = {"kind": "binary", "weight": 0.25}
     config.heads.ethnicity = {"kind": "categorical", "weight": 0.25}
     config.augment.update(augment)
-    return config
+    return pretrained.settle(config)
 
 
 def random_source(n: int, folder: pathlib.Path) -> Source:

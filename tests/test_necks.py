@@ -1,0 +1,107 @@
+"""Heads' own necks: what a head sees, what it owns, and what it shares."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from agejax.errors import UserError
+from agejax.models import layers, registry
+from agejax.models.face_model import FaceModel
+from agejax.models.necks import NeckOptions
+
+BRANCH = {"convs": (8, 4), "max_pool": True, "pool": "flatten", "hidden": (6,), "dropout": 0.3}
+
+
+def build(necks, name="cnn", size=32, **options):
+    options = {"widths": (4, 8)} if name == "cnn" else options
+    rngs = nnx.Rngs(0)
+    backbone = registry.create(name, image_size=size, rngs=rngs, **options)
+    parsed = {k: NeckOptions.of(v, f"config.heads.{k}.neck") for k, v in necks.items()}
+    return FaceModel(
+        backbone, {"age": 1, "gender": 2}, parsed, image_size=size,
+        mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), hidden=5, dropout=0.1,
+        dtype=jnp.float32, rngs=rngs,
+    )  # fmt: skip
+
+
+def images(size=32):
+    return jax.random.uniform(jax.random.key(1), (3, size, size, 3))
+
+
+def run(model, x, **arguments):
+    graphdef, state = nnx.split(model)
+    return jax.jit(lambda s, x: nnx.merge(graphdef, s)(x, **arguments))(state, x)
+
+
+def names(model):
+    return {"/".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+
+
+def test_a_neck_belongs_to_its_head_and_the_others_share_the_hidden_layer():
+    model = build({"gender": BRANCH})
+    assert {"necks/gender/convs/1/kernel", "necks/gender/hidden/0/kernel"} <= names(model)
+    # 32 px, two pools in the trunk, two in the branch: 2 x 2 x 4 into the dense layer.
+    assert model.necks["gender"].hidden[0].kernel.shape == (16, 6)
+    assert model.heads["gender"].kernel.shape == (6, 2)
+    assert model.heads["age"].kernel.shape == (5, 1)
+    out = run(model, images())
+    assert {k: v.shape for k, v in out.items()} == {"age": (3, 1), "gender": (3, 2)}
+
+
+def test_a_branch_equals_its_layers_one_by_one():
+    model = build({"gender": BRANCH})
+    x = (images() - jnp.array([0.5, 0.4, 0.3])) / jnp.array([0.2, 0.3, 0.4])
+    neck, y = model.necks["gender"], model.backbone.embed(x).maps
+    for conv, norm in zip(neck.convs, neck.norms, strict=True):
+        y = layers.max_pool(jnp.maximum(norm(conv(y), train=False), 0), 2, 2)
+    y = jnp.maximum(neck.hidden[0](y.reshape(3, -1)), 0)
+    np.testing.assert_allclose(
+        run(model, images())["gender"], model.heads["gender"](y), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_a_greyscale_head_does_not_see_colour_and_the_other_does():
+    model = build({"gender": {"greyscale": True}})
+    x = images()
+    # Another colour of the same luminance: + t / .299 red, - t / .587 green.
+    shift = jnp.array([0.1 / 0.299, -0.1 / 0.587, 0.0])
+    one, other = run(model, x), run(model, x + shift)
+    np.testing.assert_allclose(one["gender"], other["gender"], rtol=1e-4, atol=1e-7)
+    assert np.abs(one["age"] / other["age"] - 1).max() > 0.01
+
+
+def test_dropout_of_a_neck_works_in_training_only():
+    model = build({"gender": BRANCH})
+    keys = [nnx.Rngs(dropout=i) for i in range(2)]
+    first, second = (model(images(), train=True, rngs=k)["gender"] for k in keys)
+    assert np.abs(first - second).max() > 1e-4
+    np.testing.assert_array_equal(run(model, images())["gender"], run(model, images())["gender"])
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("mobilenet_v3_small", {"width": 0.25}), ("resnet18", {}), ("vit_ti16", {}), ("mlp", {})],
+)
+def test_every_kind_of_backbone_carries_a_branch(name, options):
+    model = nnx.eval_shape(lambda: build({"age": BRANCH}, name, 64, **options))
+    graphdef, state = nnx.split(model)
+    x = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+    out = jax.eval_shape(lambda s, x: nnx.merge(graphdef, s)(x, train=True), state, x)
+    assert out["age"].shape == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"hiden": (4,)}, r"config\.heads\.age\.neck: unknown key 'hiden'; did you mean 'hidden'"),
+        ({"pool": "max"}, r"neck\.pool: 'max' is not one of mean, flatten"),
+        ({"activation": "tanh"}, r"neck\.activation: 'tanh' is not one of"),
+        ({"dropout": 1.0}, r"neck\.dropout: need 0 <= dropout < 1"),
+        ({"convs": (0,)}, "above 0"),
+    ],
+)
+def test_a_wrong_neck_is_one_clear_line(given, message):
+    with pytest.raises(UserError, match=message):
+        NeckOptions.of(given, "config.heads.age.neck")
