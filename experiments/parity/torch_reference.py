@@ -1,4 +1,4 @@
-"""Networks of torchvision and timm as references."""
+"""Networks of torchvision, timm and efficientnet-lite-pytorch as references."""
 
 from __future__ import annotations
 
@@ -26,7 +26,12 @@ class TorchReference:
         missing = self.module.load_state_dict(state, strict=False)
         assert not missing.unexpected_keys
         assert all("num_batches" in key for key in missing.missing_keys)
-        torch.save(self.module.state_dict(), path)
+        if path.suffix == ".safetensors":
+            import safetensors.torch
+
+            safetensors.torch.save_file(self.module.state_dict(), path)
+        else:
+            torch.save(self.module.state_dict(), path)
 
     def logits(self, x: np.ndarray, train: bool = False) -> np.ndarray:
         import torch
@@ -49,7 +54,7 @@ def timm(name: str, **options: Any) -> Callable[[], TorchReference]:
     """A model of timm's by its name there, no download."""
 
     def build() -> TorchReference:
-        _declare_torchvision_operators()
+        declare_torchvision_operators()
         import timm as library
 
         return TorchReference(library.create_model(name, pretrained=False, **options))
@@ -61,7 +66,7 @@ def torchvision(name: str, **options: Any) -> Callable[[], TorchReference]:
     """A model of torchvision's by its name there."""
 
     def build() -> TorchReference:
-        _declare_torchvision_operators()
+        declare_torchvision_operators()
         from torchvision import models
 
         return TorchReference(getattr(models, name)(weights=None, **options))
@@ -69,7 +74,18 @@ def torchvision(name: str, **options: Any) -> Callable[[], TorchReference]:
     return build
 
 
-def _declare_torchvision_operators() -> None:
+def efficientnet_lite(name: str) -> Callable[[], TorchReference]:
+    """A model of efficientnet-lite-pytorch by its name there, for images of any size."""
+
+    def build() -> TorchReference:
+        from efficientnet_lite_pytorch import EfficientNet
+
+        return TorchReference(EfficientNet.from_name(name, image_size=None))
+
+    return build
+
+
+def declare_torchvision_operators() -> None:
     """Of torchvision we use the models alone, in Python. Its compiled part may be for another torch
     than the one here, and the import then fails over two operators that nobody declared."""
     global _library
