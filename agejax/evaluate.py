@@ -90,7 +90,9 @@ def evaluate(
     output = pathlib.Path(output or run.workdir / "evaluation" / f"{source.name}-{split}")
     output.mkdir(parents=True, exist_ok=True)
     records.write_json(output / "metrics.json", result)
-    write_predictions(output / "predictions.csv", source.ids[rows], labels, predictions)
+    write_predictions(
+        output / "predictions.csv", source.ids[rows], source.groups[rows], labels, predictions
+    )
     print(metrics.table(result))
     if "age" in result:
         known = np.isfinite(labels["age"])
@@ -107,11 +109,12 @@ def evaluate(
 def write_predictions(
     path: pathlib.Path,
     ids: np.ndarray,
+    groups: np.ndarray,
     labels: dict[str, np.ndarray],
     predictions: dict[str, np.ndarray],
 ) -> None:
-    """One CSV row an image: id, each target's label and prediction; classes as p_<class number>."""
-    columns: dict[str, np.ndarray] = {"id": ids}
+    """One CSV row an image: id, duplicate group, each target's label and prediction, _p<class>."""
+    columns: dict[str, np.ndarray] = {"id": ids, "group": groups}
     for name, predicted in predictions.items():
         columns[name] = labels[name]
         if predicted.ndim == 1:
