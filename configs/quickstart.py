@@ -15,7 +15,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.image_size = 96
     config.model.name = "mobilenet_v3_small"
     config.model.image_size = 96
-    config.model.options = {"norm_momentum": 0.1}  # 600 steps are too few for the default
 
     config.heads.age = {"kind": "regression", "transform": "standard", "loss": "l1"}
     config.heads.gender = {"kind": "binary", "weight": 0.25}

@@ -40,6 +40,7 @@ def main(argv: Sequence[str]) -> None:
     config.total = {"steps": args.steps}
     config.eval.every = {"percent": 100.0}
     config.checkpoint.every = {"percent": 25.0}
+    config.model.options = {"norm_momentum": 0.1}
     config.optim.ema = 0.99  # .999 would remember the start of so short a run
     configs = {"scratch": config.copy_and_resolve_references(), "imagenet": config}
     configs["imagenet"].model.pretrained = args.pretrained

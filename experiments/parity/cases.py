@@ -12,10 +12,17 @@ CASES: list[Case] = [
         "mobilenet_v3_small",
         "torchvision",
         torchvision("mobilenet_v3_small"),
+        options={"norm_momentum": 0.01},
         train=True,
         golden=True,
     ),
-    Case("mobilenet_v3_large", "torchvision", torchvision("mobilenet_v3_large"), train=True),
+    Case(
+        "mobilenet_v3_large",
+        "torchvision",
+        torchvision("mobilenet_v3_large"),
+        options={"norm_momentum": 0.01},
+        train=True,
+    ),
     *(
         Case(
             f"mobilenet_v3_{size}",
@@ -24,7 +31,6 @@ CASES: list[Case] = [
             file="weights.safetensors",
             size=75,
             train=True,
-            options={"norm_momentum": 0.1},
             golden=size == "small",
         )
         for size in ("small", "large")
