@@ -12,6 +12,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -19,6 +20,9 @@ SHARED = ROOT.parent / "shared"
 
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+# A first example compiles, and a busy machine is no bug.
+settings.register_profile("agejax", deadline=None)
+settings.load_profile("agejax")
 
 
 @pytest.fixture(scope="session")
