@@ -20,6 +20,7 @@ check: setup
 parity: .venv-parity/.installed
 	.venv-parity/bin/python -m experiments.parity
 	.venv-parity/bin/python -m experiments.parity.photos
+	.venv-parity/bin/python -m experiments.parity.losses
 
 .venv-parity/.installed: setup.py constraints.txt
 	$(PYTHON) -m venv .venv-parity

