@@ -21,20 +21,51 @@ def default() -> ml_collections.ConfigDict:
     c.data.name = "utkface"  # a builder of agejax/data/builders
     c.data.source = config_dict.placeholder(str)  # the archive or folder the user downloaded
     c.data.options = ml_collections.ConfigDict()  # the builder's own options
+    # Several data sets as one, in place of the three above: part -> {name, source, options, weight
+    # (its share of the draws; default: as its size says)}.
+    c.data.mixture = ml_collections.ConfigDict()
+    c.data.edits = ml_collections.ConfigDict()  # before the splits: agejax/data/edits.py
+    c.data.edits.drop = ml_collections.ConfigDict()  # {"ethnicity": ("Other",)}
+    c.data.edits.keep = ml_collections.ConfigDict()  # {"ethnicity": {"Asian": 0.25}}
+    c.data.edits.only = ml_collections.ConfigDict()  # {"gender": "female"}
+    c.data.edits.min_age = config_dict.placeholder(float)  # years; both ends stay
+    c.data.edits.max_age = config_dict.placeholder(float)
+    c.data.edits.seed = 0  # of what `keep` keeps
     c.data.cache_dir = config_dict.placeholder(str)  # default: $AGEJAX_CACHE or ~/.cache/agejax
     c.data.image_size = 128  # edge of the decoded cache, pixels
     c.data.batch_size = 64  # global, over all devices and processes
     c.data.workers = 0  # grain worker processes; 0 reads in threads
     c.data.split = ml_collections.ConfigDict()
     c.data.split.seed = 0
+    # The default way to split; or set one of official, files, folds and balanced.n.
     c.data.split.fractions = ml_collections.ConfigDict({"train": 0.8, "val": 0.1, "test": 0.1})
-    c.data.split.files = ml_collections.ConfigDict()  # split -> file of names; replaces fractions
-    # With split files and no "val" among them, this share of train is held out as val.
+    c.data.split.official = False  # the data set's own splits
+    c.data.split.files = ml_collections.ConfigDict()  # split -> file of names
+    c.data.split.folds = 0  # cross-validation: fold number `fold` is test, the others are train
+    c.data.split.fold = 0
+    # n images of every crossing of `over` are one split, the rest goes by fractions.
+    c.data.split.balanced = ml_collections.ConfigDict()
+    c.data.split.balanced.n = 0  # 0: none
+    c.data.split.balanced.split = "test"
+    c.data.split.balanced.over = ("gender", "ethnicity", "decade")
+    c.data.split.balanced.short = "error"  # cells of too few images; "take": half of these
+    # Where none of these makes a val, this share of train is held out as val.
     c.data.split.val_of_train = 0.1
+    # Official splits and files: train does without the images that have a copy in another split.
+    c.data.split.drop_copies_from_train = False
 
     c.sampling = ml_collections.ConfigDict()
-    c.sampling.kind = "uniform"  # uniform | density (DenseWeight on the age)
-    c.sampling.alpha = 0.5  # DenseWeight: 0 is uniform, 1 inverts the density
+    c.sampling.kind = "uniform"  # uniform | density | lds | inverse | oversample: data/draws.py
+    c.sampling.alpha = 0.5  # density (DenseWeight of the age): 0 is uniform, 1 inverts it
+    c.sampling.reweight = "sqrt"  # lds (smoothed counts of the age): sqrt | inverse
+    c.sampling.lds_sigma = 2.0  # years
+    c.sampling.lds_size = 5  # years, of the smoothing window
+    c.sampling.over = ("age",)  # inverse: of age, decade, gender, ethnicity; several are crossed
+    c.sampling.power = 1.0  # inverse: 1, or 0.5 for the square root
+    # Under-sampling: shares of classes of the training images to keep, such as
+    # {"ethnicity": {"White": 0.5}}; the class "majority" is the largest.
+    c.sampling.keep = ml_collections.ConfigDict()
+    c.sampling.keep_seed = 0
     c.sampling.copy_strength = 1.0  # augmentation strength of an example's later draws in an epoch
 
     c.augment = augment.default()
@@ -65,7 +96,10 @@ def default() -> ml_collections.ConfigDict:
     # Ordered (regex, value): the first match of a parameter's path wins, one that none covers is
     # an error. A learning-rate multiplier of None freezes, batch-norm statistics included.
     c.optim.lr_multipliers = ((".*", 1.0),)
-    c.optim.decay_multipliers = ((".*/(bias|scale|cls_token|pos_embed)$", 0.0), (".*", 1.0))
+    c.optim.decay_multipliers = ((".*/(bias|scale|noise|cls_token|pos_embed)$", 0.0), (".*", 1.0))
+    # (regex, value) too, 0 for what none covers: added to the loss are l1 |p| and l2 / 2 p².
+    c.optim.l1 = ()
+    c.optim.l2 = ()
     c.optim.ema = 0.0  # decay of the parameter average used to evaluate; 0: off
 
     c.schedule = ml_collections.ConfigDict()

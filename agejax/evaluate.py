@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from agejax import metrics, sharding
-from agejax.data import pipeline, sources, splits
+from agejax import heads, metrics, sharding
+from agejax.data import opening, pipeline, splits
 from agejax.errors import UserError, run_command
 from agejax.logging import records
 from agejax.reporting import plots
@@ -46,14 +46,10 @@ def evaluate(
     """
     run = Run.open(workdir)
     config = run.config.data
-    own = dataset in (None, config.name)
-    source = sources.load(
-        dataset or config.name,
-        source_path or (config.source if own else None),
-        image_size=config.image_size,
-        cache_dir=config.cache_dir,
-        options=config.options if own else {},
-    )
+    if dataset is None or opening.is_own(config, dataset):
+        source = opening.open_source(config, source_path)
+    else:
+        source = opening.open_other(config, dataset, source_path, run.facts.label_names)
     same_data = source.fingerprint == run.fingerprint
     split = split or ("test" if same_data else "all")
     if split == "all":
@@ -73,12 +69,14 @@ def evaluate(
     predictions = run.predict(pipeline.evaluation_batches(source, rows, batch_size))
     seconds = time.perf_counter() - start
 
-    labels = {k: v[rows] for k, v in source.labels.items()}
+    labels, label_names = heads.derive(
+        run.heads, {k: v[rows] for k, v in source.labels.items()}, source.label_names
+    )
     result = metrics.evaluate(
         predictions,
         labels,
-        source.groups[rows],
-        source.label_names,
+        label_names,
+        duplicates=source.groups[rows],
         floor_age=run.facts.medians.get("age"),
     )
     result |= {
@@ -116,6 +114,9 @@ def write_predictions(
     """One CSV row an image: id, duplicate group, each target's label and prediction, _p<class>."""
     columns: dict[str, np.ndarray] = {"id": ids, "group": groups}
     for name, predicted in predictions.items():
+        if name not in labels:  # such as age_sigma, which nobody knows the truth of
+            columns[name] = predicted
+            continue
         columns[name] = labels[name]
         if predicted.ndim == 1:
             columns[f"{name}_predicted"] = predicted

@@ -23,9 +23,9 @@ Partition = Sequence[tuple[str, np.ndarray]]  # (name, bool [N]) of each part
 def evaluate(
     predictions: Mapping[str, np.ndarray],
     labels: Mapping[str, np.ndarray],
-    duplicates: np.ndarray | None,
     label_names: Mapping[str, Sequence[str]],
     *,
+    duplicates: np.ndarray | None = None,
     floor_age: float | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
@@ -35,8 +35,8 @@ def evaluate(
     Args:
       predictions: age float [N] in years; gender and ethnicity probabilities [N, K].
       labels: [N] each; NaN or -1 where unknown.
-      duplicates: int [N], the duplicate group of each image; None: every image is its own.
       label_names: class names of gender and ethnicity, for the groups.
+      duplicates: int [N], the duplicate group of each image; None: every image is its own.
       floor_age: what the best constant predictor says, years (the median of training).
       seed, resamples: of the bootstrap.
 

@@ -138,6 +138,26 @@ def create_optimizer(config: Any, schedule: optax.Schedule, names: Sequence[str]
     return Optimizer(optax.chain(*chain), schedule, frozen)
 
 
+def create_penalty(config: Any, names: Sequence[str]) -> Callable[[Flat], jax.Array] | None:
+    """config.optim.l1 and .l2 -> parameters -> what they add to the loss, []; None for nothing.
+
+    The sum over parameters of l1 · |p| + l2 / 2 · p², by the first group that matches, else none.
+    Unlike decay, a penalty goes through the optimizer's moments.
+    """
+    groups = {key: [*config[key], (".*", 0.0)] for key in ("l1", "l2")}
+    rates = {key: match_groups(names, value, f"optim.{key}") for key, value in groups.items()}
+    l1, l2 = ({k: v for k, v in rate.items() if v} for rate in rates.values())
+    if not l1 and not l2:
+        return None
+
+    def penalty(params: Flat) -> jax.Array:
+        total = sum(rate * jax.numpy.abs(params[k]).sum() for k, rate in l1.items())
+        squares = sum(rate * jax.numpy.square(params[k]).sum() for k, rate in l2.items())
+        return jax.numpy.float32(total + 0.5 * squares)
+
+    return penalty
+
+
 def ema_decay(decay: float, step: jax.Array) -> jax.Array:
     """The decay of the parameter average at a step: (1+t)/(10+t) early on, so that it warms up."""
     return jax.numpy.minimum(decay, (1.0 + step) / (10.0 + step))

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from agejax import sharding
+from agejax import heads, sharding
 from agejax.data import sources
 from agejax.data.pipeline import HostBatch
 from agejax.errors import UserError, run_command
@@ -49,6 +49,8 @@ def predict(run: Run, paths: Sequence[pathlib.Path], batch_size: int) -> Iterato
 
     Records hold path, age (years) and {target: {class: probability}}.
     """
+    nothing = {head.label: np.zeros(0) for head in run.heads.values()}
+    classes = heads.derive(run.heads, nothing, run.facts.label_names)[1]
     for start in range(0, len(paths), batch_size):
         readable, images = [], []
         for path in paths[start : start + batch_size]:
@@ -66,9 +68,8 @@ def predict(run: Run, paths: Sequence[pathlib.Path], batch_size: int) -> Iterato
                 if values.ndim == 1:
                     record[name] = round(float(values[i]), 2)
                 else:
-                    classes = run.facts.label_names[name]
                     record[name] = {
-                        c: round(float(p), 4) for c, p in zip(classes, values[i], strict=True)
+                        c: round(float(p), 4) for c, p in zip(classes[name], values[i], strict=True)
                     }
             yield record
 

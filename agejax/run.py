@@ -6,8 +6,9 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import re
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -26,10 +27,10 @@ from agejax.errors import UserError
 from agejax.step import make_eval_step
 
 # A restart may change where the data lies and how the work is spread, never what is computed.
-FREE_KEYS = (
-    "data.source", "data.cache_dir", "data.workers", "log_every", "eval.final_split",
-    "model.pretrained", "sharding.devices", "sharding.fsdp",
-)  # fmt: skip
+FREE_KEYS = re.compile(
+    r"data\.(source|cache_dir|workers|mixture\.\w+\.source)|log_every\..*|eval\.final_split|"
+    r"model\.pretrained|sharding\.(devices|fsdp)"
+)
 
 
 def predict_batches(
@@ -68,6 +69,7 @@ class Run:
     workdir: pathlib.Path
     config: ml_collections.ConfigDict
     facts: heads_lib.Facts
+    heads: Mapping[str, heads_lib.Head]
     fingerprint: str  # of the data it was trained on
     step: int
     mesh: Mesh
@@ -105,7 +107,7 @@ class Run:
             state, _ = checkpoints.restore(like, step)
         params, batch_stats = state.averaged()
         return cls(
-            workdir, config, facts, meta["fingerprint"], step, mesh, params, batch_stats,
+            workdir, config, facts, heads, meta["fingerprint"], step, mesh, params, batch_stats,
             make_eval_step(config, model),
         )  # fmt: skip
 
@@ -142,7 +144,7 @@ def check_same_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) 
     changed = [
         f"{key} ({json.dumps(old.get(key))} -> {json.dumps(new.get(key))})"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and key not in FREE_KEYS
+        if old.get(key) != new.get(key) and not FREE_KEYS.fullmatch(key)
     ]
     if changed:
         raise UserError(

@@ -14,9 +14,10 @@ from jax.sharding import Mesh
 
 from agejax import optim, sharding
 from agejax.errors import UserError
-from agejax.heads import Head
+from agejax.heads import Head, ages
 from agejax.models import layers, pretrained, registry
 from agejax.models.face_model import FaceModel
+from agejax.models.feature_smoothing import SmoothingOptions
 from agejax.models.necks import NeckOptions
 from agejax.optim import Flat
 
@@ -66,11 +67,16 @@ class Model:
         *,
         train: bool = False,
         key: jax.Array | None = None,
+        **labels: Any,
     ) -> tuple[dict[str, jax.Array], Flat]:
-        """Images [B, H, W, 3] in 0..1 -> ({head: outputs [B, width]}, new batch statistics)."""
+        """Images [B, H, W, 3] in 0..1 -> ({head: outputs [B, width]}, new batch statistics).
+
+        Args:
+          labels: what `FaceModel` needs of them in training.
+        """
         network = nnx.merge(self.graphdef, self._nested(params), self._nested(batch_stats))
         rngs = nnx.Rngs(dropout=key) if key is not None else None
-        outputs = network(images, train=train, rngs=rngs)
+        outputs = network(images, train=train, rngs=rngs, **labels)
         return outputs, _flatten(nnx.state(network, nnx.BatchStat))[0]
 
     def _nested(self, flat: Flat) -> dict[str, Any]:
@@ -87,16 +93,26 @@ def create_model(config: Any, heads: Mapping[str, Head]) -> tuple[Model, Initial
         for name, given in config.heads.items()
         if "neck" in given
     }
+    smoothing = {
+        name: SmoothingOptions.of(given.fds, f"config.heads.{name}.fds")
+        for name, given in config.heads.items()
+        if "fds" in given
+    }
+    if wrong := [name for name in smoothing if not isinstance(heads[name], ages.Age)]:
+        raise UserError(f"config.heads.{wrong[0]}.fds: features are smoothed over ages only")
+    if smoothing and config.augment.mixup:
+        raise UserError("config.augment.mixup: a mixed image has no age whose features to smooth")
 
     def build(key: jax.Array) -> FaceModel:
         rngs = nnx.Rngs(params=key)
         backbone = registry.create(
             c.name, image_size=c.image_size, rngs=rngs, dtype=DTYPES[c.dtype], **c.options
         )
-        network = FaceModel(
+        return FaceModel(
             backbone,
-            {name: head.width for name, head in heads.items()},
+            {name: head.output for name, head in heads.items()},
             necks,
+            smoothing,
             image_size=c.image_size,
             mean=c.mean,
             std=c.std,
@@ -105,10 +121,6 @@ def create_model(config: Any, heads: Mapping[str, Head]) -> tuple[Model, Initial
             dtype=DTYPES[c.dtype],
             rngs=rngs,
         )
-        for name, head in heads.items():
-            bias = network.heads[name].bias
-            bias[...] = bias[...] + head.initial_bias()
-        return network
 
     abstract = nnx.eval_shape(lambda: build(jax.random.key(0)))
     _freeze_batch_norm(abstract, config.optim.lr_multipliers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import optax
 
 from agejax import optim
 from agejax.data import augment as augment_lib
+from agejax.heads import weights
 from agejax.state import Flat, Model, TrainState
 
 Batch = Mapping[str, jax.Array]
@@ -23,6 +25,9 @@ def make_train_step(
     model: Model,
     optimizer: optim.Optimizer,
     like: TrainState,
+    *,
+    steps_per_epoch: float = math.inf,
+    switches: Mapping[str, int] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Sums]]:
     """The jitted `train_step(state, batch) -> (state, sums)`; the given state is donated.
 
@@ -31,28 +36,49 @@ def make_train_step(
 
     Args:
       like: the abstract state; the new state stays where it says.
+      steps_per_epoch: what feature smoothing calls an epoch.
+      switches: head -> the step from which on its example weights count.
     """
     augment = augment_lib.build(config.augment, config.model.image_size)
     seed, ema, micro = config.seed, config.optim.ema, config.optim.accumulate
+    penalty = optim.create_penalty(config.optim, model.parameters)
+    after = dict(switches or {})
 
     def loss_and_sums(
-        trainable: Flat, rest: Flat, stats: Flat, part: Any, key: jax.Array
+        trainable: Flat, rest: Flat, stats: Flat, part: Any, key: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[Flat, Sums]]:
-        outputs, stats = model.apply(rest | trainable, stats, part["images"], train=True, key=key)
+        labels = part["targets"][0][0]
+        outputs, stats = model.apply(
+            rest | trainable,
+            stats,
+            part["images"],
+            train=True,
+            key=key,
+            ages={name: labels[head.label] for name, head in model.heads.items()},
+            epoch=jnp.floor(step / steps_per_epoch).astype(jnp.int32),
+        )
         total = jnp.float32(0)
         sums: Sums = {}
         for name, head in model.heads.items():
             loss = jnp.zeros_like(part["weight"])
             for labels, share in part["targets"]:
                 # A mixed example has a term from each of its two labels, where that is known.
-                loss += share * head.known(labels) * head.loss(outputs[name], labels)
+                term = share * head.known(labels) * head.loss(outputs[name], labels)
+                if weights.PREFIX + name in labels:
+                    counts_now = step >= after.get(name, 0)
+                    term *= jnp.where(counts_now, labels[weights.PREFIX + name], 1.0)
+                loss += term
             # Divided by the whole batch's count, so that micro-batches add up to the same loss.
-            term = jnp.sum(part["weight"] * loss) / part["counts"][name]
-            total += head.weight * term
+            mean = jnp.sum(part["weight"] * loss) / part["counts"][name]
+            total += head.weight * mean
             known = part["weight"] * head.known(part["targets"][0][0])
-            sums[f"{name}/loss"] = jnp.stack([term, 1.0 / micro])
+            sums[f"{name}/loss"] = jnp.stack([mean, 1.0 / micro])
             for metric, value in head.metrics(outputs[name], part["targets"][0][0]).items():
                 sums[f"{name}/{metric}"] = jnp.stack([jnp.sum(known * value), jnp.sum(known)])
+        if penalty is not None:
+            term = penalty(rest | trainable) / micro
+            total += term
+            sums["penalty"] = jnp.stack([term, 1.0 / micro])
         sums["loss"] = jnp.stack([total, 1.0 / micro])
         return total, (stats, sums)
 
@@ -66,7 +92,9 @@ def make_train_step(
         gradient = jax.grad(loss_and_sums, has_aux=True)
 
         if micro == 1:
-            grads, (stats, sums) = gradient(trainable, rest, state.batch_stats, whole, key_dropout)
+            grads, (stats, sums) = gradient(
+                trainable, rest, state.batch_stats, whole, key_dropout, state.step
+            )
         else:
             counts = {"counts": whole.pop("counts")}
 
@@ -74,7 +102,9 @@ def make_train_step(
                 grads, stats = carry
                 i, rows = part
                 part_key = jax.random.fold_in(key_dropout, i)
-                more, (stats, sums) = gradient(trainable, rest, stats, rows | counts, part_key)
+                more, (stats, sums) = gradient(
+                    trainable, rest, stats, rows | counts, part_key, state.step
+                )
                 return (jax.tree.map(jnp.add, grads, more), stats), sums
 
             # Every micro-batch takes each n-th row, so that no row changes its device.
@@ -103,8 +133,8 @@ def make_eval_step(
 ) -> Callable[[Flat, Flat, Batch], dict[str, jax.Array]]:
     """The jitted `eval_step(params, batch_stats, batch) -> {label: predictions}`.
 
-    Years [B] for an age, probabilities [B, K] for classes. Where two heads share a label, the
-    first one speaks for it.
+    Years [B] for an age, probabilities [B, K] for classes; a head's extras as LABEL_EXTRA. Where
+    two heads share a label, the first one speaks for it.
     """
     size = config.model.image_size
 
@@ -114,6 +144,8 @@ def make_eval_step(
         predictions: dict[str, jax.Array] = {}
         for name, head in model.heads.items():
             predictions.setdefault(head.label, head.decode(outputs[name]))
+            for extra, value in head.extras(outputs[name]).items():
+                predictions.setdefault(f"{head.label}_{extra}", value)
         return predictions
 
     return jax.jit(eval_step)
@@ -121,7 +153,7 @@ def make_eval_step(
 
 def _targets(model: Model, batch: Batch, mix: augment_lib.Mix | None) -> dict[str, Any]:
     """What the losses need of a batch: [(labels, share [B])], weights, and per head its count."""
-    labels = {k: batch[k] for k in LABELS}
+    labels = {k: v for k, v in batch.items() if k in LABELS or k.startswith(weights.PREFIX)}
     weight = batch["weight"]
     if mix is None:
         targets = [(labels, jnp.ones_like(weight))]

@@ -20,8 +20,9 @@ from agejax import heads as heads_lib
 from agejax import state as state_lib
 from agejax import step as step_lib
 from agejax.checkpoint import Checkpoints
-from agejax.data import pipeline, sources, splits
+from agejax.data import draws, opening, pipeline, splits
 from agejax.errors import UserError
+from agejax.heads import weights
 from agejax.logging import records
 from agejax.logging.stopwatch import Stopwatch
 from agejax.logging.train_log import TrainLog
@@ -49,25 +50,23 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
 
     # ---- data -----------------------------------------------------------------------------------
     with clock("data"):
-        source = sources.load(
-            config.data.name,
-            config.data.source,
-            image_size=config.data.image_size,
-            cache_dir=config.data.cache_dir,
-            options=config.data.options,
-        )
+        source = opening.open_source(config.data)
         rows = splits.make(source, config.data.split)
+        rows["train"] = draws.keep(config.sampling, source, rows["train"])
         train_rows, val_rows = rows["train"], rows["val"]
         facts = heads_lib.Facts.of(
             {k: v[train_rows] for k, v in source.labels.items()}, source.label_names
         )
         sampler = pipeline.make_sampler(config.sampling, source, train_rows, config.seed)
+        heads = heads_lib.create(config.heads, facts)
+        example_weights = weights.of(config.heads, heads, source.labels, train_rows)
         batches = pipeline.TrainBatches(
-            source,
+            dataclasses.replace(source, labels=source.labels | example_weights),
             train_rows,
             sampler,
             config.data.batch_size,
             config.sampling.copy_strength,
+            bool(config.augment.copies),
             jax.process_index(),
             jax.process_count(),
         )
@@ -78,7 +77,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
             duration,
             name=name,
             batch_size=config.data.batch_size,
-            examples=len(train_rows),
+            examples=sampler.size,
             total_steps=total,
         )
 
@@ -88,13 +87,21 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
     checkpoint_every = to_steps(config.checkpoint.every, "checkpoint.every", total_steps)
 
     # ---- model, optimizer, steps ----------------------------------------------------------------
-    model, initialise = state_lib.create_model(config, heads_lib.create(config.heads, facts))
+    model, initialise = state_lib.create_model(config, heads)
     schedule = optim.create_schedule(
         config.schedule, total_steps, lambda d, name: to_steps(d, name, total_steps)
     )
     optimizer = optim.create_optimizer(config.optim, schedule, model.parameters)
     abstract = state_lib.abstract(config, initialise, optimizer, mesh)
-    train_step = step_lib.make_train_step(config, model, optimizer, abstract)
+    steps_per_epoch = sampler.size / config.data.batch_size
+    train_step = step_lib.make_train_step(
+        config,
+        model,
+        optimizer,
+        abstract,
+        steps_per_epoch=steps_per_epoch,
+        switches=weights.switches(config.heads, lambda d, name: to_steps(d, name, total_steps)),
+    )
     eval_step = step_lib.make_eval_step(config, model)
 
     # ---- start: from the last checkpoint, else fresh (random or pretrained weights) --------------
@@ -122,7 +129,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
         start_step=start_step,
         total_steps=total_steps,
         batch_size=config.data.batch_size,
-        steps_per_epoch=len(train_rows) / config.data.batch_size,
+        steps_per_epoch=steps_per_epoch,
         clock=clock,
     )
 
@@ -132,11 +139,13 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
         predictions = run.predict_batches(
             eval_step, *state.averaged(), val, mesh, stop=lambda: stop.requested
         )
-        return predictions and metrics.evaluate(
+        if predictions is None:
+            return None
+        labels = {k: v[val_rows] for k, v in source.labels.items()}
+        return metrics.evaluate(
             predictions,
-            {k: v[val_rows] for k, v in source.labels.items()},
-            source.groups[val_rows],
-            source.label_names,
+            *heads_lib.derive(heads, labels, source.label_names),
+            duplicates=source.groups[val_rows],
             floor_age=facts.medians.get("age"),
         )
 
@@ -204,13 +213,14 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
     summary = {
         "name": workdir.name,
         "steps": step,
-        "epochs": step * config.data.batch_size / len(train_rows),
+        "epochs": step * config.data.batch_size / sampler.size,
         "best": dataclasses.asdict(best),
         "last": val_metrics or evaluate(),
         "images_per_second": step * config.data.batch_size / (seconds["step"] + seconds["input"]),
         "seconds": seconds,
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
         "examples": {name: len(r) for name, r in rows.items()},
+        "facts": dataclasses.asdict(facts),
         "skipped": len(source.skipped),
         "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         "versions": versions(),

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+from PIL import Image, ImageEnhance, ImageOps
 
 from agejax.data import augment
 from agejax.errors import UserError
@@ -24,7 +26,12 @@ LIGHT = {
     "flip": 0.5, "crop": (0.6, 0.9), "rotate": 15.0, "shift": 0.05, "zoom": 0.1,
     "brightness": 0.2, "contrast": 0.2, "saturation": 0.2,
 }  # fmt: skip
-ALL = LIGHT | {"greyscale": 0.3, "erase": 0.5, "mixup": 0.4, "mixup_prob": 0.7}
+TONE = {"autocontrast": 0.5, "sharpness": 0.8, "sharpness_prob": 0.7, "hue": 0.1}
+STRONG = LIGHT | TONE | {
+    "rotate": 30.0, "brightness": 0.35, "greyscale": 0.3, "erase": 0.5,
+    "perspective": 0.4, "perspective_prob": 0.6,
+}  # fmt: skip
+ALL = STRONG | LIGHT | {"mixup": 0.4, "mixup_prob": 0.7}
 
 
 def faces(n: int = 8, height: int = SIZE, width: int = SIZE) -> np.ndarray:
@@ -304,6 +311,154 @@ def test_an_augmentation_made_for_a_larger_image_does_not_alias() -> None:
     np.testing.assert_allclose(out[:, 2:-2, 2:-2], 0.5, atol=0.02)
 
 
+def uniforms(n: int, key: jax.Array = KEY) -> dict[str, np.ndarray]:
+    """What the rows of a batch draw, by name, [n] each."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(n))
+    keys = jax.vmap(jax.random.split, out_axes=1)(keys)[0]
+    draws = jax.vmap(lambda k: jax.random.uniform(k, (len(augment.DRAWS),)), out_axes=1)(keys)
+    return dict(zip(augment.DRAWS, np.asarray(draws, np.float64), strict=True))
+
+
+def test_a_new_operation_leaves_the_draws_of_the_older_ones() -> None:
+    first = (
+        "flip", "crop_area", "crop_ratio", "crop_x", "crop_y", "rotate", "shift_x", "shift_y",
+        "zoom", "brightness", "contrast", "saturation", "greyscale", "erase", "erase_area",
+        "erase_ratio", "erase_x", "erase_y", "mixup", "autocontrast",
+    )  # fmt: skip
+    assert augment.DRAWS[: len(first)] == first
+    fewer = jax.random.uniform(KEY, (len(first),))
+    more = jax.random.uniform(KEY, (len(augment.DRAWS) + 5,))
+    np.testing.assert_array_equal(more[: len(first)], fewer)
+
+
+def test_autocontrast_is_that_of_pil_as_often_as_configured() -> None:
+    images = faces(64)
+    images[3] = 77  # nothing to stretch
+    images[4, ..., 1] = 90
+    out = run({"autocontrast": 1.0}, images)[0] * 255
+    expected = np.stack([ImageOps.autocontrast(Image.fromarray(image)) for image in images])
+    assert np.abs(out - expected).max() < 1.01  # PIL rounds down
+    np.testing.assert_array_equal(out[3], 77)
+    some = run({"autocontrast": 0.4}, images, strength=0.5)[0]
+    same_as_before = same(some, images)
+    assert (same_as_before | (np.abs(some * 255 - expected).max(axis=(1, 2, 3)) < 1.01)).all()
+    drawn = uniforms(64)["autocontrast"] < 0.2
+    np.testing.assert_array_equal(same_as_before[5:], ~drawn[5:])
+
+
+def test_sharpness_is_that_of_pil_as_often_as_configured() -> None:
+    images = faces(32) // 8 * 8  # with edges
+    out = run({"sharpness": 1.5, "sharpness_prob": 0.5}, images)[0] * 255
+    u = uniforms(32)
+    on = u["sharpness_on"] < 0.5
+    assert 5 < on.sum() < 27
+    factors = np.where(on, np.maximum(1 + 1.5 * (2 * u["sharpness"] - 1), 0), 1)
+    assert factors.min() == 0
+    assert factors.max() > 2
+    for image, factor, ours in zip(images, factors, out, strict=True):
+        pil = ImageEnhance.Sharpness(Image.fromarray(image)).enhance(factor)
+        # PIL rounds the smoothed image before it blends.
+        assert np.abs(ours - np.asarray(pil)).max() < 1.51 + abs(factor - 1) / 2
+
+
+def test_hue_turns_the_colour_circle_and_keeps_value_and_saturation() -> None:
+    images = faces(48)
+    images[0] = 128  # grey has no hue
+    out = run({"hue": 0.5}, images)[0]
+    turn = 0.5 * (2 * uniforms(48)["hue"] - 1)
+    hsv = cv2.cvtColor(plain(images).reshape(-1, SIZE, 3), cv2.COLOR_RGB2HSV)  # degrees
+    hsv = hsv.reshape(*images.shape)
+    hsv[..., 0] = (hsv[..., 0] + 360 * turn[:, None, None]) % 360
+    expected = cv2.cvtColor(hsv.reshape(-1, SIZE, 3), cv2.COLOR_HSV2RGB).reshape(images.shape)
+    np.testing.assert_allclose(out, expected, atol=0.51 / 255 + 1e-4)
+    assert same(out, images)[0]
+    half = run({"hue": 0.25}, images, strength=2.0)[0]
+    np.testing.assert_array_equal(half, out)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (32, 24)])
+def test_perspective_is_that_of_four_corners_drawn_inwards(shape: tuple[int, int]) -> None:
+    height, width = shape
+    images = faces(24, *shape)
+    out = run({"perspective": 0.5, "perspective_prob": 0.7}, images, size=32)[0]
+    u = uniforms(24)
+    on = u["perspective_on"] < 0.7
+    assert 8 < on.sum() < 24
+    for row in range(24):
+        corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float64)
+        inwards = np.array([[u[f"perspective_{a}{c}"][row] for a in "xy"] for c in range(4)])
+        drawn = corners + on[row] * 0.25 * inwards * (1 - 2 * corners)
+        edges = np.array([width, height])
+        # Corners of the image, not middles of its corner pixels, hence the halves.
+        there = cv2.getPerspectiveTransform(
+            np.float32(corners * edges - 0.5), np.float32(drawn * 32 - 0.5)
+        )
+        expected = cv2.warpPerspective(
+            images[row], there, (32, 32), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
+        )
+        # cv2 knows places to a 32nd of a pixel.
+        assert np.abs(out[row] * 255 - expected).max() < 3
+    if shape == (32, 32):
+        assert same(out, images)[~on].all()
+
+
+def test_the_hardest_perspective_does_not_fold() -> None:
+    ramp = np.zeros((256, 64, 64, 3), np.uint8)
+    ramp[..., 0], ramp[..., 1] = np.arange(64) * 4, np.arange(64)[:, None] * 4
+    out, _ = run({"perspective": 0.6}, ramp, strength=3.0, size=64)
+    inside = out[:, 24:40, 24:40]
+    assert (np.diff(inside[..., 0], axis=2) > 0).all()
+    assert (np.diff(inside[..., 1], axis=1) > 0).all()
+
+
+def test_operations_on_the_image_come_before_its_moves() -> None:
+    images = faces(16)
+    config = {"autocontrast": 1.0, "hue": 0.2, "perspective": 0.4, "flip": 1.0}
+    toned = run({"autocontrast": 1.0, "hue": 0.2}, images)[0]
+    moved = run({"perspective": 0.4, "flip": 1.0}, np.round(toned * 255).astype(np.uint8))[0]
+    np.testing.assert_allclose(run(config, images)[0], moved, atol=1e-6)
+
+
+def test_copies_take_their_recipe_and_originals_the_other() -> None:
+    images = faces(16)
+    copies = np.arange(16) % 3 == 0
+    two = jax.jit(augment.build(LIGHT | {"copies": STRONG}, SIZE))
+    strong = jax.jit(augment.build(STRONG, SIZE))
+    light = run(LIGHT, images)[0]
+
+    def close(out: Any, expected: Any, rows: Any = slice(None)) -> None:
+        np.testing.assert_allclose(out[rows], expected[rows], atol=2e-3)
+
+    strength = jnp.stack([1.0 - copies, 1.0 * copies], axis=1)
+    out = two(KEY, images, strength)[0]
+    close(out, light, ~copies)
+    close(out, strong(KEY, images, jnp.ones(16))[0], copies)
+    close(two(KEY, images, strength * 1.5)[0], strong(KEY, images, jnp.full(16, 1.5))[0], copies)
+    close(two(KEY, images, 0 * strength)[0], plain(images))
+    one_strength = jax.jit(augment.build(LIGHT | {"copies": {"flip": 1.0}}, SIZE))
+    close(one_strength(KEY, images, jnp.ones(16))[0], light)
+
+
+def test_two_recipes_warp_once() -> None:
+    def gathers(config: dict[str, Any]) -> int:
+        args = (KEY, faces(2), jnp.ones((2, 2 if "copies" in config else 1)))
+        return str(jax.make_jaxpr(augment.build(config, SIZE))(*args)).count("gather[")
+
+    assert 0 < gathers(LIGHT) == gathers(LIGHT | {"copies": STRONG})
+
+
+def test_mixup_mixes_originals_and_copies() -> None:
+    images = faces(16)
+    recipes = LIGHT | {"mixup": 0.4, "copies": STRONG}
+    strength = jnp.tile(jnp.array([[1.0, 0.0], [0.0, 1.0]]), (8, 1))
+    out, mix = jax.jit(augment.build(recipes, SIZE))(KEY, images, strength)
+    alone = jax.jit(augment.build(LIGHT | {"copies": STRONG}, SIZE))(KEY, images, strength)[0]
+    share = mix.lam[:, None, None, None]
+    np.testing.assert_allclose(out, share * alone + (1 - share) * alone[mix.partner], atol=1e-5)
+    _, single = run(LIGHT | {"mixup": 0.4}, images)
+    np.testing.assert_array_equal(mix.lam, single.lam)
+
+
 DEVICES = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
@@ -353,6 +508,12 @@ def test_results_do_not_depend_on_the_number_of_devices() -> None:
         ({"crop": 0.5}, r"augment.crop: 0.5; set it to \(low, high\)"),
         ({"mixup": (0.1, 0.2)}, "augment.mixup"),
         ({"erase_area": (0.1, "x")}, "augment.erase_area"),
+        ({"hue": 0.6}, r"augment.hue: 0.6; set it to a number in 0..0.5"),
+        ({"perspective": 0.9}, r"augment.perspective: 0.9; set it to a number in 0..0.6"),
+        ({"copies": {"rotate": -1.0}}, r"augment.copies.rotate: -1.0; set it to"),
+        ({"copies": {"rotat": 1.0}}, r"augment.copies: unknown key 'rotat'"),
+        ({"copies": {"mixup": 0.2}}, "augment.copies: mixup is one for all images"),
+        ({"copies": {"copies": {}}}, r"augment.copies: unknown key 'copies'"),
     ],
 )
 def test_a_bad_config_is_named(config: dict[str, Any], message: str) -> None:

@@ -1,13 +1,16 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.special
+from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agejax import heads
 from agejax.errors import UserError
+from agejax.heads import weights
 
 LABELS = {
     "age": np.array([1.0, 26.0, 90.0, np.nan], np.float32),
@@ -20,6 +23,10 @@ FACTS = heads.Facts.of(LABELS, NAMES)
 
 def make(name="age", **options):
     return heads.create({name: options}, FACTS)[name]
+
+
+def width(head):
+    return head.output(3, nnx.Rngs(0))(jnp.zeros((1, 3))).shape[1]
 
 
 def regression(**options):
@@ -37,7 +44,7 @@ def test_facts_of_the_training_split():
 def test_decode_undoes_encode(transform, years):
     head = regression(transform=transform)
     y = jnp.array(years, jnp.float32)
-    np.testing.assert_allclose(head.decode(head.encode(y)[:, None]), y, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(head.decode(head.scale.encode(y)[:, None]), y, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("transform", ["identity", "log", "unit", "standard"])
@@ -90,7 +97,7 @@ def test_unknown_labels_are_masked_and_never_spoil_a_gradient():
         head = make(name, kind=kind)
         np.testing.assert_array_equal(head.known(LABELS), known)
         masked = lambda o: (head.known(LABELS) * head.loss(o, LABELS)).sum()  # noqa: B023, E731
-        gradient = jax.grad(masked)(jnp.ones((4, head.width)))
+        gradient = jax.grad(masked)(jnp.ones((4, width(head))))
         assert jnp.isfinite(gradient).all()
         assert (gradient[~np.array(known)] == 0).all()
 
@@ -98,7 +105,7 @@ def test_unknown_labels_are_masked_and_never_spoil_a_gradient():
 def test_a_head_starts_at_the_mean_age():
     for transform in ("identity", "log", "unit", "standard"):
         head = regression(transform=transform)
-        start = jnp.full((1, 1), head.initial_bias())
+        start = head.output(5, nnx.Rngs(0))(jnp.zeros((1, 5)))
         np.testing.assert_allclose(head.decode(start), 39.0, rtol=1e-5)
 
 
@@ -114,8 +121,173 @@ def test_a_head_starts_at_the_mean_age():
         ({"apparent_age": {"kind": "regression"}}, "no 'apparent_age' label"),
         ({"ethnicity": {"kind": "binary"}}, "binary needs two classes"),
         ({"gender": {"kind": "regression"}}, "'gender' is not a number"),
+        ({"gender": {"kind": "ordinal"}}, "'gender' is not a number"),
+        ({"age": {"kind": "ordinal", "method": "coarl"}}, "'coarl' is not one of coral, corn"),
+        ({"age": {"kind": "distribution", "power": 3}}, r"power: 3 is not one of 1, 2"),
+        ({"age": {"kind": "distribution", "sigma": 0}}, "sigma: must be above 0"),
+        ({"age": {"kind": "distribution", "votes": "iq"}}, "no 'iq' label"),
+        ({"age": {"kind": "buckets", "edges": (10, 3)}}, "rising ages"),
+        ({"age": {"kind": "buckets", "edges": (30, 40)}}, "no training image of age 30-39"),
+        ({"age": {"kind": "gaussian", "beta": 2}}, "beta: need"),
+        ({"gender": {"kind": "binary", "smoothing": 1.0}}, "smoothing: need"),
+        ({"gender": {"kind": "binary", "loss": "focal", "smoothing": 0.1}}, "is for the loss ce"),
+        ({"ethnicity": {"kind": "categorical", "cosine": True}}, "is for the losses ldam and lmf"),
+        ({"ethnicity": {"kind": "categorical", "loss": "focal", "gamma": -1}}, "0 or above"),
     ],
 )
 def test_a_wrong_head_is_one_clear_line(configs, message):
     with pytest.raises(UserError, match=message):
         heads.create(configs, FACTS)
+
+
+# Every way to say an age, one each.
+AGE_HEADS = [
+    {"kind": "regression", "loss": "bmc"},
+    {"kind": "regression", "loss": "gai"},
+    {"kind": "gaussian"},
+    {"kind": "distribution", "loss": "ce", "smoothing": 0.1},
+    {"kind": "distribution", "loss": "dldl"},
+    {"kind": "distribution", "loss": "mean_variance", "decode": "expectation"},
+    {"kind": "distribution", "loss": "sord"},
+    {"kind": "distribution", "loss": "sord", "power": 2},
+    {"kind": "ordinal", "method": "coral"},
+    {"kind": "ordinal", "method": "corn", "decode": "expectation"},
+    {"kind": "ordinal", "method": "or_cnn"},
+    {"kind": "buckets", "edges": (10, 40, 60), "loss": "ldam", "cosine": True},
+    {"kind": "buckets", "edges": (10, 40, 60), "loss": "lmf"},
+    {"kind": "buckets", "edges": (10, 40, 60), "loss": "focal"},
+]
+MANY = {"age": np.repeat(np.arange(0, 90, dtype=np.float32), 3)}
+MANY_FACTS = heads.Facts.of(MANY, {})
+
+
+def of_many(options):
+    return heads.create({"age": options}, MANY_FACTS)["age"]
+
+
+@pytest.mark.parametrize("options", AGE_HEADS, ids=str)
+def test_every_age_head_learns_to_say_the_age_in_years(options):
+    head = of_many(options)
+    ages = jnp.array([3.0, 25.0, 47.0, 83.0])
+    layer = head.output(4, nnx.Rngs(0))
+    graphdef, state = nnx.split(layer)
+    x, labels = 3 * jnp.eye(4), {"age": ages}
+
+    def loss(state):
+        return head.loss(nnx.merge(graphdef, state)(x), labels).mean()
+
+    optimizer = optax.adam(0.1)
+
+    def step(carry, _):
+        state, opt_state = carry
+        value, grads = jax.value_and_grad(loss)(state)
+        updates, opt_state = optimizer.update(grads, opt_state)
+        return (optax.apply_updates(state, updates), opt_state), value
+
+    (state, _), values = jax.jit(
+        lambda state: jax.lax.scan(step, (state, optimizer.init(state)), None, 600)
+    )(state)
+    years = head.decode(nnx.merge(graphdef, state)(x))
+    if options.get("loss") in ("bmc", "gai"):  # which tell four ages apart by pushing them away
+        assert (np.diff(years) > 10).all()
+    elif options["kind"] == "buckets":  # each stands for the mean age of its training images
+        np.testing.assert_allclose(years, [4.5, 24.5, 49.5, 74.5], atol=1.5)
+    else:
+        np.testing.assert_allclose(years, ages, atol=3.0)
+    assert values[-1] < values[0]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("options", AGE_HEADS, ids=str)
+def test_every_age_head_stays_finite_and_in_range_at_extreme_outputs(options, dtype):
+    head = of_many(options)
+    n = width(head)
+    extremes = jnp.array([1e4, -1e4, 0.0, 1e4])[:, None] * jnp.where(jnp.arange(n) % 2, 1, -1)
+    if options.get("cosine"):
+        extremes = jnp.sign(extremes)
+    if options.get("loss") in ("bmc", "gai"):  # the second is a logarithm of a deviation
+        extremes = extremes.at[:, 1].set(0.5)
+    output = extremes.astype(dtype)
+    labels = {"age": jnp.array([0.0, 88.0, jnp.nan, 40.0])}
+    loss = lambda o: jnp.where(head.known(labels), head.loss(o, labels), 0).sum()  # noqa: E731
+    assert jnp.isfinite(loss(output))
+    assert jnp.isfinite(jax.grad(loss)(output).astype(jnp.float32)).all()
+    years = head.decode(output)
+    assert ((years >= 0) & (years <= 116)).all()
+    for extra in head.extras(output).values():
+        assert jnp.isfinite(extra).all()
+
+
+@given(st.integers(0, 2**31))
+def test_the_median_halves_the_mass(seed):
+    p = np.random.default_rng(seed).dirichlet(np.full(20, 0.3), 5)
+    got = heads.ages.median(jnp.array(p), jnp.arange(20.0))
+    for row, middle in zip(p, np.asarray(got, np.float64), strict=True):
+        edges = np.arange(-0.5, 20)
+        mass = np.interp(middle, edges, np.concatenate([[0], np.cumsum(row)]))
+        assert abs(mass - 0.5) < 1e-4
+
+
+def test_a_distribution_may_be_as_wide_as_the_votes():
+    labels = MANY | {"apparent_age_std": np.full(270, 6.0, np.float32)}
+    head = heads.create(
+        {"age": {"kind": "distribution", "votes": "apparent_age_std", "expectation_weight": 0.0}},
+        heads.Facts.of(labels, {}),
+    )["age"]
+    votes = jnp.array([6.0, 1.0, jnp.nan, 0.0])
+    given = {"age": jnp.full(4, 40.0), "apparent_age_std": votes}
+    for row, sigma in enumerate((6.0, 1.0, 2.0, 2.0)):
+        density = jnp.exp(-jnp.square(head.ages - 40) / (2 * sigma**2))
+        output = jnp.log(density / density.sum() + 1e-30)[None].repeat(4, axis=0)
+        assert head.loss(output, given)[row] < 1e-3
+        np.testing.assert_allclose(head.extras(output)["sigma"], sigma, rtol=1e-3)
+
+
+def test_buckets_come_with_labels_to_score_them_by():
+    head = of_many({"kind": "buckets", "edges": (3, 10)})
+    labels, names = heads.derive(
+        {"age": head}, {"age": np.array([2.9, 3.0, 9.0, 50.0, np.nan])}, {"gender": ("a", "b")}
+    )
+    assert labels["age_bucket"].tolist() == [0, 1, 1, 2, -1]
+    assert names["age_bucket"] == ["0-2", "3-9", "10+"]
+    assert names["gender"] == ("a", "b")
+
+
+def test_example_weights_have_mean_one_and_favour_the_rare():
+    rng = np.random.default_rng(0)
+    ages = np.round(rng.gamma(4, 8, 3000)).astype(np.float32)
+    ages[:5] = np.nan
+    gender = (rng.random(3000) < 0.2).astype(np.int32)
+    labels, rows = {"age": ages, "gender": gender}, np.arange(2000)
+    facts = heads.Facts.of({k: v[rows] for k, v in labels.items()}, NAMES)
+    for name, kind in (
+        *(("age", kind) for kind in ("dense", "lds", "inverse", "class_balanced")),
+        *(("gender", kind) for kind in ("inverse", "class_balanced")),
+    ):
+        config = {
+            "age": {"kind": "regression"},
+            "gender": {"kind": "binary"},
+        }
+        config[name]["example_weights"] = {"kind": kind}
+        made = weights.of(config, heads.create(config, facts), labels, rows)
+        assert set(made) == {f"example_weight/{name}"}
+        w = made[f"example_weight/{name}"]
+        known = rows[np.isfinite(labels[name][rows])]
+        assert w[known].mean() == pytest.approx(1, abs=1e-4)
+        assert (w[2000:] == 1).all()
+        common, rare = (gender == 0, gender == 1) if name == "gender" else (ages == 28, ages > 75)
+        assert w[known][rare[known]].min() > w[known][common[known]].max()
+
+
+@pytest.mark.parametrize(
+    ("example_weights", "message"),
+    [
+        ({"kind": "dens"}, r"example_weights\.kind: 'dens' is not one of dense"),
+        ({"kind": "dense", "alpah": 1}, "did you mean 'alpha'"),
+        ({"kind": "lds"}, "lds is for ages; 'gender' has classes"),
+    ],
+)
+def test_wrong_example_weights_are_one_clear_line(example_weights, message):
+    config = {"gender": {"kind": "binary", "example_weights": example_weights}}
+    with pytest.raises(UserError, match=message):
+        weights.of(config, heads.create(config, FACTS), LABELS, np.arange(4))

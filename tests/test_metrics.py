@@ -38,7 +38,7 @@ def evaluate(
     predictions: dict[str, np.ndarray], labels: dict[str, np.ndarray], **options: Any
 ) -> dict[str, Any]:
     return metrics.evaluate(
-        predictions, labels, None, NAMES, **{"floor_age": 30.0, "resamples": 20} | options
+        predictions, labels, NAMES, **{"floor_age": 30.0, "resamples": 20} | options
     )
 
 

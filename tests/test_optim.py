@@ -114,3 +114,18 @@ def test_a_wrong_optimizer_is_one_clear_line():
     ):
         with pytest.raises(UserError, match=message):
             optim.create_optimizer(c, optax.constant_schedule(0.1), NAMES)
+
+
+def test_penalties_are_the_norms_of_what_their_regex_covers():
+    c = config(l1=(("heads/.*/kernel", 0.5),), l2=(("heads/age/.*", 2.0), (".*/bias", 1.0)))
+    params = {
+        "backbone/kernel": jnp.ones(3),
+        "backbone/bias": jnp.full(2, 3.0),
+        "heads/age/kernel": jnp.array([-1.0, 2.0]),
+        "heads/gender/kernel": jnp.array([-4.0]),
+    }
+    expected = 0.5 * (3 + 4) + 0.5 * 2.0 * 5 + 0.5 * 1.0 * 18
+    assert float(optim.create_penalty(c, list(params))(params)) == pytest.approx(expected)
+    assert optim.create_penalty(config(), list(params)) is None
+    with pytest.raises(UserError, match=r"config\.optim\.l1: not a list"):
+        optim.create_penalty(config(l1=(("(", 1.0),)), list(params))

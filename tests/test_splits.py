@@ -9,31 +9,39 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agejax.data import splits
+from agejax.config import default
+from agejax.data import edits, sources, splits
 from agejax.data.sources import Source
 from agejax.errors import UserError
 
-CORAL = pathlib.Path(__file__).parents[2] / "shared/data/utkface/splits"
+UTKFACE = pathlib.Path(__file__).parents[2] / "shared/data/utkface"
+CORAL = UTKFACE / "splits"
 FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
 
 
 def make_source(n: int, seed: int = 0, copies: float = 0.2, unknown: float = 0.0) -> Source:
-    """n rows, a share of them copies of an earlier row, a share without an age."""
+    """n rows, a share of them copies of an earlier row, a share without an age or ethnicity."""
     rng = np.random.default_rng(seed)
     groups = np.arange(n)
     for row in np.flatnonzero(rng.random(n) < copies):
         groups[row] = groups[rng.integers(0, row + 1)]
     ages = np.where(rng.random(n) < unknown, np.nan, rng.gamma(3, 11, n)).astype(np.float32)
     ids = np.array([f"{rng.integers(10**9)}-{row}.jpg" for row in range(n)])
-    return Source("made", np.zeros((n, 1, 1, 3), np.uint8), {"age": ages}, ids, groups, {}, "", ())
+    labels = {
+        "age": ages,
+        "gender": rng.integers(0, 2, n),
+        "ethnicity": np.where(rng.random(n) < unknown, -1, rng.integers(0, 3, n)),
+    }
+    names = {"gender": ("male", "female"), "ethnicity": ("A", "B", "C")}
+    return Source("made", np.zeros((n, 1, 1, 3), np.uint8), labels, ids, groups, names, "", ())
 
 
 def permuted(source: Source, order: np.ndarray) -> Source:
     first: dict[int, int] = {}
     groups = [first.setdefault(g, row) for row, g in enumerate(source.groups[order].tolist())]
     return dataclasses.replace(
-        source, labels={"age": source.labels["age"][order]}, ids=source.ids[order],
-        groups=np.array(groups),
+        source, labels={name: v[order] for name, v in source.labels.items()},
+        ids=source.ids[order], groups=np.array(groups),
     )  # fmt: skip
 
 
@@ -109,7 +117,7 @@ def test_carve_takes_whole_groups_out_of_the_rows_given():
     np.testing.assert_array_equal(np.sort(np.concatenate([rest, part])), rows)
     assert splits.torn_groups(source, {"rest": rest, "part": part}) == 0
     assert abs(len(part) - 100) <= 6
-    with pytest.raises(UserError, match="share 1"):
+    with pytest.raises(UserError, match="val_of_train=1"):
         splits.carve(source, rows, 1.0, 0)
 
 
@@ -150,19 +158,43 @@ def test_groups_that_files_tear_apart_are_counted(tmp_path, capsys):
     }
     parts = splits.from_files(source, files)
     assert splits.torn_groups(source, parts) == 1
+    splits.make(source, config(files=files))
     assert "1 groups of duplicates" in capsys.readouterr().err
 
 
+def test_train_can_do_without_the_copies_of_the_test_images(tmp_path, capsys):
+    source = make_source(60, copies=0)
+    source.groups[50], source.groups[51], source.groups[8] = 2, 2, 3
+    files = {
+        "train": write(tmp_path / "a.txt", source.ids[:45]),
+        "test": write(tmp_path / "b.txt", source.ids[45:]),
+    }
+    parts = splits.make(source, config(files=files, drop_copies_from_train=True))
+    train_and_val = np.sort(np.concatenate([parts["train"], parts["val"]]))
+    np.testing.assert_array_equal(train_and_val, np.delete(np.arange(45), 2))
+    np.testing.assert_array_equal(parts["test"], np.arange(45, 60))
+    said = capsys.readouterr().err
+    assert "1 of 45 images have a copy" in said
+    assert "groups of duplicates" not in said
+    assert splits.torn_groups(source, parts) == 0
+
+
 def config(**changes) -> ml_collections.ConfigDict:
-    default = {"seed": 0, "fractions": FRACTIONS, "files": {}, "val_of_train": 0.1}
-    return ml_collections.ConfigDict(default | changes)
+    split = default().data.split
+    for name, value in changes.items():
+        split[name] = value
+    return split.lock()
 
 
 def test_make_follows_the_config(tmp_path):
     source = make_source(100)
     assert {k: len(v) for k, v in splits.make(source, config()).items()}.keys() == FRACTIONS.keys()
-    with pytest.raises(UserError, match="'val'"):
-        splits.make(source, config(fractions={"train": 0.9, "test": 0.1}))
+    with pytest.raises(UserError, match=r"'val'.*val_of_train"):
+        splits.make(source, config(fractions={"train": 0.9, "test": 0.1}, val_of_train=0.0))
+    with pytest.raises(UserError, match="'train'"):
+        splits.make(source, config(fractions={"val": 0.9, "test": 0.1}))
+    with pytest.raises(UserError, match="official and folds are set"):
+        splits.make(source, config(official=True, folds=5))
     files = {
         "train": write(tmp_path / "a.txt", source.ids[:70]),
         "test": write(tmp_path / "b.txt", source.ids[70:]),
@@ -171,6 +203,206 @@ def test_make_follows_the_config(tmp_path):
     train_and_val = np.sort(np.concatenate([parts["train"], parts["val"]]))
     np.testing.assert_array_equal(train_and_val, np.arange(70))
     np.testing.assert_array_equal(parts["test"], np.arange(70, 100))
+
+
+def with_official(source: Source, names) -> Source:
+    """The source with splits of its own, on whatever Source there is."""
+    object.__setattr__(source, "official", np.array(names))
+    return source
+
+
+def test_official_splits_are_kept_and_val_carved_where_there_is_none(capsys):
+    names = ["train"] * 70 + ["test"] * 20 + [""] * 10
+    source = with_official(make_source(100), names)
+    parts = splits.make(source, config(official=True, val_of_train=0.2))
+    train_and_val = np.sort(np.concatenate([parts["train"], parts["val"]]))
+    np.testing.assert_array_equal(train_and_val, np.arange(70))
+    np.testing.assert_array_equal(parts["test"], np.arange(70, 90))
+    assert "10 of 100 images are in no official split" in capsys.readouterr().err
+
+    source = with_official(make_source(100), ["train"] * 60 + ["val"] * 20 + ["test"] * 20)
+    parts = splits.make(source, config(official=True, drop_copies_from_train=True))
+    np.testing.assert_array_equal(parts["val"], np.arange(60, 80))
+    others = np.concatenate([parts["val"], parts["test"]])
+    copies = np.isin(source.groups[:60], source.groups[others])
+    np.testing.assert_array_equal(parts["train"], np.flatnonzero(~copies))
+    for source in (make_source(10), with_official(make_source(10), [""] * 10)):
+        with pytest.raises(UserError, match="no splits of its own"):
+            splits.make(source, config(official=True))
+
+
+def whole(source: Source, parts: dict[str, np.ndarray]) -> bool:
+    """Disjoint, sorted, and without a torn group."""
+    rows = np.concatenate(list(parts.values()))
+    return (
+        len(np.unique(rows)) == len(rows)
+        and all(np.all(np.diff(part) > 0) for part in parts.values())
+        and splits.torn_groups(source, parts) == 0
+    )
+
+
+def same(source: Source, parts, other: Source, moved) -> bool:
+    """Whether the splits of two orders of the same rows hold the same images."""
+    return parts.keys() == moved.keys() and all(
+        set(source.ids[parts[name]]) == set(other.ids[moved[name]]) for name in parts
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(150, 400), seed=st.integers(0, 99), copies=st.floats(0, 0.4),
+    unknown=st.sampled_from([0.0, 0.3]), share=st.floats(0.1, 0.4),
+)  # fmt: skip
+def test_train_test_with_a_share_of_train_to_tune_on(n, seed, copies, unknown, share):
+    source = make_source(n, seed, copies, unknown)
+    fractions = {"train": 0.8, "test": 0.2}
+    chosen = config(fractions=fractions, val_of_train=share, seed=seed)
+    parts = splits.make(source, chosen)
+    assert list(parts) == ["test", "train", "val"]
+    assert whole(source, parts)
+    assert sum(map(len, parts.values())) == n
+    largest = np.bincount(source.groups).max()
+    assert abs(len(parts["test"]) - 0.2 * n) <= 1.5 * largest
+    assert abs(len(parts["val"]) - share * 0.8 * n) <= 3 * largest
+    # How much of train is tuned on is no matter to test.
+    np.testing.assert_array_equal(
+        parts["test"], splits.by_fraction(source, chosen.fractions, seed)["test"]
+    )
+    other = permuted(source, np.random.default_rng(seed).permutation(n))
+    assert same(source, parts, other, splits.make(other, chosen))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(150, 400), seed=st.integers(0, 99), copies=st.floats(0, 0.4),
+    folds=st.integers(2, 7),
+)  # fmt: skip
+def test_every_image_is_tested_in_one_fold(n, seed, copies, folds):
+    source = make_source(n, seed, copies)
+    other = permuted(source, np.random.default_rng(seed).permutation(n))
+    largest = np.bincount(source.groups).max()
+    tested = np.zeros(n, int)
+    for fold in range(folds):
+        chosen = config(folds=folds, fold=fold, seed=seed, val_of_train=0.2)
+        parts = splits.make(source, chosen)
+        assert parts.keys() == {"train", "val", "test"}
+        assert whole(source, parts)
+        assert sum(map(len, parts.values())) == n
+        assert abs(len(parts["test"]) - n / folds) <= 1.5 * largest
+        assert same(source, parts, other, splits.make(other, chosen))
+        tested[parts["test"]] += 1
+    assert np.all(tested == 1)
+
+
+def test_the_ages_of_folds_are_alike():
+    source = make_source(4000, copies=0)
+    age = source.labels["age"]
+    means = [age[splits.fold(source, 5, i, 0)[1]].mean() for i in range(5)]
+    assert np.ptp(means) < 0.1  # years; at random 1.5
+
+
+@pytest.mark.parametrize(("folds", "fold"), [(1, 0), (-2, 0), (5, 5), (5, -1), (200, 0)])
+def test_wrong_folds_are_named(folds, fold):
+    with pytest.raises(UserError, match=r"config\.data\.split\.fold"):
+        splits.make(make_source(100), config(folds=folds, fold=fold))
+
+
+def balance(n=2, fractions=None, **changes) -> ml_collections.ConfigDict:
+    chosen = config(fractions=fractions or {"train": 0.75, "val": 0.25})
+    with chosen.unlocked():
+        chosen.balanced.update(n=n, **changes)
+    return chosen
+
+
+def cells(source: Source, over) -> np.ndarray:
+    """Written another way: a string for each crossing, "" where a label is unknown."""
+    labels = {**source.labels, "decade": np.minimum(source.labels["age"] // 10, 9)}
+    named = [
+        ["" if not value >= 0 else f"{name}{value:g}" for value in labels[name]] for name in over
+    ]
+    return np.array([" ".join(row) if all(row) else "" for row in zip(*named, strict=True)])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(200, 500), seed=st.integers(0, 99), copies=st.floats(0, 0.4),
+    unknown=st.sampled_from([0.0, 0.3]), each=st.integers(1, 8),
+    over=st.sampled_from([("gender",), ("gender", "decade"), ("gender", "ethnicity", "decade")]),
+)  # fmt: skip
+def test_a_balanced_test_set(n, seed, copies, unknown, each, over):
+    source = make_source(n, seed, copies, unknown)
+    chosen = balance(each, over=over, short="take")
+    chosen.seed = seed
+    parts = splits.make(source, chosen)
+    assert parts.keys() == {"train", "val", "test"}
+    assert whole(source, parts)
+    test = parts["test"]
+    groups = source.groups[test]
+    assert len(np.unique(groups)) == len(test)  # one image of a group
+    # All that is left out are copies of test images.
+    rest = np.delete(np.arange(n), np.concatenate(list(parts.values())))
+    assert np.isin(source.groups[rest], groups).all()
+
+    cell = cells(source, over)
+    assert "" not in cell[test]
+    for name in np.unique(cell[cell != ""]):
+        members = np.flatnonzero(cell == name)
+        taken = int(np.isin(members, test).sum())
+        offered = len(np.unique(source.groups[members]))
+        assert taken <= each
+        assert taken <= offered // 2 or taken == each < offered
+        # A group that stands in several cells is offered in one of them.
+        alone = [m for m in members if len(set(cell[source.groups == source.groups[m]]) - {""}) < 2]
+        at_least = len(np.unique(source.groups[alone]))
+        assert taken >= (each if at_least > each else min(each, at_least // 2))
+    other = permuted(source, np.random.default_rng(seed).permutation(n))
+    assert same(source, parts, other, splits.make(other, chosen))
+
+
+def test_short_cells_are_all_named_or_give_half(capsys):
+    source = make_source(60, copies=0)
+    age, gender = source.labels["age"], source.labels["gender"]
+    age[:], gender[:] = 25, 0
+    gender[:20] = 1
+    age[:4], age[40:] = 35, 35  # 16 and 4 women, 20 and 20 men
+    age[50] = np.nan
+    with pytest.raises(UserError, match=r"1 of 4 cells .*: female 30-39 \(4\); .*short=take"):
+        splits.make(source, balance(4, over=("gender", "decade")))
+    with pytest.raises(UserError, match=r"female 20-29 \(16\), female 30-39 \(4\); "):
+        splits.make(source, balance(17, over=("gender", "decade")))
+    parts = splits.make(source, balance(5, over=("gender", "decade"), short="take"))
+    women = parts["test"][gender[parts["test"]] == 1]
+    assert np.sum(age[women] == 35) == 2
+    assert len(parts["test"]) == 17
+    assert "female 30-39: 2 of 4" in capsys.readouterr().err
+
+
+def test_groups_whose_labels_disagree_are_taken_last():
+    source = make_source(60, copies=0)
+    source.groups[1::2] = source.groups[::2]  # 30 pairs
+    gender = source.labels["gender"]
+    gender[:] = 0
+    gender[1:40:2] = 1  # 20 of them disagree
+    parts = splits.make(source, balance(10, over=("gender",), short="take"))
+    men = parts["test"][gender[parts["test"]] == 0]
+    assert np.all(men >= 40)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"over": ("gendre",)}, "did you mean 'gender'"),
+        ({"over": ()}, "over is empty"),
+        ({"short": "skip"}, "error, take"),
+        ({"n": -1}, "n: -1"),
+        ({"fractions": FRACTIONS}, "leave that out"),
+        ({"evry": 3}, "unknown key 'evry'"),
+        ({"fractions": {"train": 0.9, "val": 0.6}, "over": ("gender",)}, "must lie above 0"),
+    ],
+)
+def test_wrong_balance_is_named(changes, match):
+    with pytest.raises(UserError, match=match):
+        splits.make(make_source(100, copies=0), balance(**changes))
 
 
 @pytest.mark.skipif(not CORAL.exists(), reason=f"{CORAL} is not there")
@@ -182,3 +414,63 @@ def test_the_public_files_are_read_whole():
     assert {k: len(v) for k, v in splits.from_files(source, files).items()} == {
         "train": 10_552, "test": 2_638,
     }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def utkface():
+    if not (UTKFACE / "UTKFace.tar.gz").exists():
+        pytest.skip(f"{UTKFACE} is not there")
+    return sources.load("utkface", str(UTKFACE / "UTKFace.tar.gz"), image_size=128)
+
+
+def test_the_public_split_of_real_faces(utkface, capsys):
+    files = {k: str(CORAL / f"coral_{k}.txt") for k in ("train", "test")}
+    parts = splits.make(utkface, config(files=files))
+    listed = len(parts["train"]) + len(parts["val"])
+    age = utkface.labels["age"]
+    assert all(np.all((age[rows] >= 21) & (age[rows] <= 60)) for rows in parts.values())
+    said = capsys.readouterr().err
+    torn = splits.torn_groups(utkface, {"a": np.union1d(parts["train"], parts["val"]),
+                                        "b": parts["test"]})  # fmt: skip
+    assert torn > 100
+    assert f"{torn:,} groups of duplicates" in said
+    assert splits.torn_groups(utkface, {k: parts[k] for k in ("train", "val")}) == 0
+
+    # A clean figure on the same test list, and the same after an edit to those ages.
+    clean = splits.make(utkface, config(files=files, drop_copies_from_train=True))
+    np.testing.assert_array_equal(clean["test"], parts["test"])
+    assert splits.torn_groups(utkface, clean) == 0
+    assert listed - 300 < len(clean["train"]) + len(clean["val"]) < listed
+    ages = default().data.edits
+    ages.min_age, ages.max_age = 21.0, 60.0
+    edited = edits.apply(utkface, ages)
+    again = splits.make(edited, config(files=files, drop_copies_from_train=True))
+    assert same(utkface, clean, edited, again)
+
+
+def test_a_balanced_set_of_real_faces(utkface, capsys):
+    chosen = edits.apply(utkface, thinned())
+    parts = splits.make(chosen, balance(10, short="take"))
+    assert whole(chosen, parts)
+    decade = chosen.labels["age"][parts["test"]] // 10
+    assert set(decade) == set(range(8))
+    assert np.isin(np.bincount(decade.astype(int)), range(40, 81)).all()
+    assert 600 <= len(parts["test"]) <= 640
+    assert "64 cells" in capsys.readouterr().err
+
+
+def thinned() -> ml_collections.ConfigDict:
+    """As a study of imbalance has it: no Other, a quarter of Asian, nobody of 80 or more."""
+    chosen = default().data.edits
+    chosen.drop = {"ethnicity": ("Other",)}
+    chosen.keep = {"ethnicity": {"Asian": 0.25}}
+    chosen.max_age = 79.0
+    return chosen
+
+
+def test_folds_of_real_faces(utkface):
+    tested = [splits.fold(utkface, 5, i, 0)[1] for i in range(5)]
+    assert np.array_equal(np.sort(np.concatenate(tested)), np.arange(len(utkface.ids)))
+    assert splits.torn_groups(utkface, dict(enumerate(tested))) == 0
+    means = [utkface.labels["age"][rows].mean() for rows in tested]
+    assert np.ptp(means) < 0.2

@@ -140,3 +140,25 @@ def test_frozen_parameters_and_their_statistics_do_not_move(config_of, tmp_path)
             if name.startswith("backbone/"):
                 np.testing.assert_array_equal(value, late[group][name], err_msg=name)
     assert (early["params"]["heads/age/kernel"] != late["params"]["heads/age/kernel"]).any()
+
+
+def test_example_weights_count_from_the_step_they_are_deferred_to(config_of, tmp_path):
+    """With features smoothed from the second epoch on, and a penalty, as all of them would be."""
+    changes = {
+        "augment__mixup": 0.0,
+        "optim__l1": (("heads/.*/kernel", 1e-4),),
+        "optim__accumulate": 2,
+        "heads__age": {"kind": "regression", "fds": {}},
+        "heads__ethnicity": {"kind": "categorical", "loss": "ldam", "cosine": True},
+        "total": {"steps": 8},
+        "log_every": {"steps": 1},
+    }
+    train.train(config_of(**changes), tmp_path / "plain")
+    changes["heads__age"] |= {
+        "example_weights": {"kind": "dense", "alpha": 1.0, "after": {"percent": 50.0}}
+    }
+    train.train(config_of(**changes), tmp_path / "weighted")
+    plain, weighted = losses(tmp_path / "plain"), losses(tmp_path / "weighted")
+    assert np.isfinite(weighted).all()
+    np.testing.assert_array_equal(weighted[:4], plain[:4])
+    assert (weighted[4:] != plain[4:]).all()

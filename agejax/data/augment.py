@@ -1,13 +1,13 @@
 """Augmentation on the device, inside the step: uint8 batches in, float batches in 0..1 out.
 
-Crop, flip and affine are one map from output to input pixels, sampled once; colour is one linear
-map. An example's draws depend on the key and its row in the global batch, never on the devices.
+Crop, flip, affine and perspective are one map from output to input pixels, sampled once. An
+example's draws depend on the key and its row in the global batch, never on the devices.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +24,8 @@ DRAWS = (
     "flip", "crop_area", "crop_ratio", "crop_x", "crop_y", "rotate", "shift_x", "shift_y", "zoom",
     "brightness", "contrast", "saturation", "greyscale",
     "erase", "erase_area", "erase_ratio", "erase_x", "erase_y", "mixup",
+    "autocontrast", "sharpness", "sharpness_on", "hue", "perspective_on",
+    *(f"perspective_{axis}{corner}" for corner in range(4) for axis in "xy"),
 )  # fmt: skip
 
 # Allowed values; two of them make a range.
@@ -31,7 +33,8 @@ LIMITS = {
     "flip": (0, 1), "crop": (0.01, 1), "crop_ratio": (0.1, 10), "rotate": (0, 180),
     "shift": (0, 1), "zoom": (0, 3), "brightness": (0, 3), "contrast": (0, 3), "saturation": (0, 3),
     "greyscale": (0, 1), "erase": (0, 1), "erase_area": (0, 1), "mixup": (0, 100),
-    "mixup_prob": (0, 1),
+    "mixup_prob": (0, 1), "autocontrast": (0, 1), "sharpness": (0, 5), "sharpness_prob": (0, 1),
+    "hue": (0, 0.5), "perspective": (0, 0.6), "perspective_prob": (0, 1),
 }  # fmt: skip
 
 
@@ -43,6 +46,7 @@ class Mix(NamedTuple):
 
 
 Draws = Mapping[str, jax.Array]  # name of DRAWS -> f32 [B]
+Recipes = Sequence[ml_collections.ConfigDict]  # of the originals, and of the copies if they differ
 Augment = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Mix | None]]
 
 
@@ -63,6 +67,15 @@ def default() -> ml_collections.ConfigDict:
     c.erase_area = (0.02, 0.2)  # range of the box's share of the area
     c.mixup = 0.0  # alpha: the share is drawn from Beta(alpha, alpha)
     c.mixup_prob = 1.0
+    c.autocontrast = 0.0  # probability that each channel is stretched to 0..255
+    c.sharpness = 0.0  # 1: factor between 0 (smoothed) and 2 (sharpened)
+    c.sharpness_prob = 1.0
+    c.hue = 0.0  # turns of the colour circle
+    c.perspective = 0.0  # corners move inwards by up to half of this share of the edge
+    c.perspective_prob = 1.0
+    # The recipe of a row's second and later draws in an epoch, with the keys above but mixup's; a
+    # key it lacks is off. Empty: they take this one.
+    c.copies = ml_collections.ConfigDict()
     return c
 
 
@@ -74,31 +87,41 @@ def build(config: Mapping[str, Any], size: int) -> Augment:
       size: edge of the output images, pixels.
 
     Returns:
-      augment(key, images uint8 [B, H, W, 3], strength f32 [B]) -> (f32 [B, size, size, 3] in 0..1,
-      Mix, or None without mixup), to be jitted. Strength 0 is `eval_images`, 1 as configured, 2
-      twice as hard: magnitudes (of crops, ratios and zooms their logarithms) and probabilities
-      are multiplied by it; a flip, which has no harder version, is at most as likely as configured.
+      augment(key, images uint8 [B, H, W, 3], strength f32 [B] or [B, 2]) -> (f32 [B, size, size, 3]
+      in 0..1, Mix, or None without mixup), to be jitted. Strength 0 is `eval_images`, 1 as
+      configured, 2 twice as hard: magnitudes (of crops, ratios and zooms their logarithms) and
+      probabilities are multiplied by it; a flip, which has no harder version, is at most as likely
+      as configured. Two strengths are of the originals' recipe and of the copies': magnitudes and
+      probabilities add up, so that a row takes one, the other or a blend, and is moved once.
       Larger images are first made smaller as in `eval_images`, then moved.
 
     Raises:
       UserError: an unknown key or a value outside its limits.
     """
-    c = _checked(config)
-    moves = any((c.flip, c.crop != (1, 1), c.rotate, c.shift, c.zoom))
-    colours = any((c.brightness, c.contrast, c.saturation, c.greyscale))
+    c = _checked(config, "config.augment")
+    recipes = [c]
+    if config.get("copies"):
+        recipes.append(_checked(config["copies"], "config.augment.copies"))
+    tones = _uses(recipes, "autocontrast", "sharpness")
+    moves = _uses(recipes, "flip", "rotate", "shift", "zoom", "perspective") or any(
+        recipe.crop != (1, 1) for recipe in recipes
+    )
+    colours = _uses(recipes, "brightness", "contrast", "saturation", "greyscale", "hue")
     mixes = c.mixup > 0 and c.mixup_prob > 0
 
     def one(images: jax.Array, u: Draws, strength: jax.Array) -> jax.Array:
+        if tones:
+            images = _tone(recipes, u, strength, images)
         mean = _mean(images)
         if colours:
-            images = _colour(c, u, strength, images, mean)
+            images = _colour(recipes, u, strength, images, mean)
         if moves:
             small = _shrink(images, size)
-            out = warp(small, _matrix(c, u, strength, small.shape, size), size)
+            out = warp(small, _matrix(recipes, u, strength, small.shape, size), size)
         else:
             out = eval_images(images, size)
-        if c.erase:
-            out = _erase(out, _box(c, u, strength), _luminance(mean) / 255)
+        if _uses(recipes, "erase"):
+            out = _erase(out, _box(recipes, u, strength), _luminance(mean) / 255)
         return out
 
     def compute(
@@ -108,6 +131,8 @@ def build(config: Mapping[str, Any], size: int) -> Augment:
         keys, mix_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         draws = jax.vmap(lambda k: jax.random.uniform(k, (len(DRAWS),)), out_axes=1)(keys)
         u = dict(zip(DRAWS, draws, strict=True))
+        strength = strength.reshape(len(images), -1)
+        strength = jnp.pad(strength, ((0, 0), (0, len(recipes) - strength.shape[1])))
         out = one(images, u, strength)
         if not mixes:
             return out, None
@@ -152,12 +177,12 @@ def eval_images(images: jax.Array, size: int) -> jax.Array:
 
 
 def warp(images: jax.Array, matrix: jax.Array, size: int) -> jax.Array:
-    """Samples images along an affine map, bilinearly.
+    """Samples images along an affine map or a perspective, bilinearly.
 
     Args:
       images: uint8 0..255 or f32 0..1 [B, H, W, 3].
       matrix: f32 [B, 2, 3], from the output's (x, y, 1), in pixels from its centre, to the
-        input's (x, y), in pixels from its top left corner.
+        input's (x, y), in pixels from its top left corner. Or [B, 3, 3], to (x w, y w, w).
       size: edge of the output.
 
     Returns:
@@ -174,8 +199,13 @@ def warp(images: jax.Array, matrix: jax.Array, size: int) -> jax.Array:
         return low, (z - low)[..., None]
 
     def one(image: jax.Array, m: jax.Array) -> jax.Array:
-        x, fx = split(m[0, 0] * grid + m[0, 1] * grid[:, None] + m[0, 2], width)
-        y, fy = split(m[1, 0] * grid + m[1, 1] * grid[:, None] + m[1, 2], height)
+        place = [m[i, 0] * grid + m[i, 1] * grid[:, None] + m[i, 2] for i in range(len(m))]
+        if len(m) == 3:
+            # Where w would be 0 or below there is nothing to see: it is behind the horizon.
+            w = jnp.maximum(place[2], 1e-3)
+            place = [place[0] / w, place[1] / w]
+        x, fx = split(place[0], width)
+        y, fy = split(place[1], height)
         pixels, at = image.reshape(-1, 3), y * width + x
         right, down = min(width - 1, 1), width * min(height - 1, 1)
 
@@ -200,38 +230,86 @@ def _shrink(images: jax.Array, size: int) -> jax.Array:
 
 
 def _matrix(
-    c: ml_collections.ConfigDict,
+    recipes: Recipes,
     u: Draws,
     strength: jax.Array,
     shape: tuple[int, ...],
     size: int,
 ) -> jax.Array:
-    """Crop, flip and affine as one map of `warp`, f32 [B, 2, 3]."""
+    """Perspective, crop, flip and affine as one map of `warp`, f32 [B, 2, 3] or [B, 3, 3]."""
     _, height, width, _ = shape
-    area = _between(c.crop, u["crop_area"]) ** strength
-    ratio = jnp.ones_like(area)
-    if c.crop != (1, 1):
-        ratio = jnp.exp(strength * _between(jnp.log(jnp.asarray(c.crop_ratio)), u["crop_ratio"]))
+    amount = functools.partial(_amount, recipes, strength)
+    area = jnp.exp(amount(lambda c: jnp.log(_between(c.crop, u["crop_area"]))))
+    ratio = jnp.exp(
+        amount(
+            lambda c: (
+                (c.crop != (1, 1)) * _between(jnp.log(jnp.array(c.crop_ratio)), u["crop_ratio"])
+            )
+        )
+    )
     across = jnp.minimum(jnp.sqrt(area * ratio), 1)
     along = jnp.minimum(jnp.sqrt(area / ratio), 1)
-    x = 0.5 + (u["crop_x"] - 0.5) * (1 - across) + strength * c.shift * _signed(u["shift_x"])
-    y = 0.5 + (u["crop_y"] - 0.5) * (1 - along) + strength * c.shift * _signed(u["shift_y"])
+    shift = amount("shift")
+    x = 0.5 + (u["crop_x"] - 0.5) * (1 - across) + shift * _signed(u["shift_x"])
+    y = 0.5 + (u["crop_y"] - 0.5) * (1 - along) + shift * _signed(u["shift_y"])
 
-    zoom = (1 + c.zoom) ** (strength * _signed(u["zoom"]))
-    angle = jnp.radians(c.rotate) * strength * _signed(u["rotate"])
+    zoom = jnp.exp(amount(lambda c: jnp.log1p(c.zoom)) * _signed(u["zoom"]))
+    angle = jnp.radians(amount("rotate")) * _signed(u["rotate"])
     step_x = across * zoom * width / size
     step_y = along * zoom * height / size
-    step_x = jnp.where(u["flip"] < c.flip * jnp.minimum(strength, 1), -step_x, step_x)
+    flip = u["flip"] < _amount(recipes, jnp.minimum(strength, 1), "flip")
+    step_x = jnp.where(flip, -step_x, step_x)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     rows = ((cos * step_x, -sin * step_y, x * width), (sin * step_x, cos * step_y, y * height))
-    return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=1)
+    affine = _stacked(rows)
+    if not _uses(recipes, "perspective"):
+        return affine
+    last = jnp.broadcast_to(jnp.array([0.0, 0.0, 1.0]), (len(affine), 1, 3))
+    edges = jnp.array([width, height, 1.0])
+    perspective = _perspective(recipes, u, strength) * edges[:, None] / edges
+    affine = jnp.concatenate([affine, last], axis=1)
+    return jnp.einsum("bij,bjk->bik", perspective, affine, precision="highest")
 
 
-def _box(c: ml_collections.ConfigDict, u: Draws, strength: jax.Array) -> jax.Array:
+def _perspective(recipes: Recipes, u: Draws, strength: jax.Array) -> jax.Array:
+    """The map from a place to where its content comes from, on a square of edge 1, f32 [B, 3, 3].
+
+    Its corners are drawn into the square, each by up to half the distortion along each axis.
+    """
+    on = u["perspective_on"] < _amount(recipes, strength, "perspective_prob")
+    # Above 2/3 a corner may pass the line between its neighbours, and the image folds.
+    far = jnp.where(on, jnp.minimum(_amount(recipes, strength, "perspective"), 0.6), 0) / 2
+    (x0, y0), (x1, y1), (x2, y2), (x3, y3) = (
+        tuple(start + far * (1 - 2 * start) * u[f"perspective_{axis}{corner}"]
+              for axis, start in zip("xy", starts, strict=True))
+        for corner, starts in enumerate(((0, 0), (1, 0), (1, 1), (0, 1)))
+    )  # fmt: skip
+    # From the square to the four corners (Heckbert 1989), then inverted as its adjugate.
+    dx1, dx2, dy1, dy2 = x1 - x2, x3 - x2, y1 - y2, y3 - y2
+    sx, sy = x0 - x1 + x2 - x3, y0 - y1 + y2 - y3
+    determinant = dx1 * dy2 - dx2 * dy1
+    g = (sx * dy2 - dx2 * sy) / determinant
+    h = (dx1 * sy - sx * dy1) / determinant
+    a, b, c = x1 - x0 + g * x1, x3 - x0 + h * x3, x0
+    d, e, f = y1 - y0 + g * y1, y3 - y0 + h * y3, y0
+    inverse = _stacked(
+        (
+            (e - f * h, c * h - b, b * f - c * e),
+            (f * g - d, a - c * g, c * d - a * f),
+            (d * h - e * g, b * g - a * h, a * e - b * d),
+        )
+    )
+    # w is 1 in the middle, which is always within the four corners: so it is positive there.
+    middle = inverse[:, 2] @ jnp.array([0.5, 0.5, 1.0])
+    return inverse / middle[:, None, None]
+
+
+def _box(recipes: Recipes, u: Draws, strength: jax.Array) -> jax.Array:
     """Left, right, top and bottom of the erased box as shares of the edges, f32 [B, 4]."""
-    area = jnp.minimum(strength * _between(c.erase_area, u["erase_area"]), 1)
+    area = _amount(recipes, strength, lambda c: _between(c.erase_area, u["erase_area"]))
+    area = jnp.minimum(area, 1)
     ratio = ERASE_RATIO ** _signed(u["erase_ratio"])
-    on = u["erase"] < c.erase * strength
+    on = u["erase"] < _amount(recipes, strength, "erase")
     width = jnp.where(on, jnp.minimum(jnp.sqrt(area * ratio), 1), 0)
     height = jnp.minimum(jnp.sqrt(area / ratio), 1)
     left, top = u["erase_x"] * (1 - width), u["erase_y"] * (1 - height)
@@ -249,14 +327,38 @@ def _erase(images: jax.Array, box: jax.Array, fill: jax.Array) -> jax.Array:
     return images + along[:, :, None, None] * across[:, None, :, None] * (fill - images)
 
 
+def _tone(recipes: Recipes, u: Draws, strength: jax.Array, images: jax.Array) -> jax.Array:
+    """Autocontrast, then sharpness: uint8 [B, H, W, 3] -> uint8, as PIL does both."""
+    out = images.astype(jnp.float32)
+    if _uses(recipes, "autocontrast"):
+        low, high = (f(images, axis=(1, 2), keepdims=True) for f in (jnp.min, jnp.max))
+        low, high = low.astype(jnp.float32), high.astype(jnp.float32)
+        on = _shaped(u["autocontrast"] < _amount(recipes, strength, "autocontrast"))
+        stretch = (out - low) * (255 / jnp.maximum(high - low, 1))
+        out = jnp.where(on & (high > low), stretch, out)
+    if _uses(recipes, "sharpness"):
+        on = u["sharpness_on"] < _amount(recipes, strength, "sharpness_prob")
+        by = _amount(recipes, strength, "sharpness") * _signed(u["sharpness"])
+        factor = _shaped(jnp.where(on, jnp.maximum(1 + by, 0), 1))
+        # 3 x 3 ones with a 5 in the middle; the outermost pixels stay. Over whole rows of numbers
+        # and as a window: XLA:CPU would otherwise stretch contrasts anew for each of the nine.
+        lines = out.reshape(*out.shape[:2], -1)
+        down = jax.lax.reduce_window(lines, 0.0, jax.lax.add, (1, 3, 1), (1, 1, 1), "VALID")
+        around = down[:, :, :-6] + down[:, :, 3:-3] + down[:, :, 6:]
+        change = (around - 9 * lines[:, 1:-1, 3:-3]) / 13
+        change = jnp.pad(change, ((0, 0), (1, 1), (3, 3))).reshape(out.shape)
+        out += (1 - factor) * change
+    return jnp.clip(jnp.round(out), 0, 255).astype(jnp.uint8)
+
+
 def _colour(
-    c: ml_collections.ConfigDict,
+    recipes: Recipes,
     u: Draws,
     strength: jax.Array,
     images: jax.Array,
     mean: jax.Array,
 ) -> jax.Array:
-    """Brightness, contrast about the mean luminance, saturation or greyscale.
+    """Brightness, contrast about the mean luminance, saturation or greyscale, hue.
 
     Before the warp, with which it commutes but for rounding: behind it, XLA:CPU would sample anew
     for each use of a pixel (10 times as long; an optimization barrier does not help).
@@ -264,17 +366,42 @@ def _colour(
     """
 
     def factor(name: str) -> jax.Array:
-        return jnp.maximum(1 + c[name] * strength * _signed(u[name]), 0)[:, None, None, None]
+        by = _amount(recipes, strength, name) * _signed(u[name])
+        return _shaped(jnp.maximum(1 + by, 0))
 
     out = images.astype(jnp.float32)
-    if c.brightness or c.contrast:
+    if _uses(recipes, "brightness", "contrast"):
         contrast = factor("contrast")
         out = factor("brightness") * (contrast * out + (1 - contrast) * _luminance(mean))
-    if c.saturation or c.greyscale:
-        grey = (u["greyscale"] < c.greyscale * strength)[:, None, None, None]
+    if _uses(recipes, "saturation", "greyscale"):
+        grey = _shaped(u["greyscale"] < _amount(recipes, strength, "greyscale"))
         saturation = jnp.where(grey, 0, factor("saturation"))
         out = saturation * out + (1 - saturation) * _luminance(out)
+    if _uses(recipes, "hue"):
+        turn = _amount(recipes, strength, "hue") * _signed(u["hue"])
+        out = _turn_hue(jnp.clip(out, 0, 255), turn[:, None, None])
     return jnp.clip(jnp.round(out), 0, 255).astype(jnp.uint8)
+
+
+def _turn_hue(images: jax.Array, turn: jax.Array) -> jax.Array:
+    """Adds [B, 1, 1] turns to the hue of HSV; images f32 [B, H, W, 3] of any range."""
+    red, green, blue = (images[..., i] for i in range(3))
+    value = jnp.maximum(jnp.maximum(red, green), blue)
+    chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
+    by = 1 / jnp.where(chroma > 0, chroma, 1)
+    hue = jnp.where(
+        value == red,
+        (green - blue) * by,
+        jnp.where(value == green, (blue - red) * by + 2, (red - green) * by + 4),
+    )  # sixths of a turn from red
+    hue = hue + 6 * turn
+
+    def channel(offset: int) -> jax.Array:
+        k = offset + hue
+        k -= 6 * jnp.floor(k / 6)
+        return value - chroma * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
+
+    return jnp.stack([channel(5), channel(3), channel(1)], axis=-1)
 
 
 def _mean(images: jax.Array) -> jax.Array:
@@ -298,11 +425,37 @@ def _mix(
     keys: jax.Array,
 ) -> Mix:
     """Every row's partner is the row before it: batches are in random order already."""
+    strength = strength.sum(axis=1)
     lam = jax.vmap(lambda key: jax.random.beta(key, c.mixup, c.mixup))(keys)
     # The smaller share goes to the partner, so that an example stays mostly itself.
     share = jnp.minimum(strength * jnp.minimum(lam, 1 - lam), 0.5)
     share = jnp.where(u["mixup"] < c.mixup_prob * strength, share, 0)
     return Mix(jnp.roll(jnp.arange(len(lam), dtype=jnp.int32), 1), 1 - share)
+
+
+def _uses(recipes: Recipes, *names: str) -> bool:
+    """Whether any recipe has any of these operations on."""
+    return any(c[name] for c in recipes for name in names)
+
+
+def _amount(
+    recipes: Recipes,
+    strength: jax.Array,
+    of: str | Callable[[ml_collections.ConfigDict], jax.Array],
+) -> jax.Array:
+    """Each row's magnitude or probability [B]: the recipes', weighed by strength [B, R]."""
+    value = (lambda c: c[of]) if isinstance(of, str) else of
+    return functools.reduce(jnp.add, (strength[:, i] * value(c) for i, c in enumerate(recipes)))
+
+
+def _stacked(rows: Sequence[Sequence[jax.Array]]) -> jax.Array:
+    """A matrix of [B] entries as one array, f32 [B, rows, columns]."""
+    return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=1)
+
+
+def _shaped(values: jax.Array) -> jax.Array:
+    """[B] -> [B, 1, 1, 1]."""
+    return values[:, None, None, None]
 
 
 def _between(limits: Any, u: jax.Array) -> jax.Array:
@@ -313,10 +466,14 @@ def _signed(u: jax.Array) -> jax.Array:
     return 2 * u - 1
 
 
-def _checked(config: Mapping[str, Any]) -> ml_collections.ConfigDict:
+def _checked(config: Mapping[str, Any], where: str) -> ml_collections.ConfigDict:
     """The config with its defaults filled in; raises `UserError` for what `build` cannot use."""
     c = default()
-    check_keys(config, c, "config.augment")
+    if where.endswith("copies"):
+        if any(key.startswith("mixup") for key in config):
+            raise UserError(f"{where}: mixup is one for all images; set it in config.augment")
+        del c.copies
+    check_keys(config, c, where)
     for key, (low, high) in LIMITS.items():
         value = config.get(key, c[key])
         pair = isinstance(c[key], tuple)
@@ -326,6 +483,6 @@ def _checked(config: Mapping[str, Any]) -> ml_collections.ConfigDict:
         )
         if not fits or list(numbers) != sorted(numbers):
             want = f"(low, high) within {low}..{high}" if pair else f"a number in {low}..{high}"
-            raise UserError(f"config.augment.{key}: {value!r}; set it to {want}")
+            raise UserError(f"{where}.{key}: {value!r}; set it to {want}")
         c[key] = tuple(map(float, numbers)) if pair else float(value)
     return c

@@ -11,9 +11,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from agejax.data import density, sampling
+from agejax.data import draws, sampling
 from agejax.data.sources import Source
-from agejax.errors import UserError
 
 HostBatch = dict[str, np.ndarray]
 
@@ -22,15 +21,10 @@ def make_sampler(config: Any, source: Source, rows: np.ndarray, seed: int) -> sa
     """config.sampling -> the endless stream of draws from `rows`.
 
     Raises:
-      UserError: an unknown kind, or a density of ages where no age is known.
+      UserError: as `draws.weigh`.
     """
-    kind = config.kind
-    if kind == "uniform":
-        return sampling.Sampler(None, len(rows), seed)
-    if kind == "density":
-        weights = density.dense_weight(source.labels["age"][rows], config.alpha)
-        return sampling.Sampler(weights, len(rows), seed)
-    raise UserError(f"config.sampling.kind: {kind!r} is not one of uniform, density")
+    weights, size = draws.weigh(config, source, rows)
+    return sampling.Sampler(weights, size, seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +35,8 @@ class TrainBatches:
       rows: of the source, the training split.
       batch_size: global.
       copy_strength: augmentation strength of a row's second and later draws in an epoch.
+      copy_recipe: whether those have an augmentation of their own; a batch's strengths then are
+        [B, 2], of the originals' recipe and of the copies'.
       process_index, process_count: which slice. Not asked of JAX here: in a grain worker process
         that would start a backend, which on a GPU takes its memory.
     """
@@ -50,6 +46,7 @@ class TrainBatches:
     sampler: sampling.Sampler
     batch_size: int
     copy_strength: float = 1.0
+    copy_recipe: bool = False
     process_index: int = 0
     process_count: int = 1
 
@@ -57,9 +54,12 @@ class TrainBatches:
         share = self.batch_size // self.process_count
         start = step * self.batch_size + self.process_index * share
         batch = gather(self.source, self.rows[self.sampler.indices(start, start + share)])
-        if self.copy_strength != 1.0:
+        if self.copy_strength != 1.0 or self.copy_recipe:
             later = self.sampler.occurrence(start, start + share) > 0
-            batch["strength"] = np.where(later, np.float32(self.copy_strength), np.float32(1))
+            strength = np.where(later, np.float32(self.copy_strength), np.float32(1))
+            if self.copy_recipe:
+                strength = strength[:, None] * np.stack([~later, later], axis=1)
+            batch["strength"] = strength
         return batch
 
     def iterate(self, start: int, stop: int, workers: int) -> Generator[HostBatch, None, None]:
@@ -99,7 +99,7 @@ def evaluation_batches(source: Source, rows: np.ndarray, batch_size: int) -> Ite
 def gather(source: Source, rows: np.ndarray) -> HostBatch:
     """The batch of `rows` [B]: images uint8 [B, S, S, 3], every label, and unit weights."""
     return {
-        "image": np.take(source.images, rows, axis=0),
+        "image": source.take(rows),
         **{name: values[rows] for name, values in source.labels.items()},
         "weight": np.ones(len(rows), np.float32),
         "strength": np.ones(len(rows), np.float32),

@@ -40,6 +40,11 @@ class Sampler:
         self._seed = seed % 2**64
         self._line = None if weights is None else _Line(weights, size)
 
+    @property
+    def size(self) -> int:
+        """Draws in an epoch."""
+        return self._size
+
     def indices(self, start: int, stop: int) -> np.ndarray:
         """The rows at positions start..stop-1, int64 [stop - start]."""
         k, u = self._points(start, stop)

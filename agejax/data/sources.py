@@ -56,7 +56,7 @@ class Source:
 
     Attributes:
       name: of the data set.
-      images: uint8 [N, S, S, 3], RGB, memory-mapped.
+      images: uint8 [N, S, S, 3], RGB: memory-mapped, or gathered from sources that are.
       labels: age, apparent_age, apparent_age_std float32 [N], years, NaN unknown; gender, ethnicity
         int32 [N], class numbers, -1 unknown.
       ids: str [N], for people to find an image by: the file's name.
@@ -64,16 +64,41 @@ class Source:
       label_names: the class names of gender and ethnicity, empty where the data has none.
       fingerprint: of the content (encoded images, labels, order, groups), not of where it lies.
       skipped: "name: reason" of every image that could not be used.
+      part: of a mixture: int64 [N], which of `parts` a row is from.
+      parts: of a mixture: part -> its share of the draws, in any unit.
     """
 
     name: str
-    images: np.ndarray
+    images: np.ndarray | Gathered
     labels: dict[str, np.ndarray]
     ids: np.ndarray
     groups: np.ndarray
     label_names: dict[str, tuple[str, ...]]
     fingerprint: str
     skipped: tuple[str, ...]
+    part: np.ndarray | None = None
+    parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """The images of rows int [B], uint8 [B, S, S, 3]."""
+        if isinstance(self.images, np.ndarray):
+            return np.take(self.images, rows, axis=0)
+        return self.images[rows]
+
+    def select(self, rows: np.ndarray) -> Source:
+        """The source of these rows, int [M], alone; the images stay where they are."""
+        rows = np.asarray(rows, np.int64)
+        fields = {name: v for name, v in vars(self).items() if name not in ("images", "groups")}
+        columns = {name: v[rows] for name, v in fields.items() if isinstance(v, np.ndarray)}
+        _, first, group = np.unique(self.groups[rows], return_index=True, return_inverse=True)
+        return dataclasses.replace(
+            self,
+            **columns,
+            images=Gathered((self,), np.zeros(len(rows), np.int64), rows),
+            groups=first[group],
+            labels={name: values[rows] for name, values in self.labels.items()},
+            fingerprint=_key(self.fingerprint, hashlib.sha256(rows.tobytes()).hexdigest()),
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """For worker processes, which map the file again instead of receiving its gigabytes."""
@@ -87,6 +112,38 @@ class Source:
         vars(self).update(state)
         if isinstance(images, _Mapped):
             vars(self)["images"] = images.open()
+
+
+@dataclasses.dataclass(frozen=True)
+class Gathered:
+    """Images of other sources by number: read when asked for, never copied before.
+
+    Attributes:
+      sources: where the images are.
+      source: int64 [N], which of them image i is in.
+      row: int64 [N], and where there.
+    """
+
+    sources: tuple[Source, ...]
+    source: np.ndarray
+    row: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.row), *self.sources[0].images.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """uint8 [B, S, S, 3] of rows int [B]."""
+        source, row = self.source[rows], self.row[rows]
+        if len(self.sources) == 1:
+            return self.sources[0].take(row)
+        images = np.empty((len(row), *self.shape[1:]), np.uint8)
+        for i in np.unique(source):
+            images[source == i] = self.sources[i].take(row[source == i])
+        return images
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,8 @@
-"""Which rows train, which validate, which test. Duplicates never stand on both sides of a fraction.
+"""Which rows train, which validate, which test. Duplicates never stand on both sides of a split
+that agejax makes; where a public split tears them apart, that is said, and can be mended.
 
-What a split holds follows from ids, groups, ages and the seed; the order of the rows is no matter.
+What a split holds follows from ids, groups, labels and the seed; the order of the rows is no
+matter.
 """
 
 from __future__ import annotations
@@ -9,37 +11,65 @@ import hashlib
 import itertools
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from agejax.data import density
 from agejax.data.sources import Source
-from agejax.errors import UserError
+from agejax.errors import UserError, check_keys
+from agejax.metrics import DECADES
 
 AGE_BIN = 5  # years, for stratification
+WHERE = "config.data.split"
 
 
 def make(source: Source, config: Any) -> dict[str, np.ndarray]:
-    """The splits that config.data.split (files, else fractions) asks for, train and val for sure.
+    """The splits that config.data.split asks for, train and val for sure.
+
+    They come from one of `official`, `files`, `folds`, `balanced`, else from `fractions` alone. A
+    val that none of them names is carved out of train, by `val_of_train`.
 
     Returns:
       {split: rows int64, sorted}.
 
     Raises:
-      UserError: as `by_fraction`, `from_files` and `carve`; or train or val is missing.
+      UserError: more than one way is set, or train or val is missing; or as `official`,
+        `from_files`, `fold`, `balanced`, `by_fraction`, `without_copies` and `carve`.
     """
-    if config.files:
-        splits = from_files(source, config.files)
-        if "train" in splits and "val" not in splits and config.val_of_train:
-            splits["train"], splits["val"] = carve(
-                source, splits["train"], config.val_of_train, config.seed
-            )
-    else:
+    ways = [way for way in ("official", "files", "folds") if config.get(way)]
+    # Runs older than a setting have none of it in their config.
+    balance = dict(config.get("balanced") or {})
+    ways += ["balanced"] if balance.get("n") else []
+    if len(ways) > 1:
+        raise UserError(f"{WHERE}: {' and '.join(ways)} are set; keep one of them")
+    way = ways[0] if ways else "fractions"
+
+    if way == "folds":
+        train, test = fold(source, config.folds, config.fold, config.seed)
+        splits = {"train": train, "test": test}
+    elif way == "balanced":
+        check_keys(balance, ("split", "n", "over", "short"), f"{WHERE}.balanced")
+        splits = balanced(source, config.fractions, config.seed, **balance)
+    elif way == "fractions":
         splits = by_fraction(source, config.fractions, config.seed)
+    else:
+        splits = official(source) if way == "official" else from_files(source, config.files)
+        if config.get("drop_copies_from_train"):
+            splits = without_copies(source, splits)
+        _say_torn(source, splits)
+
+    if "train" in splits and "val" not in splits and config.val_of_train:
+        splits["train"], splits["val"] = carve(
+            source, splits["train"], config.val_of_train, config.seed
+        )
     for name in ("train", "val"):
         if name not in splits:
-            raise UserError(f"config.data.split: there is no {name!r}, only {', '.join(splits)}")
+            raise UserError(
+                f"{WHERE}: there is no {name!r}, only {', '.join(splits)}; name one"
+                + (", or set val_of_train above 0" if name == "val" else "")
+            )
     return splits
 
 
@@ -55,29 +85,149 @@ def by_fraction(source: Source, fractions: Mapping[str, float], seed: int) -> di
     Raises:
       UserError: shares not in 0..1 or of a sum above 1, or a split that would be empty.
     """
-    return _deal(source, np.arange(len(source.ids)), fractions, seed, "config.data.split.fractions")
+    return _deal(source, np.arange(len(source.ids)), fractions, seed, f"{WHERE}.fractions")
 
 
 def carve(
     source: Source, rows: np.ndarray, fraction: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Takes a share of `rows` out, as `by_fraction` would: (the rest, the part), int64, sorted.
+    """Takes a share of the train `rows` out for val, as `by_fraction` would.
 
     Groups are kept whole; of a group only the members in `rows` count.
 
+    Returns:
+      (train, val), int64, sorted.
+
     Raises:
-      UserError: a share not in 0..1, or one that leaves the rest or the part empty.
+      UserError: a share not in 0..1, or one that leaves train or val empty.
     """
-    shares = {"rest": 1 - fraction, "part": fraction}
-    parts = _deal(source, np.asarray(rows), shares, seed, f"share {fraction:g} of {len(rows)} rows")
-    return parts["rest"], parts["part"]
+    shares = {"train": 1 - fraction, "val": fraction}
+    parts = _deal(source, np.asarray(rows), shares, seed, f"{WHERE}.val_of_train={fraction:g}")
+    return parts["train"], parts["val"]
+
+
+def fold(source: Source, folds: int, number: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cross-validation: (all other folds, fold `number` of 0..folds-1), int64, sorted.
+
+    Over the numbers each image is in exactly one fold. Groups are kept whole, and each fold's ages
+    are distributed as the whole's.
+
+    Raises:
+      UserError: fewer than 2 folds, a number out of range, or a fold that would be empty.
+    """
+    if folds < 2:
+        raise UserError(f"{WHERE}.folds: {folds} is not 2 or more (0: no folds)")
+    if not 0 <= number < folds:
+        raise UserError(f"{WHERE}.fold: {number} is not one of 0..{folds - 1}")
+    shares = {f"fold {i}": 1 / folds for i in range(folds)}
+    rows = np.arange(len(source.ids))
+    test = _deal(source, rows, shares, seed, f"{WHERE}.folds={folds}")[f"fold {number}"]
+    return np.setdiff1d(rows, test), test
+
+
+def balanced(
+    source: Source,
+    fractions: Mapping[str, float],
+    seed: int,
+    *,
+    n: int,
+    split: str = "test",
+    over: Sequence[str] = ("gender", "ethnicity", "decade"),
+    short: str = "error",
+) -> dict[str, np.ndarray]:
+    """A split of n images of every crossing of labels, and the rest by fraction.
+
+    A cell (a crossing) offers one image of each group; groups whose copies stand in several cells
+    are taken last, since their label is in doubt. The other copies of a chosen image are left out
+    of every split, which is said on stderr, as are the cells that are short: those with n groups
+    or fewer, which cannot give n and leave one to train on.
+
+    Args:
+      fractions: {split: share of the rest}.
+      over: of decade, gender, ethnicity. An image that lacks one of them is never chosen.
+      short: "error", or "take": half of a short cell, so that as much of it is left to train on.
+
+    Returns:
+      {split: rows int64, sorted}.
+
+    Raises:
+      UserError: unknown labels, a fraction for `split` too, short cells, or as `by_fraction`.
+    """
+    where = f"{WHERE}.balanced"
+    if n < 1:
+        raise UserError(f"{where}.n: {n} is not 1 or more")
+    if short not in ("error", "take"):
+        raise UserError(f"{where}.short: {short!r} is not one of error, take")
+    if split in fractions:
+        raise UserError(f"{where}: it makes {split!r}; leave that out of {WHERE}.fractions")
+    cell, names = _cells(source, over, where)
+
+    known = np.flatnonzero(cell >= 0)
+    pairs = np.unique(np.stack([source.groups[known], cell[known]], axis=1), axis=0)
+    group, cells_of_group = np.unique(pairs[:, 0], return_counts=True)
+    in_doubt = np.isin(source.groups, group[cells_of_group > 1])
+    keys = {row: _key(seed, source.ids[row]) for row in known.tolist()}
+    order = np.array(sorted(keys, key=lambda row: keys[row]), np.int64)
+    _, first = np.unique(source.groups[order], return_index=True)
+    offered = order[np.sort(first)]  # one image of each group, shuffled
+    offered = offered[np.argsort(in_doubt[offered], kind="stable")]
+
+    chosen, lines = [], []
+    for number, name in enumerate(names):
+        images = offered[cell[offered] == number]
+        take = n if len(images) > n else len(images) // 2
+        chosen.append(images[:take])
+        if take < n:
+            lines.append((name, take, len(images)))
+    if lines and short == "error":
+        raise UserError(
+            f"{where}: {len(lines)} of {len(names)} cells have no {n} images to give and one to "
+            f"keep: {', '.join(f'{name} ({count})' for name, _, count in lines)}; lower n, leave "
+            "a label out of over, or set short=take"
+        )
+    test = np.concatenate(chosen)
+    taken = np.isin(source.groups, source.groups[test])
+    copies = int(taken.sum()) - len(test)
+    print(
+        f"{split}: {len(test):,} images, {n} from each of {len(names)} cells; {copies:,} copies of "
+        "them are left out of every split"
+        + (f"; {len(lines)} cells are short and give at most half:" if lines else "")
+        + "".join(f"\n  {name}: {take} of {count}" for name, take, count in lines),
+        file=sys.stderr,
+    )
+    rest = np.flatnonzero(~taken)
+    parts = _deal(source, rest, fractions, seed, f"{WHERE}.fractions")
+    return parts | {split: _filled(split, test, where)}
+
+
+def official(source: Source) -> dict[str, np.ndarray]:
+    """The data set's own splits; images that are in none of them are counted on stderr.
+
+    Returns:
+      {split: rows int64, sorted}.
+
+    Raises:
+      UserError: the data set has none.
+    """
+    names = getattr(source, "official", None)
+    if names is None or not np.any(names != ""):
+        raise UserError(
+            f"{WHERE}.official: the data set {source.name} has no splits of its own; use fractions"
+        )
+    outside = int(np.sum(names == ""))
+    if outside:
+        print(
+            f"{source.name}: {outside:,} of {len(names):,} images are in no official split and "
+            "left out",
+            file=sys.stderr,
+        )
+    return {str(name): np.flatnonzero(names == name) for name in np.unique(names[names != ""])}
 
 
 def from_files(source: Source, files: Mapping[str, str]) -> dict[str, np.ndarray]:
     """Splits given as text files with one name a line, with or without a folder before it.
 
-    Names that the source lacks are counted on stderr, as are groups of duplicates that the files
-    tear apart.
+    Names that the source lacks are counted on stderr.
 
     Returns:
       {split: rows int64, sorted}.
@@ -85,23 +235,17 @@ def from_files(source: Source, files: Mapping[str, str]) -> dict[str, np.ndarray
     Raises:
       UserError: a file that cannot be read, a name in two of them, or a file without a known name.
     """
-    row_of = {str(name).rsplit("/", 1)[-1]: row for row, name in enumerate(source.ids)}
     splits, names = {}, {}
     for split, path in files.items():
-        try:
-            lines = pathlib.Path(path).expanduser().read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"config.data.split.files.{split}: {path}: {error}") from error
-        names[split] = {line.strip().rsplit("/", 1)[-1] for line in lines if line.strip()}
-        known = [row_of[name] for name in names[split] if name in row_of]
-        unknown = sorted(names[split] - row_of.keys())
+        where = f"{WHERE}.files.{split}"
+        splits[split], names[split], unknown = read_file(source, path, where)
         if unknown:
             print(
                 f"{path}: {len(unknown):,} of {len(names[split]):,} names are not in the data, "
                 f"the first: {unknown[0]}",
                 file=sys.stderr,
             )
-        splits[split] = _filled(split, known, f"config.data.split.files.{split}: {path}")
+        _filled(split, splits[split], f"{where}: {path}")
     for a, b in itertools.combinations(files, 2):
         both = sorted(names[a] & names[b])
         if both:
@@ -109,20 +253,84 @@ def from_files(source: Source, files: Mapping[str, str]) -> dict[str, np.ndarray
                 f"{files[a]} and {files[b]} share {len(both):,} names, the first: {both[0]}; "
                 "an image belongs to one split"
             )
-    torn = torn_groups(source, splits)
-    if torn:
-        print(
-            f"{torn:,} groups of duplicates have images in more than one of {', '.join(files)}; "
-            "scores on them are too good",
-            file=sys.stderr,
-        )
     return splits
+
+
+def read_file(source: Source, path: str, where: str) -> tuple[np.ndarray, set[str], list[str]]:
+    """A text file with one name a line: (rows int64, sorted; all names; those the source lacks).
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    row_of = {_name(id): row for row, id in enumerate(source.ids)}
+    try:
+        lines = pathlib.Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{where}: {path} cannot be read: {error}") from error
+    names = {_name(line.strip()) for line in lines if line.strip()}
+    rows = sorted(row_of[name] for name in names & row_of.keys())
+    return np.array(rows, np.int64), names, sorted(names - row_of.keys())
+
+
+def without_copies(source: Source, splits: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The splits less the train images that have a copy in another; said on stderr.
+
+    Raises:
+      UserError: nothing of train is left.
+    """
+    if "train" not in splits:
+        return dict(splits)
+    train = splits["train"]
+    others = [rows for name, rows in splits.items() if name != "train"]
+    copies = np.isin(source.groups[train], source.groups[np.concatenate([train[:0], *others])])
+    print(
+        f"train: {copies.sum():,} of {len(train):,} images have a copy in another split and are "
+        "left out",
+        file=sys.stderr,
+    )
+    where = f"{WHERE}.drop_copies_from_train"
+    return dict(splits) | {"train": _filled("train", train[~copies], where)}
 
 
 def torn_groups(source: Source, splits: Mapping[str, np.ndarray]) -> int:
     """The number of groups with images in more than one split."""
     seen = np.concatenate([np.unique(source.groups[rows]) for rows in splits.values()])
     return int((np.unique(seen, return_counts=True)[1] > 1).sum())
+
+
+def _say_torn(source: Source, splits: Mapping[str, np.ndarray]) -> None:
+    torn = torn_groups(source, splits)
+    if torn:
+        print(
+            f"{torn:,} groups of duplicates have images in more than one of {', '.join(splits)}; "
+            "scores on them are too good",
+            file=sys.stderr,
+        )
+
+
+def _cells(source: Source, over: Sequence[str], where: str) -> tuple[np.ndarray, list[str]]:
+    """The crossing of labels that each image is in, int64 [N], -1 unknown; and their names.
+
+    Every combination of values that occur is a cell, also one that nobody is in.
+    """
+    if not over:
+        raise UserError(f"{where}.over is empty; name a label, such as ('gender', 'decade')")
+    check_keys(over, ("decade", *source.label_names), f"{where}.over")
+    cell, names = np.zeros(len(source.ids), np.int64), [""]
+    for label in over:
+        if label == "decade":
+            values = np.minimum(density.age_bins(source.labels["age"]), len(DECADES) - 1)
+            value_names: Sequence[str] = DECADES
+        else:
+            values, value_names = source.labels[label], source.label_names[label]
+        present = np.unique(values[values >= 0])
+        if not len(present):
+            raise UserError(f"{where}.over: nobody in {source.name} has a known {label}")
+        unknown = (cell < 0) | (values < 0)
+        cell = cell * len(present) + np.searchsorted(present, values)
+        cell[unknown] = -1
+        names = [f"{name} {value_names[value]}".strip() for name in names for value in present]
+    return cell, names
 
 
 def _deal(
@@ -147,7 +355,7 @@ def _deal(
     for group, name in zip(of_row.tolist(), source.ids[rows].tolist(), strict=True):
         if not first[group] or name < first[group]:
             first[group] = name
-    order = sorted(range(len(groups)), key=lambda g: (age_bins[g], _hash(seed, first[g]), first[g]))
+    order = sorted(range(len(groups)), key=lambda g: (age_bins[g], *_key(seed, first[g])))
 
     sizes = np.bincount(of_row, minlength=len(groups))
     split_of_group = np.empty(len(groups), int)
@@ -160,8 +368,13 @@ def _deal(
     return {name: _filled(name, rows[split_of_row == i], where) for i, name in enumerate(fractions)}
 
 
-def _hash(seed: int, name: str) -> bytes:
-    return hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+def _key(seed: int, name: str) -> tuple[bytes, str]:
+    """To sort names by, as if shuffled."""
+    return hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest(), str(name)
+
+
+def _name(path: str) -> str:
+    return str(path).rsplit("/", 1)[-1]
 
 
 def _filled(split: str, rows: Any, where: str) -> np.ndarray:

@@ -1,26 +1,29 @@
-"""The whole network: a backbone, what heads share or own above it, one linear output per head."""
+"""The whole network: a backbone, what heads share or own above it, and one output per head."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from agejax.data.augment import LUMA
 from agejax.models import layers
 from agejax.models.backbone import Backbone, Features
+from agejax.models.feature_smoothing import FeatureSmoothing, SmoothingOptions
 from agejax.models.necks import Neck, NeckOptions
 
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's and OpenCV's greyscale
+Output = Callable[[int, nnx.Rngs], nnx.Module]
 
 
 class FaceModel(nnx.Module):
     """Images [B, H, W, 3] in 0..1 -> {head: raw outputs [B, width], float32}.
 
     Args:
-      widths: of the heads' outputs.
+      outputs: head -> its last layer, made of (number of inputs, rngs).
       necks: of the heads that have their own; the others share `hidden` and `dropout`.
+      smoothing: of the heads whose features are smoothed over ages in training.
       mean, std: of RGB in 0..1, what the backbone wants images to be normalised with.
       hidden: width of the dense layer between backbone and heads; 0: none.
     """
@@ -28,8 +31,9 @@ class FaceModel(nnx.Module):
     def __init__(
         self,
         backbone: Backbone,
-        widths: Mapping[str, int],
+        outputs: Mapping[str, Output],
         necks: Mapping[str, NeckOptions],
+        smoothing: Mapping[str, SmoothingOptions],
         *,
         image_size: int,
         mean: Sequence[float],
@@ -51,16 +55,23 @@ class FaceModel(nnx.Module):
             for name, options in necks.items():
                 made[name] = Neck(options, maps, dtype=dtype, rngs=rngs)
         self.necks = nnx.Dict(made)
-        inputs = {name: neck.width for name, neck in made.items()}
-        # Heads compute in float32 whatever the backbone does: logits must not lose digits.
-        self.heads = nnx.Dict(
-            {name: layers.Linear(inputs.get(name, hidden or features), width, rngs=rngs)
-             for name, width in widths.items()}
-        )  # fmt: skip
+        inputs = dict.fromkeys(outputs, hidden or features)
+        inputs |= {name: neck.width for name, neck in made.items()}
+        self.smoothing = nnx.Dict(
+            {name: FeatureSmoothing(options, inputs[name]) for name, options in smoothing.items()}
+        )
+        self.heads = nnx.Dict({name: make(inputs[name], rngs) for name, make in outputs.items()})
 
     def __call__(
-        self, images: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None
+        self,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+        ages: Mapping[str, jax.Array] | None = None,
+        epoch: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
+        """In training, `ages` ([B] of each head that smooths) and the epoch's number are needed."""
         seen: dict[bool, Features] = {}  # greyscale or not -> features, each computed once
         shared: jax.Array | None = None
         outputs = {}
@@ -72,11 +83,16 @@ class FaceModel(nnx.Module):
                     self._normalise(images, grey), train=train, rngs=rngs
                 )
             if neck is not None:
-                outputs[name] = head(neck(seen[grey], train=train, rngs=rngs))
-                continue
-            if shared is None:
-                shared = self._share(seen[grey].pooled, train, rngs)
-            outputs[name] = head(shared)
+                x = neck(seen[grey], train=train, rngs=rngs)
+            else:
+                if shared is None:
+                    shared = self._share(seen[grey].pooled, train, rngs)
+                x = shared
+            if train and name in self.smoothing:
+                assert ages is not None
+                assert epoch is not None
+                x = self.smoothing[name](x, ages[name], epoch)
+            outputs[name] = head(x)
         return outputs
 
     def _normalise(self, images: jax.Array, grey: bool) -> jax.Array:

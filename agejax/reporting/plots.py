@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -145,6 +147,42 @@ def training_curves(
     for axes in grid[len(order) :]:
         axes.set_visible(False)
     figure.supxlabel("step", color=TEXT, fontsize=10)
+    figure.savefig(path, dpi=130)
+
+
+def save_distribution_figure(
+    measured: Mapping[str, Any], path: pathlib.Path, *, title: str
+) -> None:
+    """Each group's share of the data, of the expected draws and of those made, as one PNG.
+
+    Args:
+      measured: as `agejax.data.distribution.measure` gives it; a panel for each of its tables.
+    """
+    tables = measured["tables"]
+    lines = [max(len(table), 3) for table in tables.values()]
+    figure = Figure(figsize=(8.5, 1 + 0.27 * sum(lines) + 0.55 * len(lines)), layout="constrained")
+    figure.suptitle(
+        f"{title}: {measured['rows']:,} images, {measured['draws']:,} draws an epoch", color=TEXT
+    )
+    panels = figure.subplots(len(tables), 1, squeeze=False, height_ratios=lines).ravel()
+    for axes, (label, table) in zip(panels, tables.items(), strict=True):
+        y = np.arange(len(table))
+        share, expected, drawn = (
+            [100 * row[key] for row in table.values()] for key in ("share", "expected", "drawn")
+        )
+        axes.barh(y, share, 0.75, color=GRID, zorder=1, label="images")
+        axes.barh(y, expected, 0.4, color=BLUE, zorder=2, label="expected draws")
+        axes.plot(drawn, y, "D", ms=4.5, color=ORANGE, mec="white", zorder=3, label="draws made")
+        axes.set_yticks(y, list(table), fontsize=8.5)
+        axes.set(ylim=(len(table) - 0.4, -0.6), xlim=(0, None))
+        axes.set_title(label, loc="left", fontsize=10, color=TEXT)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g} %"))
+        axes.grid(axis="x", color=GRID, linewidth=0.6)
+        _tidy(axes)
+    panels[0].legend(
+        frameon=False, labelcolor=TEXT, fontsize=8.5, ncols=3, loc="lower right",
+        bbox_to_anchor=(1, 1), borderaxespad=0,
+    )  # fmt: skip
     figure.savefig(path, dpi=130)
 
 

@@ -1,0 +1,133 @@
+"""config.sampling -> how often each training row is drawn: the choice of weights.
+
+`sampling.Sampler` makes the stream of draws from them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from agejax.data import density, edits
+from agejax.data.sources import Source
+from agejax.errors import UserError
+
+OLDEST_BIN = 8  # oversampling has nine bins of ages: 0-9, 10-19, ... 70-79, 80 and above
+WHERE = "config.sampling"
+
+
+class Draws(NamedTuple):
+    """Weights f64 [N] of the rows, None where all are alike, and draws in an epoch."""
+
+    weights: np.ndarray | None
+    size: int
+
+    def expected(self, rows: int) -> np.ndarray:
+        """How often each of `rows` rows is drawn in an epoch on average, f64 [rows]."""
+        if self.weights is None:
+            return np.full(rows, self.size / rows)
+        return self.weights * (self.size / self.weights.sum())
+
+
+def keep(config: Any, source: Source, rows: np.ndarray) -> np.ndarray:
+    """The rows that under-sampling, `config.keep`, leaves of the training rows int64 [N].
+
+    Raises:
+      UserError: a label or class the data lacks, a share out of 0..1, or nothing left.
+    """
+    stays = np.zeros(len(source.ids), bool)
+    stays[rows] = True
+    for gone in edits.thinned(
+        source, stays, config.keep, config.keep_seed, f"{WHERE}.keep"
+    ).values():
+        stays &= ~gone
+    if not stays.any():
+        raise UserError(f"{WHERE}.keep: no training image is left; keep more")
+    return rows[stays[rows]]
+
+
+def weigh(config: Any, source: Source, rows: np.ndarray) -> Draws:
+    """The weights of `rows` int64 [N] that `config.kind` stands for.
+
+    uniform: all alike. density: DenseWeight of the age. lds: inverse smoothed counts of the age.
+    inverse: inverse counts of the classes `over`. oversample: `oversampled`. A row whose label is
+    unknown weighs 1, the mean. Of a mixture these are scaled part by part, so that each is drawn by
+    its own weight.
+
+    Raises:
+      UserError: an unknown kind or label, labels that nobody knows, or a part without a row.
+    """
+    draws = _weigh(config, source, rows)
+    if source.part is None:
+        return draws
+    part = source.part[rows]
+    counts = np.bincount(part, minlength=len(source.parts))
+    shares = np.array([source.parts[name] for name in source.parts])
+    for name, count in zip(source.parts, counts, strict=True):
+        if not count:
+            raise UserError(f"config.data.mixture.{name}: no training image is left of it")
+    weights = np.ones(len(rows)) if draws.weights is None else draws.weights
+    sums = np.bincount(part, weights, len(source.parts))
+    return Draws(weights * (len(rows) * shares / shares.sum() / sums)[part], draws.size)
+
+
+def _weigh(config: Any, source: Source, rows: np.ndarray) -> Draws:
+    if config.kind == "uniform":
+        return Draws(None, len(rows))
+    if config.kind == "density":
+        return Draws(density.dense_weight(source.labels["age"][rows], config.alpha), len(rows))
+    if config.kind == "lds":
+        weights = density.lds_weight(
+            source.labels["age"][rows],
+            reweight=config.reweight,
+            sigma=config.lds_sigma,
+            size=config.lds_size,
+        )
+        return Draws(weights, len(rows))
+    if config.kind == "inverse":
+        if config.power not in (0.5, 1):
+            raise UserError(f"{WHERE}.power: {config.power} is not one of 0.5, 1")
+        if not config.over:
+            raise UserError(f"{WHERE}.over is empty; name a label, such as ('age',)")
+        labels = [_classes(source, name)[rows] for name in config.over]
+        return Draws(density.inverse_count(density.crossing(labels), power=config.power), len(rows))
+    if config.kind == "oversample":
+        weights, size = oversampled(source.labels["age"][rows])
+        return Draws(weights, size)
+    raise UserError(
+        f"{WHERE}.kind: {config.kind!r} is not one of uniform, density, lds, inverse, oversample"
+    )
+
+
+def oversampled(ages: np.ndarray) -> tuple[np.ndarray, int]:
+    """Every row once, and copies of those in small bins: ages f32 [N] -> weights [N], draws.
+
+    A bin b of ten years with n_b rows gets floor(.3 (n - n_b)) + floor(.1 n) copies, n being the
+    largest bin's count; both are rounded down, an empty bin gets none. A row of an unknown age has
+    no copies. With these weights the systematic sampler draws each row once, as the original
+    (occurrence 0), and the bin's copies spread over it evenly.
+
+    Raises:
+      UserError: no known age.
+    """
+    known = np.isfinite(ages)
+    if not known.any():
+        raise UserError(f"{WHERE}.kind: oversample, but no training image has a known age")
+    bins = np.clip(ages[known] // 10, 0, OLDEST_BIN).astype(np.int64)
+    counts = np.bincount(bins, minlength=OLDEST_BIN + 1)
+    most = int(counts.max())
+    copies = np.where(counts > 0, 3 * (most - counts) // 10 + most // 10, 0)
+    weights = np.ones(len(ages))
+    weights[known] += (copies / np.maximum(counts, 1))[bins]
+    return weights, len(ages) + int(copies.sum())
+
+
+def _classes(source: Source, name: str) -> np.ndarray:
+    """The class of every row, int [N], -1 unknown: years, decades, or a label's classes."""
+    if name in ("age", "decade"):
+        return density.age_bins(source.labels["age"], width=1 if name == "age" else 10)
+    if name not in source.label_names:
+        known = ("age", "decade", *source.label_names)
+        raise UserError(f"{WHERE}.over: {name!r} is not one of {', '.join(known)}")
+    return source.labels[name]

@@ -1,0 +1,159 @@
+"""Changes of a data set by config: classes dropped or thinned, an age range, one gender.
+
+They come before the splits and read no image: the result is a view of the source.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from agejax.data.sources import Source
+from agejax.errors import UserError, check_keys, nearest
+
+MAJORITY = "majority"  # stands for the largest class
+WHERE = "config.data.edits"
+
+
+def apply(source: Source, config: Any) -> Source:
+    """The source as `config.data.edits` wants it; what went is said on stderr, in images.
+
+    In this order, each on what the ones before it left: `drop`, `min_age` and `max_age`, `only`,
+    `keep`. An unknown label is no reason to go, but for `only`. The classes that `drop` names leave
+    the list of classes too, and those behind them move up.
+
+    Raises:
+      UserError: a label or class the data lacks, a share out of 0..1, or nothing left.
+    """
+    removed: dict[str, np.ndarray] = {}  # reason -> rows, bool [N]
+    stays = np.ones(len(source.ids), bool)
+
+    def remove(reason: str, rows: np.ndarray) -> None:
+        removed[reason] = rows & stays
+        stays[rows] = False
+
+    for label, names in config.drop.items():
+        for name in _names(names):
+            number = _class(source, label, name, f"{WHERE}.drop")
+            remove(f"{label} {name}", source.labels[label] == number)
+    age = source.labels["age"]
+    if config.min_age is not None:
+        remove(f"younger than {config.min_age:g}", age < config.min_age)
+    if config.max_age is not None:
+        remove(f"older than {config.max_age:g}", age > config.max_age)
+    for label, names in config.only.items():
+        numbers = [_class(source, label, name, f"{WHERE}.only") for name in _names(names)]
+        others = ~np.isin(source.labels[label], numbers)
+        remove(f"{label} other than {', '.join(_names(names))}", others)
+    for reason, rows in thinned(source, stays, config.keep, config.seed, f"{WHERE}.keep").items():
+        remove(reason, rows)
+
+    if not removed:
+        return source
+    counts = ", ".join(f"{rows.sum():,} ({reason})" for reason, rows in removed.items())
+    print(
+        f"{source.name}: {stays.sum():,} of {len(stays):,} images stay; removed {counts}",
+        file=sys.stderr,
+    )
+    if not stays.any():
+        raise UserError(f"{WHERE}: no image of {source.name} is left; removed {counts}")
+    if not stays.all():
+        source = source.select(np.flatnonzero(stays))
+    dropped = {label: _names(names) for label, names in config.drop.items()}
+    return with_classes(
+        source,
+        {
+            label: tuple(name for name in names if name not in dropped.get(label, ()))
+            for label, names in source.label_names.items()
+        },
+    )
+
+
+def thinned(
+    source: Source, rows: np.ndarray, keep: Mapping[str, Any], seed: int, where: str
+) -> dict[str, np.ndarray]:
+    """Which of `rows` must go so that {label: {class: share}} of them stay.
+
+    A class named "majority" is the largest. Which images go follows from the seed; duplicates of
+    one class stay or go together, so a share is met as nearly as their groups allow.
+
+    Args:
+      rows: bool [N].
+
+    Returns:
+      {reason: bool [N]}.
+
+    Raises:
+      UserError: a label or class the data lacks, or a share out of 0..1.
+    """
+    rows, gone = rows.copy(), {}
+    for label, shares in keep.items():
+        if not hasattr(shares, "items"):
+            raise UserError(f"{where}.{label}: {shares!r}; set it to {{class: share}}")
+        for name, share in shares.items():
+            if not (isinstance(share, (int, float)) and 0 <= share <= 1):
+                raise UserError(f"{where}.{label}.{name}: {share!r}; set it to a share in 0..1")
+            number = _class(source, label, name, where, rows)
+            mine = np.flatnonzero(rows & (source.labels[label] == number))
+            _, group, sizes = np.unique(
+                source.groups[mine], return_inverse=True, return_counts=True
+            )
+            order = np.random.default_rng(seed).permutation(len(sizes))
+            # A group stays if more than half of it lies within the share.
+            middle = np.cumsum(sizes[order]) - sizes[order] / 2
+            stays = np.empty(len(sizes), bool)
+            stays[order] = middle < share * len(mine)
+            out = np.zeros(len(rows), bool)
+            out[mine[~stays[group]]] = True
+            gone[f"{label} {source.label_names[label][number]}, {share:g} kept"] = out
+            rows &= ~out
+    return gone
+
+
+def with_classes(source: Source, label_names: Mapping[str, Sequence[str]]) -> Source:
+    """The same images with classes numbered as in `label_names`: by name; others are unknown.
+
+    Raises:
+      UserError: classes without names.
+    """
+    labels, names = dict(source.labels), dict(source.label_names)
+    for label, wanted in label_names.items():
+        given = source.label_names.get(label, ())
+        if source.labels[label].max(initial=-1) >= len(given):
+            raise UserError(f"{source.name}: its classes of {label} have no names to go by")
+        names[label] = tuple(wanted)
+        numbers = [wanted.index(name) if name in wanted else -1 for name in given]
+        # Its last number is what the unknown, -1, is looked up as.
+        labels[label] = np.array([*numbers, -1], np.int32)[source.labels[label]]
+    if names == dict(source.label_names):
+        return source
+    digest = hashlib.sha256(f"{source.fingerprint} {sorted(names.items())}".encode()).hexdigest()
+    return dataclasses.replace(source, labels=labels, label_names=names, fingerprint=digest[:16])
+
+
+def _class(
+    source: Source, label: str, name: str, where: str, rows: np.ndarray | None = None
+) -> int:
+    """The number of a class; of the largest one in `rows` where it is called "majority"."""
+    known = {label: names for label, names in source.label_names.items() if names}
+    if not known:
+        raise UserError(f"{where}: the data set {source.name} has no classes at all")
+    check_keys([label], known, where)
+    if name == MAJORITY and rows is not None:
+        labels = source.labels[label][rows]
+        return int(np.bincount(labels[labels >= 0], minlength=1).argmax())
+    if name not in known[label]:
+        raise UserError(
+            f"{where}.{label}: no class {name!r} in {source.name}; {nearest(name, known[label])}, "
+            f"of {', '.join(known[label])}"
+        )
+    return known[label].index(name)
+
+
+def _names(given: str | Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)

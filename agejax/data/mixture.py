@@ -1,0 +1,117 @@
+"""Several data sets as one: their images stay where they are, their classes are merged by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from agejax.data import edits, sources
+from agejax.data.sources import Gathered, Source
+from agejax.errors import UserError, check_keys
+
+KEYS = ("name", "source", "weight", "options")
+WHERE = "config.data.mixture"
+
+
+def load(parts: Mapping[str, Any], *, image_size: int, cache_dir: str | None = None) -> Source:
+    """Loads every part of `config.data.mixture` and joins them, in the order of their names.
+
+    Args:
+      parts: part -> {name of the data set, and any of: source (a path), weight, options}.
+
+    Raises:
+      UserError: no part, an unknown key, a weight of 0 or below, or as `sources.load`.
+    """
+    parts = {part: parts[part] for part in sorted(parts)}
+    for part, given in parts.items():
+        if not hasattr(given, "items"):
+            raise UserError(f"{WHERE}.{part}: {given!r}; set it to {{name: ..., source: ...}}")
+        check_keys(given, KEYS, f"{WHERE}.{part}")
+        if "name" not in given:
+            raise UserError(f"{WHERE}.{part}: name is missing, the data set that it is of")
+    loaded = {
+        part: sources.load(
+            given["name"],
+            given.get("source"),
+            image_size=image_size,
+            cache_dir=cache_dir,
+            options=given.get("options"),
+        )
+        for part, given in parts.items()
+    }
+    return join(loaded, {part: given.get("weight") for part, given in parts.items()})
+
+
+def join(parts: Mapping[str, Source], weights: Mapping[str, float | None]) -> Source:
+    """One source of all rows of all parts, in their order.
+
+    A label's classes are the first part's, and behind them those that only later parts have. What
+    a part does not know is unknown. Ids begin with the part's name; duplicates are known within a
+    part only.
+
+    Args:
+      weights: part -> its share of the draws, in any unit. None: as its size says, in which a part
+        of mean size weighs 1.
+
+    Raises:
+      UserError: no part, a weight of 0 or below, or parts of different image sizes.
+    """
+    if not parts:
+        raise UserError(f"{WHERE}: it is empty; name at least one part")
+    for name, weight in weights.items():
+        if weight is not None and not (isinstance(weight, (int, float)) and 0 < weight < np.inf):
+            raise UserError(f"{WHERE}.{name}.weight: {weight!r}; set it above 0")
+    every = list(parts.values())
+    label_names = {
+        label: tuple(dict.fromkeys(name for s in every for name in s.label_names.get(label, ())))
+        for label in dict.fromkeys(label for s in every for label in s.label_names)
+    }
+    alike = [edits.with_classes(source, label_names) for source in every]
+    sizes = np.array([len(source.ids) for source in every])
+    starts = np.cumsum(sizes) - sizes
+    part = np.repeat(np.arange(len(every)), sizes)
+
+    return Source(
+        name="+".join(parts),
+        images=Gathered(tuple(every), part, np.concatenate([np.arange(n) for n in sizes])),
+        labels={
+            name: np.concatenate([source.labels[name] for source in alike])
+            for name in sources.LABELS
+        },
+        ids=np.concatenate([np.char.add(f"{name}/", s.ids) for name, s in parts.items()]),
+        groups=np.concatenate([s.groups + start for s, start in zip(every, starts, strict=True)]),
+        label_names=label_names,
+        fingerprint=hashlib.sha256(
+            repr([(name, source.fingerprint) for name, source in parts.items()]).encode()
+        ).hexdigest()[:16],
+        skipped=tuple(f"{name}/{line}" for name, s in parts.items() for line in s.skipped),
+        **_more(every),
+        part=part,
+        parts={
+            name: float(weights.get(name) or len(source.ids) / sizes.mean())
+            for name, source in parts.items()
+        },
+    )
+
+
+def _more(parts: Sequence[Source]) -> dict[str, np.ndarray]:
+    """Columns that not every data set has, such as official splits, empty or 0 in the others."""
+    named = ("images", "ids", "groups", "part")
+    more = {}
+    for field in dataclasses.fields(Source):
+        columns = [getattr(source, field.name) for source in parts]
+        some = [column for column in columns if isinstance(column, np.ndarray)]
+        if some and field.name not in named:
+            more[field.name] = np.concatenate(
+                [
+                    column
+                    if isinstance(column, np.ndarray)
+                    else np.zeros(len(s.ids), some[0].dtype)
+                    for s, column in zip(parts, columns, strict=True)
+                ]
+            )
+    return more

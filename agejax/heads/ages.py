@@ -1,0 +1,376 @@
+"""Heads of an age: a number, a distribution over ages, ranks, a mean with a variance.
+
+Every one decodes to years, so that all of them compare in one table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from agejax import losses
+from agejax.errors import UserError
+from agejax.heads.head import Facts, Head, Labels, one_of, register
+from agejax.models import outputs
+
+COMPONENTS = 8  # of the mixture that stands for the training ages in balanced MSE
+
+
+@dataclasses.dataclass(frozen=True)
+class Age(Head):
+    """Of a real-valued label; subclasses decode to years.
+
+    Attributes:
+      low, high: the range of what it says, years.
+      mean: of the training labels, years; stands in for an unknown one, whose loss does not count.
+    """
+
+    low: float
+    high: float
+    mean: float
+
+    @staticmethod
+    def common(where: str, label: str, options: Mapping[str, Any], facts: Facts) -> tuple[Any, ...]:
+        """low, high and mean. Raises `UserError` for a label or range that cannot be."""
+        low, high = options["range"]
+        if not 0 <= low < high:
+            raise UserError(f"{where}.range: need 0 <= low < high, got {(low, high)}")
+        if label not in facts.means:
+            raise UserError(f"{where}: {label!r} is not a number; use kind binary or categorical")
+        return float(low), float(high), facts.means[label]
+
+    def years(self, labels: Labels) -> jax.Array:
+        """The label [B]; an unknown age is NaN, and NaN * 0 is NaN: it must not reach a loss."""
+        return jnp.where(self.known(labels), labels[self.label], self.mean)
+
+    def metrics(self, output: jax.Array, labels: Labels) -> dict[str, jax.Array]:
+        error = self.decode(output) - labels[self.label]
+        return {"mae": jnp.where(self.known(labels), jnp.abs(error), 0.0)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """The scale that a loss lives on, and the way back to years.
+
+    Attributes:
+      kind: identity | log (of 1 + years) | unit (the range as 0..1) | standard (mean 0, std 1).
+    """
+
+    kind: str
+    low: float
+    high: float
+    mean: float
+    std: float
+
+    KINDS: ClassVar[tuple[str, ...]] = ("identity", "log", "unit", "standard")
+
+    def encode(self, years: jax.Array) -> jax.Array:
+        match self.kind:
+            case "log":
+                return jnp.log1p(years)
+            case "unit":
+                return (years - self.low) / (self.high - self.low)
+            case "standard":
+                return (years - self.mean) / self.std
+        return years
+
+    def decode(self, value: jax.Array) -> jax.Array:
+        """Clipped to the range."""
+        match self.kind:
+            case "log":
+                # Clip before expm1: an extreme logit must not become inf.
+                years = jnp.expm1(jnp.clip(value, 0.0, math.log1p(self.high)))
+            case "unit":
+                years = value * (self.high - self.low) + self.low
+            case "standard":
+                years = value * self.std + self.mean
+            case _:
+                years = value
+        return jnp.clip(years, self.low, self.high)
+
+
+@register("regression")
+@dataclasses.dataclass(frozen=True)
+class Regression(Age):
+    """One real number on a transformed scale.
+
+    Attributes:
+      noise: balanced MSE: what its learned deviation starts at, on that scale.
+      mixture: balanced MSE by GAI: means, variances and weights of the training labels' mixture.
+    """
+
+    scale: Scale
+    loss_name: str
+    huber_delta: float
+    noise: float
+    mixture: tuple[tuple[float, ...], ...]
+
+    options: ClassVar[dict[str, Any]] = {
+        "transform": "standard",  # identity | log | unit | standard
+        # l1 | l2 | huber | bmc | gai, on the transformed scale. The last two are balanced MSE (Ren
+        # et al. 2022): against the labels of the batch, or a mixture of those of training.
+        "loss": "l1",
+        "huber_delta": 1.0,
+        "noise": 8.0,  # bmc and gai: where the learned deviation starts, years
+        "range": (0.0, 116.0),  # years; also the unit range
+    }
+
+    @classmethod
+    def build(
+        cls, name: str, label: str, weight: float, options: Mapping[str, Any], facts: Facts
+    ) -> Regression:
+        where = f"config.heads.{name}"
+        one_of(where, "transform", options["transform"], Scale.KINDS)
+        one_of(where, "loss", options["loss"], ("l1", "l2", "huber", "bmc", "gai"))
+        low, high, mean = cls.common(where, label, options, facts)
+        if not options["noise"] > 0:
+            raise UserError(f"{where}.noise: must be above 0, got {options['noise']}")
+        scale = Scale(options["transform"], low, high, mean, facts.stds[label])
+        noise = float(scale.encode(mean + options["noise"]) - scale.encode(mean))
+        mixture: tuple[tuple[float, ...], ...] = ()
+        if options["loss"] == "gai":
+            ages = np.repeat(np.arange(len(facts.counts[label])), facts.counts[label])
+            fitted = losses.fit_mixture(
+                np.asarray(scale.encode(jnp.asarray(ages))), COMPONENTS, seed=0
+            )
+            mixture = tuple(tuple(np.asarray(part, float).tolist()) for part in fitted)
+        return cls(
+            name, label, weight, low, high, mean, scale, options["loss"],
+            options["huber_delta"], noise, mixture,
+        )  # fmt: skip
+
+    def output(self, inputs: int, rngs: nnx.Rngs) -> nnx.Module:
+        # Training need not first find the mean.
+        start = self.scale.encode(jnp.float32(self.mean))
+        if self.loss_name in ("bmc", "gai"):
+            return outputs.Noisy(inputs, rngs, start, jnp.float32(self.noise))
+        return outputs.linear(inputs, 1, rngs, start)
+
+    def decode(self, output: jax.Array) -> jax.Array:
+        return self.scale.decode(output[:, 0])
+
+    def loss(self, output: jax.Array, labels: Labels) -> jax.Array:
+        value, target = output[:, 0], self.scale.encode(self.years(labels))
+        match self.loss_name:
+            case "l1":
+                return losses.l1(value, target)
+            case "l2":
+                return losses.l2(value, target)
+            case "huber":
+                return losses.huber(value, target, self.huber_delta)
+        sigma = jnp.exp(output[0, 1])
+        if self.loss_name == "bmc":
+            return losses.balanced_mse_bmc(value, target, self.known(labels), sigma)
+        return losses.balanced_mse_gai(value, target, sigma, *map(jnp.array, self.mixture))
+
+
+@register("gaussian")
+@dataclasses.dataclass(frozen=True)
+class Gaussian(Age):
+    """A mean and a variance, by beta-NLL (Seitzer et al. 2022), on the labels' standard scale."""
+
+    scale: Scale
+    beta: float
+
+    options: ClassVar[dict[str, Any]] = {
+        "beta": 0.5,  # 0: the likelihood itself; 1: the mean learns as from squared errors
+        "range": (0.0, 116.0),
+    }
+
+    @classmethod
+    def build(
+        cls, name: str, label: str, weight: float, options: Mapping[str, Any], facts: Facts
+    ) -> Gaussian:
+        where = f"config.heads.{name}"
+        low, high, mean = cls.common(where, label, options, facts)
+        if not 0 <= options["beta"] <= 1:
+            raise UserError(f"{where}.beta: need 0 <= beta <= 1, got {options['beta']}")
+        scale = Scale("standard", low, high, mean, facts.stds[label])
+        return cls(name, label, weight, low, high, mean, scale, float(options["beta"]))
+
+    def output(self, inputs: int, rngs: nnx.Rngs) -> nnx.Module:
+        return outputs.linear(inputs, 2, rngs)
+
+    def decode(self, output: jax.Array) -> jax.Array:
+        return self.scale.decode(output[:, 0])
+
+    def extras(self, output: jax.Array) -> dict[str, jax.Array]:
+        return {"sigma": jnp.exp(0.5 * self._log_variance(output)) * self.scale.std}
+
+    def loss(self, output: jax.Array, labels: Labels) -> jax.Array:
+        target = self.scale.encode(self.years(labels))
+        return losses.gaussian_nll(output[:, 0], self._log_variance(output), target, self.beta)
+
+    def _log_variance(self, output: jax.Array) -> jax.Array:
+        # Between 1/400 and 20 of the labels' deviation: beyond, exp has no use for a face's age.
+        return jnp.clip(output[:, 1], -12.0, 6.0)
+
+
+@register("distribution")
+@dataclasses.dataclass(frozen=True)
+class Distribution(Age):
+    """A probability for every year of age.
+
+    Attributes:
+      votes: where the spread of each image's own votes is, "" for a fixed one.
+    """
+
+    loss_name: str
+    sigma: float
+    votes: str
+    weights: tuple[float, ...]
+    smoothing: float
+    median: bool
+
+    options: ClassVar[dict[str, Any]] = {
+        # ce | dldl (v2, Gao et al. 2018) | mean_variance (Pan et al. 2018) | sord (Diaz & Marathe)
+        "loss": "dldl",
+        "sigma": 2.0,  # dldl: of the target distribution, years
+        "votes": "",  # dldl: a label with each image's own sigma, such as apparent_age_std
+        "expectation_weight": 1.0,  # dldl: of |expectation - age|, years
+        "mean_weight": 0.2,  # mean_variance
+        "variance_weight": 0.05,  # mean_variance
+        "power": 1,  # sord: q ~ exp(-|j - y|^power), 1 or 2
+        "smoothing": 0.0,  # ce: mass that is spread over all ages
+        "decode": "median",  # median, which is best for the absolute error, | expectation
+        "range": (0.0, 100.0),
+    }
+
+    @classmethod
+    def build(
+        cls, name: str, label: str, weight: float, options: Mapping[str, Any], facts: Facts
+    ) -> Distribution:
+        where = f"config.heads.{name}"
+        one_of(where, "loss", options["loss"], ("ce", "dldl", "mean_variance", "sord"))
+        one_of(where, "decode", options["decode"], ("median", "expectation"))
+        one_of(where, "power", options["power"], (1, 2))
+        low, high, mean = cls.common(where, label, options, facts)
+        if not options["sigma"] > 0:
+            raise UserError(f"{where}.sigma: must be above 0, got {options['sigma']}")
+        if not 0 <= options["smoothing"] < 1:
+            raise UserError(f"{where}.smoothing: need 0 <= smoothing < 1")
+        if options["votes"] and options["votes"] not in facts.labels:
+            raise UserError(f"{where}.votes: the training data has no {options['votes']!r} label")
+        weights = {
+            "dldl": (options["expectation_weight"],),
+            "mean_variance": (options["mean_weight"], options["variance_weight"]),
+            "sord": (options["power"],),
+        }.get(options["loss"], ())
+        return cls(
+            name, label, weight, low, high, mean, options["loss"], float(options["sigma"]),
+            options["votes"], weights, float(options["smoothing"]),
+            options["decode"] == "median",
+        )  # fmt: skip
+
+    @property
+    def ages(self) -> jax.Array:
+        """[K], years."""
+        return jnp.arange(round(self.low), round(self.high) + 1, dtype=jnp.float32)
+
+    def output(self, inputs: int, rngs: nnx.Rngs) -> nnx.Module:
+        return outputs.linear(inputs, len(self.ages), rngs)
+
+    def loss(self, output: jax.Array, labels: Labels) -> jax.Array:
+        years, ages = jnp.clip(self.years(labels), self.low, self.high), self.ages
+        match self.loss_name:
+            case "dldl":
+                return losses.dldl(output, years, ages, self._spread(labels), *self.weights)
+            case "mean_variance":
+                return losses.mean_variance(output, years, ages, *self.weights)
+            case "sord":
+                targets = losses.sord_targets(years, ages, int(self.weights[0]))
+                return losses.soft_cross_entropy(output, targets)
+        nearest = jnp.round(years - ages[0]).astype(jnp.int32)
+        return losses.cross_entropy(output, nearest, self.smoothing)
+
+    def decode(self, output: jax.Array) -> jax.Array:
+        p = jax.nn.softmax(output)
+        return median(p, self.ages) if self.median else expectation(p, self.ages)
+
+    def extras(self, output: jax.Array) -> dict[str, jax.Array]:
+        p, ages = jax.nn.softmax(output), self.ages
+        error = ages - expectation(p, ages)[:, None]
+        return {"sigma": jnp.sqrt(expectation(p, jnp.square(error)))}
+
+    def _spread(self, labels: Labels) -> jax.Array | float:
+        if not self.votes:
+            return self.sigma
+        spread = labels[self.votes]
+        # All votes alike, or none known: the fixed one.
+        return jnp.where(jnp.isfinite(spread) & (spread > 0), spread, self.sigma)
+
+
+def expectation(p: jax.Array, ages: jax.Array) -> jax.Array:
+    """Σ p_j age_j of p [B, K], ages [K] or [B, K] -> [B]. No matmul, which may round to halves."""
+    return jnp.sum(p * ages, axis=1)
+
+
+def median(p: jax.Array, ages: jax.Array) -> jax.Array:
+    """The median of p [B, K], each year's mass spread evenly over the year around it, [B]."""
+    below = jnp.cumsum(p, axis=1)
+    k = jnp.minimum(jnp.sum(below < 0.5, axis=1), len(ages) - 1)
+    mass = jnp.take_along_axis(p, k[:, None], axis=1)[:, 0]
+    before = jnp.take_along_axis(below, k[:, None], axis=1)[:, 0] - mass
+    return ages[k] - 0.5 + jnp.clip((0.5 - before) / jnp.maximum(mass, 1e-12), 0, 1)
+
+
+ORDINAL: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "coral": losses.coral,
+    "corn": losses.corn,
+    "or_cnn": losses.or_cnn,
+}
+
+
+@register("ordinal")
+@dataclasses.dataclass(frozen=True)
+class Ordinal(Age):
+    """Whether the age is above each year: K - 1 questions for K ages."""
+
+    method: str
+    count: bool
+
+    options: ClassVar[dict[str, Any]] = {
+        # coral (Cao et al. 2020) | corn (Shi et al. 2021) | or_cnn (Niu et al. 2016)
+        "method": "coral",
+        "decode": "count",  # of the questions that are likelier yes, or the "expectation" of them
+        "range": (0.0, 100.0),
+    }
+
+    @classmethod
+    def build(
+        cls, name: str, label: str, weight: float, options: Mapping[str, Any], facts: Facts
+    ) -> Ordinal:
+        where = f"config.heads.{name}"
+        one_of(where, "method", options["method"], tuple(ORDINAL))
+        one_of(where, "decode", options["decode"], ("count", "expectation"))
+        low, high, mean = cls.common(where, label, options, facts)
+        return cls(
+            name, label, weight, low, high, mean, options["method"], options["decode"] == "count"
+        )
+
+    @property
+    def width(self) -> int:
+        return round(self.high) - round(self.low)
+
+    def output(self, inputs: int, rngs: nnx.Rngs) -> nnx.Module:
+        if self.method == "coral":
+            return outputs.Ranks(inputs, self.width, rngs)
+        return outputs.linear(inputs, self.width, rngs)
+
+    def loss(self, output: jax.Array, labels: Labels) -> jax.Array:
+        rank = jnp.clip(jnp.round(self.years(labels)) - round(self.low), 0, self.width)
+        return ORDINAL[self.method](output, rank.astype(jnp.int32))
+
+    def decode(self, output: jax.Array) -> jax.Array:
+        p = jax.nn.sigmoid(output)
+        if self.method == "corn":  # each question takes the one before for granted
+            p = jnp.cumprod(p, axis=1)
+        above = (p > 0.5) if self.count else p
+        return round(self.low) + jnp.sum(above, axis=1, dtype=jnp.float32)

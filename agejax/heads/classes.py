@@ -1,0 +1,268 @@
+"""Heads of classes: gender, ethnicity, and buckets of ages."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from agejax import losses
+from agejax.errors import UserError
+from agejax.heads.head import Facts, Head, Labels, class_names, one_of, register
+from agejax.models import outputs
+
+
+@register("binary")
+@dataclasses.dataclass(frozen=True)
+class Binary(Head):
+    """Two classes from one logit."""
+
+    loss_name: str
+    smoothing: float
+    gamma: float
+
+    options: ClassVar[dict[str, Any]] = {
+        "loss": "ce",  # ce | focal
+        "smoothing": 0.0,  # ce: what the true class gives away, as in 1 - smoothing / 2
+        "gamma": 2.0,  # focal
+    }
+
+    @classmethod
+    def build(
+        cls, name: str, label: str, weight: float, options: Mapping[str, Any], facts: Facts
+    ) -> Binary:
+        where = f"config.heads.{name}"
+        classes = class_names(name, label, facts)
+        if len(classes) != 2:
+            raise UserError(
+                f"{where}: binary needs two classes, {label!r} has {len(classes)}; "
+                'use kind "categorical"'
+            )
+        one_of(where, "loss", options["loss"], ("ce", "focal"))
+        check_numbers(where, options)
+        return cls(
+            name, label, weight, options["loss"], float(options["smoothing"]), options["gamma"]
+        )
+
+    def output(self, inputs: int, rngs: nnx.Rngs) -> nnx.Module:
+        return outputs.linear(inputs, 1, rngs)
+
+    def loss(self, output: jax.Array, labels: Labels) -> jax.Array:
+        logit, target = output[:, 0], jnp.maximum(labels[self.label], 0)
+        if self.loss_name == "focal":
+            return losses.binary_focal(logit, target, self.gamma)
+        return losses.binary_cross_entropy(logit, target, self.smoothing)
+
+    def decode(self, output: jax.Array) -> jax.Array:
+        p = jax.nn.sigmoid(output[:, 0])
+        return jnp.stack([1 - p, p], axis=-1)
+
+    def metrics(self, output: jax.Array, labels: Labels) -> dict[str, jax.Array]:
+        return {"accuracy": ((output[:, 0] > 0) == (labels[self.label] == 1)).astype(jnp.float32)}
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassLoss:
+    """A loss of K classes.
+
+    Attributes:
+      margins: [K], of the rarer classes the larger (LDAM).
+      scale: of cosines or margins' logits.
+      cosine: whether the output is cosines; plain logits otherwise.
+    """
+
+    kind: str
+    smoothing: float
+    gamma: float
+    alpha: float
+    beta: float
+    margins: tuple[float, ...]
+    scale: float
+    cosine: bool
+
+    options: ClassVar[dict[str, Any]] = {
+        "loss": "ce",  # ce | focal | ldam | lmf (alpha LDAM + beta focal)
+        "smoothing": 0.0,  # ce: mass that is spread over all classes
+        "gamma": None,  # focal and lmf; default 2 and 4
+        "alpha": 2.5,  # lmf
+        "beta": 0.05,  # lmf
+        "max_margin": 0.5,  # ldam and lmf: of the rarest class
+        "cosine": False,  # ldam and lmf on cosines of features and weights
+        "scale": None,  # ldam and lmf; default 30 of cosines, 1 of plain logits
+    }
+
+    @classmethod
+    def of(cls, where: str, options: Mapping[str, Any], counts: Sequence[int]) -> ClassLoss:
+        """Raises `UserError` for an unknown loss, or values that cannot be."""
+        kind, cosine = options["loss"], bool(options["cosine"])
+        one_of(where, "loss", kind, ("ce", "focal", "ldam", "lmf"))
+        check_numbers(where, options)
+        margins: tuple[float, ...] = ()
+        if kind in ("ldam", "lmf"):
+            margins = tuple(losses.ldam_margins(counts, options["max_margin"]).tolist())
+        elif cosine:
+            raise UserError(f"{where}.cosine: is for the losses ldam and lmf, not {kind}")
+        gamma, scale = options["gamma"], options["scale"]
+        return cls(
+            kind,
+            float(options["smoothing"]),
+            {"lmf": 4.0}.get(kind, 2.0) if gamma is None else float(gamma),
+            float(options["alpha"]),
+            float(options["beta"]),
+            margins,
+            (30.0 if cosine else 1.0) if scale is None else float(scale),
+            cosine,
+        )
+
+    def layer(self, inputs: int, width: int, rngs: nnx.Rngs) -> nnx.Module:
+        """The last layer."""
+        if self.cosine:
+            return outputs.Cosine(inputs, width, rngs)
+        return outputs.linear(inputs, width, rngs)
+
+    def __call__(self, output: jax.Array, target: jax.Array) -> jax.Array:
+        """Output [B, K], classes int [B] -> [B]."""
+        margins = jnp.array(self.margins)
+        match self.kind:
+            case "focal":
+                return losses.focal(output, target, self.gamma)
+            case "ldam":
+                return losses.ldam(output, target, margins, self.scale)
+            case "lmf":
+                return losses.lmf(
+                    output, target, margins, self.scale, self.gamma, self.alpha, self.beta
+                )
+        return losses.cross_entropy(output, target, self.smoothing)
+
+    def probabilities(self, output: jax.Array) -> jax.Array:
+        """[B, K]. Margins belong to training alone."""
+        return jax.nn.softmax(self.scale * output if self.margins else output)
+
+
+@register("categorical")
+@dataclasses.dataclass(frozen=True)
+class Categorical(Head):
+    """K classes."""
+
+    width: int
+    class_loss: ClassLoss
+
+    options: ClassVar[dict[str, Any]] = ClassLoss.options
+
+    @classmethod
+    def build(
+        cls, name: str, label: str, weight: float, options: Mapping[str, Any], facts: Facts
+    ) -> Categorical:
+        width = len(class_names(name, label, facts))
+        loss = ClassLoss.of(f"config.heads.{name}", options, facts.counts[label])
+        return cls(name, label, weight, width, loss)
+
+    def output(self, inputs: int, rngs: nnx.Rngs) -> nnx.Module:
+        return self.class_loss.layer(inputs, self.width, rngs)
+
+    def loss(self, output: jax.Array, labels: Labels) -> jax.Array:
+        return self.class_loss(output, jnp.maximum(labels[self.label], 0))
+
+    def decode(self, output: jax.Array) -> jax.Array:
+        return self.class_loss.probabilities(output)
+
+    def metrics(self, output: jax.Array, labels: Labels) -> dict[str, jax.Array]:
+        hit = jnp.argmax(output, axis=-1) == labels[self.label]
+        return {"accuracy": hit.astype(jnp.float32)}
+
+
+@register("buckets")
+@dataclasses.dataclass(frozen=True)
+class Buckets(Head):
+    """Ages in buckets, as classes. A bucket stands for the mean age of its training images.
+
+    Attributes:
+      edges: where each bucket but the first begins, years.
+      ages: what each stands for, years.
+    """
+
+    edges: tuple[float, ...]
+    ages: tuple[float, ...]
+    class_loss: ClassLoss
+    expectation: bool
+
+    options: ClassVar[dict[str, Any]] = {
+        "edges": (3, 10, 21, 28, 46, 66),  # where each bucket but the first begins, years
+        "decode": "expectation",  # expectation | mode: of the buckets' mean ages
+        **ClassLoss.options,
+    }
+
+    @classmethod
+    def build(
+        cls, name: str, label: str, weight: float, options: Mapping[str, Any], facts: Facts
+    ) -> Buckets:
+        where = f"config.heads.{name}"
+        if label not in facts.means:
+            raise UserError(f"{where}: {label!r} is not a number; use kind categorical")
+        edges = tuple(float(edge) for edge in options["edges"])
+        if not edges or any(b <= a for a, b in zip((0.0, *edges), edges, strict=False)):
+            raise UserError(f"{where}.edges: need rising ages above 0, not {options['edges']}")
+        one_of(where, "decode", options["decode"], ("expectation", "mode"))
+        years = np.arange(len(facts.counts[label]))
+        bucket, n = np.searchsorted(edges, years, side="right"), np.array(facts.counts[label])
+        counts = np.bincount(bucket, n, len(edges) + 1)
+        if not counts.all():
+            empty = [bucket_names(edges)[k] for k in np.flatnonzero(counts == 0)]
+            raise UserError(f"{where}.edges: no training image of age {', '.join(empty)}")
+        ages = np.bincount(bucket, n * years, len(edges) + 1) / counts
+        loss = ClassLoss.of(where, options, counts.astype(int).tolist())
+        return cls(
+            name, label, weight, edges, tuple(ages.tolist()), loss,
+            options["decode"] == "expectation",
+        )  # fmt: skip
+
+    def output(self, inputs: int, rngs: nnx.Rngs) -> nnx.Module:
+        return self.class_loss.layer(inputs, len(self.ages), rngs)
+
+    def loss(self, output: jax.Array, labels: Labels) -> jax.Array:
+        return self.class_loss(output, self._bucket(labels))
+
+    def decode(self, output: jax.Array) -> jax.Array:
+        p, ages = self.class_loss.probabilities(output), jnp.array(self.ages)
+        return jnp.sum(p * ages, axis=1) if self.expectation else ages[jnp.argmax(p, axis=1)]
+
+    def extras(self, output: jax.Array) -> dict[str, jax.Array]:
+        return {"bucket": self.class_loss.probabilities(output)}
+
+    def derived(self, label: np.ndarray) -> dict[str, tuple[np.ndarray, Sequence[str]]]:
+        bucket = np.searchsorted(self.edges, label, side="right")
+        return {"bucket": (np.where(np.isfinite(label), bucket, -1), bucket_names(self.edges))}
+
+    def metrics(self, output: jax.Array, labels: Labels) -> dict[str, jax.Array]:
+        known = self.known(labels)
+        hit = jnp.argmax(output, axis=-1) == self._bucket(labels)
+        error = jnp.abs(self.decode(output) - labels[self.label])
+        return {"mae": jnp.where(known, error, 0.0), "bucket_accuracy": hit.astype(jnp.float32)}
+
+    def _bucket(self, labels: Labels) -> jax.Array:
+        return jnp.searchsorted(jnp.array(self.edges), labels[self.label], side="right") * (
+            self.known(labels)
+        )
+
+
+def bucket_names(edges: Sequence[float]) -> list[str]:
+    """As in 0-2, 3-9, 10+, of edges 3 and 10."""
+    starts = (0.0, *edges)
+    inner = [f"{a:g}-{b - 1:g}" for a, b in zip(starts, edges, strict=False)]
+    return [*inner, f"{starts[-1]:g}+"]
+
+
+def check_numbers(where: str, options: Mapping[str, Any]) -> None:
+    """Raises `UserError` for options of losses that cannot be."""
+    if not 0 <= options["smoothing"] < 1:
+        raise UserError(f"{where}.smoothing: need 0 <= smoothing < 1, got {options['smoothing']}")
+    if options["loss"] != "ce" and options["smoothing"]:
+        raise UserError(f"{where}.smoothing: is for the loss ce, not {options['loss']}")
+    for key in ("gamma", "alpha", "beta", "max_margin", "scale"):
+        if options.get(key) is not None and options[key] < 0:
+            raise UserError(f"{where}.{key}: must be 0 or above, got {options[key]}")

@@ -1,0 +1,178 @@
+"""What a head is, and how config.heads becomes heads."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from agejax.errors import UserError, check_keys
+
+Labels = Mapping[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What heads and reports need to know of the training split; kept with every checkpoint.
+
+    labels: the labels that at least one example has.
+    means, stds, medians: of each real-valued label among them, years.
+    label_names: class names of each categorical label.
+    counts: of each label: examples per year of age from 0 on (rounded), or per class.
+    """
+
+    labels: Sequence[str]
+    means: Mapping[str, float]
+    stds: Mapping[str, float]
+    medians: Mapping[str, float]
+    label_names: Mapping[str, Sequence[str]]
+    counts: Mapping[str, Sequence[int]]
+
+    @classmethod
+    def of(
+        cls, labels: Mapping[str, np.ndarray], label_names: Mapping[str, Sequence[str]]
+    ) -> Facts:
+        real = {
+            k: v[np.isfinite(v)].astype(np.float64)
+            for k, v in labels.items()
+            if v.dtype.kind == "f"
+        }
+        real = {k: v for k, v in real.items() if v.size}
+        classes = [k for k, v in labels.items() if v.dtype.kind != "f" and (v >= 0).any()]
+        years = {k: np.bincount(np.rint(v).clip(0).astype(int)).tolist() for k, v in real.items()}
+        return cls(
+            labels=[*real, *classes],
+            means={k: float(v.mean()) for k, v in real.items()},
+            stds={k: float(v.std()) or 1.0 for k, v in real.items()},
+            medians={k: float(np.median(v)) for k, v in real.items()},
+            label_names={k: list(label_names[k]) for k in classes if k in label_names},
+            counts=years
+            | {
+                k: np.bincount(labels[k][labels[k] >= 0], minlength=len(label_names[k])).tolist()
+                for k in classes
+                if k in label_names
+            },
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """One target of a model.
+
+    Attributes:
+      name: the key in config.heads, and of the parameters.
+      label: the batch entry it learns from.
+      weight: its share in the total loss.
+    """
+
+    name: str
+    label: str
+    weight: float
+
+    def output(self, inputs: int, rngs: nnx.Rngs) -> nnx.Module:
+        """The last layer: features [B, inputs] -> what the methods below call `output`."""
+        raise NotImplementedError
+
+    def known(self, labels: Labels) -> jax.Array:
+        """True where the example has this label, bool [B]."""
+        label = labels[self.label]
+        return jnp.isfinite(label) if jnp.issubdtype(label.dtype, jnp.floating) else label >= 0
+
+    def loss(self, output: jax.Array, labels: Labels) -> jax.Array:
+        """Per-example loss [B] of `output` [B, width]; finite also where the label is unknown."""
+        raise NotImplementedError
+
+    def decode(self, output: jax.Array) -> jax.Array:
+        """Years [B] for an age, probabilities [B, K] for classes."""
+        raise NotImplementedError
+
+    def metrics(self, output: jax.Array, labels: Labels) -> dict[str, jax.Array]:
+        """Per-example training metrics, [B] each."""
+        raise NotImplementedError
+
+    def extras(self, output: jax.Array) -> dict[str, jax.Array]:
+        """What else the output says, by a name that is put behind the label's.
+
+        "sigma": the deviation of the predicted distribution, years [B]. "bucket": probabilities of
+        classes [B, K] that `derived` makes labels of.
+        """
+        return {}
+
+    def derived(self, label: np.ndarray) -> dict[str, tuple[np.ndarray, Sequence[str]]]:
+        """Labels [N] to score extras with, and the names of their classes."""
+        return {}
+
+
+KINDS: dict[str, type[Any]] = {}
+COMMON = ("kind", "label", "weight", "neck", "fds", "example_weights")  # keys of every head
+
+
+def register(kind: str) -> Callable[[type[Any]], type[Any]]:
+    """Makes `config.heads.X.kind = kind` build the decorated class through its `build`."""
+
+    def add(cls: type[Any]) -> type[Any]:
+        KINDS[kind] = cls
+        return cls
+
+    return add
+
+
+def create(configs: Mapping[str, Any], facts: Facts) -> dict[str, Head]:
+    """The heads of `config.heads`, by name.
+
+    Args:
+      configs: name -> {kind, and the kind's options, and any of: label (default: the name), weight
+        (default 1), neck (its own layers above the backbone: agejax/models/necks.py), fds
+        (agejax/models/feature_smoothing.py), example_weights (agejax/heads/weights.py)}.
+      facts: of the training split.
+
+    Raises:
+      UserError: an unknown kind, key or label, or a label that the training data lacks.
+    """
+    if not configs:
+        raise UserError("config.heads is empty: name at least one head, such as age")
+    heads = {}
+    for name, given in configs.items():
+        where = f"config.heads.{name}"
+        one_of(where, "kind", given.get("kind"), tuple(KINDS))
+        kind = KINDS[given["kind"]]
+        check_keys(given, (*COMMON, *kind.options), where)
+        label = given.get("label", name)
+        if label not in facts.labels:
+            raise UserError(
+                f"{where}: the training data has no {label!r} label; drop this head, or set its "
+                f"label to one of {', '.join(facts.labels)}"
+            )
+        options = {**kind.options, **{k: given[k] for k in kind.options if k in given}}
+        heads[name] = kind.build(name, label, float(given.get("weight", 1.0)), options, facts)
+    return heads
+
+
+def derive(
+    heads: Mapping[str, Head],
+    labels: Mapping[str, np.ndarray],
+    label_names: Mapping[str, Sequence[str]],
+) -> tuple[dict[str, np.ndarray], dict[str, Sequence[str]]]:
+    """Labels and class names, with those added that heads derive to score their extras."""
+    labels, names = dict(labels), dict(label_names)
+    for head in heads.values():
+        for extra, (values, classes) in head.derived(labels[head.label]).items():
+            labels[f"{head.label}_{extra}"] = values
+            names[f"{head.label}_{extra}"] = classes
+    return labels, names
+
+
+def class_names(name: str, label: str, facts: Facts) -> Sequence[str]:
+    if not facts.label_names.get(label):
+        raise UserError(f"config.heads.{name}: the data names no classes for {label!r}")
+    return facts.label_names[label]
+
+
+def one_of(where: str, key: str, value: Any, allowed: Sequence[Any]) -> None:
+    if value not in allowed:
+        raise UserError(f"{where}.{key}: {value!r} is not one of {', '.join(map(str, allowed))}")

@@ -1,0 +1,94 @@
+"""Weights of examples in a head's loss: config.heads.NAME.example_weights.
+
+They are computed once, from the labels of the training split, have mean 1, and travel in the batch
+as the label `example_weight/NAME`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from agejax.data import density
+from agejax.errors import UserError, check_keys
+from agejax.heads.ages import Regression
+from agejax.heads.head import Head, one_of
+
+PREFIX = "example_weight/"
+KINDS: dict[str, dict[str, Any]] = {  # with their options
+    "dense": {"alpha": 1.0},  # DenseWeight; in the loss it is DenseLoss
+    "lds": {"reweight": "sqrt", "sigma": 2.0, "size": 5},
+    "inverse": {"power": 1.0},  # INS; 0.5 is ISNS
+    "class_balanced": {"beta": 0.9999},
+}
+
+
+def of(
+    config: Mapping[str, Any], heads: Mapping[str, Head], labels: Mapping[str, np.ndarray],
+    rows: np.ndarray,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """{example_weight/NAME: float32 [N]} of the heads that have any; 1 outside of `rows`.
+
+    Args:
+      config: config.heads.
+      labels: of all examples, [N] each.
+      rows: the training split.
+
+    Raises:
+      UserError: an unknown kind or option, or a label that does not suit it.
+    """
+    result = {}
+    for name, head in heads.items():
+        given = dict(config[name].get("example_weights") or {})
+        if not given:
+            continue
+        where = f"config.heads.{name}.example_weights"
+        kind = given.pop("kind", None)
+        one_of(where, "kind", kind, tuple(KINDS))
+        given.pop("after", None)
+        check_keys(given, KINDS[kind], where)
+        values = labels[head.label][rows]
+        weights = np.ones(len(labels[head.label]), np.float32)
+        weights[rows] = _weights(kind, {**KINDS[kind], **given}, head, values, where)
+        result[PREFIX + name] = weights
+    return result
+
+
+def switches(
+    config: Mapping[str, Any], to_steps: Callable[[Mapping[str, float], str], int]
+) -> dict[str, int]:
+    """Deferred re-weighting (Cao et al. 2019): head -> the step from which on its weights count.
+
+    `example_weights.after` is a duration; without one they count from the start.
+    """
+    return {
+        name: to_steps(head.example_weights.after, f"heads.{name}.example_weights.after")
+        for name, head in config.items()
+        if (head.get("example_weights") or {}).get("after")
+    }
+
+
+def _weights(
+    kind: str, options: Mapping[str, Any], head: Head, values: np.ndarray, where: str
+) -> np.ndarray:
+    real = values.dtype.kind == "f"
+    if kind in ("dense", "lds") and not real:
+        raise UserError(f"{where}.kind: {kind} is for ages; {head.label!r} has classes")
+    match kind:
+        case "dense":
+            # The density is that of the scale that the loss lives on.
+            if isinstance(head, Regression):
+                values = np.asarray(head.scale.encode(jnp.asarray(values)))
+            return density.dense_weight(values, options["alpha"])
+        case "lds":
+            return density.lds_weight(values, **options)
+    if buckets := head.derived(values):
+        classes = next(iter(buckets.values()))[0]
+    else:
+        classes = np.where(np.isfinite(values), np.rint(values), -1).astype(np.int64)
+    if kind == "inverse":
+        return density.inverse_count(classes, **options)
+    return density.class_balanced(classes, **options)

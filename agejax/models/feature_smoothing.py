@@ -1,0 +1,120 @@
+"""Feature distribution smoothing (FDS; Yang et al. 2021, Delving into Deep Imbalanced Regression).
+
+Faces of near ages should have features of near means and variances. For every year of age running
+statistics are kept; in training, features are moved from their own age's statistics to those
+smoothed over the neighbouring ages, so that rare ages borrow from common ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from agejax.data.density import lds_window
+from agejax.errors import UserError, check_keys
+
+LEAST, MOST = 0.1, 10.0  # of the ratio of variances
+
+
+@dataclasses.dataclass(frozen=True)
+class SmoothingOptions:
+    """config.heads.NAME.fds.
+
+    Attributes:
+      oldest: ages above count as this one, years.
+      sigma, size: of `lds_window` over ages, years; the size is odd.
+      momentum: what running statistics keep of their old value at the end of an epoch.
+      first_epoch: features are moved from this one on.
+    """
+
+    oldest: int = 100
+    sigma: float = 2.0
+    size: int = 5
+    momentum: float = 0.9
+    first_epoch: int = 1
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], where: str) -> SmoothingOptions:
+        """Raises `UserError` for an unknown key or a value that cannot be."""
+        check_keys(given, [field.name for field in dataclasses.fields(cls)], where)
+        options = cls(**given)
+        if options.size % 2 == 0 or not 1 <= options.size <= options.oldest:
+            raise UserError(f"{where}.size: an odd number of years is needed, not {options.size}")
+        if not options.sigma > 0 or not 0 <= options.momentum < 1 or options.first_epoch < 1:
+            raise UserError(f"{where}: need sigma > 0, 0 <= momentum < 1, first_epoch >= 1")
+        return options
+
+
+class FeatureSmoothing(nnx.Module):
+    """Features [B, C] of ages [B] -> features [B, C].
+
+    Statistics of an epoch are gathered while it lasts, from the features as they are before they
+    are moved, and take effect in the next. (The authors make a pass over the data of its own at the
+    end of each epoch, with the weights of that moment.) Ages that were never seen lend nothing to
+    their neighbours; there, too, the authors' code goes another way: it lends a mean of 0.
+    """
+
+    def __init__(self, options: SmoothingOptions, channels: int) -> None:
+        self.options = options
+        shape = (options.oldest + 1, channels)
+        self.epoch = nnx.BatchStat(jnp.zeros((), jnp.float32))
+        self.seen, self.count = (nnx.BatchStat(jnp.zeros((shape[0], 1))) for _ in range(2))
+        self.sum, self.squares = (nnx.BatchStat(jnp.zeros(shape, jnp.float32)) for _ in range(2))
+        self.mean = nnx.BatchStat(jnp.zeros(shape, jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones(shape, jnp.float32))
+
+    def __call__(self, x: jax.Array, ages: jax.Array, epoch: jax.Array) -> jax.Array:
+        """NaN ages are left alone. `epoch` is the current one's number, int []."""
+        self._finish(epoch)
+        known = jnp.isfinite(ages)
+        at = jnp.where(known, jnp.clip(jnp.round(jnp.nan_to_num(ages)), 0, self.options.oldest), 0)
+        at = at.astype(jnp.int32)
+        seen = jax.lax.stop_gradient(jnp.where(known[:, None], x, 0))
+        self.count.set_value(self.count[...].at[at].add(known[:, None].astype(jnp.float32)))
+        self.sum.set_value(self.sum[...].at[at].add(seen))
+        self.squares.set_value(self.squares[...].at[at].add(jnp.square(seen)))
+
+        mean, var = self.mean[...], self.var[...]
+        smooth_mean, smooth_var = self._smooth(mean), self._smooth(var)
+        # A channel that never moved has no scale to change.
+        ratio = jnp.where(var > 0, jnp.clip(smooth_var / jnp.maximum(var, 1e-12), LEAST, MOST), 1)
+        moved = (x - mean[at]) * jnp.sqrt(ratio)[at] + smooth_mean[at]
+        ready = known & (epoch >= self.options.first_epoch) & (self.seen[...][at, 0] > 0)
+        return jnp.where(ready[:, None], moved, x)
+
+    def _finish(self, epoch: jax.Array) -> None:
+        """Turns what an epoch gathered into running statistics, when the next one begins."""
+        new, first = epoch > self.epoch[...], self.epoch[...] == 0
+        count = self.count[...]
+        mean = self.sum[...] / jnp.maximum(count, 1)
+        var = jnp.maximum(self.squares[...] / jnp.maximum(count, 1) - jnp.square(mean), 0)
+        var *= count / jnp.maximum(count - 1, 1)  # unbiased
+        keep = jnp.where(first, 0.0, self.options.momentum)
+        update = new & (count > 0)
+        for variable, value in ((self.mean, mean), (self.var, var)):
+            running = keep * variable[...] + (1 - keep) * value
+            variable.set_value(jnp.where(update, running, variable[...]))
+        self.seen.set_value(jnp.where(update, 1.0, self.seen[...]))
+        for variable in (self.count, self.sum, self.squares):
+            variable.set_value(jnp.where(new, 0.0, variable[...]))
+        self.epoch.set_value(jnp.asarray(epoch, jnp.float32))
+
+    def _smooth(self, x: jax.Array) -> jax.Array:
+        """Means over the window of what was seen: [ages, C] -> [ages, C]."""
+        seen = self.seen[...]
+        lent = self._convolve(seen)
+        return jnp.where(lent > 0, self._convolve(seen * x) / jnp.maximum(lent, 1e-12), x)
+
+    def _convolve(self, x: jax.Array) -> jax.Array:
+        """With the window over ages, reflected at both ends."""
+        window = lds_window(self.options.sigma, self.options.size)
+        half = self.options.size // 2
+        padded = jnp.pad(x, ((half, half), (0, 0)), mode="reflect")
+        parts = [float(w) * padded[i : i + len(x)] for i, w in enumerate(window / window.sum())]
+        return functools.reduce(jnp.add, parts)

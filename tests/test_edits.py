@@ -1,0 +1,207 @@
+"""Changes of a data set by config: what goes, what is renumbered, and that no image is read."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+
+import tiny
+from agejax import evaluate, train
+from agejax.config import default
+from agejax.data import edits, opening, pipeline, sources, splits
+from agejax.errors import UserError
+
+RACES = ("White", "Black", "Asian", "Indian", "Other")
+
+
+@pytest.fixture(scope="module")
+def source(faces, cache):
+    return sources.load("utkface", str(faces), image_size=32, cache_dir=str(cache))
+
+
+def edited(source, **changes):
+    config = default().data.edits
+    config.update(changes)
+    return edits.apply(source, config)
+
+
+def rows_of(view, source):
+    """Where the rows of a view are in its source."""
+    place = {name: row for row, name in enumerate(source.ids)}
+    return np.array([place[name] for name in view.ids])
+
+
+def test_no_edit_changes_nothing(source):
+    assert edited(source) is source
+    assert edited(source, keep={"ethnicity": {"Asian": 1.0}}).fingerprint == source.fingerprint
+
+
+def test_a_view_has_the_rows_of_its_source_and_reads_images_when_asked(source):
+    view = edited(source, drop={"ethnicity": ("Other",)}, max_age=60)
+    rows = rows_of(view, source)
+    assert 0 < len(rows) < 96
+    assert view.images.shape == (len(rows), 32, 32, 3)
+    assert len(view.images) == len(rows)
+    some = np.array([5, 0, 5, 11])
+    np.testing.assert_array_equal(view.take(some), source.images[rows[some]])
+    batch = pipeline.gather(view, some)
+    np.testing.assert_array_equal(batch["image"], source.images[rows[some]])
+    np.testing.assert_array_equal(batch["age"], source.labels["age"][rows[some]])
+    again = edited(view, min_age=10)  # a view of a view
+    np.testing.assert_array_equal(again.take(some), source.images[rows_of(again, source)[some]])
+
+
+def test_a_view_is_sent_to_workers_without_its_images(source):
+    view = edited(source, max_age=60)
+    data = pickle.dumps(view)
+    assert len(data) < source.images.nbytes / 5
+    copy = pickle.loads(data)
+    assert isinstance(copy.images.sources[0].images, np.memmap)
+    np.testing.assert_array_equal(copy.take(np.arange(9)), view.take(np.arange(9)))
+
+
+def test_a_dropped_class_leaves_the_list_and_the_ones_behind_it_move_up(source, capsys):
+    view = edited(source, drop={"ethnicity": ("Black", "Other")})
+    assert view.label_names["ethnicity"] == ("White", "Asian", "Indian")
+    before = np.array(RACES)[source.labels["ethnicity"][rows_of(view, source)]]
+    after = np.array(view.label_names["ethnicity"])[view.labels["ethnicity"]]
+    np.testing.assert_array_equal(after, before)
+    assert len(view.ids) == (~np.isin(source.labels["ethnicity"], (1, 4))).sum()
+    said = capsys.readouterr().err
+    assert f"{len(view.ids)} of 96 images stay; removed" in said
+    assert "19 (ethnicity Black)" in said
+
+
+def test_an_age_range_includes_both_its_ends(source):
+    ages = source.labels["age"]
+    low, high = np.sort(np.unique(ages))[[3, -4]]
+    view = edited(source, min_age=float(low), max_age=float(high))
+    np.testing.assert_array_equal(
+        np.sort(view.labels["age"]), np.sort(ages[(ages >= low) & (ages <= high)])
+    )
+    assert {low, high} <= set(view.labels["age"])
+
+
+def test_only_one_gender_stays(source):
+    view = edited(source, only={"gender": "female"})
+    assert set(view.labels["gender"]) == {1}
+    assert view.label_names["gender"] == ("male", "female")
+    two = edited(source, only={"ethnicity": ("White", "Indian")})
+    assert set(two.labels["ethnicity"]) == {0, 3}
+
+
+def test_a_thinned_class_keeps_its_share_by_the_seed(source):
+    n = (source.labels["ethnicity"] == 2).sum()
+    view = edited(source, keep={"ethnicity": {"Asian": 0.25}})
+    assert abs((view.labels["ethnicity"] == 2).sum() - n / 4) <= 1
+    assert (view.labels["ethnicity"] != 2).sum() == (source.labels["ethnicity"] != 2).sum()
+    same = edited(source, keep={"ethnicity": {"Asian": 0.25}})
+    np.testing.assert_array_equal(same.ids, view.ids)
+    assert same.fingerprint == view.fingerprint
+    other = edited(source, keep={"ethnicity": {"Asian": 0.25}}, seed=1)
+    assert set(other.ids) != set(view.ids)
+    more = edited(source, keep={"ethnicity": {"Asian": 0.5}})
+    assert set(view.ids) < set(more.ids)
+
+
+def test_duplicates_of_a_class_stay_or_go_together():
+    n = 400
+    labels = {"age": np.full(n, 30, np.float32), "ethnicity": np.zeros(n, np.int32)}
+    groups = np.arange(n) // 3 * 3
+    source = sources.Source(
+        "made", np.zeros((n, 1, 1, 3), np.uint8), labels, np.arange(n).astype(str), groups,
+        {"ethnicity": ("a",)}, "made", (),
+    )  # fmt: skip
+    view = edited(source, keep={"ethnicity": {"majority": 0.3}})
+    assert abs(len(view.ids) - 120) <= 2
+    rows = rows_of(view, source)
+    sizes = np.bincount(groups[rows], minlength=n)[groups[rows]]
+    assert (sizes == np.bincount(groups, minlength=n)[groups[rows]]).all()
+    # Groups are again numbered by the row of their first image.
+    np.testing.assert_array_equal(view.groups, np.searchsorted(groups[rows], groups[rows]))
+
+
+def test_the_fingerprint_follows_what_is_left(source):
+    views = [
+        edited(source, **changes)
+        for changes in (
+            {}, {"max_age": 60}, {"max_age": 50}, {"only": {"gender": "male"}},
+            {"drop": {"ethnicity": ("Other",)}}, {"only": {"ethnicity": RACES[:4]}},
+        )
+    ]  # fmt: skip
+    assert len({view.fingerprint for view in views}) == len(views)
+
+
+def test_columns_of_other_kinds_are_carried_along(source):
+    part = np.arange(96) % 2
+    view = sources.dataclasses.replace(source, part=part, parts={"a": 1, "b": 2})
+    view = edited(view, max_age=40)
+    np.testing.assert_array_equal(view.part, part[rows_of(view, source)])
+
+
+def test_unknown_labels_stay_but_where_one_class_only_is_wanted(source):
+    labels = {k: v.copy() for k, v in source.labels.items()}
+    labels["age"][:5], labels["gender"][5:9], labels["ethnicity"][9:12] = np.nan, -1, -1
+    view = sources.dataclasses.replace(source, labels=labels)
+    assert np.isnan(edited(view, max_age=20, min_age=10).labels["age"]).sum() == 5
+    dropped = edited(view, drop={"ethnicity": ("White",)})
+    assert (dropped.labels["ethnicity"] == -1).sum() == 3
+    assert dropped.labels["ethnicity"].max() == 3
+    assert set(edited(view, only={"gender": "male"}).labels["gender"]) == {0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"drop": {"ethnicity": ("Othr",)}}, "no class 'Othr' in utkface; did you mean 'Other'"),
+        ({"drop": {"race": ("Other",)}}, "edits.drop: unknown key 'race'; there are"),
+        ({"only": {"gender": "woman"}}, "edits.only.gender: no class 'woman'.*of male, female"),
+        ({"keep": {"ethnicity": {"Asian": -1}}}, "keep.ethnicity.Asian: -1; set it to a share"),
+        ({"keep": {"ethnicity": "Asian"}}, "keep.ethnicity: 'Asian'; set it to"),
+        ({"min_age": 200.0}, "no image of utkface is left; removed 96"),
+    ],
+    ids=str,
+)
+def test_a_bad_edit_is_named(source, changes, message):
+    with pytest.raises(UserError, match=message):
+        edited(source, **changes)
+
+
+@pytest.fixture(scope="module")
+def run(faces, cache, tmp_path_factory):
+    """A run on the chips without "Other", no older than 80."""
+    config = tiny.get_config()
+    config.data.source, config.data.cache_dir = str(faces), str(cache)
+    config.data.edits.drop = {"ethnicity": ("Other",)}
+    config.data.edits.max_age = 80
+    config.total = {"steps": 3}
+    config.eval.every = {"steps": 3}
+    workdir = tmp_path_factory.mktemp("edited") / "run"
+    return config, workdir, train.train(config.lock(), workdir)
+
+
+def test_a_run_trains_and_is_scored_on_its_edited_data(run, source):
+    config, workdir, summary = run
+    view = opening.open_source(config.data)
+    assert sum(summary["examples"].values()) == len(view.ids) < 96
+    assert len(view.label_names["ethnicity"]) == 4
+    scored = evaluate.evaluate(workdir)
+    test = splits.make(view, config.data.split)["test"]
+    assert scored["n"] == len(test)
+    header, *rows = (workdir / "evaluation/utkface-test/predictions.csv").read_text().splitlines()
+    assert {row.split(",")[0] for row in rows} == set(view.ids[test])
+    assert "ethnicity_p3" in header
+    assert "ethnicity_p4" not in header
+
+
+def test_other_data_is_numbered_as_the_run_numbers_it(run, source, capsys):
+    config, _, _ = run
+    names = {"gender": ["female", "male"], "ethnicity": ["Asian", "White"]}
+    other = opening.open_other(config.data, "utkface", config.data.source, names)
+    np.testing.assert_array_equal(other.ids, source.ids)
+    np.testing.assert_array_equal(other.labels["gender"], 1 - source.labels["gender"])
+    expected = np.array([1, -1, 0, -1, -1])[source.labels["ethnicity"]]
+    np.testing.assert_array_equal(other.labels["ethnicity"], expected)
+    assert "the run knows no ethnicity 'Indian'; 19 images" in capsys.readouterr().err

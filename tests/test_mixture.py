@@ -1,0 +1,179 @@
+"""Several data sets as one: rows, classes, draws, and a training on labels that differ."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+import tiny
+from agejax import evaluate, train
+from agejax.config import default
+from agejax.data import draws, mixture, opening, pipeline, sources, splits
+from agejax.errors import UserError
+
+DRAWN = {"count": 64, "seed": 1, "size": 32}
+
+
+@pytest.fixture(scope="module")
+def utkface(faces, cache):
+    return sources.load("utkface", str(faces), image_size=32, cache_dir=str(cache))
+
+
+@pytest.fixture(scope="module")
+def drawn(cache):
+    return sources.load("procedural_faces", image_size=32, cache_dir=str(cache), options=DRAWN)
+
+
+@pytest.fixture(scope="module")
+def both(utkface, drawn):
+    return mixture.join({"real": utkface, "drawn": drawn}, {"real": 2.0})
+
+
+def test_a_mixture_holds_every_row_of_every_part(both, utkface, drawn):
+    assert len(both.ids) == len(both.images) == 96 + 64
+    assert both.images.shape == (160, 32, 32, 3)
+    rows = np.array([0, 97, 95, 159, 96, 3])
+    images = [utkface.images[0], drawn.images[1], utkface.images[95], drawn.images[63],
+              drawn.images[0], utkface.images[3]]  # fmt: skip
+    batch = pipeline.gather(both, rows)
+    np.testing.assert_array_equal(batch["image"], images)
+    np.testing.assert_array_equal(batch["age"][1], drawn.labels["age"][1])
+    np.testing.assert_array_equal(np.isnan(batch["apparent_age"]), rows < 96)
+    assert both.ids[0] == f"real/{utkface.ids[0]}"
+    assert both.ids[96] == f"drawn/{drawn.ids[0]}"
+    np.testing.assert_array_equal(both.part, [0] * 96 + [1] * 64)
+    assert not np.intersect1d(both.groups[:96], both.groups[96:]).size
+    np.testing.assert_array_equal(both.groups[96:] - 96, drawn.groups)
+    assert both.name == "real+drawn"
+
+
+def test_classes_of_one_name_share_a_number_and_others_are_added(both, utkface, drawn):
+    assert both.label_names["gender"] == ("male", "female")
+    assert both.label_names["ethnicity"] == (
+        "White", "Black", "Asian", "Indian", "Other", "fair", "tan", "brown", "dark",
+    )  # fmt: skip
+    np.testing.assert_array_equal(both.labels["gender"][96:], drawn.labels["gender"])
+    np.testing.assert_array_equal(both.labels["ethnicity"][:96], utkface.labels["ethnicity"])
+    np.testing.assert_array_equal(both.labels["ethnicity"][96:], drawn.labels["ethnicity"] + 5)
+    turned = dataclasses.replace(drawn, label_names={"gender": ("female", "male")})
+    turned.label_names["ethnicity"] = ("Other", "tan", "White", "x")
+    mixed = mixture.join({"a": utkface, "b": turned}, {})
+    np.testing.assert_array_equal(mixed.labels["gender"][96:], 1 - drawn.labels["gender"])
+    expected = np.array([4, 5, 0, 6])[drawn.labels["ethnicity"]]
+    np.testing.assert_array_equal(mixed.labels["ethnicity"][96:], expected)
+
+
+def sampling(**changes):
+    config = default().sampling
+    config.update(changes)
+    return config
+
+
+@pytest.mark.parametrize("kind", ["uniform", "density", "oversample"])
+def test_parts_are_drawn_by_their_weights(utkface, drawn, kind):
+    mixed = mixture.join({"real": utkface, "drawn": drawn}, {"real": 3.0, "drawn": 1.0})
+    rows = np.arange(0, 160, 2)
+    sampler = pipeline.make_sampler(sampling(kind=kind), mixed, rows, seed=0)
+    part = mixed.part[rows[sampler.indices(0, 10 * sampler.size)]]
+    assert (part == 0).mean() == pytest.approx(0.75, abs=0.01)
+
+
+def test_without_weights_parts_are_drawn_by_their_size(utkface, drawn):
+    mixed = mixture.join({"real": utkface, "drawn": drawn}, {})
+    assert mixed.parts == {"real": 96 / 80, "drawn": 64 / 80}
+    expected = draws.weigh(sampling(), mixed, np.arange(160)).expected(160)
+    np.testing.assert_allclose(expected, 1)
+
+
+def test_a_view_of_a_mixture_keeps_the_parts(both, utkface, drawn):
+    view = both.select(np.array([150, 2, 96]))
+    np.testing.assert_array_equal(view.part, [1, 0, 1])
+    images = [drawn.images[54], utkface.images[2], drawn.images[0]]
+    np.testing.assert_array_equal(view.take(np.arange(3)), images)
+    with pytest.raises(UserError, match=r"mixture\.drawn: no training image is left"):
+        draws.weigh(sampling(), both, np.arange(90))
+
+
+def test_the_fingerprint_follows_the_parts(both, utkface, drawn):
+    again = mixture.join({"real": utkface, "drawn": drawn}, {})
+    assert again.fingerprint == both.fingerprint
+    turned = mixture.join({"drawn": drawn, "real": utkface}, {})
+    assert turned.fingerprint != both.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({}, "mixture: it is empty"),
+        ({"a": {"nam": "utkface"}}, "mixture.a: unknown key 'nam'; did you mean 'name'"),
+        ({"a": {"source": "x"}}, "mixture.a: name is missing"),
+        ({"a": "utkface"}, "mixture.a: 'utkface'; set it to"),
+        ({"a": {"name": "procedural_faces", "options": DRAWN, "weight": 0.0}}, "a.weight: 0.0"),
+        ({"a": {"name": "procedural_faces", "options": DRAWN, "weight": "x"}}, "a.weight: 'x'"),
+        ({"a": {"name": "procedural_face"}}, "did you mean 'procedural_faces'"),
+    ],
+    ids=str,
+)
+def test_a_bad_mixture_is_named(cache, parts, message):
+    with pytest.raises(UserError, match=message):
+        mixture.load(parts, image_size=32, cache_dir=str(cache))
+
+
+@pytest.fixture
+def config(faces, cache):
+    """A mixture: ages and genders in both parts, apparent ages in the drawn faces alone."""
+    config = tiny.get_config()
+    config.data.cache_dir = str(cache)
+    config.data.mixture = {
+        "real": {"name": "utkface", "source": str(faces), "weight": 2.0},
+        "drawn": {"name": "procedural_faces", "options": DRAWN},
+    }
+    config.heads.apparent_age = {"kind": "regression"}
+    config.total = {"steps": 4}
+    config.eval.every = {"steps": 4}
+    config.log_every = {"steps": 1}
+    return config
+
+
+def test_a_run_on_a_mixture_learns_what_each_part_knows(config, tmp_path):
+    config.data.edits.drop = {"ethnicity": ("Other", "dark")}
+    config.augment.mixup = 0.0
+    workdir = tmp_path / "run"
+    summary = train.train(config.lock(), workdir)
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["apparent_age/loss"] for line in lines if "apparent_age/loss" in line]
+    assert len(losses) == 4
+    assert np.isfinite([*losses, *(line["loss"] for line in lines if "loss" in line)]).all()
+
+    source = opening.open_source(config.data)
+    val = splits.make(source, config.data.split)["val"]
+    last = summary["last"]
+    assert last["n"] == len(val)
+    known = np.isfinite(source.labels["apparent_age"][val])
+    assert 0 < known.sum() < len(val)
+    assert last["gender"]["n"] == len(val)
+    scored = evaluate.evaluate(workdir)
+    assert scored["dataset"] == "drawn+real"
+    rows = (workdir / "evaluation/drawn+real-test/predictions.csv").read_text()
+    assert "real/" in rows
+    assert "drawn/" in rows
+
+    other = evaluate.evaluate(
+        workdir, dataset="utkface", source_path=config.data.mixture.real.source
+    )
+    assert other["n"] == 96
+    assert other["ethnicity"]["n"] == 96 - 19  # "Other" is no class of the run
+    with pytest.raises(UserError, match="a mixture; its config says"):
+        evaluate.evaluate(workdir, source_path="elsewhere")
+
+
+def test_a_head_without_a_label_in_any_part_is_named(config, faces, tmp_path):
+    config.data.mixture = {
+        "a": {"name": "utkface", "source": str(faces)},
+        "b": {"name": "utkface", "source": str(faces)},
+    }
+    with pytest.raises(UserError, match="the training data has no 'apparent_age' label"):
+        train.train(config.lock(), tmp_path / "run")
