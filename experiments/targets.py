@@ -1,0 +1,219 @@
+"""Every kind of age head and every tool against imbalance, once, on one short fixed schedule:
+
+    python -m experiments.targets --source=UTKFace.tar.gz \\
+        --pretrained=mobilenet_v3_small_imagenet_features.safetensors [--only=REGEX] [--seeds=3]
+
+MobileNetV3-Small from ImageNet weights at 64 px, two epochs of UTKFace, scored on the split "val":
+no choice is made on it within an arm, and "test" stays unseen. Arms that are done are skipped.
+Recorded in experiments/results/targets.json and targets.md. Differences are paired, to the arm that
+every group names first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+from sklearn.metrics import f1_score
+
+from agejax import metrics
+from agejax.errors import run_command
+from agejax.logging import records
+from configs import mobilenet_v3_utk
+from experiments import arms
+
+FEW = 20  # training images of an age, below which it is rare
+SIZE, EPOCHS = 64, 2.0
+REGRESSION = {"kind": "regression", "transform": "standard", "loss": "l1"}
+
+
+def age(**options: Any) -> dict[str, Any]:
+    return {"heads.age": options}
+
+
+def ethnicity(**options: Any) -> dict[str, Any]:
+    return {"heads.ethnicity": {"kind": "categorical", "weight": 0.25} | options}
+
+
+def weighted(**options: Any) -> dict[str, Any]:
+    return {"heads.age": REGRESSION | {"example_weights": options}}
+
+
+# group -> arm -> what differs from the base config. The first of a group is what it is compared to.
+GROUPS: dict[str, dict[str, dict[str, Any]]] = {
+    "Age as what": {
+        "regression-l1": {},
+        "regression-l2": age(kind="regression", loss="l2"),
+        "regression-log": age(kind="regression", transform="log"),
+        "gaussian": age(kind="gaussian"),
+        "distribution-ce": age(kind="distribution", loss="ce"),
+        "distribution-smoothed": age(kind="distribution", loss="ce", smoothing=0.1),
+        "distribution-dldl": age(kind="distribution", loss="dldl"),
+        "distribution-mean-variance": age(kind="distribution", loss="mean_variance"),
+        "distribution-sord": age(kind="distribution", loss="sord"),
+        "ordinal-coral": age(kind="ordinal", method="coral"),
+        "ordinal-corn": age(kind="ordinal", method="corn"),
+        "ordinal-or-cnn": age(kind="ordinal", method="or_cnn"),
+        "buckets": age(kind="buckets"),
+    },
+    "Imbalance of ages": {
+        "regression-l1": {},
+        "loss-dense": weighted(kind="dense", alpha=1.0),
+        "loss-dense-deferred": weighted(kind="dense", alpha=1.0, after={"percent": 60.0}),
+        "loss-lds": weighted(kind="lds"),
+        "loss-inverse-root": weighted(kind="inverse", power=0.5),
+        "loss-class-balanced": weighted(kind="class_balanced", beta=0.99),
+        "fds": age(**REGRESSION, fds={}),
+        "balanced-mse-bmc": age(kind="regression", loss="bmc"),
+        "balanced-mse-gai": age(kind="regression", loss="gai"),
+        "draw-density": {"sampling.kind": "density", "sampling.alpha": 1.0},
+        "draw-lds": {"sampling.kind": "lds"},
+        "draw-inverse-root": {
+            "sampling.kind": "inverse", "sampling.over": ("age",), "sampling.power": 0.5,
+        },
+        "oversample": {"sampling.kind": "oversample", "sampling.copy_strength": 2.0},
+        "undersample": {"sampling.keep": {"ethnicity": {"majority": 0.5}}},
+    },
+    "Imbalance of ethnicities": {
+        "regression-l1": {},
+        "ethnicity-smoothed": ethnicity(smoothing=0.1),
+        "ethnicity-ins": ethnicity(example_weights={"kind": "inverse"}),
+        "ethnicity-class-balanced": ethnicity(example_weights={"kind": "class_balanced"}),
+        "ethnicity-focal": ethnicity(loss="focal"),
+        "ethnicity-ldam": ethnicity(loss="ldam"),
+        "ethnicity-ldam-cosine-deferred": ethnicity(
+            loss="ldam", cosine=True,
+            example_weights={"kind": "class_balanced", "after": {"percent": 60.0}},
+        ),
+        "ethnicity-lmf": ethnicity(loss="lmf"),
+        "ethnicity-draw-inverse": {"sampling.kind": "inverse", "sampling.over": ("ethnicity",)},
+    },
+}  # fmt: skip
+
+
+def configure(
+    source: str, pretrained: str, changes: Mapping[str, Any]
+) -> ml_collections.ConfigDict:
+    """The config of an arm."""
+    config = mobilenet_v3_utk.get_config()
+    config.data.source, config.model.pretrained = source, pretrained
+    config.data.image_size = config.model.image_size = SIZE
+    config.total = {"epochs": EPOCHS}
+    config.eval.every = {"percent": 100.0}
+    config.checkpoint.every = {"percent": 100.0}
+    config.model.options = {"norm_momentum": 0.1}
+    config.optim.ema = 0.99  # .999 would remember the start of so short a run
+    for path, value in changes.items():
+        *where, key = path.split(".")
+        group = config
+        for part in where:
+            group = group[part]
+        group[key] = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
+    return config
+
+
+def measure(scores: arms.Scores, base: arms.Scores) -> dict[str, Any]:
+    """A row of the table."""
+    groups, ages = scores.columns["group"], scores.columns["age"]
+    losses, reference = scores.losses("age"), base.losses("age")
+    counts = np.array(base.runs[0]["facts"]["counts"]["age"])  # an arm may leave images out
+    rare = counts[np.minimum(ages, len(counts) - 1).astype(int)] < FEW
+    rare |= ages >= len(counts)
+    decades = {
+        name: float(losses[:, part].mean())
+        for name, part in metrics.decades(ages)
+        if part.sum() >= metrics.SMALLEST_GROUP
+    }
+    worst = max(decades, key=lambda name: decades[name])
+    true = scores.columns["ethnicity"]
+    f1 = [f1_score(true, said, average="macro") for said in scores.predicted["ethnicity"]]
+    return {
+        "mae": arms.mean_interval(losses, groups),
+        "difference": arms.mean_interval(losses - reference, groups),
+        "few_shot_mae": arms.mean_interval(losses[:, rare], groups[rare]),
+        "few_shot_difference": arms.mean_interval((losses - reference)[:, rare], groups[rare]),
+        "worst_decade": {"name": worst, "mae": decades[worst]},
+        "bias": float((scores.predicted["age"] - ages).mean()),
+        "gender_error": arms.mean_interval(scores.losses("gender"), groups),
+        "ethnicity_macro_f1": {"mean": float(np.mean(f1)), "seeds": f1},
+        "images_per_second": float(np.median([r["images_per_second"] for r in scores.runs])),
+    }
+
+
+def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """targets.md's tables."""
+    lines = []
+    for group, names in GROUPS.items():
+        lines += [
+            f"\n### {group}\n",
+            "| arm | val MAE [95 %] | against the first | rare ages MAE [95 %] | against the first "
+            "| worst decade | gender accuracy | ethnicity macro-F1 | images/s |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
+        for name in (name for name in names if name in rows):
+            row = rows[name]
+            lines.append(
+                f"| {name} | {_interval(row['mae'])} | {_interval(row['difference'], '+')} "
+                f"| {_interval(row['few_shot_mae'])} "
+                f"| {_interval(row['few_shot_difference'], '+')} "
+                f"| {row['worst_decade']['name']}: {row['worst_decade']['mae']:.1f} "
+                f"| {1 - row['gender_error']['mean']:.3f} "
+                f"| {row['ethnicity_macro_f1']['mean']:.3f} | {row['images_per_second']:.0f} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _interval(figure: Mapping[str, Any], sign: str = "") -> str:
+    low, high = figure["ci95"]
+    return f"{figure['mean']:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.targets",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--source", required=True, help="UTKFace.tar.gz")
+    parser.add_argument("--pretrained", required=True, help="the ImageNet weights")
+    parser.add_argument("--only", default="", help="regex of the arms to train")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--folder", default="runs/targets")
+    parser.add_argument("--output", default="experiments/results/targets")
+    args = parser.parse_args(argv[1:])
+
+    changes = {name: change for group in GROUPS.values() for name, change in group.items()}
+    configs = {
+        name: configure(args.source, args.pretrained, change)
+        for name, change in changes.items()
+        if name == "regression-l1" or re.search(args.only, name)
+    }
+    scores = arms.run(configs, range(args.seeds), pathlib.Path(args.folder), "val")
+    rows = {name: measure(arm, scores["regression-l1"]) for name, arm in scores.items()}
+    output = pathlib.Path(args.output)
+    few = "ages with fewer than 20 training images"
+    records.write_json(
+        output.with_suffix(".json"),
+        {
+            "command": "python -m experiments.targets",
+            "commit": arms.commit(),
+            "seeds": args.seeds,
+            "image_size": SIZE,
+            "epochs": EPOCHS,
+            "rare": few,
+            "arms": rows,
+        },
+    )
+    heading = f"# Age as anything, and imbalance\n\n{__doc__}\nRare ages: {few}; 95 % intervals.\n"
+    records.write_text(output.with_suffix(".md"), heading + table(rows))
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv))
