@@ -8,7 +8,7 @@ run: setup
 	$(BIN)/python -m agejax.main --config=configs/quickstart.py
 
 test: setup check
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile tests
 
 check: setup
 	$(BIN)/ruff check .

@@ -50,6 +50,7 @@ setup(
             "hypothesis>=6.170",
             "mypy>=2.4",
             "pytest>=9.2",
+            "pytest-xdist>=3.8",
             "ruff>=0.17",
             "tensorboard>=2.21",  # reads the event files back
         ],

@@ -5,7 +5,7 @@ Weights of examples have mean 1, over the known ones and so over all: an unknown
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from scipy.ndimage import convolve1d, gaussian_filter1d
@@ -16,6 +16,7 @@ from agejax.errors import UserError
 
 GRID_POINTS = 4096
 MIN_WEIGHT = 1e-6  # before the division by the mean
+PART = 2**20  # examples looked at together
 OLDEST = 120  # LDS: ages above count as this one, as in `imbalanced-regression`
 
 
@@ -26,10 +27,13 @@ def kde(values: np.ndarray, bandwidth: float, grid: np.ndarray) -> np.ndarray:
     kernel by FFT (Fan and Marron 1994). The kernel ends where its own density falls below 1e-4.
     """
     step = (grid[-1] - grid[0]) / (len(grid) - 1)
-    position = (values - grid[0]) / step
-    left = np.clip(np.floor(position).astype(np.int64), 0, len(grid) - 2)
-    share = position - left
-    counts = np.bincount(left, 1 - share, len(grid)) + np.bincount(left + 1, share, len(grid))
+    counts = np.zeros(len(grid))
+    for part in _parts(values):
+        position = (part - grid[0]) / step
+        left = np.clip(np.floor(position).astype(np.int64), 0, len(grid) - 2)
+        share = position - left
+        counts += np.bincount(left, 1 - share, len(grid))
+        counts += np.bincount(left + 1, share, len(grid))
     taps = min(int(_reach(bandwidth) / step), len(grid))
     offsets = np.arange(-taps, taps + 1) * (step / bandwidth)
     kernel = np.exp(-0.5 * offsets**2) / (np.sqrt(2 * np.pi) * bandwidth)
@@ -50,28 +54,29 @@ def dense_weight(values: np.ndarray, alpha: float, bandwidth: float | None = Non
     Raises:
       UserError: alpha below 0, a bandwidth that is not positive, or no known value.
     """
-    values = np.asarray(values, np.float64)
+    values = np.asarray(values)
     known = np.isfinite(values)
-    y = values[known]
+    y = values if known.all() else values[known]
     if not alpha >= 0:
         raise UserError(f"density: alpha is {alpha}; set it to 0 (uniform) or above")
     if bandwidth is not None and not bandwidth > 0:
         raise UserError(f"density: bandwidth is {bandwidth}; set a positive one, or leave it out")
     if not len(y):
         raise UserError("density: no example has a known value; use uniform sampling")
-    weights = np.ones_like(values)
-    if np.ptp(y) == 0:  # a single value is neither rare nor common
-        return weights
+    low, high = float(y.min()), float(y.max())
+    if low == high:  # a single value is neither rare nor common
+        return np.ones(len(values))
     if bandwidth is None:
-        bandwidth = float(1.06 * np.std(y) * len(y) ** -0.2)
-    margin = max(_reach(bandwidth), 0.05 * np.ptp(y))
-    grid = np.linspace(y.min() - margin, y.max() + margin, GRID_POINTS)
+        mean = sum(part.sum() for part in _parts(y)) / len(y)
+        std = np.sqrt(sum(np.square(part - mean).sum() for part in _parts(y)) / len(y))
+        bandwidth = float(1.06 * std * len(y) ** -0.2)
+    margin = max(_reach(bandwidth), 0.05 * (high - low))
+    grid = np.linspace(low - margin, high + margin, GRID_POINTS)
     density = kde(y, bandwidth, grid)
     density = (density - density.min()) / np.ptp(density)
-    at = np.searchsorted(grid, y, side="right") - 1
-    star = np.maximum(1 - alpha * density[at], MIN_WEIGHT)
-    weights[known] = star / star.mean()
-    return weights
+    star = np.maximum(1 - alpha * density, MIN_WEIGHT)
+    at = (np.searchsorted(grid, part, side="right") - 1 for part in _parts(y))
+    return _spread(np.concatenate([star[i] for i in at]), known)
 
 
 def lds_window(sigma: float, size: int) -> np.ndarray:
@@ -100,7 +105,7 @@ def lds_weight(
     Raises:
       UserError: no known value, an unknown way to weigh, or a window that is none.
     """
-    values = np.asarray(values, np.float64)
+    values = np.asarray(values)
     known = np.isfinite(values)
     if not known.any():
         raise UserError("density: no example has a known value; use uniform sampling")
@@ -108,14 +113,12 @@ def lds_weight(
         raise UserError(f"density: reweight is {reweight!r}; set it to sqrt or inverse")
     if not sigma > 0 or size < 1 or size % 2 == 0:
         raise UserError(f"density: need sigma > 0 and an odd size, not {sigma} and {size}")
-    years = np.rint(values[known]).clip(0, OLDEST).astype(np.int64)
+    years = np.rint(values[known]).clip(0, OLDEST).astype(np.uint8)
     counts = np.bincount(years, minlength=OLDEST + 1).astype(np.float64)
     counts = np.sqrt(counts) if reweight == "sqrt" else np.clip(counts, 5, 1000)
     effective = convolve1d(counts, lds_window(sigma, size), mode="constant")
-    weights = np.ones_like(values)
-    star = 1 / effective[years]
-    weights[known] = star / star.mean()
-    return weights
+    weight = np.divide(1, effective, out=np.zeros_like(effective), where=effective > 0)
+    return _spread(weight[years], known)
 
 
 def inverse_class_weights(
@@ -193,23 +196,39 @@ def _by_class(labels: np.ndarray, weigh: Callable[[np.ndarray], np.ndarray]) -> 
     known = labels >= 0
     if not known.any():
         raise UserError("density: no example has a known label; use uniform sampling")
-    _, inverse, counts = np.unique(labels[known], return_inverse=True, return_counts=True)
-    weights = np.ones(labels.shape)
-    weights[known] = weigh(counts)[inverse]
-    return weights
+    counts = np.zeros(int(labels.max()) + 1, np.int64)
+    for start in range(0, len(labels), PART):
+        part = labels[start : start + PART]
+        counts += np.bincount(part[part >= 0], minlength=len(counts))
+    # The last weight is what an unknown label, -1, is looked up as.
+    return np.append(weigh(counts), 1.0)[np.maximum(labels, -1)]
+
+
+def _spread(weights: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Weights of the known examples [M], scaled to mean 1, among those of all [N]: 1 if unknown."""
+    weights /= weights.mean()
+    if known.all():
+        return weights
+    every = np.ones(len(known))
+    every[known] = weights
+    return every
+
+
+def _parts(values: np.ndarray) -> Iterator[np.ndarray]:
+    """Values as f64, a part at a time: temporaries of ten million would fill the memory."""
+    return (values[i : i + PART].astype(np.float64) for i in range(0, len(values), PART))
 
 
 def age_bins(ages: np.ndarray, width: float = 10.0) -> np.ndarray:
-    """Which bin of `width` years each age [N] is in, int64 [N]; -1 where unknown (NaN).
+    """Which bin of `width` years each age [N] is in, int32 [N]; -1 where unknown (NaN).
 
     Raises:
       UserError: a width that is not positive.
     """
     if not width > 0:
         raise UserError(f"density: bins of {width} years; set a positive width")
-    ages = np.asarray(ages, np.float64)
-    known = np.isfinite(ages)
-    return np.where(known, np.floor_divide(np.where(known, ages, 0), width), -1).astype(np.int64)
+    bins = np.floor_divide(ages, width)
+    return np.where(np.isfinite(bins), bins, -1).astype(np.int32)
 
 
 def crossing(labels: Sequence[np.ndarray]) -> np.ndarray:
@@ -224,10 +243,12 @@ def crossing(labels: Sequence[np.ndarray]) -> np.ndarray:
     if not labels:
         raise UserError("density: a crossing of no labels; name one at least")
     codes = np.zeros(len(labels[0]), np.int64)
+    unknown = np.zeros(len(labels[0]), bool)
     for label in labels:
-        label = np.asarray(label, np.int64)
-        known = (codes >= 0) & (label >= 0)
-        codes = np.where(known, codes * (label.max(initial=0) + 1) + label, -1)
+        codes *= int(np.max(label, initial=0)) + 1
+        codes += label
+        unknown |= np.less(label, 0)
+    codes[unknown] = -1
     return codes
 
 
