@@ -77,7 +77,7 @@ def test_a_user_error_is_exit_code_2_and_a_bug_keeps_its_traceback(capsys):
         ({"optim__accumulate": 0}, "config.optim.accumulate"),
         ({"sharding__fsdp": 3, "sharding__devices": 4}, "config.sharding.fsdp"),
         ({"data__split__fractions": {"train": 0.9, "val": 0.9}}, "fraction"),
-        ({"data__split__fractions": {"train": 0.9, "test": 0.1}}, "val"),
+        ({"data__split__fractions": {"val": 0.9, "test": 0.1}}, "train"),
         ({"sampling__kind": "densty"}, "config.sampling.kind"),
         ({"model__name": "mobilenet_v3_smal"}, "mobilenet_v3_small"),
         ({"model__dtype": "float16"}, "config.model.dtype"),

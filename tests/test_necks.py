@@ -1,5 +1,7 @@
 """Heads' own necks: what a head sees, what it owns, and what it shares."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +9,18 @@ import pytest
 from flax import nnx
 
 from agejax.errors import UserError
-from agejax.models import layers, registry
+from agejax.models import layers, outputs, registry
 from agejax.models.face_model import FaceModel
 from agejax.models.necks import NeckOptions
 
 BRANCH = {"convs": (8, 4), "max_pool": True, "pool": "flatten", "hidden": (6,), "dropout": 0.3}
+
+
+WIDTHS = {"age": 1, "gender": 2}
+
+
+def output(inputs, rngs, width):
+    return outputs.linear(inputs, width, rngs)
 
 
 def build(necks, name="cnn", size=32, **options):
@@ -20,7 +29,8 @@ def build(necks, name="cnn", size=32, **options):
     backbone = registry.create(name, image_size=size, rngs=rngs, **options)
     parsed = {k: NeckOptions.of(v, f"config.heads.{k}.neck") for k, v in necks.items()}
     return FaceModel(
-        backbone, {"age": 1, "gender": 2}, parsed, image_size=size,
+        backbone, {k: functools.partial(output, width=n) for k, n in WIDTHS.items()}, parsed, {},
+        image_size=size,
         mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), hidden=5, dropout=0.1,
         dtype=jnp.float32, rngs=rngs,
     )  # fmt: skip

@@ -13,8 +13,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.split.fractions = {"train": 0.6, "val": 0.2, "test": 0.2}
     config.sampling.kind = "density"
     config.sampling.copy_strength = 1.5
-    config.model.name = "mobilenet_v3_small"
-    config.model.options = {"width": 0.25}
+    config.model.name = "cnn"  # compiles in a fifth of the time of any other
+    config.model.options = {"widths": (8, 16)}
     config.model.image_size = 32
     config.heads.age = {"kind": "regression"}
     config.heads.gender = {"kind": "binary", "weight": 0.2}

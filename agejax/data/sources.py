@@ -38,7 +38,7 @@ from agejax.errors import UserError, check_keys, full_disk
 if TYPE_CHECKING:
     from agejax.data.builders.base import FaceBuilder
 
-FORMAT = 1  # raise it when the same files would be decoded or grouped otherwise
+FORMAT = 2  # raise it when the same files would be decoded or grouped otherwise
 LABELS = {
     "age": np.float32,
     "gender": np.int32,
@@ -64,6 +64,8 @@ class Source:
       label_names: the class names of gender and ethnicity, empty where the data has none.
       fingerprint: of the content (encoded images, labels, order, groups), not of where it lies.
       skipped: "name: reason" of every image that could not be used.
+      official: str [N], the data set's own split of each image, "" where it is in none; None where
+        there are none at all.
       part: of a mixture: int64 [N], which of `parts` a row is from.
       parts: of a mixture: part -> its share of the draws, in any unit.
     """
@@ -76,6 +78,7 @@ class Source:
     label_names: dict[str, tuple[str, ...]]
     fingerprint: str
     skipped: tuple[str, ...]
+    official: np.ndarray | None = None
     part: np.ndarray | None = None
     parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
@@ -278,7 +281,9 @@ def _decode_all(builder: Any, folder: pathlib.Path, image_size: int) -> None:
     examples = builder.as_data_source(split=SPLIT, decoders=encoded)
     metadata = builder.info.metadata
     skipped = list(metadata["skipped"])
-    columns: dict[str, list[Any]] = {k: [] for k in (*LABELS, "id", "group", "digest", "thumbnail")}
+    columns: dict[str, list[Any]] = {
+        k: [] for k in (*LABELS, "id", "group", "split", "digest", "thumbnail")
+    }
     start = time.monotonic()
     with (folder / "images.u8").open("wb") as file:
         for image, row in _progress(_decoded(examples, image_size), len(examples), builder.name):
@@ -296,7 +301,8 @@ def _decode_all(builder: Any, folder: pathlib.Path, image_size: int) -> None:
     thumbnails = np.stack(columns["thumbnail"]) if builder.FIND_DUPLICATES else None
     groups = duplicates.groups(len(ids), thumbnails, same)
     labels = {name: np.array(columns[name], dtype) for name, dtype in LABELS.items()}
-    arrays: dict[str, Any] = {"ids": ids, "groups": groups, **labels}
+    official = np.array(columns["split"])
+    arrays: dict[str, Any] = {"ids": ids, "groups": groups, "official": official, **labels}
     np.savez(folder / "labels.npz", **arrays)
     facts = {
         "name": builder.name,
@@ -367,11 +373,13 @@ def _open(folder: pathlib.Path) -> Source:
     facts = json.loads((folder / "source.json").read_text())
     with np.load(folder / "labels.npz") as arrays:
         columns = {name: arrays[name] for name in arrays.files}
+    official = columns.pop("official")
     return Source(
         name=facts["name"],
         images=_Mapped(str(folder / "images.u8"), tuple(facts["shape"])).open(),
         ids=columns.pop("ids"),
         groups=columns.pop("groups"),
+        official=official if (official != "").any() else None,
         labels=columns,
         label_names={k: tuple(v) for k, v in facts["label_names"].items()},
         fingerprint=facts["fingerprint"],

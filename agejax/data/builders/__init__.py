@@ -13,6 +13,13 @@ if TYPE_CHECKING:
 # name -> (module, class); imported when asked for, since tfds takes its time.
 TABLE = {
     "utkface": ("utkface", "UTKFace"),
+    "appa_real": ("appa_real", "AppaReal"),
+    "aaf": ("aaf", "AAF"),
+    "image_folder": ("image_folder", "ImageFolder"),
+    "imdb_wiki": ("imdb_wiki", "IMDBWIKI"),
+    "fairface": ("fairface", "FairFace"),
+    "agedb": ("agedb", "AgeDB"),
+    "fg_net": ("fg_net", "FGNet"),
     "procedural_faces": ("procedural_faces", "ProceduralFaces"),
 }
 

@@ -9,9 +9,11 @@ import pathlib
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from agejax.errors import UserError
+
+Wanted = Callable[[str], bool]  # of a path inside
 
 MAX_BYTES = 50 * 2**20  # of one file; no face photo is larger
 DAMAGE = (
@@ -24,8 +26,10 @@ DAMAGE = (
 )
 
 
-def read(source: pathlib.Path) -> Iterator[tuple[str, bytes | None]]:
-    """Yields (path inside, contents) of every file in a folder, .zip or .tar of any compression.
+def read(
+    source: pathlib.Path, wanted: Wanted = lambda path: True
+) -> Iterator[tuple[str, bytes | None]]:
+    """Yields (path inside, contents) of the wanted files in a folder, .zip or .tar of any kind.
 
     Contents are None where they exceed `MAX_BYTES`. Hidden files (macOS's ._ among them) are left
     out. The order is the archive's own; of a folder, sorted.
@@ -33,16 +37,19 @@ def read(source: pathlib.Path) -> Iterator[tuple[str, bytes | None]]:
     Raises:
       UserError: not such an archive, or a damaged or truncated one.
     """
+
+    def plain(path: str) -> bool:
+        hidden = any(part.startswith(".") and part != "." for part in path.split("/"))
+        return not hidden and wanted(path)
+
     if source.is_dir():
-        files = _folder(source)
+        files = _folder(source, plain)
     elif zipfile.is_zipfile(source) and not tarfile.is_tarfile(source):
-        files = _zip(source)
+        files = _zip(source, plain)
     else:
-        files = _tar(source)
+        files = _tar(source, plain)
     try:
-        for path, data in files:
-            if not any(part.startswith(".") and part != "." for part in path.split("/")):
-                yield path, data
+        yield from files
     except DAMAGE as error:
         raise UserError(
             f"{source} is damaged or its download broke off ({error}); download it again"
@@ -51,21 +58,22 @@ def read(source: pathlib.Path) -> Iterator[tuple[str, bytes | None]]:
         raise UserError(f"{source} cannot be read: {error}") from error
 
 
-def _folder(source: pathlib.Path) -> Iterator[tuple[str, bytes | None]]:
+def _folder(source: pathlib.Path, wanted: Wanted) -> Iterator[tuple[str, bytes | None]]:
     for folder, subfolders, names in os.walk(source):
         subfolders.sort()
         for name in sorted(names):
             path = pathlib.Path(folder, name)
-            if path.is_file():
+            inside = path.relative_to(source).as_posix()
+            if wanted(inside) and path.is_file():
                 with path.open("rb") as file:
                     data = file.read(MAX_BYTES + 1)
-                yield path.relative_to(source).as_posix(), _capped(data)
+                yield inside, _capped(data)
 
 
-def _zip(source: pathlib.Path) -> Iterator[tuple[str, bytes | None]]:
+def _zip(source: pathlib.Path, wanted: Wanted) -> Iterator[tuple[str, bytes | None]]:
     with zipfile.ZipFile(source) as archive:
         for info in archive.infolist():
-            if not info.is_dir():
+            if not info.is_dir() and wanted(info.filename):
                 try:
                     with archive.open(info) as file:
                         data = file.read(MAX_BYTES + 1)
@@ -74,7 +82,7 @@ def _zip(source: pathlib.Path) -> Iterator[tuple[str, bytes | None]]:
                 yield info.filename, _capped(data)
 
 
-def _tar(source: pathlib.Path) -> Iterator[tuple[str, bytes | None]]:
+def _tar(source: pathlib.Path, wanted: Wanted) -> Iterator[tuple[str, bytes | None]]:
     try:
         tar = tarfile.open(source)  # noqa: SIM115 -- closed below, past the except
     except tarfile.ReadError as error:
@@ -84,7 +92,7 @@ def _tar(source: pathlib.Path) -> Iterator[tuple[str, bytes | None]]:
         ) from error
     with tar:
         for member in tar:
-            if member.isfile():
+            if member.isfile() and wanted(member.name):
                 file = tar.extractfile(member)
                 assert file is not None
                 yield member.name, _capped(file.read(MAX_BYTES + 1))

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import inspect
+import io
 import math
 import pathlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from agejax.data.builders import archives
 from agejax.errors import UserError
 
+MANUAL = pathlib.Path("~/tensorflow_datasets/downloads/manual")
+IMAGE = re.compile(r".*\.(jpe?g|png|bmp|webp)", re.IGNORECASE)
+OLDEST = 120  # years; nobody in a photo is older
 SPLIT = "train"  # tfds' name for the one split of a data set that has no official ones
 
 
@@ -22,7 +29,8 @@ class Face:
     """One example. `image` is an encoded file's bytes (JPEG, PNG, ...), ages are in years.
 
     `group` names what must stay on one side of a split (a person, say); "" is a group of its own.
-    Duplicates need none here: sources.py finds them by their pixels.
+    Duplicates need none here: sources.py finds them by their pixels. `split` is the data set's own,
+    train, val or test; "" where it has none.
     """
 
     id: str
@@ -33,6 +41,7 @@ class Face:
     apparent_age: float = math.nan
     apparent_age_std: float = math.nan
     group: str = ""
+    split: str = ""
 
 
 class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -41,13 +50,15 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
     - `name`, `VERSION`: raise the version when the same files would give other examples;
     - `LABEL_NAMES`: {"gender": (...), "ethnicity": (...)}, the names of the classes;
     - `faces()`, which yields each `Face`;
-    - `locate()`, where it reads files of the user's;
+    - `USUAL_NAMES` and `DOWNLOAD`, where it reads files of the user's;
     - options of its own as keyword-only arguments of `__init__`, the rest passed on.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     LABEL_NAMES: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     FIND_DUPLICATES: ClassVar[bool] = True  # by their pixels, when the source is loaded
+    USUAL_NAMES: ClassVar[Sequence[str]] = ()  # of the user's archive or folder; (): reads none
+    DOWNLOAD: ClassVar[str] = ""  # what to get, and from where
 
     def __init__(self, *, source: str | pathlib.Path | None = None, **kwargs: Any) -> None:
         """`source` is the archive or folder to read, as `locate` gives it."""
@@ -68,13 +79,62 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         Raises:
           UserError: a path that does not exist, or nothing found: what to get and where to put it.
         """
+        if not cls.USUAL_NAMES:
+            if path is not None:
+                raise UserError(
+                    f"{path}: the data set {cls.name} reads no files; leave the source out"
+                )
+            return None
+        manual = MANUAL.expanduser()
+        places = [manual / name for name in cls.USUAL_NAMES]
         if path is not None:
-            raise UserError(f"{path}: the data set {cls.name} reads no files; leave the source out")
-        return None
+            places = [pathlib.Path(path).expanduser()]
+        for place in places:
+            if place.exists():
+                return place
+        what = f"{path} does not exist" if path is not None else f"no {cls.name} in {manual}"
+        raise UserError(
+            f"{what}: download {cls.DOWNLOAD}, then put it in {manual} or say where it is with "
+            "--config.data.source=PATH"
+        )
 
     def faces(self) -> Iterator[Face]:
         """Every usable face once, in any order; appends to `skipped` what is not usable."""
         raise NotImplementedError
+
+    def images(
+        self, name: re.Pattern[str] = IMAGE, rule: str = "", *, inside: str = ""
+    ) -> Iterator[tuple[str, re.Match[str], bytes]]:
+        """Yields (path inside, match, bytes) of every image whose name is as `name` says.
+
+        Others are skipped, as not following `rule`; a second one of the same path too.
+
+        Args:
+          inside: what a path must contain to count at all.
+        """
+        assert self.source is not None
+        seen: set[str] = set()
+        for path, data in archives.read(
+            self.source, lambda path: inside in path and IMAGE.fullmatch(path) is not None
+        ):
+            if path in seen:
+                continue
+            seen.add(path)
+            short = path.rsplit("/", 1)[-1]
+            match = name.fullmatch(short)
+            if match is None:
+                self.skipped.append(f"{short}: not named {rule}")
+            elif data is None:
+                self.skipped.append(f"{short}: larger than {archives.MAX_BYTES >> 20} MB")
+            else:
+                yield path, match, data
+
+    def files(self, pattern: str) -> dict[str, bytes]:
+        """{path inside: contents} of the files whose path matches; small ones, such as tables."""
+        assert self.source is not None
+        wanted = re.compile(pattern)
+        found = archives.read(self.source, lambda path: wanted.fullmatch(path) is not None)
+        return {path: data for path, data in found if data is not None}
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
@@ -86,6 +146,7 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
             "apparent_age_std": np.float32,
             "id": tfds.features.Text(),
             "group": tfds.features.Text(),
+            "split": tfds.features.Text(),
         }
         return tfds.core.DatasetInfo(
             builder=self,
@@ -107,6 +168,40 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         if empty:
             raise UserError(no_image(self.name, self.source, self.skipped))
         self.info.metadata["skipped"] = self.skipped
+
+
+def table(data: bytes, where: str, needed: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a CSV file with a header, cells stripped.
+
+    Raises:
+      UserError: not UTF-8, or without one of the needed columns.
+    """
+    try:
+        rows = csv.DictReader(io.StringIO(data.decode("utf-8-sig")), skipinitialspace=True)
+        header = [name.strip() for name in rows.fieldnames or ()]
+        missing = [name for name in needed if name not in header]
+        if missing:
+            raise UserError(
+                f"{where}: no column {', '.join(missing)}; there are {', '.join(header) or 'none'}"
+            )
+        rows.fieldnames = header
+        return [
+            {k: (v or "").strip() for k, v in row.items() if isinstance(k, str)} for row in rows
+        ]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{where} is no CSV file: {error}") from error
+
+
+def years(text: str) -> float:
+    """An age in years, NaN where the cell is empty.
+
+    Raises:
+      ValueError: no number, or an age that nobody has.
+    """
+    value = float(text) if text else math.nan
+    if math.isinf(value) or value < 0 or value > OLDEST:
+        raise ValueError(f"{text} is no age")
+    return value
 
 
 def no_image(name: str, source: pathlib.Path | None, skipped: Sequence[str]) -> str:
