@@ -18,6 +18,11 @@ from agejax.errors import UserError
 
 MATLAB_DAY_ONE = 366  # MATLAB's day number of 31 December of the year 0, Python's day 0
 DAYS = 365.2425  # of a year
+# What loadmat and the fields of another struct end in.
+UNREADABLE = (
+    *(ValueError, KeyError, TypeError, NotImplementedError, OSError, EOFError),
+    scipy.io.matlab.MatReadError,
+)
 
 
 class IMDBWIKI(FaceBuilder):
@@ -72,7 +77,7 @@ class IMDBWIKI(FaceBuilder):
             needed = ("dob", "photo_taken", "full_path", "gender", "name", "face_score")
             born, taken, files, genders, names, scores = (columns[name] for name in needed)
             others = columns["second_face_score"]
-        except (ValueError, KeyError, TypeError, NotImplementedError, OSError) as error:
+        except UNREADABLE as error:
             raise UserError(f"{path} is no IMDB-WIKI table ({error}); get it again") from error
         for row in range(len(files)):
             age = _age(float(born[row]), int(taken[row]))
