@@ -1,14 +1,12 @@
 """UTKFace as people have it: archives and folders, whole, malformed and damaged."""
 
-import io
 import pathlib
 import sys
 import tarfile
-import zipfile
 
 import numpy as np
 import pytest
-from PIL import Image
+from packing import jpeg, pack
 
 from agejax.data import builders
 from agejax.data.builders import archives, base
@@ -16,12 +14,6 @@ from agejax.data.builders.utkface import UTKFace
 from agejax.errors import UserError
 
 REAL = pathlib.Path(__file__).parents[2] / "shared/data/utkface/UTKFace.tar.gz"
-
-
-def jpeg(seed: int = 0) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 255, (20, 20, 3), np.uint8)
-    Image.fromarray(pixels).save(out := io.BytesIO(), "JPEG")
-    return out.getvalue()
 
 
 GOOD = {
@@ -45,26 +37,6 @@ OTHER = ["._26_1_2_20170116184751526.jpg.chip.jpg", ".DS_Store", "readme.txt"]
 def files() -> dict[str, bytes]:
     names = [*GOOD, *MALFORMED, *OTHER]
     return {f"UTKFace/{name}": jpeg(i) for i, name in enumerate(names)}
-
-
-def pack(files: dict[str, bytes], path: pathlib.Path) -> pathlib.Path:
-    """A folder, a .zip or a tar of any compression, by the name of the path."""
-    if path.suffix == ".zip":
-        with zipfile.ZipFile(path, "w") as archive:
-            for name, data in files.items():
-                archive.writestr(name, data)
-    elif path.suffix:
-        mode = {".tar": "w", ".tgz": "w:gz", ".gz": "w:gz", ".xz": "w:xz"}[path.suffix]
-        with tarfile.open(path, mode) as archive:
-            for name, data in files.items():
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                archive.addfile(info, io.BytesIO(data))
-    else:
-        for name, data in files.items():
-            (path / name).parent.mkdir(parents=True, exist_ok=True)
-            (path / name).write_bytes(data)
-    return path
 
 
 def faces(source: pathlib.Path) -> tuple[dict[str, base.Face], list[str]]:

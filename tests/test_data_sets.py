@@ -3,15 +3,13 @@
 import datetime
 import io
 import pathlib
-import tarfile
-import zipfile
 
 import numpy as np
 import pytest
 import scipy.io
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from packing import jpeg, pack
 
 from agejax.data import builders, sources, splits
 from agejax.data.builders import aaf, agedb, fg_net, utkface
@@ -20,30 +18,9 @@ from agejax.errors import UserError
 AAF = pathlib.Path(__file__).parents[2] / "shared/data/aaf/AAF_chips.tar.gz"
 
 
-def jpeg(seed):
-    pixels = np.random.default_rng(seed).integers(0, 255, (12, 12, 3), np.uint8)
-    Image.fromarray(pixels).save(out := io.BytesIO(), "JPEG")
-    return out.getvalue()
-
-
-def pack(files, path):
-    """{name: bytes or a seed of an image} as a folder, a .zip or a .tar.gz, by the path's name."""
-    files = {k: jpeg(v) if isinstance(v, int) else v for k, v in files.items()}
-    if path.suffix == ".zip":
-        with zipfile.ZipFile(path, "w") as archive:
-            for name, data in files.items():
-                archive.writestr(name, data)
-    elif path.suffix:
-        with tarfile.open(path, "w:gz") as archive:
-            for name, data in files.items():
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                archive.addfile(info, io.BytesIO(data))
-    else:
-        for name, data in files.items():
-            (path / name).parent.mkdir(parents=True, exist_ok=True)
-            (path / name).write_bytes(data)
-    return path
+def packed(files, path):
+    """As `pack`, with the number of a picture for its bytes."""
+    return pack({k: jpeg(v) if isinstance(v, int) else v for k, v in files.items()}, path)
 
 
 def read(name, source, **options):
@@ -91,7 +68,7 @@ APPA_EXTRA = {
 
 @pytest.mark.parametrize("kind", ["x.tar.gz", "x.zip", "folder"])
 def test_appa_real(kind, tmp_path):
-    faces, skipped = read("appa_real", pack(APPA_FILES | APPA_EXTRA, tmp_path / kind))
+    faces, skipped = read("appa_real", packed(APPA_FILES | APPA_EXTRA, tmp_path / kind))
     assert {k: (f.age, f.apparent_age, f.split) for k, f in faces.items()} == {
         "train/000000.jpg": (4, 5.05, "train"),
         "train/000001.jpg": (18, 19.0, "train"),
@@ -109,21 +86,21 @@ def test_appa_real(kind, tmp_path):
 
 
 def test_appa_real_may_take_the_apparent_age(tmp_path):
-    faces, _ = read("appa_real", pack(APPA_FILES, tmp_path / "x"), target="apparent")
+    faces, _ = read("appa_real", packed(APPA_FILES, tmp_path / "x"), target="apparent")
     assert faces["train/000000.jpg"].age == 5.05
     with pytest.raises(UserError, match="'guessed' is not real or apparent"):
         read("appa_real", tmp_path / "x", target="guessed")
     broken = {f"{APPA}/gt_avg_train.csv": csv("file_name,age", "000000.jpg,4")}
     with pytest.raises(UserError, match="no column apparent_age_avg, apparent_age_std, real_age"):
-        read("appa_real", pack(broken, tmp_path / "y.zip"))
+        read("appa_real", packed(broken, tmp_path / "y.zip"))
     with pytest.raises(UserError, match="no gt_avg_train"):
-        read("appa_real", pack({"train/1.jpg_face.jpg": 1}, tmp_path / "z.zip"))
+        read("appa_real", packed({"train/1.jpg_face.jpg": 1}, tmp_path / "z.zip"))
 
 
 def test_official_splits_reach_the_run(tmp_path):
     source = sources.load(
         "appa_real",
-        str(pack(APPA_FILES, tmp_path / "x.zip")),
+        str(packed(APPA_FILES, tmp_path / "x.zip")),
         image_size=8,
         cache_dir=str(tmp_path / "cache"),
     )
@@ -139,7 +116,7 @@ def test_official_splits_reach_the_run(tmp_path):
 
 def test_aaf_chips_and_the_release(tmp_path):
     chips = {"AAF/00000A02.jpg": 0, "AAF/07380A30.jpg": 1, "AAF/07381A80.jpg": 2, "AAF/a.jpg": 3}
-    faces, skipped = read("aaf", pack(chips, tmp_path / "chips.tar.gz"))
+    faces, skipped = read("aaf", packed(chips, tmp_path / "chips.tar.gz"))
     assert {k: (f.age, f.gender) for k, f in faces.items()} == {
         "00000A02.jpg": (2, 1),
         "07380A30.jpg": (30, 1),
@@ -152,7 +129,7 @@ def test_aaf_chips_and_the_release(tmp_path):
         f"{root}/aglined faces/00000A02.jpg": 11,
         f"{root}/image sets/train.txt": b"00000A02.jpg 1",
     }
-    faces, skipped = read("aaf", pack(release, tmp_path / "release.zip"))
+    faces, skipped = read("aaf", packed(release, tmp_path / "release.zip"))
     assert faces["00000A02.jpg"].image == jpeg(11)
     assert not skipped
 
@@ -175,7 +152,7 @@ def test_agedb_and_fg_net_keep_people_together(tmp_path):
         "AgeDB/2_JohnWayne_35_x.jpg": 3,
         "AgeDB/3_JohnWayne_40_m.jpg": 4,
     }
-    faces, skipped = read("agedb", pack(files, tmp_path / "AgeDB.zip"))
+    faces, skipped = read("agedb", packed(files, tmp_path / "AgeDB.zip"))
     assert {k: (f.age, f.gender, f.group) for k, f in faces.items()} == {
         "0_MariaCallas_35_f.jpg": (35, 1, "mariacallas"),
         "10000_GlennClose_62_f.jpg": (62, 1, "glennclose"),
@@ -183,7 +160,7 @@ def test_agedb_and_fg_net_keep_people_together(tmp_path):
     }
     assert len(skipped) == 2
     files = {"FGNET/images/001A02.JPG": 0, "FGNET/images/001A43a.JPG": 1, "FGNET/images/x.JPG": 2}
-    faces, skipped = read("fg_net", pack(files, tmp_path / "FGNET.zip"))
+    faces, skipped = read("fg_net", packed(files, tmp_path / "FGNET.zip"))
     assert {k: (f.age, f.group) for k, f in faces.items()} == {
         "001A02.JPG": (2, "001"),
         "001A43a.JPG": (43, "001"),
@@ -208,7 +185,7 @@ def test_fairface(tmp_path):
             "val/1.jpg,more than 70,Female,Latino_Hispanic,False",
         ),
     }
-    source = pack(files, tmp_path / "fairface")
+    source = packed(files, tmp_path / "fairface")
     faces, skipped = read("fairface", source)
     assert {k: (f.age, f.gender, f.ethnicity, f.split) for k, f in faces.items()} == {
         "train/1.jpg": (54.5, 0, 2, "train"),
@@ -241,7 +218,7 @@ def test_imdb_wiki(tmp_path):
     images = {f"wiki_crop/{p}": i for i, p in enumerate(["17/a.jpg", "17/b.jpg", "18/c.jpg"])}
     more = {"wiki_crop/18/d.jpg": 8, "wiki_crop/19/e.jpg": 9}
     files = images | more | {"wiki_crop/wiki.mat": wiki()}
-    faces, skipped = read("imdb_wiki", pack(files, tmp_path / "wiki_crop.tar.gz"))
+    faces, skipped = read("imdb_wiki", packed(files, tmp_path / "wiki_crop.tar.gz"))
     assert {k: (f.gender, f.group) for k, f in faces.items()} == {
         "17/a.jpg": (0, "wiki A"),
         "17/b.jpg": (1, "wiki B"),
@@ -252,14 +229,14 @@ def test_imdb_wiki(tmp_path):
     assert sorted(skipped) == ["1 images: an impossible age", "1 images: no clear face"]
     seconds = wiki(second_face_score=np.array([1.2, np.nan, np.nan, np.nan, np.nan]))
     files = images | {"wiki_crop/wiki.mat": seconds}
-    faces, skipped = read("imdb_wiki", pack(files, tmp_path / "x.zip"), min_face_score=2.0)
+    faces, skipped = read("imdb_wiki", packed(files, tmp_path / "x.zip"), min_face_score=2.0)
     assert list(faces) == ["17/b.jpg"]
     assert "1 images: a second face" in skipped
     for content in (b"no table", b""):
         with pytest.raises(UserError, match="no IMDB-WIKI table"):
-            read("imdb_wiki", pack({"wiki_crop/wiki.mat": content}, tmp_path / "y.zip"))
+            read("imdb_wiki", packed({"wiki_crop/wiki.mat": content}, tmp_path / "y.zip"))
     with pytest.raises(UserError, match=r"no imdb\.mat or wiki\.mat"):
-        read("imdb_wiki", pack(images, tmp_path / "z.zip"))
+        read("imdb_wiki", packed(images, tmp_path / "z.zip"))
 
 
 LABELLED = {
@@ -281,7 +258,7 @@ LABELLED = {
 
 @pytest.mark.parametrize("kind", ["x.tar.gz", "x.zip", "folder"])
 def test_an_image_folder_with_a_csv(kind, tmp_path):
-    source = pack(LABELLED, tmp_path / kind)
+    source = packed(LABELLED, tmp_path / kind)
     faces, skipped = read("image_folder", source, labels="labels.csv")
     a, b = faces.pop("images/a.jpg"), faces.pop("images/b.png")
     assert not faces
@@ -299,7 +276,7 @@ def test_an_image_folder_with_a_csv(kind, tmp_path):
 def test_an_image_folder_end_to_end_names_its_classes(tmp_path):
     (tmp_path / "outside.csv").write_bytes(LABELLED["labels.csv"])
     arguments = {"image_size": 8, "cache_dir": str(tmp_path / "cache")}
-    path = str(pack(LABELLED, tmp_path / "folder"))
+    path = str(packed(LABELLED, tmp_path / "folder"))
     source = sources.load(
         "image_folder", path, options={"labels": str(tmp_path / "outside.csv")}, **arguments
     )
@@ -322,7 +299,7 @@ def test_an_image_folder_end_to_end_names_its_classes(tmp_path):
     ],
 )
 def test_a_csv_that_is_of_no_use_is_one_clear_line(table, message, tmp_path):
-    source = pack({"a.jpg": 1, "labels.csv": table}, tmp_path / "x.zip")
+    source = packed({"a.jpg": 1, "labels.csv": table}, tmp_path / "x.zip")
     with pytest.raises(UserError, match=message):
         read("image_folder", source, labels="labels.csv")
     with pytest.raises(UserError, match="is nowhere in"):
@@ -332,7 +309,7 @@ def test_a_csv_that_is_of_no_use_is_one_clear_line(table, message, tmp_path):
 def test_rows_that_contradict_each_other_are_skipped(tmp_path):
     table = csv("file,age", "a.jpg,3", "a.jpg,4", "b.jpg,5", "b.jpg,5")
     files = {"a.jpg": 1, "b.jpg": 2, "labels.csv": table}
-    faces, skipped = read("image_folder", pack(files, tmp_path / "x.zip"), labels="labels.csv")
+    faces, skipped = read("image_folder", packed(files, tmp_path / "x.zip"), labels="labels.csv")
     assert list(faces) == ["b.jpg"]
     assert skipped == ["a.jpg: two rows with different labels"]
 
