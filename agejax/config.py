@@ -83,7 +83,7 @@ def default() -> ml_collections.ConfigDict:
     # A weights file of torchvision, timm, Keras, AugReg, ...: agejax/models/pretrained.
     c.model.pretrained = config_dict.placeholder(str)
 
-    c.heads = ml_collections.ConfigDict()  # name -> {kind, weight, ...}: agejax/heads.py
+    c.heads = ml_collections.ConfigDict()  # name -> {kind, weight, ...}: agejax/heads/
 
     c.optim = ml_collections.ConfigDict()
     c.optim.name = "adamw"  # adamw | adam | sgd
