@@ -186,7 +186,14 @@ def load(
     files = builder.locate(path)
     cache = pathlib.Path(cache_dir or os.environ.get("AGEJAX_CACHE") or "~/.cache/agejax")
     cache = cache.expanduser().absolute() / name
-    key = _key(FORMAT, name, str(builder.VERSION), sorted(options.items()), _stamp(files))
+    key = _key(
+        FORMAT,
+        name,
+        str(builder.VERSION),
+        sorted(options.items()),
+        _stamp(files),
+        *map(_stamp, builder.also_reads(options, files)),
+    )
     records, decoded = cache / f"{key}-records", cache / f"{key}-{image_size}px"
     with _disk_errors(cache):
         if not _whole(decoded):

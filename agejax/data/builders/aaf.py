@@ -12,28 +12,56 @@ from agejax.data.builders.base import Face, FaceBuilder
 
 NAME = re.compile(r"(\d{5})A(\d{2})\.jpg", re.IGNORECASE)
 LAST_FEMALE = 7380
-ALIGNED = re.compile(r"(.*/)?aglined faces/.*")  # as the release spells it
+ALIGNED = re.compile(r"(?:.*/)?((?:aglined|aligned) faces/).*")  # "aglined" in the release
+SETS = re.compile(r"(?:.*/)?image sets/(train|val|test)\.txt")
 
 
 class AAF(FaceBuilder):
     """13,322 mostly Asian faces of 2 to 80 years (Cheng et al. 2019), for research only.
 
-    Of the release, which has every photo twice, the aligned faces are taken; any other folder or
-    archive of such files is taken whole.
+    Of the release, which has every photo twice, the aligned faces are taken, and `image sets` are
+    the official splits; any other folder or archive of such files is taken whole.
     """
 
     name = "aaf"
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     LABEL_NAMES = {"gender": ("male", "female")}  # noqa: RUF012
-    USUAL_NAMES = ("AAF.tar.gz", "AAF_chips.tar.gz", "All-Age-Faces Dataset.zip", "AAF")
+    USUAL_NAMES = (
+        *("All-Age-Faces Dataset.zip", "All-Age-Faces Dataset"),
+        *("AAF.tar.gz", "AAF_chips.tar.gz", "AAF"),
+    )
     DOWNLOAD = "All-Age-Faces Dataset from https://github.com/JingchunCheng/All-Age-Faces-Dataset"
 
     def faces(self) -> Iterator[Face]:
         assert self.source is not None
-        # A file of each kind is enough to know, but a tar has to be looked through for it.
-        release = next(archives.read(self.source, lambda p: ALIGNED.fullmatch(p) is not None), None)
-        inside = "aglined faces/" if release else ""
-        for path, match, data in self.images(NAME, "[id]A[age].jpg", inside=inside):
-            number, age = int(match[1]), int(match[2])
-            gender = int(number <= LAST_FEMALE)
-            yield Face(id=path.rsplit("/", 1)[-1], image=data, age=age, gender=gender)
+        # One file is enough to know, but a tar has to be looked through for it.
+        aligned = next(
+            (ALIGNED.fullmatch(p) for p, _ in archives.read(self.source, _is_aligned)), None
+        )
+        split = self._splits() if aligned else {}
+        for path, match, data in self.images(
+            NAME, "[id]A[age].jpg", inside=aligned[1] if aligned else ""
+        ):
+            name, number, age = path.rsplit("/", 1)[-1], int(match[1]), int(match[2])
+            yield Face(
+                id=name,
+                image=data,
+                age=age,
+                gender=int(number <= LAST_FEMALE),
+                split=split.get(name[: -len(".jpg")].upper(), ""),
+            )
+
+    def _splits(self) -> dict[str, str]:
+        """Name without its ending -> split, of lines "00000A02 0" or "00000A02.jpg 0"."""
+        found: dict[str, str] = {}
+        for path, data in self.files(SETS.pattern).items():
+            match = SETS.fullmatch(path)
+            assert match is not None
+            for line in data.decode(errors="replace").splitlines():
+                if words := line.split():
+                    found[words[0].upper().removesuffix(".JPG")] = match[1]
+        return found
+
+
+def _is_aligned(path: str) -> bool:
+    return ALIGNED.fullmatch(path) is not None

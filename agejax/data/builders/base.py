@@ -98,12 +98,24 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
             "--config.data.source=PATH"
         )
 
+    @classmethod
+    def also_reads(
+        cls, options: Mapping[str, Any], source: pathlib.Path | None
+    ) -> list[pathlib.Path]:
+        """Files outside of the source that the examples depend on: a change of them is one too."""
+        return []
+
     def faces(self) -> Iterator[Face]:
         """Every usable face once, in any order; appends to `skipped` what is not usable."""
         raise NotImplementedError
 
     def images(
-        self, name: re.Pattern[str] = IMAGE, rule: str = "", *, inside: str = ""
+        self,
+        name: re.Pattern[str] = IMAGE,
+        rule: str = "",
+        *,
+        inside: str = "",
+        source: pathlib.Path | None = None,
     ) -> Iterator[tuple[str, re.Match[str], bytes]]:
         """Yields (path inside, match, bytes) of every image whose name is as `name` says.
 
@@ -111,11 +123,13 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
 
         Args:
           inside: what a path must contain to count at all.
+          source: where to look; default: in the builder's own source.
         """
-        assert self.source is not None
+        source = source or self.source
+        assert source is not None
         seen: set[str] = set()
         for path, data in archives.read(
-            self.source, lambda path: inside in path and IMAGE.fullmatch(path) is not None
+            source, lambda path: inside in path and IMAGE.fullmatch(path) is not None
         ):
             if path in seen:
                 continue
@@ -130,11 +144,21 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
                 yield path, match, data
 
     def files(self, pattern: str) -> dict[str, bytes]:
-        """{path inside: contents} of the files whose path matches; small ones, such as tables."""
+        """{path inside: contents} of the files whose path matches; few ones, such as tables.
+
+        Raises:
+          UserError: one is larger than `archives.MAX_TABLE`.
+        """
         assert self.source is not None
-        wanted = re.compile(pattern)
-        found = archives.read(self.source, lambda path: wanted.fullmatch(path) is not None)
-        return {path: data for path, data in found if data is not None}
+        wanted, most = re.compile(pattern), archives.MAX_TABLE
+        found: dict[str, bytes] = {}
+        for path, data in archives.read(
+            self.source, lambda path: wanted.fullmatch(path) is not None, most
+        ):
+            if data is None:
+                raise UserError(f"{self.source}: {path} is larger than {most >> 20} MB")
+            found[path] = data
+        return found
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
@@ -161,11 +185,14 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         return {SPLIT: self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        empty = True
+        seen: set[str] = set()
         for face in self.faces():
-            empty = False
+            if face.id in seen:  # in another folder, say; ids are what people know images by
+                self.skipped.append(f"{face.id}: a second image of this name")
+                continue
+            seen.add(face.id)
             yield face.id, vars(face)
-        if empty:
+        if not seen:
             raise UserError(no_image(self.name, self.source, self.skipped))
         self.info.metadata["skipped"] = self.skipped
 
@@ -178,7 +205,7 @@ def table(data: bytes, where: str, needed: Sequence[str]) -> list[dict[str, str]
     """
     try:
         rows = csv.DictReader(io.StringIO(data.decode("utf-8-sig")), skipinitialspace=True)
-        header = [name.strip() for name in rows.fieldnames or ()]
+        header = [" ".join(name.split()) for name in rows.fieldnames or ()]
         missing = [name for name in needed if name not in header]
         if missing:
             raise UserError(
@@ -198,7 +225,10 @@ def years(text: str) -> float:
     Raises:
       ValueError: no number, or an age that nobody has.
     """
-    value = float(text) if text else math.nan
+    try:
+        value = float(text) if text else math.nan
+    except ValueError:
+        value = math.inf
     if math.isinf(value) or value < 0 or value > OLDEST:
         raise ValueError(f"{text} is no age")
     return value

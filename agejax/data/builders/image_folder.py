@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pathlib
+import posixpath
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,18 +18,21 @@ AGES = ("age", "apparent_age", "apparent_age_std")
 CLASSES = ("gender", "ethnicity")
 MORE = ("split", "group")
 SPLITS = ("", "train", "val", "test")
+NUMBER = re.compile(r"([0-9]{1,3})(?:\.0+)?")  # of a class; spreadsheets write 1.0 for 1
+UNKNOWN = ("", "-1", "-1.0")
 
 
 class ImageFolder(FaceBuilder):
     """Images and, in a CSV with a header, their labels.
 
     Its columns: the file's path or name (file, file_name, filename, path, image or id), and any of
-    age, apparent_age, apparent_age_std (years), gender, ethnicity (names of classes), split (train,
-    val, test) and group (what a split must not tear apart). Empty cells are unknown labels.
+    age, apparent_age, apparent_age_std (years), gender, ethnicity (names of classes, or numbers
+    from 0), split (train, val, test) and group (what a split must not tear apart). Empty cells are
+    unknown labels. Rows that contradict each other are skipped, all of them.
     """
 
     name = "image_folder"
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     USUAL_NAMES = ("faces", "faces.zip", "faces.tar.gz")
     DOWNLOAD = "or collect images into a folder, a .zip or a .tar"
 
@@ -39,16 +44,27 @@ class ImageFolder(FaceBuilder):
         ethnicity_names: Sequence[str] = (),
         **kwargs: object,
     ) -> None:
-        """labels: the CSV, a path inside the source or outside of it; "" for no labels.
+        """labels: the CSV, a path inside the source or else outside of it; "" for no labels.
 
-        gender_names, ethnicity_names: of the classes in their order; (): those of the CSV, sorted.
+        gender_names, ethnicity_names: of the classes in their order; (): those of the CSV, sorted,
+        or "0", "1", ... up to its highest number.
         """
         self.labels = labels
-        self.names: dict[str, tuple[str, ...]] = {
-            "gender": tuple(gender_names),
-            "ethnicity": tuple(ethnicity_names),
-        }
+        self.names: dict[str, tuple[str, ...]] = {}
+        for label, names in {"gender": gender_names, "ethnicity": ethnicity_names}.items():
+            if isinstance(names, str):
+                raise UserError(
+                    f"config.data.options.{label}_names of image_folder: {names!r} is not a list"
+                )
+            self.names[label] = tuple(names)
         super().__init__(**kwargs)  # type: ignore[arg-type]
+
+    @classmethod
+    def also_reads(
+        cls, options: Mapping[str, Any], source: pathlib.Path | None
+    ) -> list[pathlib.Path]:
+        outside = pathlib.Path(options.get("labels") or ".").expanduser()
+        return [outside] if outside.is_file() else []
 
     def faces(self) -> Iterator[Face]:
         rows = self._rows() if self.labels else {}
@@ -58,70 +74,108 @@ class ImageFolder(FaceBuilder):
             if not self.labels:
                 yield Face(id=path, image=data)
                 continue
-            key = path if path in rows else path.rsplit("/", 1)[-1]
-            if key not in rows:
+            key = next((ending for ending in _endings(path) if ending in rows), None)
+            if key is None:
                 self.skipped.append(f"{path}: no row in {self.labels}")
             elif key in used:
                 self.skipped.append(f"{path}: a second image for the row {key}")
             else:
                 used.add(key)
-                if isinstance(rows[key], str):
-                    self.skipped.append(f"{path}: {rows[key]}")
+                row = rows[key]
+                if isinstance(row, str):
+                    self.skipped.append(f"{path}: {row}")
                 else:
-                    yield Face(id=path, image=data, **rows[key])
+                    yield Face(id=path, image=data, **row)
         self.skipped += [f"{key}: no such image" for key in rows if key not in used]
 
-    def _rows(self) -> dict[str, Any]:
+    def _rows(self) -> dict[str, dict[str, Any] | str]:
         """File -> labels, or why the row is of no use.
 
         Raises:
-          UserError: no such CSV, or one without the columns it needs.
+          UserError: no such CSV, or one without rows or the columns it needs.
         """
         where = f"config.data.options.labels: {self.labels}"
-        outside = pathlib.Path(self.labels).expanduser()
-        inside = self.files(r"(?:.*/)?.*\.csv")
-        found = [d for p, d in inside.items() if p == self.labels or p.endswith("/" + self.labels)]
-        if outside.is_file():
-            found = [outside.read_bytes()]
-        if len(found) != 1:
-            raise UserError(f"{where} is {'ambiguous' if found else 'nowhere'} in {self.source}")
-        cells = table(found[0], where, ())
-        header = list(cells[0]) if cells else []
+        cells = [{k.lower(): v for k, v in row.items()} for row in table(self._csv(), where, ())]
+        if not cells:
+            raise UserError(f"{where}: no rows in it; the first line names the columns")
+        header = list(cells[0])
         file = next((name for name in FILE if name in header), None)
         if file is None:
             raise UserError(f"{where}: no column {', '.join(FILE)}; there are {', '.join(header)}")
-        known = [name for name in header if name in (*AGES, *CLASSES, *MORE)]
-        if not known:
+        if not set(header) & {*AGES, *CLASSES, *MORE}:
             raise UserError(
                 f"{where}: none of the columns {', '.join((*AGES, *CLASSES, *MORE))} in it"
             )
         for label in CLASSES:
-            if not self.names[label]:
-                self.names[label] = tuple(sorted({row.get(label, "") for row in cells} - {""}))
-        rows: dict[str, Any] = {}
-        for row in cells:
+            self.names[label] = self.names[label] or _names({row.get(label, "") for row in cells})
+        rows: dict[str, dict[str, Any] | str] = {}
+        for number, row in enumerate(cells, 1):
+            if not row[file]:
+                self.skipped.append(f"row {number} of {self.labels}: no {file}")
+                continue
+            key = posixpath.normpath(row[file].replace("\\", "/"))
             try:
-                labels: Any = self._labels(row)
+                labels: dict[str, Any] | str = self._labels(row)
             except ValueError as error:
                 labels = str(error)
-            if rows.setdefault(row[file], labels) != labels and not _same(rows[row[file]], labels):
-                rows[row[file]] = "two rows with different labels"
+            if repr(rows.setdefault(key, labels)) != repr(labels):  # where NaN equals NaN
+                rows[key] = "two rows with different labels"
         return rows
+
+    def _csv(self) -> bytes:
+        inside = self.files(rf"(?:.*/)?{re.escape(self.labels)}")
+        outside = pathlib.Path(self.labels).expanduser()
+        if self.labels in inside:
+            return inside[self.labels]
+        if not inside and outside.is_file():
+            return outside.read_bytes()
+        if len(inside) != 1:
+            found = f"{len(inside)} times" if inside else "nowhere"
+            raise UserError(
+                f"config.data.options.labels: {self.labels} is {found} in {self.source}"
+            )
+        return next(iter(inside.values()))
 
     def _labels(self, row: Mapping[str, str]) -> dict[str, Any]:
         """Raises ValueError for a cell that cannot be."""
         labels: dict[str, Any] = {name: years(row.get(name, "")) for name in AGES}
         for label in CLASSES:
-            name = row.get(label, "")
-            if name and name not in self.names[label]:
-                raise ValueError(f"{label} {name!r} is not one of {', '.join(self.names[label])}")
-            labels[label] = self.names[label].index(name) if name else -1
+            labels[label] = _class(row.get(label, ""), label, self.names[label])
         labels |= {name: row.get(name, "") for name in MORE}
         if labels["split"] not in SPLITS:
             raise ValueError(f"split {labels['split']!r} is not train, val or test")
         return labels
 
 
-def _same(one: Any, other: Any) -> bool:
-    """Equal, where NaN equals NaN."""
-    return repr(one) == repr(other)
+def _endings(path: str) -> Iterator[str]:
+    """a/b/c.jpg, b/c.jpg, c.jpg: a CSV may leave out the folders that an archive begins with."""
+    parts = path.split("/")
+    return ("/".join(parts[i:]) for i in range(len(parts)))
+
+
+def _names(found: set[str]) -> tuple[str, ...]:
+    """The names of the classes in a column; numbers stay what they are."""
+    names = sorted(found.difference(UNKNOWN))
+    numbers = [int(match[1]) for name in names if (match := NUMBER.fullmatch(name))]
+    if names and len(numbers) == len(names):
+        return tuple(str(i) for i in range(max(numbers) + 1))
+    return tuple(names)
+
+
+def _class(text: str, label: str, names: Sequence[str]) -> int:
+    """The number of a class given by its name, in any case, or by its number; -1 for unknown.
+
+    Raises:
+      ValueError: no such class.
+    """
+    if text in names:
+        return names.index(text)
+    if text in UNKNOWN:
+        return -1
+    number = NUMBER.fullmatch(text)
+    if number and int(number[1]) < len(names):
+        return int(number[1])
+    folded = [name.casefold() for name in names]
+    if text.casefold() in folded:
+        return folded.index(text.casefold())
+    raise ValueError(f"{label} {text!r} is not one of {', '.join(names)}")

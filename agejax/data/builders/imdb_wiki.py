@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import io
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,23 +18,22 @@ from agejax.errors import UserError
 
 MATLAB_DAY_ONE = 366  # MATLAB's day number of 31 December of the year 0, Python's day 0
 DAYS = 365.2425  # of a year
-# What loadmat and the fields of another struct end in.
-UNREADABLE = (
-    *(ValueError, KeyError, TypeError, NotImplementedError, OSError, EOFError),
-    scipy.io.matlab.MatReadError,
-)
+GENDERS = {1.0: 0, 0.0: 1}  # theirs: 1 male, 0 female, NaN unknown
+NUMBERS = ("dob", "photo_taken", "gender", "face_score", "second_face_score")
+TEXTS = ("full_path", "name")
+LISTED = 3  # files of each reason to skip; the others are counted
 
 
 class IMDBWIKI(FaceBuilder):
     """Up to 523,051 faces of actors and of Wikipedia's people (Rothe et al. 2015), for research.
 
-    The age is the day of the photo less that of birth; of the photo only the year is known, and the
-    middle of it is taken. Photos without one clear face, or with an impossible age, are skipped and
-    counted by reason. A person is a group, so no split has one on both sides.
+    The age is the day of the photo less that of birth; of the photo only the year is known, and
+    1 July is taken. Photos without one clear face, or with an impossible age, are skipped, counted
+    by reason. A person, by name, is a group, so no split has one on both sides.
     """
 
     name = "imdb_wiki"
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     LABEL_NAMES = {"gender": ("male", "female")}  # noqa: RUF012
     USUAL_NAMES = ("imdb_crop.tar", "wiki_crop.tar", "imdb_crop", "wiki_crop")
     DOWNLOAD = (
@@ -53,58 +52,59 @@ class IMDBWIKI(FaceBuilder):
         found = self.files(r"(?:.*/)?(imdb|wiki)\.mat")
         if not found:
             raise UserError(f"{self.source}: no imdb.mat or wiki.mat in it")
-        people: dict[str, dict[str, Any]] = {}
-        reasons: Counter[str] = Counter()
+        rows: dict[str, dict[str, Any] | str] = {}
         for path, data in found.items():
-            for file, read in self._read(path, data):
-                if isinstance(read, str):
-                    reasons[read] += 1
-                else:
-                    people[file] = read
+            rows |= self._rows(path, data)
+        unusable: defaultdict[str, list[str]] = defaultdict(list)  # reason -> files
         for path, _, data in self.images():
-            person = people.pop("/".join(path.split("/")[-2:]), None)
-            if person is not None:  # those with a reason are most of the archive
-                yield Face(id="/".join(path.split("/")[-2:]), image=data, **person)
-        reasons["no such image"] += len(people)
-        self.skipped += [f"{count:,} images: {why}" for why, count in reasons.items() if count]
+            file = "/".join(path.split("/")[-2:])
+            row = rows.pop(file, "no row in the .mat")
+            if isinstance(row, str):
+                unusable[row].append(file)
+            else:
+                yield Face(id=file, image=data, **row)
+        unusable["no such image"] += rows
+        for reason, files in unusable.items():
+            self.skipped += [f"{file}: {reason}" for file in files[:LISTED]]
+            if more := files[LISTED:]:
+                self.skipped.append(f"and {len(more):,} more: {reason}")
 
-    def _read(self, path: str, data: bytes) -> Iterator[tuple[str, dict[str, Any] | str]]:
-        """(file, labels or why it is of no use) of every row of a .mat."""
+    def _rows(self, path: str, data: bytes) -> dict[str, dict[str, Any] | str]:
+        """File -> labels, or why it is of no use.
+
+        Raises:
+          UserError: not the table it should be.
+        """
         kind = "imdb" if path.endswith("imdb.mat") else "wiki"
         try:
             struct = scipy.io.loadmat(io.BytesIO(data), squeeze_me=True)[kind]
-            columns = {name: np.atleast_1d(struct[name].item()) for name in struct.dtype.names}
-            needed = ("dob", "photo_taken", "full_path", "gender", "name", "face_score")
-            born, taken, files, genders, names, scores = (columns[name] for name in needed)
-            others = columns["second_face_score"]
-        except UNREADABLE as error:
+            numbers = [np.atleast_1d(struct[name].item()).astype(np.float64) for name in NUMBERS]
+            texts = [np.atleast_1d(struct[name].item()) for name in TEXTS]
+            cells = list(zip(*numbers, *texts, strict=True))
+        except Exception as error:  # of a damaged file, scipy raises whatever it runs into
             raise UserError(f"{path} is no IMDB-WIKI table ({error}); get it again") from error
-        for row in range(len(files)):
-            age = _age(float(born[row]), int(taken[row]))
-            if not scores[row] >= self.min_face_score:
-                why = "no clear face"
-            elif others[row] > 0:
-                why = "a second face"
+        rows: dict[str, dict[str, Any] | str] = {}
+        for born, taken, gender, score, second, file, name in cells:
+            age = _age(born, taken)
+            row: dict[str, Any] | str = {
+                "age": age,
+                "gender": GENDERS.get(gender, -1),
+                "group": name if isinstance(name, str) else "",  # an empty cell is no str
+            }
+            if not (self.min_face_score <= score < math.inf):
+                row = "no clear face"
+            elif not math.isnan(second):
+                row = "a second face"
             elif not 0 <= age <= self.max_age:
-                why = "an impossible age"
-            else:
-                gender = float(genders[row])
-                yield (
-                    str(files[row]),
-                    {
-                        "age": age,
-                        "gender": -1 if math.isnan(gender) else 1 - int(gender),  # theirs: 1 male
-                        "group": f"{kind} {names[row]}",
-                    },
-                )
-                continue
-            yield str(files[row]), why
+                row = "an impossible age"
+            rows[str(file)] = row
+        return rows
 
 
-def _age(born: float, taken: int) -> float:
-    """Years from a MATLAB day number to the middle of a year, NaN where one is no date."""
+def _age(born: float, taken: float) -> float:
+    """Years from a MATLAB day number to 1 July of a year, NaN where one is no date."""
     try:
-        middle = datetime.date(taken, 7, 1).toordinal()
-    except ValueError:
+        middle = datetime.date(int(taken), 7, 1).toordinal()
+    except (ValueError, OverflowError):
         return math.nan
     return (middle - (born - MATLAB_DAY_ONE)) / DAYS
