@@ -197,6 +197,19 @@ def test_every_age_head_learns_to_say_the_age_in_years(options):
     assert values[-1] < values[0]
 
 
+@pytest.mark.parametrize(
+    "options", [o for o in AGE_HEADS if o["kind"] in ("distribution", "ordinal")], ids=str
+)
+def test_an_output_of_many_ages_starts_at_those_of_training(options):
+    ages = {"age": np.repeat([20.0, 30.0, 31.0, 60.0], [300, 350, 300, 100]).astype(np.float32)}
+    facts = heads.Facts.of(ages, {})
+    head = heads.create({"age": options}, facts)["age"]
+    start = head.decode(head.output(5, nnx.Rngs(0))(jnp.zeros((1, 5))))
+    expected = ages["age"].mean() if options.get("decode") == "expectation" else 30.0
+    # One image more of each of the hundred ages moves the mean.
+    assert abs(float(start[0]) - expected) < 3
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("options", AGE_HEADS, ids=str)
 def test_every_age_head_stays_finite_and_in_range_at_extreme_outputs(options, dtype):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -53,6 +53,15 @@ class Age(Head):
     def metrics(self, output: jax.Array, labels: Labels) -> dict[str, jax.Array]:
         error = self.decode(output) - labels[self.label]
         return {"mae": jnp.where(self.known(labels), jnp.abs(error), 0.0)}
+
+
+def age_counts(counts: Sequence[int], low: float, high: float) -> np.ndarray:
+    """Training images of each year of low..high, f64 [K], and one more of each.
+
+    What an output of K ages starts from: its biases would need long to find the ages' distribution.
+    """
+    ages = np.clip(np.arange(len(counts)), round(low), round(high)) - round(low)
+    return np.bincount(ages, counts, round(high) - round(low) + 1) + 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,9 +228,11 @@ class Distribution(Age):
     """A probability for every year of age.
 
     Attributes:
+      start: the logarithms of the training ages' shares, where the logits start.
       votes: where the spread of each image's own votes is, "" for a fixed one.
     """
 
+    start: tuple[float, ...]
     loss_name: str
     sigma: float
     votes: str
@@ -263,8 +274,10 @@ class Distribution(Age):
             "mean_variance": (options["mean_weight"], options["variance_weight"]),
             "sord": (options["power"],),
         }.get(options["loss"], ())
+        counts = age_counts(facts.counts[label], low, high)
+        start = tuple(np.log(counts / counts.sum()).tolist())
         return cls(
-            name, label, weight, low, high, mean, options["loss"], float(options["sigma"]),
+            name, label, weight, low, high, mean, start, options["loss"], float(options["sigma"]),
             options["votes"], weights, float(options["smoothing"]),
             options["decode"] == "median",
         )  # fmt: skip
@@ -275,7 +288,7 @@ class Distribution(Age):
         return jnp.arange(round(self.low), round(self.high) + 1, dtype=jnp.float32)
 
     def output(self, inputs: int, rngs: nnx.Rngs) -> nnx.Module:
-        return outputs.linear(inputs, len(self.ages), rngs)
+        return outputs.linear(inputs, len(self.ages), rngs, jnp.array(self.start))
 
     def loss(self, output: jax.Array, labels: Labels) -> jax.Array:
         years, ages = jnp.clip(self.years(labels), self.low, self.high), self.ages
@@ -331,8 +344,13 @@ ORDINAL: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 @register("ordinal")
 @dataclasses.dataclass(frozen=True)
 class Ordinal(Age):
-    """Whether the age is above each year: K - 1 questions for K ages."""
+    """Whether the age is above each year: K - 1 questions for K ages.
 
+    Attributes:
+      start: the logits of the training ages' shares of yes, where the outputs start.
+    """
+
+    start: tuple[float, ...]
     method: str
     count: bool
 
@@ -351,21 +369,23 @@ class Ordinal(Age):
         one_of(where, "method", options["method"], tuple(ORDINAL))
         one_of(where, "decode", options["decode"], ("count", "expectation"))
         low, high, mean = cls.common(where, label, options, facts)
+        counts = age_counts(facts.counts[label], low, high)
+        above = 1 - np.cumsum(counts)[:-1] / counts.sum()
+        asked = np.concatenate([[1.0], above[:-1]]) if options["method"] == "corn" else 1.0
+        yes = above / asked  # corn asks the older ones alone
+        start = tuple(np.log(yes / (1 - yes)).tolist())
         return cls(
-            name, label, weight, low, high, mean, options["method"], options["decode"] == "count"
-        )
-
-    @property
-    def width(self) -> int:
-        return round(self.high) - round(self.low)
+            name, label, weight, low, high, mean, start, options["method"],
+            options["decode"] == "count",
+        )  # fmt: skip
 
     def output(self, inputs: int, rngs: nnx.Rngs) -> nnx.Module:
         if self.method == "coral":
-            return outputs.Ranks(inputs, self.width, rngs)
-        return outputs.linear(inputs, self.width, rngs)
+            return outputs.Ranks(inputs, rngs, jnp.array(self.start))
+        return outputs.linear(inputs, len(self.start), rngs, jnp.array(self.start))
 
     def loss(self, output: jax.Array, labels: Labels) -> jax.Array:
-        rank = jnp.clip(jnp.round(self.years(labels)) - round(self.low), 0, self.width)
+        rank = jnp.clip(jnp.round(self.years(labels)) - round(self.low), 0, len(self.start))
         return ORDINAL[self.method](output, rank.astype(jnp.int32))
 
     def decode(self, output: jax.Array) -> jax.Array:

@@ -23,13 +23,16 @@ def linear(inputs: int, width: int, rngs: nnx.Rngs, bias: jax.typing.ArrayLike =
 class Ranks(nnx.Module):
     """One score for all ranks and a bias for each (CORAL, Cao et al. 2020): [B, C] -> [B, K - 1].
 
-    Shared weights keep the ranks' probabilities in order. Biases start in falling order, as in
-    coral-pytorch.
+    Shared weights keep the ranks' probabilities in order.
+
+    Args:
+      bias: [K - 1], where the biases start, in falling order. coral-pytorch's, evenly from 1 to 0,
+        are too close together for a hundred ages.
     """
 
-    def __init__(self, inputs: int, width: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, inputs: int, rngs: nnx.Rngs, bias: jax.Array) -> None:
         self.score = nnx.Param(Linear(inputs, 1, rngs=rngs).kernel[...])
-        self.bias = nnx.Param(jnp.arange(width, 0, -1, dtype=jnp.float32) / width)
+        self.bias = nnx.Param(jnp.asarray(bias, jnp.float32))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return x @ self.score[...] + self.bias[...]
