@@ -53,7 +53,7 @@ def evaluate(
     """
     n = len(next(iter(predictions.values())))
     duplicates = np.arange(n) if duplicates is None else duplicates
-    partitions = _partitions(labels, label_names)
+    parts = partitions(labels, label_names)
     result: dict[str, Any] = {"n": n}
     groups: dict[str, Any] = {}
     for target, predicted in predictions.items():
@@ -89,7 +89,7 @@ def evaluate(
             f"{rank}_ci95": interval,
             **scores,
         }
-        groups[target] = _group_scores(values, known, partitions)
+        groups[target] = _group_scores(values, known, parts)
     return {**result, "groups": groups}
 
 
@@ -151,7 +151,7 @@ def decades(age: np.ndarray) -> Partition:
     ]
 
 
-def _partitions(
+def partitions(
     labels: Mapping[str, np.ndarray], label_names: Mapping[str, Sequence[str]]
 ) -> dict[str, Partition]:
     """The ways to divide the images into groups: by decade, by each class, and crossed."""

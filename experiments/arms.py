@@ -6,6 +6,7 @@ and is skipped when its scores are there, so that the same command may be given 
 
 from __future__ import annotations
 
+import argparse
 import csv
 import dataclasses
 import json
@@ -22,6 +23,20 @@ from agejax import evaluate, train
 from agejax.metrics import RESAMPLES
 
 Arms = Mapping[str, ml_collections.ConfigDict]
+
+
+def parser(name: str, doc: str) -> argparse.ArgumentParser:
+    """The arguments that comparisons on UTKFace from ImageNet weights have in common."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m experiments.{name}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--source", required=True, help="UTKFace.tar.gz")
+    parser.add_argument("--pretrained", required=True, help="the ImageNet weights")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--folder", default=f"runs/{name}")
+    return parser
 
 
 def run(arms: Arms, seeds: Sequence[int], folder: pathlib.Path, split: str) -> dict[str, Scores]:

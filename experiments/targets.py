@@ -12,7 +12,6 @@ every group names first.
 
 from __future__ import annotations
 
-import argparse
 import pathlib
 import re
 import sys
@@ -178,16 +177,8 @@ def _interval(figure: Mapping[str, Any], sign: str = "") -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.targets",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--source", required=True, help="UTKFace.tar.gz")
-    parser.add_argument("--pretrained", required=True, help="the ImageNet weights")
+    parser = arms.parser("targets", __doc__ or "")
     parser.add_argument("--only", default="", help="regex of the arms to train")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--folder", default="runs/targets")
     parser.add_argument("--output", default="experiments/results/targets")
     args = parser.parse_args(argv[1:])
 

@@ -10,7 +10,6 @@ experiments/results/transfer_check.json.
 
 from __future__ import annotations
 
-import argparse
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -22,16 +21,8 @@ from experiments import arms
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.transfer_check",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--source", required=True, help="UTKFace.tar.gz")
-    parser.add_argument("--pretrained", required=True, help="the ImageNet weights")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = arms.parser("transfer_check", __doc__ or "")
     parser.add_argument("--steps", type=int, default=450)
-    parser.add_argument("--folder", default="runs/transfer_check")
     parser.add_argument("--output", default="experiments/results/transfer_check.json")
     args = parser.parse_args(argv[1:])
 

@@ -99,8 +99,8 @@ def audit(source: Source, ways: Mapping[str, Splits]) -> dict[str, Any]:
     pixels = Pixels.of(source)
     # A builder may leave duplicates alone; equal pixels are copies all the same.
     same = (pixels.digest.tolist(), source.groups.astype(str).tolist())
-    groups = duplicates.groups(len(source.ids), None, same)
-    copies = _members(groups)
+    source = dataclasses.replace(source, groups=duplicates.groups(len(source.ids), None, same))
+    copies = _members(source.groups)
     return {
         "dataset": source.name,
         "fingerprint": source.fingerprint,
@@ -109,9 +109,7 @@ def audit(source: Source, ways: Mapping[str, Splits]) -> dict[str, Any]:
         "skipped": skipped(source),
         "duplicates": find_duplicates(source, copies, pixels.digest),
         "conflicts": find_conflicts(source, copies),
-        "leakage": {
-            way: find_leaks(source, groups, pixels.digest, parts) for way, parts in ways.items()
-        },
+        "leakage": {way: find_leaks(source, pixels.digest, parts) for way, parts in ways.items()},
         "distribution": distribution(source),
         "outliers": find_outliers(source, pixels),
     }
@@ -177,9 +175,7 @@ def find_conflicts(source: Source, copies: Sequence[np.ndarray]) -> dict[str, An
     return counts | {"listed": listed}
 
 
-def find_leaks(
-    source: Source, groups: np.ndarray, digest: np.ndarray, parts: Splits
-) -> dict[str, Any]:
+def find_leaks(source: Source, digest: np.ndarray, parts: Splits) -> dict[str, Any]:
     """Images of one picture in two splits.
 
     Returns:
@@ -187,7 +183,7 @@ def find_leaks(
       torn, exact: of these with equal pixels on both sides, images: {name: concerned}, shared:
       images that are in both, listed: [{name: ids}]}}.
     """
-    pairs = []
+    pairs, groups = [], source.groups
     for pair in itertools.combinations(parts, 2):
         a, b = (parts[name] for name in pair)
         torn = np.intersect1d(groups[a], groups[b])
@@ -209,10 +205,9 @@ def find_leaks(
                 ],
             }
         )
-    seen = np.concatenate([np.unique(groups[rows]) for rows in parts.values()])
     return {
         "splits": {name: len(rows) for name, rows in parts.items()},
-        "groups": int((np.unique(seen, return_counts=True)[1] > 1).sum()),
+        "groups": splits.torn_groups(source, parts),
         "pairs": pairs,
     }
 
@@ -318,8 +313,7 @@ def ways_to_split(
     """
     ways: dict[str, Splits] = {}
     notes = []
-    own = getattr(source, "official", None)
-    if own is not None and np.any(own != ""):
+    if source.official is not None and np.any(source.official != ""):
         ways["official"] = splits.official(source)
     for name, path in files.items():
         rows, names, unknown = splits.read_file(source, path, f"--split-file {name}")

@@ -121,7 +121,7 @@ def build(config: Mapping[str, Any], size: int) -> Augment:
         else:
             out = eval_images(images, size)
         if _uses(recipes, "erase"):
-            out = _erase(out, _box(recipes, u, strength), _luminance(mean) / 255)
+            out = _erase(out, _box(recipes, u, strength), luminance(mean) / 255)
         return out
 
     def compute(
@@ -372,11 +372,11 @@ def _colour(
     out = images.astype(jnp.float32)
     if _uses(recipes, "brightness", "contrast"):
         contrast = factor("contrast")
-        out = factor("brightness") * (contrast * out + (1 - contrast) * _luminance(mean))
+        out = factor("brightness") * (contrast * out + (1 - contrast) * luminance(mean))
     if _uses(recipes, "saturation", "greyscale"):
         grey = _shaped(u["greyscale"] < _amount(recipes, strength, "greyscale"))
         saturation = jnp.where(grey, 0, factor("saturation"))
-        out = saturation * out + (1 - saturation) * _luminance(out)
+        out = saturation * out + (1 - saturation) * luminance(out)
     if _uses(recipes, "hue"):
         turn = _amount(recipes, strength, "hue") * _signed(u["hue"])
         out = _turn_hue(jnp.clip(out, 0, 255), turn[:, None, None])
@@ -412,7 +412,7 @@ def _mean(images: jax.Array) -> jax.Array:
     return jnp.sum(columns.reshape(n, 1, width, 3), axis=2, keepdims=True) / (height * width)
 
 
-def _luminance(images: jax.Array) -> jax.Array:
+def luminance(images: jax.Array) -> jax.Array:
     """[..., 3] -> [..., 1]; spelled out, as XLA:CPU is slow in sums over a short last axis."""
     red, green, blue = (images[..., i : i + 1] for i in range(3))
     return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue

@@ -76,27 +76,19 @@ def measure(
 
 def partitions(source: Source, rows: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
     """The ways to divide `rows` [N] into groups: {label: {group: bool [N]}}."""
-    result = {"decade": dict(metrics.decades(source.labels["age"][rows]))}
-    for label, names in source.label_names.items():
-        labels = source.labels[label][rows]
-        result[label] = {name: labels == number for number, name in enumerate(names)}
-    result = {label: groups for label, groups in result.items() if _any(groups)}
-    if {"gender", "ethnicity"} <= result.keys():
-        result["gender x ethnicity"] = {
-            f"{a} {b}": is_a & is_b
-            for a, is_a in result["gender"].items()
-            for b, is_b in result["ethnicity"].items()
-        }
+    labels = {name: values[rows] for name, values in source.labels.items()}
+    parts = metrics.partitions(labels, source.label_names)
+    result = {
+        label: dict(groups)
+        for label, groups in parts.items()
+        if any(mask.any() for _, mask in groups)
+    }
     for groups in result.values():
         groups["unknown"] = ~np.any(list(groups.values()), axis=0)
     if source.part is not None:
         part = source.part[rows]
         result["part"] = {name: part == i for i, name in enumerate(source.parts)}
     return result
-
-
-def _any(groups: Mapping[str, np.ndarray]) -> bool:
-    return any(mask.any() for mask in groups.values())
 
 
 def text(measured: Mapping[str, Any], title: str) -> str:

@@ -209,7 +209,7 @@ def official(source: Source) -> dict[str, np.ndarray]:
     Raises:
       UserError: the data set has none.
     """
-    names = getattr(source, "official", None)
+    names = source.official
     if names is None or not np.any(names != ""):
         raise UserError(
             f"{WHERE}.official: the data set {source.name} has no splits of its own; use fractions"

@@ -6,6 +6,7 @@ Every one decodes to years, so that all of them compare in one table.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -37,14 +38,23 @@ class Age(Head):
     mean: float
 
     @staticmethod
-    def common(where: str, label: str, options: Mapping[str, Any], facts: Facts) -> tuple[Any, ...]:
-        """low, high and mean. Raises `UserError` for a label or range that cannot be."""
-        low, high = options["range"]
+    def fields(
+        name: str, label: str, weight: float, options: Mapping[str, Any], facts: Facts
+    ) -> dict[str, Any]:
+        """The fields above and `Head`'s. Raises `UserError` for a label or range that cannot be."""
+        where, (low, high) = f"config.heads.{name}", options["range"]
         if not 0 <= low < high:
             raise UserError(f"{where}.range: need 0 <= low < high, got {(low, high)}")
         if label not in facts.means:
             raise UserError(f"{where}: {label!r} is not a number; use kind binary or categorical")
-        return float(low), float(high), facts.means[label]
+        return {
+            "name": name,
+            "label": label,
+            "weight": weight,
+            "low": float(low),
+            "high": float(high),
+            "mean": facts.means[label],
+        }
 
     def years(self, labels: Labels) -> jax.Array:
         """The label [B]; an unknown age is NaN, and NaN * 0 is NaN: it must not reach a loss."""
@@ -80,6 +90,11 @@ class Scale:
 
     KINDS: ClassVar[tuple[str, ...]] = ("identity", "log", "unit", "standard")
 
+    @classmethod
+    def of(cls, kind: str, fields: Mapping[str, Any], std: float) -> Scale:
+        """Of the range and mean in `Age.fields`."""
+        return cls(kind, fields["low"], fields["high"], fields["mean"], std)
+
     def encode(self, years: jax.Array) -> jax.Array:
         match self.kind:
             case "log":
@@ -111,15 +126,15 @@ class Regression(Age):
     """One real number on a transformed scale.
 
     Attributes:
-      noise: balanced MSE: what its learned deviation starts at, on that scale.
-      mixture: balanced MSE by GAI: means, variances and weights of the training labels' mixture.
+      noise: balanced MSE: what its learned deviation starts at, years.
+      counts: training images of each year of age from 0 on.
     """
 
     scale: Scale
     loss_name: str
     huber_delta: float
     noise: float
-    mixture: tuple[tuple[float, ...], ...]
+    counts: tuple[int, ...]
 
     options: ClassVar[dict[str, Any]] = {
         "transform": "standard",  # identity | log | unit | standard
@@ -138,28 +153,36 @@ class Regression(Age):
         where = f"config.heads.{name}"
         one_of(where, "transform", options["transform"], Scale.KINDS)
         one_of(where, "loss", options["loss"], ("l1", "l2", "huber", "bmc", "gai"))
-        low, high, mean = cls.common(where, label, options, facts)
+        fields = cls.fields(name, label, weight, options, facts)
         if not options["noise"] > 0:
             raise UserError(f"{where}.noise: must be above 0, got {options['noise']}")
-        scale = Scale(options["transform"], low, high, mean, facts.stds[label])
-        noise = float(scale.encode(mean + options["noise"]) - scale.encode(mean))
-        mixture: tuple[tuple[float, ...], ...] = ()
-        if options["loss"] == "gai":
-            ages = np.repeat(np.arange(len(facts.counts[label])), facts.counts[label])
-            fitted = losses.fit_mixture(
-                np.asarray(scale.encode(jnp.asarray(ages))), COMPONENTS, seed=0
-            )
-            mixture = tuple(tuple(np.asarray(part, float).tolist()) for part in fitted)
         return cls(
-            name, label, weight, low, high, mean, scale, options["loss"],
-            options["huber_delta"], noise, mixture,
-        )  # fmt: skip
+            **fields,
+            scale=Scale.of(options["transform"], fields, facts.stds[label]),
+            loss_name=options["loss"],
+            huber_delta=options["huber_delta"],
+            noise=options["noise"],
+            counts=tuple(facts.counts.get(label, ())),
+        )
+
+    @functools.cached_property
+    def mixture(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Means, variances and weights, [M], of the training labels on the loss's scale.
+
+        Fitted when a loss asks for it: predicting needs none.
+        """
+        with jax.ensure_compile_time_eval():
+            ages = self.scale.encode(
+                jnp.repeat(jnp.arange(len(self.counts)), np.array(self.counts))
+            )
+        return losses.fit_mixture(np.asarray(ages), COMPONENTS, seed=0)
 
     def output(self, inputs: int, rngs: nnx.Rngs) -> nnx.Module:
         # Training need not first find the mean.
         start = self.scale.encode(jnp.float32(self.mean))
         if self.loss_name in ("bmc", "gai"):
-            return outputs.Noisy(inputs, rngs, start, jnp.float32(self.noise))
+            noise = self.scale.encode(jnp.float32(self.mean + self.noise)) - start
+            return outputs.Noisy(inputs, rngs, start, noise)
         return outputs.linear(inputs, 1, rngs, start)
 
     def decode(self, output: jax.Array) -> jax.Array:
@@ -177,7 +200,7 @@ class Regression(Age):
         sigma = jnp.exp(output[0, 1])
         if self.loss_name == "bmc":
             return losses.balanced_mse_bmc(value, target, self.known(labels), sigma)
-        return losses.balanced_mse_gai(value, target, sigma, *map(jnp.array, self.mixture))
+        return losses.balanced_mse_gai(value, target, sigma, *map(jnp.float32, self.mixture))
 
 
 @register("gaussian")
@@ -197,12 +220,10 @@ class Gaussian(Age):
     def build(
         cls, name: str, label: str, weight: float, options: Mapping[str, Any], facts: Facts
     ) -> Gaussian:
-        where = f"config.heads.{name}"
-        low, high, mean = cls.common(where, label, options, facts)
-        if not 0 <= options["beta"] <= 1:
-            raise UserError(f"{where}.beta: need 0 <= beta <= 1, got {options['beta']}")
-        scale = Scale("standard", low, high, mean, facts.stds[label])
-        return cls(name, label, weight, low, high, mean, scale, float(options["beta"]))
+        fields, beta = cls.fields(name, label, weight, options, facts), float(options["beta"])
+        if not 0 <= beta <= 1:
+            raise UserError(f"config.heads.{name}.beta: need 0 <= beta <= 1, got {beta:g}")
+        return cls(**fields, scale=Scale.of("standard", fields, facts.stds[label]), beta=beta)
 
     def output(self, inputs: int, rngs: nnx.Rngs) -> nnx.Module:
         return outputs.linear(inputs, 2, rngs)
@@ -262,7 +283,7 @@ class Distribution(Age):
         one_of(where, "loss", options["loss"], ("ce", "dldl", "mean_variance", "sord"))
         one_of(where, "decode", options["decode"], ("median", "expectation"))
         one_of(where, "power", options["power"], (1, 2))
-        low, high, mean = cls.common(where, label, options, facts)
+        fields = cls.fields(name, label, weight, options, facts)
         if not options["sigma"] > 0:
             raise UserError(f"{where}.sigma: must be above 0, got {options['sigma']}")
         if not 0 <= options["smoothing"] < 1:
@@ -274,13 +295,17 @@ class Distribution(Age):
             "mean_variance": (options["mean_weight"], options["variance_weight"]),
             "sord": (options["power"],),
         }.get(options["loss"], ())
-        counts = age_counts(facts.counts[label], low, high)
-        start = tuple(np.log(counts / counts.sum()).tolist())
+        counts = age_counts(facts.counts[label], fields["low"], fields["high"])
         return cls(
-            name, label, weight, low, high, mean, start, options["loss"], float(options["sigma"]),
-            options["votes"], weights, float(options["smoothing"]),
-            options["decode"] == "median",
-        )  # fmt: skip
+            **fields,
+            start=tuple(np.log(counts / counts.sum()).tolist()),
+            loss_name=options["loss"],
+            sigma=float(options["sigma"]),
+            votes=options["votes"],
+            weights=weights,
+            smoothing=float(options["smoothing"]),
+            median=options["decode"] == "median",
+        )
 
     @property
     def ages(self) -> jax.Array:
@@ -368,16 +393,17 @@ class Ordinal(Age):
         where = f"config.heads.{name}"
         one_of(where, "method", options["method"], tuple(ORDINAL))
         one_of(where, "decode", options["decode"], ("count", "expectation"))
-        low, high, mean = cls.common(where, label, options, facts)
-        counts = age_counts(facts.counts[label], low, high)
+        fields = cls.fields(name, label, weight, options, facts)
+        counts = age_counts(facts.counts[label], fields["low"], fields["high"])
         above = 1 - np.cumsum(counts)[:-1] / counts.sum()
         asked = np.concatenate([[1.0], above[:-1]]) if options["method"] == "corn" else 1.0
         yes = above / asked  # corn asks the older ones alone
-        start = tuple(np.log(yes / (1 - yes)).tolist())
         return cls(
-            name, label, weight, low, high, mean, start, options["method"],
-            options["decode"] == "count",
-        )  # fmt: skip
+            **fields,
+            start=tuple(np.log(yes / (1 - yes)).tolist()),
+            method=options["method"],
+            count=options["decode"] == "count",
+        )
 
     def output(self, inputs: int, rngs: nnx.Rngs) -> nnx.Module:
         if self.method == "coral":

@@ -159,7 +159,7 @@ class Categorical(Head):
         cls, name: str, label: str, weight: float, options: Mapping[str, Any], facts: Facts
     ) -> Categorical:
         width = len(class_names(name, label, facts))
-        loss = ClassLoss.of(f"config.heads.{name}", options, facts.counts[label])
+        loss = ClassLoss.of(f"config.heads.{name}", options, facts.counts.get(label, ()))
         return cls(name, label, weight, width, loss)
 
     def output(self, inputs: int, rngs: nnx.Rngs) -> nnx.Module:

@@ -23,7 +23,8 @@ class Facts:
     labels: the labels that at least one example has.
     means, stds, medians: of each real-valued label among them, years.
     label_names: class names of each categorical label.
-    counts: of each label: examples per year of age from 0 on (rounded), or per class.
+    counts: of each label: examples per year of age from 0 on (rounded), or per class. Empty in runs
+      from before there were kinds of heads that ask for it.
     """
 
     labels: Sequence[str]
@@ -31,7 +32,7 @@ class Facts:
     stds: Mapping[str, float]
     medians: Mapping[str, float]
     label_names: Mapping[str, Sequence[str]]
-    counts: Mapping[str, Sequence[int]]
+    counts: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(

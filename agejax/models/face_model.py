@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from agejax.data.augment import LUMA
+from agejax.data.augment import luminance
 from agejax.models import layers
 from agejax.models.backbone import Backbone, Features
 from agejax.models.feature_smoothing import FeatureSmoothing, SmoothingOptions
@@ -97,7 +97,7 @@ class FaceModel(nnx.Module):
 
     def _normalise(self, images: jax.Array, grey: bool) -> jax.Array:
         if grey:
-            images = jnp.broadcast_to((images @ jnp.array(LUMA))[..., None], images.shape)
+            images = jnp.broadcast_to(luminance(images), images.shape)
         return (images - jnp.array(self.mean)) / jnp.array(self.std)
 
     def _share(self, pooled: jax.Array, train: bool, rngs: nnx.Rngs | None) -> jax.Array:

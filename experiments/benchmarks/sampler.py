@@ -13,7 +13,6 @@ import json
 import os
 import pathlib
 import statistics
-import subprocess
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -24,6 +23,7 @@ import numpy as np
 from agejax.config import default
 from agejax.data import pipeline, sampling
 from agejax.data.sources import Source
+from experiments.arms import commit
 
 BATCH = 1024
 OUTPUT = pathlib.Path(__file__).parents[1] / "results" / "sampler.json"
@@ -97,9 +97,7 @@ def measure(rows: int, repeats: int) -> dict[str, Any]:
         "kinds": kinds,
         "repeats": repeats,
         "machine": f"{os.cpu_count()} cores, numpy {np.__version__}",
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip(),
+        "commit": commit(),
     }
 
 

@@ -14,7 +14,6 @@ import json
 import os
 import pathlib
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -34,6 +33,7 @@ from agejax.data.sources import Source
 from agejax.logging.stopwatch import Stopwatch
 from agejax.logging.train_log import TrainLog
 from agejax.models import layers, pretrained
+from experiments.arms import commit
 
 SIZE, BATCH = 128, 64
 LIGHT = {
@@ -229,11 +229,8 @@ def measure(repeats: int, steps: int) -> dict[str, Any]:
             "steps_a_turn": steps,
             "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores",
             "jax": metadata.version("jax"),
-            "commit": subprocess.run(
-                ["git", "rev-parse", "--short", "HEAD"],
-                capture_output=True, text=True, check=False,
-            ).stdout.strip(),
-        }  # fmt: skip
+            "commit": commit(),
+        }
 
 
 def main() -> None:
