@@ -20,6 +20,7 @@ import ml_collections
 import numpy as np
 
 from agejax import evaluate, train
+from agejax.logging import records
 from agejax.metrics import RESAMPLES
 
 Arms = Mapping[str, ml_collections.ConfigDict]
@@ -62,6 +63,7 @@ def run(arms: Arms, seeds: Sequence[int], folder: pathlib.Path, split: str) -> d
             seeded.seed = seed
             if train.train(seeded, workdir) is None:
                 raise SystemExit(1)
+            records.write_json(workdir / "arm.json", {"commit": commit()})
             evaluate.evaluate(workdir, split=split, output=workdir / "scores")
             jax.clear_caches()  # a long list of arms would fill the memory with programs
     return {name: Scores.read([folder / name / f"seed-{seed}" for seed in seeds]) for name in arms}
@@ -75,11 +77,13 @@ class Scores:
       columns: of predictions.csv but those that differ between seeds: ids, groups, labels. [N]
       predicted: label -> [seeds, N], years or class numbers.
       runs: summary.json of each seed.
+      commits: of the code that finished each seed: a long comparison may span several.
     """
 
     columns: dict[str, np.ndarray]
     predicted: dict[str, np.ndarray]
     runs: tuple[dict[str, Any], ...]
+    commits: tuple[str, ...]
 
     @classmethod
     def read(cls, workdirs: Sequence[pathlib.Path]) -> Scores:
@@ -104,7 +108,8 @@ class Scores:
             for label in labels
         }
         summaries = [json.loads((workdir / "summary.json").read_text()) for workdir in workdirs]
-        return cls(columns, predicted, tuple(summaries))
+        commits = [json.loads((workdir / "arm.json").read_text())["commit"] for workdir in workdirs]
+        return cls(columns, predicted, tuple(summaries), tuple(commits))
 
     def losses(self, label: str) -> np.ndarray:
         """[seeds, N]: absolute errors of an age in years, 0 or 1 of a class; NaN: no label."""

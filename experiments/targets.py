@@ -145,6 +145,7 @@ def measure(scores: arms.Scores, base: arms.Scores) -> dict[str, Any]:
         "gender_error": arms.mean_interval(scores.losses("gender"), groups),
         "ethnicity_macro_f1": {"mean": float(np.mean(f1)), "seeds": f1},
         "images_per_second": float(np.median([r["images_per_second"] for r in scores.runs])),
+        "commits": scores.commits,
     }
 
 

@@ -42,6 +42,7 @@ def main(argv: Sequence[str]) -> None:
     result = {
         "command": "python -m experiments.transfer_check",
         "commit": arms.commit(),
+        "commits": {name: arm.commits for name, arm in scores.items()},
         "steps": args.steps,
         "age_mae": {name: arms.mean_interval(values, groups) for name, values in losses.items()},
         "difference": arms.mean_interval(losses["imagenet"] - losses["scratch"], groups),
