@@ -19,7 +19,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from agejax import evaluate, train
+from agejax import evaluate, sharding, train
 from agejax.logging import records
 from agejax.metrics import RESAMPLES
 
@@ -53,6 +53,7 @@ def run(arms: Arms, seeds: Sequence[int], folder: pathlib.Path, split: str) -> d
       UserError: as in training.
       SystemExit: SIGTERM or SIGINT stopped an arm; the same call goes on with it.
     """
+    sharding.start()  # the compile cache: an arm's seeds share their programs
     for seed in seeds:  # the outer loop, so that what is there of a long comparison is fair
         for name, config in arms.items():
             workdir = folder / name / f"seed-{seed}"
