@@ -7,6 +7,8 @@ import json
 
 import numpy as np
 import pytest
+from packing import pack
+from test_sources import encode, photo, versions
 
 import tiny
 from agejax import evaluate, train
@@ -86,6 +88,38 @@ def test_without_weights_parts_are_drawn_by_their_size(utkface, drawn):
     assert mixed.parts == {"real": 96 / 80, "drawn": 64 / 80}
     expected = draws.weigh(sampling(), mixed, np.arange(160)).expected(160)
     np.testing.assert_allclose(expected, 1)
+
+
+def test_copies_across_the_parts_share_a_group_and_a_split(cache, tmp_path, capsys):
+    """Versions of two photos that the first part has too, and one it has not."""
+    names = [f"{20 + i}_0_0_2020{i}.jpg" for i in range(12)]
+    real = {name: encode(photo(i)) for i, name in enumerate(names)}
+    web = {f"{i}-{j}.jpg": v for i in (3, 7) for j, v in enumerate(versions(photo(i)).values())}
+    web["new.jpg"] = encode(photo(99))
+    parts = {
+        "real": {"name": "utkface", "source": str(pack(real, tmp_path / "real.zip"))},
+        "web": {"name": "image_folder", "source": str(pack(web, tmp_path / "web.zip"))},
+    }
+
+    mixed = mixture.load(parts, image_size=64, cache_dir=str(cache))
+    group = dict(zip(mixed.ids.tolist(), mixed.groups.tolist(), strict=True))
+    for name in web:
+        row = name.split("-")[0]
+        same = f"real/{names[int(row)]}" if row.isdigit() else f"web/{name}"
+        assert group[f"web/{name}"] == mixed.ids.tolist().index(same)
+    assert len(np.unique(mixed.groups)) == 12 + 1
+    made = splits.by_fraction(mixed, {"train": 0.6, "test": 0.4}, seed=0)
+    assert splits.torn_groups(mixed, made) == 0
+
+    assert "looking for copies" in capsys.readouterr().err
+    again = mixture.load(parts, image_size=64, cache_dir=str(cache))
+    np.testing.assert_array_equal(again.groups, mixed.groups)
+    assert again.fingerprint == mixed.fingerprint
+    assert "looking for copies" not in capsys.readouterr().err
+
+
+def test_drawn_faces_are_no_copies_of_anything(utkface, drawn):
+    assert mixture.copies_across([utkface, drawn], [True, False]).shape == (0, 2)
 
 
 def test_a_view_of_a_mixture_keeps_the_parts(both, utkface, drawn):

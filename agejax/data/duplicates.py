@@ -59,12 +59,19 @@ def merge(pairs: np.ndarray, n: int) -> np.ndarray:
     return first[component].astype(np.int64)
 
 
-def near_pairs(thumbnails: np.ndarray) -> np.ndarray:
-    """int64 [P, 2]: pairs (i, j), i < j, that show one picture."""
+def near_pairs(thumbnails: np.ndarray, part: np.ndarray | None = None) -> np.ndarray:
+    """int64 [P, 2]: pairs (i, j), i < j, that show one picture.
+
+    Args:
+      thumbnails: uint8 [N, EDGE, EDGE].
+      part: int [N]; only pairs of different parts are looked at.
+    """
     found = []
     for mirrored in (False, True):
         others = thumbnails[:, :, ::-1] if mirrored else thumbnails
         pairs = np.concatenate(list(_proposed(thumbnails, others)))
+        if part is not None:
+            pairs = pairs[part[pairs[:, 0]] != part[pairs[:, 1]]]
         with ThreadPoolExecutor() as pool:
             alike = pool.map(lambda ij, others=others: _detail(thumbnails[ij[0]], others[ij[1]]),
                              pairs)  # fmt: skip

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import pathlib
+import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from agejax.data import edits, sources
+from agejax.data import builders, duplicates, edits, sources
 from agejax.data.sources import Gathered, Source
 from agejax.errors import UserError, check_keys
 
 KEYS = ("name", "source", "weight", "options")
 WHERE = "config.data.mixture"
+CHUNK = 256  # images a thread looks at together
 
 
 def load(parts: Mapping[str, Any], *, image_size: int, cache_dir: str | None = None) -> Source:
@@ -43,19 +47,73 @@ def load(parts: Mapping[str, Any], *, image_size: int, cache_dir: str | None = N
         )
         for part, given in parts.items()
     }
-    return join(loaded, {part: given.get("weight") for part, given in parts.items()})
+    looked_at = [builders.find(given["name"]).FIND_DUPLICATES for given in parts.values()]
+    copies = copies_across(list(loaded.values()), looked_at, cache_dir)
+    return join(loaded, {part: given.get("weight") for part, given in parts.items()}, copies)
 
 
-def join(parts: Mapping[str, Source], weights: Mapping[str, float | None]) -> Source:
+def copies_across(
+    parts: Sequence[Source], looked_at: Sequence[bool], cache_dir: str | None = None
+) -> np.ndarray:
+    """Pairs of images of different parts that show one picture; found once, then remembered.
+
+    Public sets are gathered from the same places, and what trains in one must not test in another.
+
+    Args:
+      looked_at: of each part; drawn faces are alike without being copies.
+
+    Returns:
+      int64 [P, 2], rows of the joined source.
+    """
+    starts = np.cumsum([0, *(len(source.ids) for source in parts)])
+    chosen = [i for i, yes in enumerate(looked_at) if yes]
+    if len(chosen) < 2:
+        return np.empty((0, 2), np.int64)
+    rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in chosen])
+    part = np.repeat(chosen, [len(parts[i].ids) for i in chosen])
+
+    def find(folder: pathlib.Path) -> None:
+        names = " and ".join(parts[i].name for i in chosen)
+        print(f"looking for copies of one picture in {names}", file=sys.stderr)
+        found = duplicates.near_pairs(_thumbnails([parts[i] for i in chosen]), part)
+        np.savez(folder / "pairs.npz", pairs=rows[found])
+        print(f"{len(found):,} pairs", file=sys.stderr)
+
+    known = [(source.fingerprint, source.images.shape) for source in parts]
+    key = hashlib.sha256(repr((known, chosen)).encode()).hexdigest()[:16]
+    with np.load(sources.cached(f"copies/{key}", find, cache_dir) / "pairs.npz") as arrays:
+        pairs: np.ndarray = arrays["pairs"]
+        return pairs
+
+
+def _thumbnails(parts: Sequence[Source]) -> np.ndarray:
+    """uint8 [N, EDGE, EDGE] of all images of all parts."""
+
+    def look(chunk: tuple[Source, int]) -> np.ndarray:
+        source, start = chunk
+        rows = np.arange(start, min(start + CHUNK, len(source.ids)))
+        return np.stack([duplicates.thumbnail(image) for image in source.take(rows)])
+
+    chunks = [(source, start) for source in parts for start in range(0, len(source.ids), CHUNK)]
+    with ThreadPoolExecutor() as pool:
+        return np.concatenate(list(pool.map(look, chunks)))
+
+
+def join(
+    parts: Mapping[str, Source],
+    weights: Mapping[str, float | None],
+    copies: np.ndarray | None = None,
+) -> Source:
     """One source of all rows of all parts, in their order.
 
     A label's classes are the first part's, and behind them those that only later parts have. What
-    a part does not know is unknown. Ids begin with the part's name; duplicates are known within a
-    part only.
+    a part does not know is unknown. Ids begin with the part's name.
 
     Args:
       weights: part -> its share of the draws, in any unit. None: as its size says, in which a part
         of mean size weighs 1.
+      copies: int [P, 2], pairs of rows of the result that show one picture, beside those that each
+        part knows of.
 
     Raises:
       UserError: no part, a weight of 0 or below, or parts of different image sizes.
@@ -74,6 +132,11 @@ def join(parts: Mapping[str, Source], weights: Mapping[str, float | None]) -> So
     sizes = np.array([len(source.ids) for source in every])
     starts = np.cumsum(sizes) - sizes
     part = np.repeat(np.arange(len(every)), sizes)
+    groups = np.concatenate([s.groups + start for s, start in zip(every, starts, strict=True)])
+    links = np.stack([np.arange(len(groups)), groups], axis=1)
+    groups = duplicates.merge(
+        links if copies is None else np.concatenate([links, copies]), len(groups)
+    )
 
     return Source(
         name="+".join(parts),
@@ -83,10 +146,11 @@ def join(parts: Mapping[str, Source], weights: Mapping[str, float | None]) -> So
             for name in sources.LABELS
         },
         ids=np.concatenate([np.char.add(f"{name}/", s.ids) for name, s in parts.items()]),
-        groups=np.concatenate([s.groups + start for s, start in zip(every, starts, strict=True)]),
+        groups=groups,
         label_names=label_names,
         fingerprint=hashlib.sha256(
             repr([(name, source.fingerprint) for name, source in parts.items()]).encode()
+            + groups.tobytes()
         ).hexdigest()[:16],
         skipped=tuple(f"{name}/{line}" for name, s in parts.items() for line in s.skipped),
         **_more(every),

@@ -184,8 +184,6 @@ def load(
     if image_size < 1:
         raise UserError(f"config.data.image_size: {image_size} is not 1 or more")
     files = builder.locate(path)
-    cache = pathlib.Path(cache_dir or os.environ.get("AGEJAX_CACHE") or "~/.cache/agejax")
-    cache = cache.expanduser().absolute() / name
     key = _key(
         FORMAT,
         name,
@@ -194,20 +192,35 @@ def load(
         _stamp(files),
         *map(_stamp, builder.also_reads(options, files)),
     )
-    records, decoded = cache / f"{key}-records", cache / f"{key}-{image_size}px"
-    with _disk_errors(cache):
-        if not _whole(decoded):
 
-            def prepare(folder: pathlib.Path) -> None:
-                print(f"{name}: preparing" + (f" {files}" if files else ""), file=sys.stderr)
-                _tfds(builder, folder, source=files, **options)
+    def prepare(folder: pathlib.Path) -> None:
+        print(f"{name}: preparing" + (f" {files}" if files else ""), file=sys.stderr)
+        _tfds(builder, folder, source=files, **options)
 
-            def decode_all(folder: pathlib.Path) -> None:
-                _make(records, prepare)
-                _decode_all(_tfds(builder, records, source=files, **options), folder, image_size)
+    def decode_all(folder: pathlib.Path) -> None:
+        records = cached(f"{name}/{key}-records", prepare, cache_dir)
+        _decode_all(_tfds(builder, records, source=files, **options), folder, image_size)
 
-            _make(decoded, decode_all)
-        return _open(decoded)
+    return _open(cached(f"{name}/{key}-{image_size}px", decode_all, cache_dir))
+
+
+def cached(
+    name: str, make: Callable[[pathlib.Path], None], cache_dir: str | None = None
+) -> pathlib.Path:
+    """The folder `name` of the cache, which `make` fills the first time, whole or not at all.
+
+    Args:
+      cache_dir: as in `load`.
+
+    Raises:
+      UserError: a disk that is full or read-only.
+    """
+    cache = pathlib.Path(cache_dir or os.environ.get("AGEJAX_CACHE") or "~/.cache/agejax")
+    folder = cache.expanduser().absolute() / name
+    with _disk_errors(folder.parent):
+        if not _whole(folder):
+            _make(folder, make)
+    return folder
 
 
 def decode(data: bytes, image_size: int) -> np.ndarray:
