@@ -13,6 +13,7 @@ setup(
         "absl-py>=2.5",
         "array_record>=0.8.6",
         "clu>=0.0.12",
+        "flatbuffers>=25.12",  # jax.export writes with it
         "flax>=0.12.8",
         "grain>=0.2.18",
         "h5py>=3.16",
@@ -33,6 +34,7 @@ setup(
     ],
     extras_require={
         "cuda12": ["jax[cuda12]>=0.10.2"],
+        "onnx": ["onnx>=1.23", "onnxruntime>=1.32"],
         # What backbones, losses and weights are compared with: make parity.
         "parity": [
             "balanced-loss==0.1.1",
@@ -47,8 +49,12 @@ setup(
             "torchvision==0.28.0",
         ],
         "test": [
+            "fairlearn>=0.13",  # whose figures by group ours equal
             "hypothesis>=6.170",
             "mypy>=2.4",
+            "onnx>=1.23",
+            "onnxruntime>=1.32",
+            "playwright>=1.65",  # drives Debian's Chromium
             "pytest>=9.2",
             "pytest-xdist>=3.8",
             "ruff>=0.17",

@@ -6,6 +6,7 @@ resample groups of duplicates, so that copies of one photo do not count as evide
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -45,8 +46,8 @@ def evaluate(
       "cs5", "cs10" (fractions with an error of at most so many years), "floor_mae"},
       "gender", "ethnicity": {"n", "accuracy", "accuracy_ci95", "balanced_accuracy", "macro_f1"},
       "groups": {target: {"decade", "gender", "ethnicity", "gender x ethnicity": [{"name", "n",
-      "mae", "bias" | "accuracy"}], "worst": {"by", "name", ...} of `SMALLEST_GROUP` images or
-      more}}}. Plain Python numbers, all finite.
+      "mae", "bias", "mae_ci95" | "accuracy", "accuracy_ci95"}], "worst": {"by", "name", ...} of
+      `SMALLEST_GROUP` images or more}}}. Plain Python numbers, all finite.
 
     Raises:
       UserError: a prediction is not finite.
@@ -81,16 +82,63 @@ def evaluate(
             classes = predicted.argmax(axis=1)
             values = {"accuracy": (classes == label).astype(np.float64)}
             scores = _class_scores(label[known], classes[known])
+        masks = [known, *(part & known for by in parts.values() for _, part in by)]
         rank, ranked = next(iter(values.items()))
-        interval = bootstrap(ranked[known], duplicates[known], seed, resamples)
+        intervals = bootstrap(ranked, np.stack(masks, axis=1), duplicates, seed, resamples)
         result[target] = {
             "n": int(known.sum()),
             rank: scores.pop(rank),
-            f"{rank}_ci95": interval,
+            f"{rank}_ci95": intervals[0],
             **scores,
         }
-        groups[target] = _group_scores(values, known, parts)
+        groups[target] = _group_scores(values, parts, masks[1:], intervals[1:])
     return {**result, "groups": groups}
+
+
+def paired(
+    predictions: Mapping[str, np.ndarray],
+    others: Mapping[str, np.ndarray],
+    labels: Mapping[str, np.ndarray],
+    label_names: Mapping[str, Sequence[str]],
+    duplicates: np.ndarray,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> dict[str, Any]:
+    """How much less wrong than the others' predictions these are, on the same images.
+
+    Args:
+      predictions, others, labels, label_names, duplicates, seed, resamples: as in `evaluate`.
+
+    Returns:
+      target -> {"n", "difference": of the mean absolute errors in years, or of the shares of wrong
+      classes, below 0 where `predictions` are better, "difference_ci95": paired, "groups": {by:
+      [{"name", "n", "difference", "difference_ci95"}]}}; for targets that both predict.
+    """
+    result: dict[str, Any] = {}
+    parts = partitions(labels, label_names)
+    for target in predictions.keys() & others.keys() & labels.keys():
+        label = labels[target]
+        known = np.isfinite(label) if predictions[target].ndim == 1 else label >= 0
+        if not known.any():
+            continue
+        ours, theirs = (_losses(some[target], label) for some in (predictions, others))
+        masks = [known, *(part & known for by in parts.values() for _, part in by)]
+        intervals = bootstrap(ours - theirs, np.stack(masks, axis=1), duplicates, seed, resamples)
+        groups = _group_scores({"difference": ours - theirs}, parts, masks[1:], intervals[1:])
+        result[target] = {
+            "n": int(known.sum()),
+            "difference": float((ours - theirs)[known].mean()),
+            "difference_ci95": intervals[0],
+            "groups": {by: rows for by, rows in groups.items() if by != "worst"},
+        }
+    return result
+
+
+def _losses(predicted: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Absolute errors in years, or 0 and 1 of classes; float64 [N]."""
+    if predicted.ndim == 1:
+        return np.abs(predicted.astype(np.float64) - label)
+    return (predicted.argmax(axis=1) != label).astype(np.float64)
 
 
 def _age_scores(error: np.ndarray) -> dict[str, float]:
@@ -123,24 +171,42 @@ def _class_scores(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
 
 
 def bootstrap(
-    values: np.ndarray, duplicates: np.ndarray, seed: int = 0, resamples: int = RESAMPLES
-) -> list[float]:
-    """[low, high] of the mean's 95 % percentile interval, resampling whole groups (Efron 1979).
+    values: np.ndarray,
+    parts: np.ndarray,
+    duplicates: np.ndarray,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> list[list[float]]:
+    """[low, high] of means' 95 % percentile intervals, resampling groups of copies (Efron 1979).
 
-    The same seed draws the same groups, so two models' resamples on the same images are paired.
+    The same seed draws the same groups, so two models' resamples on the same images are paired, and
+    the interval of the mean of their differences is a paired one.
 
     Args:
       values: float [N].
-      duplicates: int [N], equal within a group.
+      parts: bool [N, K], whose means: the mean of part k is that of values[parts[:, k]].
+      duplicates: int [N], equal within a group of copies.
+
+    Returns:
+      K intervals; NaN where a part holds no image. Resamples without one of a part's do not count.
     """
-    _, group = np.unique(duplicates, return_inverse=True)
-    sums, counts = np.bincount(group, values), np.bincount(group)
+    some = parts.any(axis=1)
+    _, group = np.unique(duplicates[some], return_inverse=True)
+    n = int(group.max(initial=-1)) + 1
+    parts, values = parts[some], np.where(some, values, 0.0)[some]
+    sums = np.zeros((n, 2, parts.shape[1]))
+    np.add.at(sums, group, np.stack([np.where(parts, values[:, None], 0.0), parts], axis=1))
     rng = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    for i in range(resamples):  # one resample at a time: 20,000 x 1,000 draws would fill 160 MB
-        drawn = rng.integers(len(sums), size=len(sums))
-        means[i] = sums[drawn].sum() / counts[drawn].sum()
-    return [float(q) for q in np.percentile(means, [2.5, 97.5])]
+    means = np.empty((resamples, parts.shape[1]))
+    with np.errstate(invalid="ignore"):  # 0 / 0
+        for i in range(resamples):  # one at a time: 20,000 x 1,000 draws would fill 160 MB
+            times = np.bincount(rng.integers(n, size=n), minlength=n) if n else np.zeros(0)
+            total, count = np.tensordot(times, sums, 1)
+            means[i] = total / count
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a part without images
+        low, high = np.nanpercentile(means, [2.5, 97.5], axis=0)
+    return np.stack([low, high], axis=1).tolist()
 
 
 def decades(age: np.ndarray) -> Partition:
@@ -169,19 +235,30 @@ def partitions(
 
 
 def _group_scores(
-    values: Mapping[str, np.ndarray], known: np.ndarray, partitions: Mapping[str, Partition]
+    values: Mapping[str, np.ndarray],
+    partitions: Mapping[str, Partition],
+    masks: Sequence[np.ndarray],
+    intervals: Sequence[Sequence[float]],
 ) -> dict[str, Any]:
-    """Means of `values` ([N] each, of which `known` count) by group, and the worst large group."""
+    """Means of `values` ([N] each) by group, and the worst large group.
+
+    Args:
+      masks, intervals: of each part of each partition, in order: which images count, bool [N], and
+        the interval of the first value's mean.
+    """
     result: dict[str, Any] = {}
+    rank = next(iter(values))
+    every = iter(zip(masks, intervals, strict=True))
     for by, parts in partitions.items():
         rows = [
             {
                 "name": name,
-                "n": int(part.sum()),
-                **{k: float(v[part].mean()) for k, v in values.items()},
+                "n": int(counts.sum()),
+                **{k: float(v[counts].mean()) for k, v in values.items()},
+                f"{rank}_ci95": interval,
             }
-            for name, part in ((name, part & known) for name, part in parts)
-            if part.any()
+            for (name, _), (counts, interval) in zip(parts, every, strict=False)
+            if counts.any()
         ]
         if rows:
             result[by] = rows
@@ -192,8 +269,8 @@ def _group_scores(
         if row["n"] >= SMALLEST_GROUP
     ]
     if large:
-        worst = (lambda row: row["mae"]) if "mae" in values else (lambda row: -row["accuracy"])
-        result["worst"] = max(large, key=worst)
+        sign = -1 if rank == "accuracy" else 1
+        result["worst"] = max(large, key=lambda row: sign * row[rank])
     return result
 
 
@@ -244,12 +321,8 @@ def table(evaluated: Mapping[str, Any]) -> str:
 
 
 def _targets(evaluated: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(target, scores) of an evaluation."""
-    return (
-        (name, value)
-        for name, value in evaluated.items()
-        if isinstance(value, Mapping) and name != "groups"
-    )
+    """(target, scores) of an evaluation: those that groups are scored by too."""
+    return ((name, evaluated[name]) for name in evaluated["groups"])
 
 
 def _group_rows(groups: Mapping[str, Any]) -> list[list[str]]:

@@ -170,7 +170,7 @@ class Page(html.parser.HTMLParser):
 
 
 def test_the_page_stands_alone_and_says_what_its_charts_show(report):
-    text = audit_page.page(report, audit_figures.draw(report))
+    text = audit_page.audit(report, audit_figures.draw(report))
     page = Page(text)
     assert all(reference.startswith("data:") for reference in page.references)
     assert not {"script", "iframe", "object"} & set(page.tags)
@@ -198,7 +198,7 @@ def test_data_without_labels_or_duplicates_is_audited_too():
     assert not any(row["n"] for row in report["outliers"].values())
     charts = audit_figures.draw(report)
     assert not charts
-    assert "No splits were given" in Page(audit_page.page(report, charts)).text
+    assert "No splits were given" in Page(audit_page.audit(report, charts)).text
     assert "12 images" in audit.summary(report)
 
 

@@ -337,7 +337,7 @@ def write(report: Mapping[str, Any], output: pathlib.Path) -> None:
     report = records.clean(report)
     records.write_json(output / "audit.json", report)
     figures = audit_figures.draw(report)
-    records.write_text(output / "index.html", audit_page.page(report, figures))
+    records.write_text(output / "index.html", audit_page.audit(report, figures))
 
 
 def summary(report: Mapping[str, Any]) -> str:

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from agejax.reporting.plots import BLUE, GRID, ORANGE, TEXT, _tidy
-
-
-class Chart(NamedTuple):
-    """A PNG, what it shows in one line, and in words for who cannot see it."""
-
-    png: bytes
-    caption: str
-    alt: str
+from agejax.reporting.plots import BLUE, GRID, ORANGE, TEXT, Chart, tidy
 
 
 def draw(report: Mapping[str, Any]) -> dict[str, Chart]:
@@ -47,13 +38,13 @@ def _ages(edges: np.ndarray, groups: Mapping[str, Sequence[int]], label: str) ->
         axes.set_title(f"{name}: {n:,} images", loc="left", fontsize=10, color=TEXT)
         axes.set_ylabel("images")
         axes.grid(axis="y", color=GRID, linewidth=0.6)
-        _tidy(axes)
+        tidy(axes)
         words.append(f"{name} {n:,}" + (f", most of {_peak(edges, counts)}" if n else ""))
     panels[-1].set_xlabel("age (years)")
     step = int(edges[1] - edges[0])
     by = "" if label == "all" else f" by {label}"
     caption = f"Ages{by}, in bins of {step} years"
-    return Chart(_png(figure), caption, f"Histograms. {caption}. Images: {'; '.join(words)}.")
+    return Chart.of(figure, caption, f"Histograms. {caption}. Images: {'; '.join(words)}.")
 
 
 def _peak(edges: np.ndarray, counts: Sequence[int]) -> str:
@@ -69,16 +60,10 @@ def _years_apart(years: Sequence[float]) -> Chart:
     axes.bar(edges[:-1], counts, 0.9, color=ORANGE)
     axes.set(xlabel="years between the oldest and the youngest label", ylabel="groups")
     axes.grid(axis="y", color=GRID, linewidth=0.6)
-    _tidy(axes)
+    tidy(axes)
     caption = f"How far apart the ages of copies are, {len(years):,} groups whose ages differ"
     alt = (
         f"Histogram. {caption}: median {np.median(years):g}, largest {max(years):g} years; "
         f"{np.sum(np.array(years) > 5):,} groups differ by more than 5 years."
     )
-    return Chart(_png(figure), caption, alt)
-
-
-def _png(figure: Figure) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
-    return file.getvalue()
+    return Chart.of(figure, caption, alt)

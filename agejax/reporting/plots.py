@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,6 +20,20 @@ from agejax.metrics import DECADES, decades
 BLUE, ORANGE = "#0072b2", "#d55e00"
 TEXT, GRID = "#444444", "#dddddd"
 SHOWN_CURVES = ("loss", "/mae", "/accuracy", "learning_rate")  # how their names end
+
+
+class Chart(NamedTuple):
+    """A PNG, what it shows in one line, and in words for who cannot see it."""
+
+    png: bytes
+    caption: str
+    alt: str
+
+    @classmethod
+    def of(cls, figure: Figure, caption: str, alt: str) -> Chart:
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
+        return cls(file.getvalue(), caption, alt)
 
 
 def save_age_figure(
@@ -72,7 +87,7 @@ def _plot_predicted(axes: Axes, true: np.ndarray, predicted: np.ndarray) -> None
         ylim=(low, high),
     )
     axes.legend(loc="upper left", frameon=False, labelcolor=TEXT)
-    _tidy(axes)
+    tidy(axes)
 
 
 def _plot_error(axes: Axes, true: np.ndarray, predicted: np.ndarray) -> None:
@@ -102,7 +117,7 @@ def _plot_error(axes: Axes, true: np.ndarray, predicted: np.ndarray) -> None:
     axes.legend(loc="upper left", frameon=False, labelcolor=TEXT, fontsize=8.5)
     axes.set_ylim(top=axes.get_ylim()[1] * 1.25)  # room for the legend above the bars
     axes.grid(axis="y", color=GRID, zorder=0)
-    _tidy(axes)
+    tidy(axes)
 
 
 def _half_width(values: np.ndarray) -> float:
@@ -111,10 +126,8 @@ def _half_width(values: np.ndarray) -> float:
     return float(1.96 * values.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
 
 
-def training_curves(
-    metrics_jsonl: pathlib.Path, path: pathlib.Path, *, title: str = "training"
-) -> None:
-    """A run's metrics.jsonl as one PNG: a panel for each quantity named in `SHOWN_CURVES`."""
+def training_curves(metrics_jsonl: pathlib.Path) -> Chart:
+    """A run's metrics.jsonl: a panel for each quantity named in `SHOWN_CURVES`."""
     entries = []
     for line in metrics_jsonl.read_text().splitlines():
         try:
@@ -127,27 +140,31 @@ def training_curves(
         if quantity.endswith(SHOWN_CURVES):
             panels.setdefault(quantity, []).append(name)
     order = sorted(panels, key=lambda q: next(i for i, s in enumerate(SHOWN_CURVES) if s in q))
-    columns = min(3, max(len(order), 1))
+    columns = min(2, max(len(order), 1))
     rows = max(-(-len(order) // columns), 1)
-    figure = Figure(figsize=(4 * columns, 2.9 * rows), layout="constrained")
-    figure.suptitle(title, color=TEXT)
+    figure = Figure(figsize=(3.75 * columns, 2.6 * rows), layout="constrained")
+    words = []
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, quantity in zip(grid, order, strict=False):
         for name in panels[quantity]:
             points = [(e["step"], e[name]) for e in entries if e.get(name) is not None]
+            if points:
+                words.append(f"{name} from {points[0][1]:.4g} to {points[-1][1]:.4g}")
             if name.startswith("val/"):
                 axes.plot(*zip(*points, strict=True), "o-", color=ORANGE, ms=4, label="validation")
             else:
                 axes.plot(*zip(*points, strict=True), color=BLUE, lw=1.2, label="training")
         axes.set_title(quantity.replace("_", " "), fontsize=10, color=TEXT)
         axes.grid(color=GRID)
-        _tidy(axes)
+        tidy(axes)
         if len(panels[quantity]) > 1:
             axes.legend(frameon=False, labelcolor=TEXT, fontsize=8.5)
     for axes in grid[len(order) :]:
         axes.set_visible(False)
     figure.supxlabel("step", color=TEXT, fontsize=10)
-    figure.savefig(path, dpi=130)
+    steps = max((entry["step"] for entry in entries), default=0)
+    alt = f"Line charts over {steps:,} steps: {'; '.join(words) or 'no entry yet'}."
+    return Chart.of(figure, f"Training over {steps:,} steps", alt)
 
 
 def save_distribution_figure(
@@ -178,7 +195,7 @@ def save_distribution_figure(
         axes.set_title(label, loc="left", fontsize=10, color=TEXT)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g} %"))
         axes.grid(axis="x", color=GRID, linewidth=0.6)
-        _tidy(axes)
+        tidy(axes)
     panels[0].legend(
         frameon=False, labelcolor=TEXT, fontsize=8.5, ncols=3, loc="lower right",
         bbox_to_anchor=(1, 1), borderaxespad=0,
@@ -186,7 +203,8 @@ def save_distribution_figure(
     figure.savefig(path, dpi=130)
 
 
-def _tidy(axes: Axes) -> None:
+def tidy(axes: Axes) -> None:
+    """The look that all charts share."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["bottom", "left"]].set_color(TEXT)
     axes.tick_params(colors=TEXT)
