@@ -51,6 +51,11 @@ class Checkpoints:
         return self._manager.latest_step()
 
     @property
+    def steps(self) -> list[int]:
+        """All complete steps there are."""
+        return sorted(self._manager.all_steps())
+
+    @property
     def best(self) -> int | None:
         """The step with the best value, the newest one where none was evaluated."""
         return self._manager.best_step() or self.last

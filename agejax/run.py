@@ -73,29 +73,39 @@ class Run:
     fingerprint: str  # of the data it was trained on
     step: int
     mesh: Mesh
-    params: dict[str, jax.Array]
-    batch_stats: dict[str, jax.Array]
+    model: state_lib.Model
+    params: Any  # of an ensemble: of each member
+    batch_stats: Any
     eval_step: Callable[..., dict[str, jax.Array]]
 
     @classmethod
-    def open(cls, workdir: str | pathlib.Path, devices: int = 0) -> Run:
-        """The best checkpoint of a run's folder.
+    def open(cls, workdir: str | pathlib.Path, devices: int = 0, step: int | None = None) -> Run:
+        """A checkpoint of a run's folder.
+
+        Args:
+          devices: how many to use; 0: all.
+          step: which checkpoint; None: the best.
 
         Raises:
-          UserError: no run there, or no checkpoint yet.
+          UserError: no run there, no checkpoint yet, or none of that step.
         """
         workdir = pathlib.Path(workdir)
         config = read_config(workdir)
         if config is None:
-            raise UserError(f"--workdir: {workdir} holds no run (no config.json); train one first")
+            ensemble = "; this takes one run, not an ensemble"
+            which = ensemble if (workdir / "ensemble.json").exists() else "; train one first"
+            raise UserError(f"--workdir: {workdir} holds no run (no config.json){which}")
         mesh = sharding.create_mesh(devices, 1)
         checkpoints = Checkpoints(workdir / "checkpoints", config.eval.best_mode)
         with contextlib.closing(checkpoints):
-            step = checkpoints.best
+            step = checkpoints.best if step is None else step
             if step is None:
                 raise UserError(
                     f"--workdir: {workdir} holds no checkpoint yet; let the run train on"
                 )
+            if step not in checkpoints.steps:
+                there = ", ".join(map(str, checkpoints.steps))
+                raise UserError(f"--workdir: {workdir} has no checkpoint of step {step}; {there}")
             meta = checkpoints.meta(step)
             facts = heads_lib.Facts(**meta["facts"])
             heads = heads_lib.create(config.heads, facts)
@@ -107,8 +117,8 @@ class Run:
             state, _ = checkpoints.restore(like, step)
         params, batch_stats = state.averaged()
         return cls(
-            workdir, config, facts, heads, meta["fingerprint"], step, mesh, params, batch_stats,
-            make_eval_step(config, model),
+            workdir, config, facts, heads, meta["fingerprint"], step, mesh, model, params,
+            batch_stats, make_eval_step(config, model),
         )  # fmt: skip
 
     def predict(self, batches: Iterable[HostBatch]) -> dict[str, np.ndarray]:

@@ -74,10 +74,14 @@ class Model:
         Args:
           labels: what `FaceModel` needs of them in training.
         """
-        network = nnx.merge(self.graphdef, self._nested(params), self._nested(batch_stats))
+        network = self.network(params, batch_stats)
         rngs = nnx.Rngs(dropout=key) if key is not None else None
         outputs = network(images, train=train, rngs=rngs, **labels)
         return outputs, _flatten(nnx.state(network, nnx.BatchStat))[0]
+
+    def network(self, params: Flat, batch_stats: Flat) -> FaceModel:
+        """The module itself, with these arrays; a new one at every call."""
+        return nnx.merge(self.graphdef, self._nested(params), self._nested(batch_stats))
 
     def _nested(self, flat: Flat) -> dict[str, Any]:
         return traverse_util.unflatten_dict({self.paths[k]: v for k, v in flat.items()})

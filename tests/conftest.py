@@ -44,3 +44,19 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A cache folder for prepared sources."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def trained(
+    faces: pathlib.Path, cache: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
+    """The folder of a run of a few steps; do not write to it but what commands write."""
+    import tiny
+    from agejax import train
+
+    config = tiny.get_config()
+    config.data.source, config.data.cache_dir = str(faces), str(cache)
+    config.total = {"steps": 4}
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    train.train(config, workdir)
+    return workdir

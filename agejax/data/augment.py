@@ -173,7 +173,8 @@ def eval_images(images: jax.Array, size: int) -> jax.Array:
     out = images.astype(jnp.float32) / 255
     if images.shape[1:3] == (size, size):
         return out
-    return jax.image.resize(out, (len(images), size, size, 3), "linear")
+    # Not len(images): an exported model's batch has a symbol for a size.
+    return jax.image.resize(out, (images.shape[0], size, size, 3), "linear")
 
 
 def warp(images: jax.Array, matrix: jax.Array, size: int) -> jax.Array:

@@ -95,6 +95,10 @@ class FaceModel(nnx.Module):
             outputs[name] = head(x)
         return outputs
 
+    def features(self, images: jax.Array) -> jax.Array:
+        """Images [B, H, W, 3] in 0..1 -> the backbone's pooled features [B, C], float32."""
+        return self.backbone.embed(self._normalise(images, grey=False)).pooled
+
     def _normalise(self, images: jax.Array, grey: bool) -> jax.Array:
         if grey:
             images = jnp.broadcast_to(luminance(images), images.shape)

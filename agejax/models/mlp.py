@@ -51,7 +51,7 @@ class MLP(Backbone):
         self.fc = Linear(inputs, num_classes, rngs=rngs) if num_classes is not None else None
 
     def embed(self, x: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        x = x.reshape(len(x), 1, 1, -1)
+        x = x.reshape(x.shape[0], 1, 1, -1)
         for dense, norm in zip(self.layers, self.norms, strict=True):
             x = jax.nn.relu(norm(dense(x), train=train))
             x = self.dropout(x, train=train, rngs=rngs)

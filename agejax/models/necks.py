@@ -113,7 +113,7 @@ class Neck(nnx.Module):
             if self._pools(*x.shape[1:3]):
                 x = layers.max_pool(x, 2, 2)
         if self.options.pool == "flatten":
-            x = x.reshape(len(x), -1)
+            x = x.reshape(x.shape[0], -1)
         else:
             x = layers.global_mean(x) if self.options.convs else features.pooled
         for i, dense in enumerate(self.hidden):

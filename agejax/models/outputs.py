@@ -60,7 +60,7 @@ class Noisy(nnx.Module):
         self.noise = nnx.Param(jnp.log(jnp.asarray(noise, jnp.float32)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        noise = jnp.broadcast_to(self.noise[...], (len(x), 1))
+        noise = jnp.broadcast_to(self.noise[...], (x.shape[0], 1))
         return jnp.concatenate([self.linear(x), noise], axis=1)
 
 

@@ -1,0 +1,327 @@
+"""python -m agejax.export --workdir=RUN --output=DIR [--format=jax|onnx|both]
+
+A run's best model as one file that needs no agejax: uint8 images in, years and probabilities out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.export
+import ml_collections
+import numpy as np
+
+import agejax
+from agejax import heads, metrics, onnx_export, sharding
+from agejax import state as state_lib
+from agejax.errors import UserError, run_command
+from agejax.logging import records
+from agejax.run import Run
+from agejax.step import make_eval_step
+
+FORMATS = ("jax", "onnx")
+FILES = {"jax": "model.jaxexport", "onnx": "model.onnx"}
+NEEDS = {  # packages, and what to install for them
+    "jax": (("flatbuffers",), "flatbuffers"),
+    "onnx": (("onnx", "onnxruntime"), "'agejax[onnx]'"),
+}
+PLATFORMS = ("cpu", "cuda")  # that a JAX file runs on
+TOLERANCE = 1e-4  # of an output's largest value, between a file and the run
+
+Predict = Callable[[Any], dict[str, Any]]  # uint8 [B, S, S, 3] -> {label: [B] or [B, K]}
+
+
+def export(
+    workdir: str | pathlib.Path, output: str | pathlib.Path, formats: Sequence[str] = ("jax",)
+) -> dict[str, Any]:
+    """Writes a run's best model to `output`, once it has been shown to say what the run says.
+
+    Returns:
+      The contents of model.json, which lies beside the models, as does model_card.md.
+
+    Raises:
+      UserError: no run or checkpoint, a package is missing, an operation that ONNX export does not
+        know, or a model that differs from the run's by more than `TOLERANCE`.
+    """
+    run = Run.open(workdir, devices=1)
+    for name in formats:
+        require(name)
+    output = pathlib.Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    images = random_images(run.config.data.image_size)
+    info = describe(run, jax.eval_shape(prediction(run), images))
+    for name in formats:
+        # ONNX Runtime has no bfloat16 convolution on a CPU: its models compute in float32.
+        predict = prediction(run, dtype="float32" if name == "onnx" else None)
+        with jax.default_device(jax.devices("cpu")[0]):
+            expected = jax.device_get(predict(images))
+            if name == "jax":
+                data = to_jax(predict, images.shape[1])
+                loaded = load_jax(data)
+            else:
+                data = onnx_export.to_onnx(predict, any_batch(images.shape[1]), info)
+                loaded = onnx_export.load(data)
+            error = difference(loaded(images), expected)
+        if not error <= TOLERANCE:
+            raise UserError(
+                f"--format={name}: the exported model differs from the run by {error:.1e} of the "
+                f"largest value (allowed: {TOLERANCE:.0e}); nothing was written for it"
+            )
+        write_bytes(output / FILES[name], data)
+        info["files"][name] = {"name": FILES[name], "bytes": len(data), "parity": error}
+        print(f"{output / FILES[name]}: {len(data) / 1e6:,.1f} MB, differs from the run by "
+              f"{error:.1e} of the largest value")  # fmt: skip
+    records.write_json(output / "model.json", info)
+    records.write_text(output / "model_card.md", model_card(run, info))
+    print("written beside it: model.json, model_card.md")
+    return info
+
+
+def require(name: str) -> None:
+    """Raises `UserError` where a package is missing that a format is written or run with."""
+    packages, remedy = NEEDS[name]
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise UserError(
+                f"--format={name}: the package {package} is missing; pip install {remedy}"
+            )
+
+
+def prediction(run: Run, dtype: str | None = None) -> Predict:
+    """What the run says of uint8 images [B, S, S, 3], preprocessing, weights and decoding inside.
+
+    Args:
+      dtype: to compute in, if not as the run does.
+    """
+    config = ml_collections.ConfigDict(run.config)
+    if dtype is not None:
+        config.model.dtype = dtype
+    # Built anew, since what has been traced keeps its lowering.
+    eval_step = make_eval_step(config, state_lib.create_model(config, run.heads)[0])
+    params, batch_stats = jax.device_get((run.params, run.batch_stats))
+    return lambda images: eval_step(params, batch_stats, {"image": images})
+
+
+def any_batch(size: int) -> jax.ShapeDtypeStruct:
+    """Images whose number is open."""
+    return jax.ShapeDtypeStruct((*jax.export.symbolic_shape("batch"), size, size, 3), np.uint8)
+
+
+def random_images(size: int, n: int = 4) -> np.ndarray:
+    """Noise of different brightness, uint8 [n, size, size, 3]."""
+    rng = np.random.default_rng(0)
+    return (rng.uniform(0, 256, (n, size, size, 3)) * rng.uniform(0.2, 1, (n, 1, 1, 3))).astype(
+        np.uint8
+    )
+
+
+def difference(given: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> float:
+    """The largest difference, of every output in units of its largest value."""
+    assert given.keys() == expected.keys()
+    tiny = np.finfo(np.float32).tiny
+    return float(
+        np.max([
+            np.abs(given[k] - v).max() / max(np.abs(v).max(), tiny) for k, v in expected.items()
+        ])
+    )  # fmt: skip
+
+
+def write_bytes(path: pathlib.Path, data: bytes) -> None:
+    """Writes a file in one go, as `records.write_text` does."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with records.disk(path):
+            temporary.write_bytes(data)
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# ---- what lies beside the model ------------------------------------------------------------------
+
+
+def describe(run: Run, outputs: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+    """model.json: what goes in, what is done to it, what comes out, and where it is from."""
+    config = run.config
+    size, inside = config.data.image_size, config.model.image_size
+    nothing = {head.label: np.zeros(0) for head in run.heads.values()}
+    classes = heads.derive(run.heads, nothing, run.facts.label_names)[1]
+    steps = ["uint8 0..255 to float 0..1"]
+    if inside != size:
+        steps.append(f"antialiased bilinear resize to {inside} x {inside}")
+    steps.append(f"(x - mean) / std of RGB, mean {list(config.model.mean)}, "
+                 f"std {list(config.model.std)}")  # fmt: skip
+    return {
+        "run": run.workdir.resolve().name,
+        "step": run.step,
+        "backbone": config.model.name,
+        "dtype": config.model.dtype,
+        "agejax": agejax.__version__,
+        "jax": jax.__version__,
+        "data": {"name": config.data.name, "fingerprint": run.fingerprint},
+        "input": {
+            "name": "images",
+            "dtype": "uint8",
+            "shape": ["batch", size, size, 3],
+            "layout": "NHWC, RGB, a face that fills the square as in the training data",
+        },
+        "preprocessing_inside": steps,
+        "outputs": {
+            name: {"shape": ["batch", *out.shape[1:]], "dtype": "float32"}
+            | (
+                {"meaning": "probabilities", "classes": list(classes[name])}
+                if len(out.shape) > 1
+                else {"meaning": "years"}
+            )
+            for name, out in outputs.items()
+        },
+        "files": {},
+    }
+
+
+CARD = """\
+# Model card: {run}
+
+{backbone}, trained by agejax {agejax} on {data[name]}; the weights of step {step:,}. From a \
+{size} x {size} RGB image of a face it says {outputs}.
+
+## How well it does, by group first
+
+{scores}
+
+## What it was trained on
+
+{training}
+
+## Limits
+
+- Its ages are annotators' or file names' labels of public photos: guesses in many data sets, and \
+the classes of gender and ethnicity are what somebody took a face for, never what a person is.
+- It was measured on the data named above and on no other. Other cameras, poses, lighting, \
+make-up, occlusion, ages or groups of people can be much worse; a group with few images has been \
+measured hardly at all.
+- It expects a cropped face. It answers for any image, a cat's included, and does not say when it \
+knows nothing.
+- A single answer is often off by more than the mean error, towards the ages that were common in \
+training.
+
+## Fair use
+
+For research and for judging such models. Not for decisions about persons: not for checking an \
+age, for admission, hiring, credit, insurance, policing or asylum, nor for sorting people by \
+gender or ethnicity.
+
+## Licence
+
+agejax does not know the licence of the training images or of pretrained weights; the model is \
+bound by theirs. Many face data sets are for non-commercial research only: read the terms of \
+{data[name]} before passing this model on.
+
+## How to run it
+
+It takes uint8 images [batch, {size}, {size}, 3] and does the rest itself: \
+{steps}. Files, and how far each is from the run it was made of (share of the largest value): \
+{files}.
+
+```python
+# JAX alone
+import jax, pathlib
+model = jax.export.deserialize(bytearray(pathlib.Path("model.jaxexport").read_bytes()))
+predictions = jax.jit(model.call)(images)  # {{"age": years [batch], ...}}
+
+# ONNX Runtime alone
+import onnxruntime
+session = onnxruntime.InferenceSession("model.onnx")
+names = [output.name for output in session.get_outputs()]
+predictions = dict(zip(names, session.run(names, {{"images": images}})))
+```
+"""
+
+
+def model_card(run: Run, info: Mapping[str, Any]) -> str:
+    """model_card.md."""
+    outputs = [
+        f"{name} ({', '.join(out['classes'])})" if "classes" in out else f"{name} in years"
+        for name, out in info["outputs"].items()
+    ]
+    return CARD.format(
+        **{k: v for k, v in info.items() if k not in ("outputs", "files")},
+        size=info["input"]["shape"][1],
+        outputs="; ".join(outputs),
+        scores=_scores(run),
+        training=_training(run),
+        steps="; ".join(info["preprocessing_inside"]),
+        files=", ".join(f"{f['name']} {f['parity']:.0e}" for f in info["files"].values()),
+    )
+
+
+def _scores(run: Run) -> str:
+    """Every evaluation of the run, groups before totals."""
+    parts = []
+    for path in sorted(run.workdir.glob("evaluation/*/metrics.json")):
+        result = json.loads(path.read_text())
+        note = "" if result["step"] == run.step else f"; of another step, {result['step']:,}"
+        heading = f"### {result['dataset']}, {result['split']}: {result['n']:,} images{note}"
+        parts.append(f"{heading}\n\n```text\n{metrics.table(result)}\n```")
+    return "\n\n".join(parts) or (
+        "Nobody has measured it yet: there is no evaluation in the run. Make one with "
+        f"`python -m agejax.evaluate --workdir={run.workdir}`, then export again."
+    )
+
+
+def _training(run: Run) -> str:
+    """The data set, its splits, and the labels of the training split."""
+    data, facts = run.config.data, run.facts
+    lines = [f"- Data set: {data.name}, fingerprint {run.fingerprint}."]
+    summary = run.workdir / "summary.json"
+    if summary.exists():
+        examples = json.loads(summary.read_text())["examples"]
+        sizes = ", ".join(f"{name} {n:,}" for name, n in examples.items())
+        lines.append(f"- Images in each split: {sizes}; copies of one photo share a split.")
+    for label in facts.labels:
+        if label in facts.means:
+            lines.append(
+                f"- {label} in training: mean {facts.means[label]:.1f}, median "
+                f"{facts.medians[label]:.1f}, standard deviation {facts.stds[label]:.1f} years."
+            )
+        elif label in facts.label_names:
+            pairs = zip(facts.label_names[label], facts.counts[label], strict=True)
+            lines.append(f"- {label} in training: {', '.join(f'{k} {n:,}' for k, n in pairs)}.")
+    return "\n".join(lines)
+
+
+# ---- JAX -----------------------------------------------------------------------------------------
+
+
+def to_jax(predict: Predict, size: int) -> bytes:
+    """`predict` for any batch on every one of `PLATFORMS`, each with the lowering that suits it."""
+    return bytes(
+        jax.export.export(jax.jit(predict), platforms=PLATFORMS)(any_batch(size)).serialize()
+    )
+
+
+def load_jax(data: bytes) -> Predict:
+    call = jax.jit(jax.export.deserialize(bytearray(data)).call)
+    return lambda images: jax.device_get(call(images))
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m agejax.export", description=__doc__)
+    parser.add_argument("--workdir", required=True, help="the folder of a trained run")
+    parser.add_argument("--output", required=True, help="the folder to write to")
+    parser.add_argument("--format", choices=(*FORMATS, "both"), default="jax")
+    args = parser.parse_args(argv[1:])
+    sharding.start()
+    export(args.workdir, args.output, FORMATS if args.format == "both" else (args.format,))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv))

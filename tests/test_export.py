@@ -1,0 +1,214 @@
+"""export: models that run without agejax and say what the run says."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+import tiny
+from agejax import export, metrics, onnx_export, state, train
+from agejax.errors import run_command
+from agejax.run import Run
+
+# A fresh process in which importing agejax, or what it is built of, is an error.
+ALONE = """
+import importlib.abc, sys
+
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("agejax", "flax", "optax"):
+            raise ImportError(f"{name} must not be needed")
+
+sys.meta_path.insert(0, Refuse())
+sys.path[:0] = sys.argv[3:]
+import jax, jax.export, numpy
+with open(sys.argv[1], "rb") as file:
+    model = jax.export.deserialize(bytearray(file.read()))
+with numpy.load(sys.argv[2]) as images:
+    for n in images:
+        numpy.savez(f"{sys.argv[2]}.{n}.npz", **model.call(images[n]))
+"""
+
+
+@pytest.fixture(scope="module")
+def workdir(faces, cache, tmp_path_factory):
+    config = tiny.get_config()
+    config.data.source, config.data.cache_dir = str(faces), str(cache)
+    config.total = {"steps": 2}
+    # A head of every kind of prediction, extras included.
+    config.heads.spread = {"kind": "distribution", "label": "age"}
+    config.heads.bucket = {"kind": "buckets", "label": "age", "edges": (20, 50)}
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    train.train(config, workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def exported(workdir, tmp_path_factory):
+    pytest.importorskip("flatbuffers", reason="jax.export writes with it")
+    output = tmp_path_factory.mktemp("exported")
+    export.export(workdir, output, ["jax"])
+    return output
+
+
+def images(n):
+    return np.random.default_rng(n).integers(0, 256, (n, 32, 32, 3), np.uint8)
+
+
+def said_by(run, x):
+    return run.predict([{"image": x, "weight": np.ones(len(x), np.float32)}])
+
+
+def test_the_jax_file_needs_only_jax_and_says_what_the_run_says(workdir, exported, tmp_path):
+    batches = {"one": images(1), "five": images(5)}
+    np.savez(tmp_path / "images.npz", **batches)
+    places = [path for path in sys.path if path.endswith(("-packages", "-libs"))]
+    subprocess.run(
+        [sys.executable, "-I", "-c", ALONE, exported / "model.jaxexport",
+         tmp_path / "images.npz", *places],
+        check=True, timeout=120,
+    )  # fmt: skip
+    run = Run.open(workdir, devices=1)
+    for name, x in batches.items():
+        expected = said_by(run, x)
+        with np.load(tmp_path / f"images.npz.{name}.npz") as given:
+            assert set(given) == expected.keys() >= {"age", "gender", "age_sigma", "age_bucket"}
+            for key, value in expected.items():
+                np.testing.assert_allclose(given[key], value, rtol=1e-5, atol=1e-5, err_msg=key)
+
+
+def test_the_jax_file_holds_programs_for_cpu_and_cuda(exported):
+    data = bytearray((exported / "model.jaxexport").read_bytes())
+    assert jax.export.deserialize(data).platforms == ("cpu", "cuda")
+
+
+def test_model_json_says_what_goes_in_and_what_comes_out(workdir, exported):
+    info = json.loads((exported / "model.json").read_text())
+    assert info["step"] == Run.open(workdir, devices=1).step
+    assert info["input"]["shape"] == ["batch", 32, 32, 3]
+    assert info["outputs"]["age"]["meaning"] == "years"
+    assert info["outputs"]["gender"]["classes"] == ["male", "female"]
+    assert info["outputs"]["age_bucket"]["classes"] == ["0-19", "20-49", "50+"]
+    assert info["files"]["jax"]["parity"] <= export.TOLERANCE
+
+
+def test_the_card_of_an_unmeasured_run_says_how_to_measure(workdir, exported):
+    card = (exported / "model_card.md").read_text()
+    assert "Nobody has measured it yet" in card
+    assert f"python -m agejax.evaluate --workdir={workdir}" in card
+    assert "Not for decisions about persons" in card
+
+
+def test_the_card_gives_groups_before_totals(workdir, tmp_path):
+    run = Run.open(workdir, devices=1)
+    scores = metrics.evaluate(
+        {"age": np.full(40, 30.0)}, {"age": np.arange(40.0)}, run.facts.label_names
+    )
+    folder = tmp_path / "run" / "evaluation" / "utkface-test"
+    folder.mkdir(parents=True)
+    scores |= {"dataset": "utkface", "split": "test", "step": run.step + 1}
+    (folder / "metrics.json").write_text(json.dumps(scores))
+    run = dataclasses.replace(run, workdir=tmp_path / "run")
+    card = export.model_card(run, export.describe(run, {}))
+    assert "utkface, test: 40 images; of another step" in card
+    assert card.index("10-19") < card.index("95 % interval")
+
+
+def with_model(run, image_size=None, **model):
+    """The run with another, untrained network."""
+    config = ml_collections.ConfigDict(run.config)
+    with config.unlocked():
+        config.data.image_size = image_size or config.data.image_size
+        for key, value in model.items():
+            config.model[key] = value
+    rng = np.random.default_rng(0)
+
+    def draw(name, shape):
+        if len(shape) < 2:
+            return np.full(shape, name.endswith(("/scale", "/var")), np.float32)
+        return rng.normal(0, (2 / np.prod(shape[:-1])) ** 0.5, shape).astype(np.float32)
+
+    shapes = jax.eval_shape(state.create_model(config, run.heads)[1], jax.random.key(0))
+    arrays = [{k: draw(k, x.shape) for k, x in part.items()} for part in shapes]
+    return dataclasses.replace(run, config=config, params=arrays[0], batch_stats=arrays[1])
+
+
+def onnx_of(run):
+    onnx = pytest.importorskip("onnx", reason="the extra agejax[onnx] is not installed")
+    pytest.importorskip("onnxruntime", reason="the extra agejax[onnx] is not installed")
+    any_batch = export.any_batch(run.config.data.image_size)
+    data = onnx_export.to_onnx(export.prediction(run), any_batch, {})
+    return onnx_export.load(data), onnx.load_from_string(data).graph
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("mobilenet_v3_small", {"width": 0.25}), ("vit_ti16", {})]
+)
+def test_an_onnx_file_says_what_the_model_says(name, options, workdir):
+    run = with_model(Run.open(workdir, devices=1), name=name, options=options)
+    model, _ = onnx_of(run)
+    expected = export.prediction(run)(images(5))
+    # Outputs that no image moves would agree whatever lies between.
+    assert np.ptp(expected["age"]) > 0.01
+    assert export.difference(model(images(5)), expected) <= export.TOLERANCE
+
+
+def test_an_onnx_file_has_whole_convolutions(workdir):
+    # Not the many taps of the lowering for XLA on a CPU.
+    _, graph = onnx_of(Run.open(workdir, devices=1))
+    kinds = [node.op_type for node in graph.node]
+    assert kinds.count("Conv") == 2
+    assert kinds.count("Slice") <= 4
+
+
+def test_the_onnx_command_writes_labels_into_the_file(workdir, tmp_path):
+    onnx = pytest.importorskip("onnx", reason="the extra agejax[onnx] is not installed")
+    pytest.importorskip("onnxruntime", reason="the extra agejax[onnx] is not installed")
+    info = export.export(workdir, tmp_path, ["onnx"])
+    assert info["files"]["onnx"]["parity"] <= export.TOLERANCE
+    data = (tmp_path / "model.onnx").read_bytes()
+    session, run = onnx_export.load(data), Run.open(workdir, devices=1)
+    for n in (1, 5):
+        assert export.difference(session(images(n)), said_by(run, images(n))) <= export.TOLERANCE
+    properties = {p.key: p.value for p in onnx.load_from_string(data).metadata_props}
+    assert json.loads(properties["outputs"])["gender"]["classes"] == ["male", "female"]
+
+
+def test_images_of_another_size_are_resized_inside(workdir):
+    run = with_model(Run.open(workdir, devices=1), image_size=40)
+    model, _ = onnx_of(run)
+    x = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3), np.uint8)
+    assert export.difference(model(x), export.prediction(run)(x)) <= 1e-4
+
+
+def test_a_format_whose_packages_are_missing_is_refused(workdir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(export.NEEDS, "onnx", (("no_such_package",), "'agejax[onnx]'"))
+    flags = [f"--workdir={workdir}", f"--output={tmp_path / 'out'}", "--format=onnx"]
+    assert run_command(export.main, ["export", *flags]) == 2
+    assert "pip install 'agejax[onnx]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_says_something_else_is_not_written(workdir, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("flatbuffers", reason="jax.export writes with it")
+    monkeypatch.setattr(export, "difference", lambda given, expected: float("nan"))
+    flags = [f"--workdir={workdir}", f"--output={tmp_path / 'out'}"]
+    assert run_command(export.main, ["export", *flags]) == 2
+    assert "differs from the run" in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_no_run_and_no_checkpoint_are_one_line_and_exit_code_2(workdir, tmp_path, capsys):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for message in ("holds no run", "holds no checkpoint"):
+        flags = [f"--workdir={empty}", f"--output={tmp_path / 'out'}"]
+        assert run_command(export.main, ["export", *flags]) == 2
+        assert message in capsys.readouterr().err
+        (empty / "config.json").write_bytes((workdir / "config.json").read_bytes())
+    assert not (tmp_path / "out").exists()
