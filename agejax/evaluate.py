@@ -1,12 +1,15 @@
 """python -m agejax.evaluate --workdir=RUN [--dataset=NAME --source=PATH] [--split=NAME]
 
-Scores a trained run on its own splits or on any other data: metrics.json, predictions.csv, age.png.
+Scores a trained run on its own splits or on any other data. Writes metrics.json, predictions.csv,
+report.html, which opens offline, and its charts under figures/. --compare=RUN2 sets another run
+beside it, on the same images.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import io
 import pathlib
 import sys
@@ -17,11 +20,242 @@ from typing import Any
 import numpy as np
 
 from agejax import heads, metrics, sharding
-from agejax.data import opening, pipeline, splits
+from agejax.calibration import Calibration
+from agejax.data import detection, opening, pipeline, splits
+from agejax.data.sources import Source
 from agejax.errors import UserError, run_command
+from agejax.joined import open_run
 from agejax.logging import records
-from agejax.reporting import plots
+from agejax.reporting import quality, report, uncertainty
 from agejax.run import Run
+
+FRAMED = 300  # images that say how the training data frames faces
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """What a run says of some images, and what is known of them.
+
+    Attributes:
+      source, rows, split: the images: rows int [N] of the source.
+      predictions: label -> years [N] or probabilities [N, K], as `Run.predict` gives them.
+      labels, label_names: those of the images, and those that heads derive.
+      images_per_second: without compiling.
+    """
+
+    run: Run
+    source: Source
+    rows: np.ndarray
+    split: str
+    predictions: dict[str, np.ndarray]
+    labels: dict[str, np.ndarray]
+    label_names: dict[str, Sequence[str]]
+    images_per_second: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.run.workdir.name} on {self.source.name} ({self.split})"
+
+    @property
+    def duplicates(self) -> np.ndarray:
+        return self.source.groups[self.rows]
+
+
+def score(
+    run: Run, dataset: str | None = None, source_path: str | None = None, split: str | None = None
+) -> Scored:
+    """Predicts the images of a split; the arguments are those of `evaluate`."""
+    source = open_data(run, dataset, source_path)
+    same_data = source.fingerprint == run.fingerprint
+    split = split or ("test" if same_data else "all")
+    if split == "all":
+        rows = np.arange(len(source.ids))
+    elif not same_data:
+        raise UserError(f"--split={split}: not the data this run was trained on; use --split=all")
+    else:
+        by_name = splits.make(source, run.config.data.split)
+        if split not in by_name:
+            raise UserError(f"--split={split}: the run has {', '.join(by_name)}, and all")
+        rows = by_name[split]
+    return score_rows(run, source, rows, split)
+
+
+def open_data(run: Run, dataset: str | None, path: str | None) -> Source:
+    """The run's own data, or another data set with its classes numbered as the run numbers them."""
+    if opening.is_own(run.config.data, dataset):
+        return opening.open_source(run.config.data, path)
+    assert dataset is not None
+    return opening.open_other(run.config.data, dataset, path, run.facts.label_names)
+
+
+def score_rows(run: Run, source: Source, rows: np.ndarray, split: str) -> Scored:
+    """Predicts rows int [N] of a source."""
+    batch_size = run.config.eval.batch_size
+    first = rows[: min(len(rows), batch_size)]
+    run.predict(pipeline.evaluation_batches(source, first, batch_size))  # compiles
+    start = time.perf_counter()
+    predictions = run.predict(pipeline.evaluation_batches(source, rows, batch_size))
+    seconds = time.perf_counter() - start
+    labels, label_names = heads.derive(
+        run.heads, {k: v[rows] for k, v in source.labels.items()}, source.label_names
+    )
+    return Scored(run, source, rows, split, predictions, labels, label_names, len(rows) / seconds)
+
+
+def calibrate(run: Run, source: Source | None = None) -> Calibration | None:
+    """The run's calibration: as it was written, or fitted to its val split now and written.
+
+    Args:
+      source: the data of the run, where it is open.
+
+    Returns:
+      None where val is empty or the run's data is not at hand any more, which is said on stderr.
+    """
+    known = Calibration.read(run.workdir, run.step)
+    if known is not None:
+        return known
+    try:
+        source = source or opening.open_source(run.config.data)
+    except UserError as error:
+        print(f"no calibration: the run's validation images are not here: {error}", file=sys.stderr)
+        return None
+    rows = splits.make(source, run.config.data.split).get("val", np.zeros(0, np.int64))
+    if source.fingerprint != run.fingerprint or not len(rows):
+        print("no calibration: the run's validation images are not here", file=sys.stderr)
+        return None
+    val = score_rows(run, source, rows, "val")
+    fitted = Calibration.fit(val.predictions, val.labels, val.duplicates, run.step)
+    fitted = dataclasses.replace(fitted, geometry=framing(source, rows))
+    fitted.save(run.workdir)
+    return fitted
+
+
+def framing(source: Source, rows: np.ndarray) -> detection.Geometry | None:
+    """How faces are framed in images of a source; None where nothing can say so.
+
+    predict says what it lacks when it needs it.
+    """
+    detector = detection.Detector.if_installed()
+    try:
+        return detection.Geometry.of(source.take(rows[:FRAMED]), detector) if detector else None
+    except UserError:  # no faces
+        return None
+
+
+def measure(scored: Scored) -> dict[str, Any]:
+    """`metrics.evaluate`'s figures, and what they are of."""
+    result = metrics.evaluate(
+        scored.predictions,
+        scored.labels,
+        scored.label_names,
+        duplicates=scored.duplicates,
+        floor_age=scored.run.facts.medians.get("age"),
+    )
+    return result | {
+        "images_per_second": scored.images_per_second,
+        "dataset": scored.source.name,
+        "split": scored.split,
+        "step": scored.run.step,
+    }
+
+
+def look_closer(scored: Scored, calibration: Calibration | None) -> dict[str, Any]:
+    """{"uncertainty", and of the age "gates" and "quality": the error by how good an image is}."""
+    result: dict[str, Any] = {}
+    if calibration is not None:
+        result["uncertainty"] = _uncertainty(scored, calibration)
+    age, predicted = scored.labels.get("age"), scored.predictions.get("age")
+    if age is not None and predicted is not None and np.isfinite(age).any():
+        result["gates"] = {
+            "challenge": uncertainty.challenge(age, predicted),
+            "band": uncertainty.age_band(age, predicted),
+        }
+        looks = quality.measure(scored.source.take, scored.rows, quality.Brisque.installed())
+        result["quality"] = {
+            name: quality.by_quality(predicted - age, values, quality.edges(name, values))
+            for name, values in looks.items()
+        }
+    return result
+
+
+def _uncertainty(scored: Scored, calibration: Calibration) -> dict[str, Any]:
+    """{"validation_images", "alpha", and by target: of classes {"temperature", "nll", "ece"} and
+    these again after scaling; of ages {"marginal", "by_decade": coverages, "groups": by label}}."""
+    labels, predictions = scored.labels, scored.predictions
+    result: dict[str, Any] = {"validation_images": calibration.n, "alpha": calibration.alpha}
+    scaled = calibration.probabilities(predictions)
+    for name, p in scaled.items():
+        if name in labels and (labels[name] >= 0).any():
+            raw, label = predictions[name], labels[name]
+            result[name] = {
+                "temperature": calibration.temperatures[name],
+                "nll": uncertainty.nll(raw, label),
+                "nll_scaled": uncertainty.nll(p, label),
+                "ece": uncertainty.ece(raw, label),
+                "ece_scaled": uncertainty.ece(p, label),
+            }
+    parts = metrics.partitions(labels, scored.label_names)
+    alpha, fitted = calibration.alpha, calibration.widths
+    alike = calibration.intervals(predictions, by_decade=False)
+    for name, (low, high) in calibration.intervals(predictions).items():
+        age = labels.get(name)
+        if age is None or not np.isfinite(age).any():
+            continue
+        n = fitted[name].everybody.n
+        result[name] = {
+            "marginal": uncertainty.coverage(age, *alike[name], alpha, n),
+            "by_decade": uncertainty.coverage(age, low, high, alpha, n),
+            "predicted decade": uncertainty.coverage_by_group(
+                age, low, high, alpha, metrics.decades(predictions[name]), fitted[name]
+            ),
+            "groups": {
+                by: [
+                    {
+                        "name": group,
+                        **uncertainty.coverage(age[part], low[part], high[part], alpha, n),
+                    }
+                    for group, part in of
+                    if np.isfinite(age[part]).any()
+                ]
+                for by, of in parts.items()
+            },
+            "aurc": uncertainty.aurc(np.abs(predictions[name] - age), high - low),
+        }
+    return result
+
+
+def score_again(scored: Scored, run: Run, source_path: str | None = None) -> Scored:
+    """The same images, in the same order, as another run sees them.
+
+    Raises:
+      UserError: the other run's data lacks one of them.
+    """
+    mixed = scored.run.config.data.get("mixture")
+    source = open_data(run, None if mixed else scored.source.name, source_path)
+    row = {name: i for i, name in enumerate(source.ids.tolist())}
+    ids = scored.source.ids[scored.rows].tolist()
+    if missing := [name for name in ids if name not in row]:
+        raise UserError(
+            f"--compare={run.workdir}: its data lacks {len(missing):,} of the {len(ids):,} images, "
+            f"such as {missing[0]}"
+        )
+    return score_rows(run, source, np.array([row[name] for name in ids]), scored.split)
+
+
+def compare(scored: Scored, other: Scored) -> dict[str, Any]:
+    """{"workdir", "targets": `metrics.paired`} of two runs on the same images.
+
+    A target whose classes the other run numbers otherwise is left out.
+    """
+    alike = {
+        name: values
+        for name, values in other.predictions.items()
+        if other.label_names.get(name) == scored.label_names.get(name)
+    }
+    targets = metrics.paired(
+        scored.predictions, alike, scored.labels, scored.label_names, scored.duplicates
+    )
+    return {"workdir": str(other.run.workdir), "targets": targets}
 
 
 def evaluate(
@@ -31,6 +265,8 @@ def evaluate(
     source_path: str | None = None,
     split: str | None = None,
     output: str | pathlib.Path | None = None,
+    compare_with: str | pathlib.Path | None = None,
+    write_report: bool = True,
 ) -> dict[str, Any]:
     """Scores the run's best checkpoint and writes the results to `output`.
 
@@ -40,93 +276,83 @@ def evaluate(
       split: train, val, test or another of the run's splits, or all. Default: test on the run's own
         data, all on other data, where the run's splits mean nothing.
       output: default: WORKDIR/evaluation/DATASET-SPLIT.
+      compare_with: another run's folder, whose predictions of the same images are set beside.
+      write_report: without it there are only `metrics.evaluate`'s figures and predictions.csv.
 
     Returns:
       The contents of metrics.json.
     """
-    run = Run.open(workdir)
-    config = run.config.data
-    if dataset is None or opening.is_own(config, dataset):
-        source = opening.open_source(config, source_path)
-    else:
-        source = opening.open_other(config, dataset, source_path, run.facts.label_names)
-    same_data = source.fingerprint == run.fingerprint
-    split = split or ("test" if same_data else "all")
-    if split == "all":
-        rows = np.arange(len(source.ids))
-    elif not same_data:
-        raise UserError(f"--split={split}: not the data this run was trained on; use --split=all")
-    else:
-        by_name = splits.make(source, config.split)
-        if split not in by_name:
-            raise UserError(f"--split={split}: the run has {', '.join(by_name)}, and all")
-        rows = by_name[split]
-
-    batch_size = run.config.eval.batch_size
-    first = rows[: min(len(rows), batch_size)]
-    run.predict(pipeline.evaluation_batches(source, first, batch_size))  # compiles
-    start = time.perf_counter()
-    predictions = run.predict(pipeline.evaluation_batches(source, rows, batch_size))
-    seconds = time.perf_counter() - start
-
-    labels, label_names = heads.derive(
-        run.heads, {k: v[rows] for k, v in source.labels.items()}, source.label_names
+    run = open_run(workdir)
+    scored = score(run, dataset, source_path, split)
+    other = None
+    if compare_with is not None:
+        other = score_again(scored, open_run(compare_with), source_path)
+    calibration = None
+    if write_report:
+        own = scored.source if scored.source.fingerprint == run.fingerprint else None
+        calibration = calibrate(run, own)
+    place = run.workdir / "evaluation" / f"{scored.source.name}-{scored.split}"
+    return publish(
+        scored, pathlib.Path(output or place), calibration, other, write_report=write_report
     )
-    result = metrics.evaluate(
-        predictions,
-        labels,
-        label_names,
-        duplicates=source.groups[rows],
-        floor_age=run.facts.medians.get("age"),
-    )
-    result |= {
-        "images_per_second": len(rows) / seconds,
-        "dataset": source.name,
-        "split": split,
-        "step": run.step,
-    }
-    output = pathlib.Path(output or run.workdir / "evaluation" / f"{source.name}-{split}")
+
+
+def publish(
+    scored: Scored,
+    output: pathlib.Path,
+    calibration: Calibration | None = None,
+    other: Scored | None = None,
+    *,
+    write_report: bool = True,
+) -> dict[str, Any]:
+    """Writes what is to be known of predictions to `output`, and prints the table.
+
+    Args:
+      other: another run's predictions of the same images.
+      write_report: as in `evaluate`.
+
+    Returns:
+      The contents of metrics.json.
+    """
+    result = measure(scored)
+    if write_report:
+        result |= look_closer(scored, calibration)
+    if other is not None:
+        result["compared"] = compare(scored, other)
     output.mkdir(parents=True, exist_ok=True)
     records.write_json(output / "metrics.json", result)
-    write_predictions(
-        output / "predictions.csv", source.ids[rows], source.groups[rows], labels, predictions
-    )
+    write_predictions(output / "predictions.csv", scored, calibration)
     print(metrics.table(result))
-    if "age" in result:
-        known = np.isfinite(labels["age"])
-        plots.save_age_figure(
-            labels["age"][known],
-            predictions["age"][known],
-            output / "age.png",
-            title=f"{run.workdir.name} on {source.name} ({split})",
-        )
-    print(f"written to {output}/: metrics.json, predictions.csv, age.png")
+    if write_report:
+        report.write(output, scored, result, calibration)
+    print(f"written to {output}/")
     return result
 
 
 def write_predictions(
-    path: pathlib.Path,
-    ids: np.ndarray,
-    groups: np.ndarray,
-    labels: dict[str, np.ndarray],
-    predictions: dict[str, np.ndarray],
+    path: pathlib.Path, scored: Scored, calibration: Calibration | None = None
 ) -> None:
-    """One CSV row an image: id, duplicate group, each target's label and prediction, _p<class>."""
-    columns: dict[str, np.ndarray] = {"id": ids, "group": groups}
-    for name, predicted in predictions.items():
-        if name not in labels:  # such as age_sigma, which nobody knows the truth of
+    """One CSV row an image: id, duplicate group, each target's label, prediction and, of an age,
+    interval (_low, _high); probabilities are _p<class>."""
+    source, rows = scored.source, scored.rows
+    columns: dict[str, np.ndarray] = {"id": source.ids[rows], "group": source.groups[rows]}
+    intervals = calibration.intervals(scored.predictions) if calibration else {}
+    for name, predicted in scored.predictions.items():
+        if name not in scored.labels:  # such as age_sigma, which nobody knows the truth of
             columns[name] = predicted
             continue
-        columns[name] = labels[name]
+        columns[name] = scored.labels[name]
         if predicted.ndim == 1:
             columns[f"{name}_predicted"] = predicted
+            if name in intervals:
+                columns[f"{name}_low"], columns[f"{name}_high"] = intervals[name]
         else:
             columns[f"{name}_predicted"] = predicted.argmax(axis=1)
             columns |= {f"{name}_p{k}": p for k, p in enumerate(predicted.T)}
     text = io.StringIO()
-    rows = csv.writer(text)
-    rows.writerow(columns)
-    rows.writerows(zip(*columns.values(), strict=True))
+    lines = csv.writer(text)
+    lines.writerow(columns)
+    lines.writerows(zip(*columns.values(), strict=True))
     records.write_text(path, text.getvalue())
 
 
@@ -136,6 +362,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--dataset", help="a data set's name; default: the run's own")
     parser.add_argument("--source", help="the archive or folder; default: the run's own")
     parser.add_argument("--split", help="train, val, test, all; default: test, or all elsewhere")
+    parser.add_argument("--compare", metavar="RUN2", help="another run, on the same images")
     parser.add_argument("--output", help="default: WORKDIR/evaluation/DATASET-SPLIT")
     args = parser.parse_args(argv[1:])
     sharding.start()
@@ -145,6 +372,7 @@ def main(argv: Sequence[str]) -> None:
         source_path=args.source,
         split=args.split,
         output=args.output,
+        compare_with=args.compare,
     )
 
 

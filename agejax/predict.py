@@ -1,72 +1,181 @@
-"""python -m agejax.predict --workdir=RUN IMAGE_OR_FOLDER... [--format=jsonl|csv]
+"""python -m agejax.predict --workdir=RUN IMAGE_OR_FOLDER_OR_GLOB... [--faces=detect]
 
-One line an image on stdout: path, age in years, and the probability of each class.
+One line a face: path, age in years with an interval that holds the truth 9 times in 10, and the
+probability of each class. Images are taken for face crops, framed as the training images are; with
+--faces=detect they are photos, whose faces are found and warped to that frame first.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
+import glob
 import json
 import pathlib
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TextIO
 
 import numpy as np
+from tqdm import tqdm
 
 from agejax import heads, sharding
-from agejax.data import sources
+from agejax.calibration import FILE, Calibration
+from agejax.data import detection, sources
 from agejax.data.pipeline import HostBatch
 from agejax.errors import UserError, run_command
+from agejax.joined import open_run
+from agejax.logging import records
 from agejax.run import Run
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+WORKERS = 4  # threads that read and decode
+CHECKED = 64  # crops whose frame is compared with that of the training images
+UNLIKE = (
+    0.2  # share of crops framed otherwise, from which on it is said; of training images .02 are
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Crop:
+    """A face to predict.
+
+    Attributes:
+      image: uint8 [S, S, 3].
+      where: which face of the photo, its box and the detector's score; {} of a crop.
+    """
+
+    path: pathlib.Path
+    image: np.ndarray
+    where: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Counts:
+    """What became of the files."""
+
+    files: int = 0
+    skipped: int = 0
+    faceless: int = 0
+    faces: int = 0
 
 
 def find_images(paths: Sequence[str]) -> list[pathlib.Path]:
-    """The files named, and all images below the folders named, sorted.
+    """The files named or matched, and all images below the folders, sorted, each once.
 
     Raises:
       UserError: a path that does not exist, or no image at all.
     """
     found: list[pathlib.Path] = []
-    for path in map(pathlib.Path, paths):
+    for given in paths:
+        path = pathlib.Path(given)
         if path.is_dir():
             found += sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
         elif path.exists():
             found.append(path)
+        elif matched := sorted(glob.glob(given, recursive=True)):
+            found += [p for p in map(pathlib.Path, matched) if p.is_file()]
         else:
             raise UserError(f"{path}: no such file or folder")
     if not found:
         raise UserError(f"no image ({', '.join(SUFFIXES)}) in {', '.join(paths)}")
-    return found
+    return list(dict.fromkeys(found))
 
 
-def predict(run: Run, paths: Sequence[pathlib.Path], batch_size: int) -> Iterator[dict[str, Any]]:
-    """One record an image that can be read; the others are named on stderr.
+def crops(
+    paths: Sequence[pathlib.Path], read: Callable[[pathlib.Path], list[Crop]], counts: Counts
+) -> Iterator[Crop]:
+    """The faces of every file that can be read, in order; the others are named on stderr.
 
-    Records hold path, age (years) and {target: {class: probability}}.
+    Files are read ahead by threads, a bounded number of them.
+    """
+    with ThreadPoolExecutor(WORKERS) as pool:
+        waiting: deque[tuple[pathlib.Path, Future[list[Crop]]]] = deque()
+        progress = tqdm(total=len(paths), unit=" files", disable=not sys.stderr.isatty())
+        rest = iter(paths)
+        with progress:
+            while True:
+                for path in rest:
+                    waiting.append((path, pool.submit(read, path)))
+                    if len(waiting) >= 16 * WORKERS:
+                        break
+                if not waiting:
+                    return
+                path, future = waiting.popleft()
+                counts.files += 1
+                try:
+                    found = future.result()
+                    counts.faceless += not found
+                    counts.faces += len(found)
+                    yield from found
+                except (OSError, ValueError) as error:
+                    counts.skipped += 1
+                    progress.write(f"skipped {path}: {error}", file=sys.stderr)
+                progress.update()
+
+
+def crop_reader(image_size: int) -> Callable[[pathlib.Path], list[Crop]]:
+    """Reads a file as one face crop."""
+
+    def read(path: pathlib.Path) -> list[Crop]:
+        return [Crop(path, sources.decode(path.read_bytes(), image_size))]
+
+    return read
+
+
+def photo_reader(
+    geometry: detection.Geometry, image_size: int
+) -> Callable[[pathlib.Path], list[Crop]]:
+    """Reads a photo, and warps every face in it to the frame of the training images.
+
+    Raises:
+      UserError: no detector is installed.
+    """
+    detection.Detector.installed()  # now, and not in a thread
+    of_thread = threading.local()  # a detector is not for several threads at once
+
+    def read(path: pathlib.Path) -> list[Crop]:
+        if not hasattr(of_thread, "detector"):
+            of_thread.detector = detection.Detector.installed()
+        detector: detection.Detector = of_thread.detector
+        image = sources.decode_whole(path.read_bytes())
+        found = []
+        for i, (face, crop) in enumerate(detector.crops(image, geometry, image_size)):
+            box = [round(x, 1) for x in face.box]
+            found.append(Crop(path, crop, {"face": i, "box": box, "score": round(face.score, 3)}))
+        return found
+
+    return read
+
+
+def predict(
+    run: Run, faces: Iterable[Crop], batch_size: int, calibration: Calibration | None = None
+) -> Iterator[dict[str, Any]]:
+    """One record a face.
+
+    Records hold path, age (years), with a calibration age_low and age_high (years) and calibrated
+    probabilities, and {target: {class: probability}}.
     """
     nothing = {head.label: np.zeros(0) for head in run.heads.values()}
     classes = heads.derive(run.heads, nothing, run.facts.label_names)[1]
-    for start in range(0, len(paths), batch_size):
-        readable, images = [], []
-        for path in paths[start : start + batch_size]:
-            try:
-                images.append(sources.decode(path.read_bytes(), run.config.data.image_size))
-                readable.append(path)
-            except (OSError, ValueError) as error:
-                print(f"skipped {path}: {error}", file=sys.stderr)
-        if not images:
-            continue
-        predictions = run.predict([_pad(np.stack(images), batch_size)])
-        for i, path in enumerate(readable):
-            record: dict[str, Any] = {"path": str(path)}
-            for name, values in predictions.items():
+    for batch in _batches(faces, batch_size):
+        said = run.predict([_pad(np.stack([crop.image for crop in batch]), batch_size)])
+        intervals = calibration.intervals(said) if calibration else {}
+        said = said | (calibration.probabilities(said) if calibration else {})
+        for i, crop in enumerate(batch):
+            record: dict[str, Any] = {"path": str(crop.path), **crop.where}
+            for name, values in said.items():
                 if values.ndim == 1:
                     record[name] = round(float(values[i]), 2)
+                    if name in intervals:
+                        low, high = intervals[name]
+                        record[f"{name}_low"] = round(float(low[i]), 2)
+                        record[f"{name}_high"] = round(float(high[i]), 2)
                 else:
                     record[name] = {
                         c: round(float(p), 4) for c, p in zip(classes[name], values[i], strict=True)
@@ -74,11 +183,44 @@ def predict(run: Run, paths: Sequence[pathlib.Path], batch_size: int) -> Iterato
             yield record
 
 
-def write(records: Iterator[dict[str, Any]], form: str, out: TextIO) -> int:
-    """Writes records as they come, as JSON lines or CSV; returns their number."""
-    count, rows = 0, None
-    for record in records:
-        count += 1
+def warn_of_frame(faces: Iterable[Crop], geometry: detection.Geometry | None) -> None:
+    """Says on stderr where many crops are framed otherwise than the training images.
+
+    Without a geometry or a detector nobody knows, and nothing is said.
+    """
+    detector = detection.Detector.if_installed()
+    if geometry is None or detector is None:
+        return
+    looked, off = 0, 0
+    for crop in faces:
+        found = detector.find(crop.image)[:1]
+        framing = [detection.mismatch(face, len(crop.image), geometry) for face in found]
+        looked += 1
+        off += not any(detection.fits(one, geometry) for one in framing)
+    if off > UNLIKE * looked:
+        print(
+            f"warning: {off} of {looked} images are not framed as the faces this run was trained "
+            "on, which ruins ages silently; if they are photos, use --faces=detect",
+            file=sys.stderr,
+        )
+
+
+def require(geometry: detection.Geometry | None, workdir: pathlib.Path) -> detection.Geometry:
+    """Raises `UserError` where photos cannot be warped to the frame of the training images."""
+    detection.Detector.installed()  # says what to install
+    if geometry is None:
+        raise UserError(
+            f"--faces=detect: how the training images frame faces is not known; delete "
+            f"{workdir / FILE}, and run python -m agejax.evaluate --workdir={workdir} where the "
+            "training data is"
+        )
+    return geometry
+
+
+def write(lines: Iterator[dict[str, Any]], form: str, out: TextIO) -> None:
+    """Writes records as they come, as JSON lines or CSV."""
+    rows = None
+    for record in lines:
         if form == "jsonl":
             out.write(json.dumps(record) + "\n")
             continue
@@ -92,7 +234,17 @@ def write(records: Iterator[dict[str, Any]], form: str, out: TextIO) -> int:
             rows.writeheader()
         rows.writerow(flat)
     out.flush()
-    return count
+
+
+def _batches(faces: Iterable[Crop], size: int) -> Iterator[list[Crop]]:
+    batch: list[Crop] = []
+    for face in faces:
+        batch.append(face)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def _pad(images: np.ndarray, batch_size: int) -> HostBatch:
@@ -105,22 +257,55 @@ def _pad(images: np.ndarray, batch_size: int) -> HostBatch:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m agejax.predict", description=__doc__)
-    parser.add_argument("--workdir", required=True, help="the folder of a trained run")
+    parser = argparse.ArgumentParser(
+        prog="python -m agejax.predict",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--workdir", required=True, help="the folder of a trained run or ensemble")
     parser.add_argument("--format", choices=("jsonl", "csv"), default="jsonl")
-    parser.add_argument("paths", nargs="+", metavar="IMAGE_OR_FOLDER")
+    parser.add_argument("--faces", choices=("crops", "detect"), default="crops")
+    parser.add_argument("--output", help="a file to write to; default: stdout")
+    parser.add_argument("paths", nargs="+", metavar="IMAGE_OR_FOLDER_OR_GLOB")
     args = parser.parse_args(argv[1:])
     paths = find_images(args.paths)
     sharding.start()
-    run = Run.open(args.workdir)
+    run = open_run(args.workdir)
+    size, counts = run.config.data.image_size, Counts()
+    calibration = Calibration.read(run.workdir, run.step)
+    if calibration is None:
+        print(
+            f"no intervals: {run.workdir} has no calibration yet; "
+            f"python -m agejax.evaluate --workdir={run.workdir} makes it",
+            file=sys.stderr,
+        )
+    geometry = calibration.geometry if calibration else None
+    if args.faces == "detect":
+        read = photo_reader(require(geometry, run.workdir), size)
+    else:
+        read = crop_reader(size)
+        warn_of_frame(crops(paths[:CHECKED], read, Counts()), geometry)
     batch_size = min(run.config.eval.batch_size, -(-len(paths) // run.mesh.size) * run.mesh.size)
+
     start = time.perf_counter()
-    count = write(predict(run, paths, batch_size), args.format, sys.stdout)
-    if not count:
+    lines = predict(run, crops(paths, read, counts), batch_size, calibration)
+    if args.output:
+        with records.disk(args.output), open(args.output, "w", newline="") as file:
+            write(lines, args.format, file)
+    else:
+        write(lines, args.format, sys.stdout)
+    seconds = time.perf_counter() - start
+    if counts.skipped == counts.files:
         raise UserError(f"none of the {len(paths)} file(s) is a readable image")
-    rate = count / (time.perf_counter() - start)
-    skipped = len(paths) - count
-    print(f"{count} images, {skipped} skipped, {rate:,.0f} images/s", file=sys.stderr)
+    if not counts.faces:
+        raise UserError(f"no face found in {counts.files - counts.skipped} photo(s)")
+    if counts.skipped:
+        print(f"warning: {counts.skipped} of {counts.files} files could not be read and are named "
+              "above", file=sys.stderr)  # fmt: skip
+    if counts.faceless:
+        print(f"warning: no face in {counts.faceless} of {counts.files} photos", file=sys.stderr)
+    print(f"{counts.faces} faces of {counts.files} files, {counts.skipped} skipped, "
+          f"{counts.faces / seconds:,.0f} images/s", file=sys.stderr)  # fmt: skip
 
 
 if __name__ == "__main__":

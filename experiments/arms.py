@@ -65,7 +65,8 @@ def run(arms: Arms, seeds: Sequence[int], folder: pathlib.Path, split: str) -> d
             if train.train(seeded, workdir) is None:
                 raise SystemExit(1)
             records.write_json(workdir / "arm.json", {"commit": commit()})
-            evaluate.evaluate(workdir, split=split, output=workdir / "scores")
+            scores = workdir / "scores"
+            evaluate.evaluate(workdir, split=split, output=scores, write_report=False)
             jax.clear_caches()  # a long list of arms would fill the memory with programs
     return {name: Scores.read([folder / name / f"seed-{seed}" for seed in seeds]) for name in arms}
 

@@ -7,10 +7,8 @@ import pathlib
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from PIL import Image
 
 from agejax.reporting import plots
 
@@ -27,45 +25,6 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
     monkeypatch.setattr(Figure, "savefig", remember)
     return saved
-
-
-def test_age_figure_shows_error_bias_and_count_of_each_decade(figures, tmp_path):
-    true = np.repeat([5.0, 25.0, 95.0], [10, 20, 30])
-    predicted = true + np.repeat([2.0, -3.0, 7.0], [10, 20, 30])
-    plots.save_age_figure(true, predicted, tmp_path / "age.png", title="a run")
-    image = np.asarray(Image.open(tmp_path / "age.png").convert("L"))
-    assert image.shape[1] > 1000
-    assert (image < 250).mean() > 0.03
-    left, right = figures[0].axes[:2]
-    bars = {round(bar.get_x() + bar.get_width() / 2): bar.get_height() for bar in right.patches}
-    assert bars == pytest.approx({0: 2, 2: 3, 9: 7})
-    diamonds = next(line for line in right.lines if line.get_marker() == "D")
-    assert diamonds.get_xydata().tolist() == [[0, 2], [2, -3], [9, 7]]
-    assert [text.get_text() for text in right.texts] == ["10", "20", "30"]
-    assert left.collections[0].get_array().sum() == 60  # every image is in a cell
-    medians = next(line for line in left.lines if line.get_label() == "median of a decade")
-    assert medians.get_xydata().tolist() == [[5, 7], [25, 22], [95, 102]]
-    assert "n = 60, MAE 4.83 years" in figures[0].get_suptitle()
-
-
-@pytest.mark.parametrize(
-    ("true", "predicted"),
-    [
-        ([], []),
-        ([30.0], [35.0]),
-        ([30.0, np.nan, 40.0], [35.0, 20.0, np.inf]),
-        ([1.0, 2.0], [-8.0, 140.0]),
-        ([0.0], [0.0]),
-    ],
-)
-def test_age_figure_takes_few_and_odd_values(true, predicted, tmp_path, figures, recwarn):
-    path = tmp_path / "age.png"
-    plots.save_age_figure(np.array(true), np.array(predicted, np.float32), path, title="odd")
-    assert path.stat().st_size > 10_000
-    usable = np.isfinite(true) & np.isfinite(predicted)
-    cells = np.ma.filled(figures[0].axes[0].collections[0].get_array(), 0)
-    assert cells.sum() == usable.sum()
-    assert not recwarn.list
 
 
 def test_training_curves_show_training_and_validation(figures, tmp_path):

@@ -231,10 +231,11 @@ def decode(data: bytes, image_size: int) -> np.ndarray:
     Raises:
       ValueError: not an image, a truncated one, or one of more than `MAX_PIXELS`.
     """
-    return _square(_decode(data), image_size)
+    return _square(decode_whole(data), image_size)
 
 
-def _decode(data: bytes) -> np.ndarray:
+def decode_whole(data: bytes) -> np.ndarray:
+    """`decode` without cutting or resizing: uint8 [H, W, 3]."""
     try:
         with Image.open(io.BytesIO(data)) as header:  # reads no pixels
             width, height = header.size
@@ -368,7 +369,7 @@ def _decode_example(
 ) -> tuple[np.ndarray | None, dict[str, Any]]:
     row = {k: v.decode() if isinstance(v, bytes) else v for k, v in example.items() if k != "image"}
     try:
-        image = _decode(example["image"])
+        image = decode_whole(example["image"])
     except ValueError as error:
         return None, row | {"error": error}
     row["digest"] = hashlib.blake2b(example["image"], digest_size=16).hexdigest()

@@ -1,4 +1,4 @@
-"""Figures of a run and its evaluation, drawn without a display or any global state."""
+"""What charts share, and the charts of a run: drawn without a display or any global state."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
-
-from agejax.metrics import DECADES, decades
 
 # Of Okabe & Ito, told apart by everybody; and two greys for what is not data.
 BLUE, ORANGE = "#0072b2", "#d55e00"
@@ -34,96 +31,6 @@ class Chart(NamedTuple):
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
         return cls(file.getvalue(), caption, alt)
-
-
-def save_age_figure(
-    true: np.ndarray, predicted: np.ndarray, path: pathlib.Path, *, title: str
-) -> None:
-    """Predicted against true age, and the error of each decade, as one PNG.
-
-    Args:
-      true, predicted: years, [N]; where either is not finite the image is left out.
-    """
-    known = np.isfinite(true) & np.isfinite(predicted)
-    true, predicted = true[known].astype(float), predicted[known].astype(float)
-    figure = Figure(figsize=(11, 4.8), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
-    mae = f", MAE {np.abs(predicted - true).mean():.2f} years" if true.size else ""
-    figure.suptitle(f"{title}: n = {true.size:,}{mae}", color=TEXT)
-    _plot_predicted(left, true, predicted)
-    _plot_error(right, true, predicted)
-    figure.savefig(path, dpi=130)
-
-
-def _plot_predicted(axes: Axes, true: np.ndarray, predicted: np.ndarray) -> None:
-    """A density of (true, predicted) in cells of two years, with the median of each decade."""
-    low = min(0.0, np.floor(predicted.min(initial=0)))
-    high = max(true.max(initial=0), predicted.max(initial=0)) + 3
-    edges = np.linspace(low, high, max(int((high - low) / 2), 10))
-    counts, *_ = np.histogram2d(true, predicted, bins=(edges, edges))
-    image = axes.pcolormesh(
-        edges,
-        edges,
-        np.ma.masked_equal(counts.T, 0),
-        cmap="Blues",
-        norm=LogNorm(0.4, max(counts.max(), 2)),  # one image is pale, but not white
-        rasterized=True,
-    )
-    bar = axes.figure.colorbar(image, ax=axes, label="images a cell", shrink=0.85)
-    bar.outline.set_visible(False)
-    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    bar.ax.yaxis.set_minor_formatter("")
-    bar.ax.set_ylim(bottom=1)
-    axes.plot([low, high], [low, high], "--", color=TEXT, linewidth=1, label="exact")
-    centres = np.array(
-        [(true[m].mean(), np.median(predicted[m])) for _, m in decades(true) if m.sum() >= 5]
-    ).reshape(-1, 2)
-    axes.plot(*centres.T, "o-", color=ORANGE, markersize=4.5, label="median of a decade")
-    axes.set(
-        xlabel="true age (years)",
-        ylabel="predicted age (years)",
-        aspect="equal",
-        xlim=(low, high),
-        ylim=(low, high),
-    )
-    axes.legend(loc="upper left", frameon=False, labelcolor=TEXT)
-    tidy(axes)
-
-
-def _plot_error(axes: Axes, true: np.ndarray, predicted: np.ndarray) -> None:
-    """Mean absolute error (bars, 95 % normal interval, n) and bias (diamonds) of each decade."""
-    error = predicted - true
-    parts = [(i, error[mask]) for i, (_, mask) in enumerate(decades(true)) if mask.any()]
-    x = [i for i, _ in parts]
-    mae = np.array([np.abs(e).mean() for _, e in parts])
-    half = np.array([_half_width(np.abs(e)) for _, e in parts])
-    axes.bar(x, mae, width=0.72, color=BLUE, zorder=2, label="MAE, 95 % interval, number of images")
-    axes.errorbar(x, mae, np.minimum(half, mae), fmt="none", color=TEXT, capsize=3, zorder=3)
-    axes.plot(
-        x, [e.mean() for _, e in parts], "D", color=ORANGE, mec="white", zorder=4,
-        label="bias (predicted − true)",
-    )  # fmt: skip
-    for (i, e), top in zip(parts, mae + half, strict=True):
-        axes.annotate(
-            f"{len(e):,}", (i, top), (0, 4), textcoords="offset points", ha="center", fontsize=8,
-            color=TEXT, zorder=5, bbox={"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 0.5},
-        )  # fmt: skip
-    axes.axhline(0, color=TEXT, linewidth=0.8, zorder=3)
-    if error.size:
-        axes.axhline(np.abs(error).mean(), color=BLUE, linestyle=":", zorder=1, label="MAE of all")
-    axes.set_xticks(range(len(DECADES)), DECADES, fontsize=8.5)
-    axes.set(xlabel="true age (years)", ylabel="error (years)", xlim=(-0.6, len(DECADES) - 0.4))
-    axes.margins(y=0.12)
-    axes.legend(loc="upper left", frameon=False, labelcolor=TEXT, fontsize=8.5)
-    axes.set_ylim(top=axes.get_ylim()[1] * 1.25)  # room for the legend above the bars
-    axes.grid(axis="y", color=GRID, zorder=0)
-    tidy(axes)
-
-
-def _half_width(values: np.ndarray) -> float:
-    """Of the mean's 95 % normal interval; 0 where one value says nothing about it."""
-    n = len(values)
-    return float(1.96 * values.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
 
 
 def training_curves(metrics_jsonl: pathlib.Path) -> Chart:

@@ -1,0 +1,131 @@
+"""How far a run can be trusted: probabilities and age intervals fitted to its validation images."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from agejax import metrics
+from agejax.data.detection import Geometry
+from agejax.logging import records
+from agejax.reporting import uncertainty
+from agejax.reporting.uncertainty import ByGroup, GroupQuantile
+
+FILE = "calibration.json"
+ALPHA = 0.1  # the share of images that an interval may miss
+SMALLEST_SIGMA = 1e-3  # years; an interval in multiples of nothing has no width
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """What validation images say about a checkpoint.
+
+    Attributes:
+      step: of the checkpoint.
+      n: validation images, one of each group of copies.
+      temperatures: class label -> what its logits are divided by.
+      widths: age label -> half widths of intervals, years, or multiples of the predicted sigma
+        where the head gives one: for all images, and by the decade of the prediction. A label with
+        too few validation images is absent.
+      alpha: the share that intervals may miss.
+      geometry: how faces are framed in the training images; None where no detector is installed,
+        or it finds none.
+    """
+
+    step: int
+    n: int
+    temperatures: Mapping[str, float]
+    widths: Mapping[str, ByGroup]
+    alpha: float = ALPHA
+    geometry: Geometry | None = None
+
+    @classmethod
+    def fit(
+        cls,
+        predictions: Mapping[str, np.ndarray],
+        labels: Mapping[str, np.ndarray],
+        duplicates: np.ndarray,
+        step: int,
+        alpha: float = ALPHA,
+    ) -> Calibration:
+        """
+        Args:
+          predictions, labels: of validation images, as `metrics.evaluate` takes them.
+          duplicates: int [N], equal within a group of copies: only the first of each counts.
+        """
+        _, first = np.unique(duplicates, return_index=True)
+        temperatures, widths = {}, {}
+        for name in predictions.keys() & labels.keys():
+            predicted, label = predictions[name][first], labels[name][first]
+            if predicted.ndim == 2 and (label >= 0).any():
+                temperatures[name] = uncertainty.temperature(predicted, label)
+            elif predicted.ndim == 1 and np.isfinite(label).sum() > 1 / alpha:
+                sigma = _sigma(predictions, name)
+                widths[name] = uncertainty.conformal_by_group(
+                    predicted.astype(np.float64) - label,
+                    metrics.decades(predicted),
+                    alpha,
+                    None if sigma is None else sigma[first],
+                )
+        return cls(step, len(first), temperatures, widths, alpha)
+
+    def intervals(
+        self, predictions: Mapping[str, np.ndarray], *, by_decade: bool = True
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Label -> (lower, upper), years [N] each, that hold the true age 1 - alpha of the time.
+
+        Args:
+          by_decade: of the prediction, so that the young and the old are covered each by
+            themselves; else as one.
+        """
+        result = {}
+        for name, fitted in self.widths.items():
+            if name in predictions:
+                predicted = predictions[name].astype(np.float64)
+                q = fitted.of(metrics.decades(predicted)) if by_decade else fitted.everybody.q
+                result[name] = uncertainty.interval(predicted, q, _sigma(predictions, name))
+        return result
+
+    def probabilities(self, predictions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Label -> calibrated probabilities, float64 [N, K]; the first guess stays the first."""
+        return {
+            name: uncertainty.scaled(predictions[name], temperature)
+            for name, temperature in self.temperatures.items()
+            if name in predictions
+        }
+
+    def save(self, folder: pathlib.Path) -> None:
+        values = dataclasses.asdict(dataclasses.replace(self, geometry=None))
+        if self.geometry is not None:
+            values["geometry"] = self.geometry.as_json()
+        records.write_json(folder / FILE, values)
+
+    @classmethod
+    def read(cls, folder: pathlib.Path, step: int) -> Calibration | None:
+        """Of a run's folder; None where there is none, or only that of another checkpoint."""
+        try:
+            stored: dict[str, Any] = json.loads((folder / FILE).read_text())
+            if stored["step"] != step:
+                return None
+            stored["widths"] = {
+                name: ByGroup(
+                    GroupQuantile(**fitted["everybody"]),
+                    {group: GroupQuantile(**one) for group, one in fitted["groups"].items()},
+                )
+                for name, fitted in stored["widths"].items()
+            }
+            if stored["geometry"] is not None:
+                stored["geometry"] = Geometry.from_json(stored["geometry"])
+            return cls(**stored)
+        except (OSError, ValueError, KeyError, TypeError):  # none, or damaged: it is made again
+            return None
+
+
+def _sigma(predictions: Mapping[str, np.ndarray], name: str) -> np.ndarray | None:
+    sigma = predictions.get(f"{name}_sigma")
+    return None if sigma is None else np.maximum(sigma.astype(np.float64), SMALLEST_SIGMA)

