@@ -1,0 +1,157 @@
+"""python -m agejax.ensemble --output=DIR RUN[@STEP] RUN2 ... [--weights=.4,.6 | --weights=fit]
+
+Several trained runs as one, which evaluate, predict and pseudo_label take as --workdir: the
+weighted mean of what they say (--combine=predictions), also over views of each image (--views), or
+one network of the mean of their weights (--combine=weights), such as checkpoints of one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import optimize, sparse
+
+from agejax import calibration, evaluate, joined, sharding
+from agejax.errors import UserError, run_command
+from agejax.joined import FILE, VIEWS, open_member
+from agejax.logging import records
+from agejax.run import Run
+
+COMBINE = ("predictions", "weights")
+
+
+def fit_weights(members: Sequence[Run], views: Sequence[str]) -> dict[str, list[float]]:
+    """The weights that are best on the validation images the members share, of each label alone.
+
+    Of ages those of the least mean absolute error (a linear program), of classes those of the least
+    negative log-likelihood.
+
+    Raises:
+      UserError: members of other data or splits, whose validation images others have trained on.
+    """
+    first = members[0]
+    for member in members:
+        same_split = member.config.data.split == first.config.data.split
+        if member.fingerprint != first.fingerprint or not same_split:
+            raise UserError(
+                f"--weights=fit: {member.workdir} was trained on other data or another split than "
+                f"{first.workdir}; give the weights"
+            )
+    scored: list[evaluate.Scored] = []
+    for member in members:
+        alone = joined.join(
+            member.workdir, [member], "predictions", joined.equal_weights([member]), views
+        )
+        if scored:
+            scored.append(evaluate.score_again(scored[0], alone))
+        else:
+            scored.append(evaluate.score(alone, split="val"))
+    weights = joined.equal_weights(members)
+    for label, given in weights.items():
+        having = [i for i, weight in enumerate(given) if weight]
+        said = np.stack([scored[i].predictions[label].astype(np.float64) for i in having])
+        truth = scored[0].labels[label]
+        fit = _fit_years if said.ndim == 2 else _fit_classes
+        for i, weight in zip(having, fit(said, truth), strict=True):
+            given[i] = weight
+    return weights
+
+
+def _fit_years(said: np.ndarray, truth: np.ndarray) -> list[float]:
+    """The simplex weights w [M] that minimise mean |w · said - truth|; [M, N], [N] -> [M]."""
+    known = np.isfinite(truth)
+    said, truth = said[:, known], truth[known].astype(np.float64)
+    m, n = said.shape
+    # min Σ t  with  -t <= w · said - truth <= t,  w >= 0,  Σ w = 1
+    fits = sparse.hstack([sparse.csr_array(said.T), -sparse.eye_array(n)])
+    other = sparse.hstack([sparse.csr_array(-said.T), -sparse.eye_array(n)])
+    best = optimize.linprog(
+        np.repeat([0.0, 1.0], [m, n]),
+        A_ub=sparse.vstack([fits, other]),
+        b_ub=np.concatenate([truth, -truth]),
+        A_eq=np.repeat([[1.0, 0.0]], [m, n], axis=1),
+        b_eq=[1.0],
+    )
+    return best.x[:m].tolist()
+
+
+def _fit_classes(said: np.ndarray, truth: np.ndarray) -> list[float]:
+    """The simplex weights [M] that minimise -log of w · said of the true class; [M, N, K], [N]."""
+    known = truth >= 0
+    p = said[:, known, truth[known]]  # [M, N]
+    m = len(p)
+    best = optimize.minimize(
+        lambda w: -np.log(np.maximum(w @ p, 1e-12)).mean(),
+        np.full(m, 1 / m),
+        jac=lambda w: -(p / np.maximum(w @ p, 1e-12)).mean(axis=1),
+        bounds=[(0, 1)] * m,
+        constraints={"type": "eq", "fun": lambda w: w.sum() - 1, "jac": lambda w: np.ones(m)},
+        method="SLSQP",
+    )
+    return best.x.clip(0).tolist()
+
+
+def parse_weights(
+    text: str, members: Sequence[Run], views: Sequence[str]
+) -> dict[str, list[float]]:
+    """--weights: "" for equal ones, "fit", or one number a member; of each label."""
+    if text == "fit":
+        return fit_weights(members, views)
+    weights = joined.equal_weights(members)
+    if not text:
+        return weights
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != len(members) or min(numbers) < 0 or sum(numbers) == 0:
+        raise UserError(
+            f"--weights={text}: {len(members)} numbers of 0 or above, such as .4,.6, or fit"
+        )
+    return {
+        label: [n * has for n, has in zip(numbers, given, strict=True)]
+        for label, given in weights.items()
+    }
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m agejax.ensemble",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("members", nargs="+", metavar="RUN[@STEP]", help="folders of trained runs")
+    parser.add_argument("--output", required=True, help="the ensemble's folder")
+    parser.add_argument("--combine", choices=COMBINE, default=COMBINE[0])
+    parser.add_argument("--weights", default="", help=".4,.6, or fit: on val; default: equal")
+    parser.add_argument("--views", default="plain", help=f"some of {', '.join(VIEWS)}")
+    args = parser.parse_args(argv[1:])
+    views = args.views.split(",")
+    if unknown := set(views) - VIEWS.keys():
+        raise UserError(f"--views={args.views}: {unknown.pop()!r} is none of {', '.join(VIEWS)}")
+    if args.weights == "fit" and args.combine == "weights":
+        raise UserError("--weights=fit: predictions are fitted, weights of networks are given")
+    sharding.start()
+    members = [open_member(given) for given in args.members]
+    weights = parse_weights(args.weights, members, views)
+    output = pathlib.Path(args.output)
+    joined.join(
+        output, members, args.combine, weights, views
+    )  # raises where they do not fit together
+    output.mkdir(parents=True, exist_ok=True)
+    paths = [str(pathlib.Path(given).absolute()) for given in args.members]
+    spec = {"members": paths, "combine": args.combine, "weights": weights, "views": views}
+    (output / calibration.FILE).unlink(missing_ok=True)  # of what was here before
+    records.write_json(output / FILE, spec)
+    for label, values in weights.items():
+        shares = ", ".join(f"{value / sum(values):.3f}" for value in values)
+        print(f"{label}: weights {shares}")
+    print(f"written to {output}/; give it as --workdir to evaluate, predict and pseudo_label")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv))

@@ -1,0 +1,179 @@
+"""Several runs as one: what they say, over views, and the mean of their weights."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from agejax import ensemble, evaluate, joined, predict
+from agejax.errors import UserError, run_command
+from agejax.run import Run
+
+
+@pytest.fixture(scope="module")
+def other(trained, tmp_path_factory):
+    """A copy of the run whose network is another one."""
+    workdir = tmp_path_factory.mktemp("other") / "run"
+    shutil.copytree(trained, workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def members(trained):
+    """The run, and one that differs from it in its weights."""
+    run = Run.open(trained)
+    moved = {
+        k: v + 0.05 * np.sin(np.arange(v.size)).reshape(v.shape) for k, v in run.params.items()
+    }
+
+    return [run, dataclasses.replace(run, params=moved)]
+
+
+def batch(n=8, seed=0):
+    images = np.random.default_rng(seed).integers(0, 256, (n, 32, 32, 3), np.uint8)
+    return [{"image": images, "weight": np.ones(n, np.float32)}]
+
+
+def say(run, n=8):
+    return run.predict(batch(n))
+
+
+def join(members, **given):
+    given = {
+        "combine": "predictions", "weights": joined.equal_weights(members), "views": ["plain"],
+    } | given  # fmt: skip
+    return joined.join(members[0].workdir, members, **given)
+
+
+def test_predictions_are_weighted_means_label_by_label(members):
+    weights = {"age": [0.4, 0.6], "gender": [1.0, 3.0], "ethnicity": [0.0, 2.0]}
+    said, parts = say(join(members, weights=weights)), [say(member) for member in members]
+    assert np.abs(parts[0]["age"] - parts[1]["age"]).max() > 0.01
+    np.testing.assert_allclose(
+        said["age"], 0.4 * parts[0]["age"] + 0.6 * parts[1]["age"], rtol=1e-5
+    )
+    expected = 0.25 * parts[0]["gender"] + 0.75 * parts[1]["gender"]
+    np.testing.assert_allclose(said["gender"], expected, rtol=1e-5)
+    np.testing.assert_allclose(said["ethnicity"], parts[1]["ethnicity"], rtol=1e-5)
+    spread = np.sqrt(0.4 * 0.6) * np.abs(parts[0]["age"] - parts[1]["age"])
+    np.testing.assert_allclose(said["age_spread"], spread, rtol=1e-3, atol=1e-4)
+
+
+def test_one_member_seen_plainly_is_itself(members):
+    alone, said = say(members[0]), say(join(members[:1]))
+    assert alone.keys() == said.keys()
+    for name, values in alone.items():
+        np.testing.assert_allclose(said[name], values, rtol=1e-6)
+
+
+def test_a_view_and_its_mirror_image_say_one_thing(members):
+    run = join(members[:1], views=["plain", "flip"])
+    images = batch()[0]["image"]
+    mirrored = [batch()[0] | {"image": images[:, :, ::-1]}]
+    np.testing.assert_allclose(run.predict(batch())["age"], run.predict(mirrored)["age"], rtol=1e-5)
+    plain = (members[0].predict(batch())["age"] + members[0].predict(mirrored)["age"]) / 2
+    np.testing.assert_allclose(run.predict(batch())["age"], plain, rtol=1e-5)
+
+
+def test_crops_of_a_plain_image_are_the_image(members):
+    """Five crops that all look alike say what the image says."""
+    image = np.full((8, 32, 32, 3), (90, 120, 60), np.uint8)
+    one = [{"image": image, "weight": np.ones(8, np.float32)}]
+    run = join(members[:1], views=["crops"])
+    np.testing.assert_allclose(run.predict(one)["age"], members[0].predict(one)["age"], rtol=1e-5)
+
+
+def test_weights_of_networks_are_averaged(members):
+    run = join(members, combine="weights", weights={"age": [1.0, 3.0], "gender": [1.0, 1.0]})
+    (params,) = run.params
+    for name, value in params.items():
+        expected = 0.25 * members[0].params[name] + 0.75 * members[1].params[name]
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_the_fitted_weights_of_years_are_the_best_there_are():
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(0, 90, 400)
+    said = np.stack([truth + rng.normal(0, sd, 400) for sd in (3, 5, 30)])
+    weights = np.array(ensemble._fit_years(said, np.append(truth[:-1], np.nan)))
+    assert weights.sum() == pytest.approx(1)
+    assert weights.min() >= 0
+    best = np.abs(weights @ said - truth)[:-1].mean()
+    for other in rng.dirichlet([1, 1, 1], 300):
+        assert best <= np.abs(other @ said - truth)[:-1].mean() + 1e-9
+    assert weights[2] < 0.1
+
+
+def test_the_fitted_weights_of_classes_are_the_best_there_are():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 3, 400)
+    said = []
+    for share, right in ((1, 0.9), (1, 0.5), (0.2, 0.9)):
+        guess = np.where(rng.random(400) < right, truth, rng.integers(0, 3, 400))
+        said.append((1 - share) / 3 + share * (0.2 / 3 + 0.8 * np.eye(3)[guess]))
+    said = np.stack(said)
+
+    def loss(weights):
+        return -np.log((weights @ said.swapaxes(0, 1))[np.arange(400), truth]).mean()
+
+    weights = np.array(ensemble._fit_classes(said, truth))
+    assert weights.sum() == pytest.approx(1)
+    for other in rng.dirichlet([1, 1, 1], 300):
+        assert loss(weights) <= loss(other) + 1e-6
+
+
+def test_the_command_makes_a_folder_that_evaluate_and_predict_take(
+    trained, other, faces, tmp_path, capsys
+):
+    flags = [str(trained), str(other), "--weights=.4,.6", "--views=plain,flip"]
+    assert run_command(ensemble.main, ["ensemble", f"--output={tmp_path / 'both'}", *flags]) == 0
+    assert "age: weights 0.400, 0.600" in capsys.readouterr().out
+    result = evaluate.evaluate(tmp_path / "both", write_report=False)
+    alone = evaluate.evaluate(trained, write_report=False, output=tmp_path / "alone")
+    assert result["n"] == alone["n"]
+    assert result["split"] == "test"
+    capsys.readouterr()
+    flags = [f"--workdir={tmp_path / 'both'}", str(faces)]
+    assert run_command(predict.main, ["predict", *flags]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 96
+    assert {"age", "age_spread", "gender"} <= lines[0].keys()
+
+
+def test_weights_are_fitted_on_val(trained, other, tmp_path, capsys):
+    flags = [str(trained), f"{other}@4", "--weights=fit"]
+    assert run_command(ensemble.main, ["ensemble", f"--output={tmp_path / 'e'}", *flags]) == 0
+    spec = json.loads((tmp_path / "e" / joined.FILE).read_text())
+    assert spec["weights"].keys() == {"age", "gender", "ethnicity"}
+    assert all(sum(w) == pytest.approx(1, abs=1e-6) for w in spec["weights"].values())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--weights=.4"], "2 numbers of 0 or above"),
+        (["--weights=.4,x"], "2 numbers of 0 or above"),
+        (["--weights=-1,2"], "2 numbers of 0 or above"),
+        (["--views=flop"], "'flop' is none of plain, flip, crops"),
+        (["--combine=weights", "--weights=fit"], "predictions are fitted"),
+    ],
+)
+def test_bad_flags_are_one_line(trained, other, tmp_path, capsys, flags, message):
+    argv = ["ensemble", str(trained), str(other), f"--output={tmp_path / 'e'}", *flags]
+    assert run_command(ensemble.main, argv) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "e").exists()
+
+
+def test_missing_members_and_steps_are_named(trained, tmp_path, capsys):
+    for member, message in ((str(tmp_path), "holds no run"), (f"{trained}@3", "of step 3; 4")):
+        argv = ["ensemble", str(trained), member, f"--output={tmp_path / 'e'}"]
+        assert run_command(ensemble.main, argv) == 2
+        assert message in capsys.readouterr().err
+    (tmp_path / joined.FILE).write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        joined.open_run(tmp_path)
+    with pytest.raises(UserError, match="takes one run, not an ensemble"):
+        Run.open(tmp_path)
