@@ -1,0 +1,86 @@
+"""pseudo_label: a folder labelled by a run, and trained on beside real faces."""
+
+import csv
+import json
+import shutil
+
+import ml_collections
+import numpy as np
+import pytest
+
+import tiny
+from agejax import evaluate, joined, pseudo_label, train
+from agejax.data import opening, sources
+from agejax.errors import UserError, run_command
+
+
+@pytest.fixture(scope="module")
+def folder(faces, tmp_path_factory):
+    """Faces without labels."""
+    folder = tmp_path_factory.mktemp("generated")
+    for i, path in enumerate(sorted(faces.iterdir())[:40]):
+        shutil.copy(path, folder / f"{i:03d}.jpg")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def labelled(trained, folder, tmp_path_factory):
+    output = tmp_path_factory.mktemp("labelled")
+    return pseudo_label.pseudo_label(
+        trained, str(folder), output, keep=0.5, probability=0.5
+    ), output
+
+
+def rows_of(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_surest_half_is_kept_with_what_the_run_says(trained, folder, labelled):
+    result, output = labelled
+    rows = rows_of(output / "labels.csv")
+    assert (result["images"], result["kept"], len(rows)) == (40, 20, 20)
+    run = pseudo_label.twice(joined.open_run(trained))
+    source = sources.load("image_folder", str(folder), image_size=32)
+    said = evaluate.score_rows(run, source, np.arange(40), "all").predictions
+    unsure = dict(zip(source.ids.tolist(), said["age_spread"].tolist(), strict=True))
+    kept = {row["file"] for row in rows}
+    assert max(unsure[name] for name in kept) <= min(
+        value for name, value in unsure.items() if name not in kept
+    )
+    assert result["uncertainty"] == pytest.approx(max(unsure[name] for name in kept))
+    age = dict(zip(source.ids.tolist(), said["age"].tolist(), strict=True))
+    for row in rows:
+        assert float(row["age"]) == pytest.approx(age[row["file"]], abs=0.006)
+        assert row["gender"] in ("male", "female")  # of two classes, one has .5
+    unknown = [row for row in rows if not row["ethnicity"]]
+    assert result["labelled"]["ethnicity"] == 20 - len(unknown)
+
+
+def test_the_written_lines_train_on_both(labelled, cache, tmp_path):
+    result, _ = labelled
+    config = tiny.get_config()
+    config.data.cache_dir = str(cache)
+    exec(result["config"], {"config": config})
+    config.data.mixture = ml_collections.ConfigDict(config.data.mixture)
+    config.total = {"steps": 2}
+    source = opening.open_source(config.data)
+    assert len(source.ids) == 96 + 20
+    assert source.label_names["gender"] == ("male", "female")
+    summary = train.train(config.lock(), tmp_path / "run")
+    assert sum(summary["examples"].values()) == 96 + 20
+
+
+def test_bad_shares_and_folders_are_one_line(trained, folder, tmp_path, capsys):
+    with pytest.raises(UserError, match="a share above 0"):
+        pseudo_label.pseudo_label(trained, str(folder), tmp_path, keep=0.0)
+    (tmp_path / "empty").mkdir()
+    flags = [f"--workdir={trained}", f"--source={tmp_path / 'empty'}", f"--output={tmp_path}"]
+    assert run_command(pseudo_label.main, ["pseudo_label", *flags]) == 2
+    assert "empty" in capsys.readouterr().err
+    assert not (tmp_path / "labels.csv").exists()
+
+
+def test_labels_json_says_where_they_are_from(labelled, trained):
+    _, output = labelled
+    assert json.loads((output / "labels.json").read_text())["run"] == str(trained)
