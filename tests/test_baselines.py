@@ -1,0 +1,67 @@
+"""Classical estimators on a frozen backbone's features."""
+
+import json
+
+import numpy as np
+import pytest
+from sklearn.datasets import make_classification, make_regression
+
+from agejax import baselines
+from agejax.data import opening
+from agejax.errors import UserError, run_command
+from agejax.run import Run
+
+
+def splits_of(x, y, n):
+    return {"train": x[:n], "val": x[n:]}, {"train": y[:n], "val": y[n:]}
+
+
+@pytest.mark.parametrize("estimator", ["linear", "svm", "boosting"])
+def test_years_are_learned_and_unknown_ones_left_out(estimator):
+    x, y = make_regression(600, 8, noise=1.0, random_state=0)
+    y = 40 + 15 * y / y.std()
+    y[::7] = np.nan
+    parts, labels = splits_of(x, y, 400)
+    fitted, options = baselines.fit(estimator, parts, labels)
+    assert options in baselines.ESTIMATORS[estimator][2]
+    known = np.isfinite(labels["val"])
+    said = baselines.say(fitted, parts["val"][known], None)
+    error = np.abs(said - labels["val"][known]).mean()
+    assert error < 0.5 * np.abs(labels["val"][known] - np.nanmedian(labels["train"])).mean()
+
+
+@pytest.mark.parametrize("estimator", ["linear", "svm", "boosting"])
+@pytest.mark.parametrize("classes", [2, 4])
+def test_classes_are_learned_and_have_probabilities(estimator, classes):
+    x, y = make_classification(
+        600, 8, n_informative=6, n_classes=classes, class_sep=2.0, random_state=0
+    )
+    y[::9] = -1
+    parts, labels = splits_of(x, y, 400)
+    fitted, _ = baselines.fit(estimator, parts, labels)
+    p = baselines.say(fitted, parts["val"], classes + 1)  # one that nobody has
+    np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-5)
+    assert not p[:, -1].any()
+    known = labels["val"] >= 0
+    assert (p.argmax(axis=1) == labels["val"])[known].mean() > 0.7
+
+
+def test_the_command_scores_as_evaluate_does(trained, tmp_path, capsys):
+    flags = [f"--workdir={trained}", "--estimator=linear", f"--output={tmp_path / 'out'}"]
+    assert run_command(baselines.main, ["baselines", *flags]) == 0
+    result = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert result["n"] == 19
+    # Brightness follows age, so that any features know it.
+    assert result["age"]["mae"] < 0.6 * result["age"]["floor_mae"]
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_features_are_those_of_the_run(trained):
+    run = Run.open(trained)
+    source = opening.open_source(run.config.data)
+    x = baselines.features(run, source, np.arange(20), "run")
+    assert x.shape == (20, 16)
+    again = baselines.features(run, source, np.arange(10, 20), "run")
+    np.testing.assert_allclose(again, x[10:], rtol=1e-5)
+    with pytest.raises(UserError, match="started from random weights"):
+        baselines.features(run, source, np.arange(20), "pretrained")
