@@ -7,6 +7,7 @@ import io
 import json
 import math
 import pathlib
+import shutil
 import tarfile
 from types import SimpleNamespace
 
@@ -17,9 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from agejax import predict
+from agejax.calibration import Calibration
 from agejax.data import detection
 from agejax.data.detection import Detector, Face, Geometry
-from agejax.errors import UserError
+from agejax.errors import UserError, run_command
+from agejax.run import Run
 
 UTKFACE = pathlib.Path(__file__).parents[2] / "shared/data/utkface/UTKFace.tar.gz"
 TEMPLATE = np.array([[0.3, 0.31], [0.7, 0.31], [0.5, 0.5], [0.34, 0.68], [0.66, 0.68]])
@@ -360,3 +364,40 @@ def test_crops_of_a_photo_are_framed_as_the_chips_in_it(detector, geometry):
         alike.append(np.corrcoef(a, b)[0, 1])
         assert detection.fits(detection.mismatch(detector.find(crop)[0], 200, geometry), geometry)
     assert np.median(alike) > 0.75  # of different chips about 0.46
+
+
+def test_predict_finds_the_faces_of_a_photo_and_warns_of_crops_framed_otherwise(
+    detector, geometry, trained, tmp_path, capsys
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    flags = ["predict", f"--workdir={workdir}", "--faces=detect"]
+    photo = np.full((500, 900, 3), (90, 120, 150), np.uint8)
+    photo[100:300, 100:300], photo[150:350, 500:700] = utkface()[:2]
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    Image.fromarray(photo[:, :60]).save(tmp_path / "nobody.png")
+    assert run_command(predict.main, [*flags, str(tmp_path / "photo.png")]) == 2
+    assert "how the training images frame faces is not known" in capsys.readouterr().err
+
+    step = Run.open(workdir).step
+    Calibration(step, 0, {}, {}, geometry=geometry).save(workdir)
+    assert run_command(predict.main, [*flags, str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["face"] for line in lines] == [0, 1]
+    middles = {round((x0 + x1) / 2, -2) for x0, _, x1, _ in (line["box"] for line in lines)}
+    assert middles == {200, 600}
+    assert {"age", "gender", "score"} <= lines[0].keys()
+    assert "warning: no face in 1 of 2 photos" in err
+    assert "2 faces of 2 files" in err
+    # A face of a photo is predicted as the chip that it is.
+    Image.fromarray(utkface()[0]).save(tmp_path / "chip.png")
+    assert run_command(predict.main, [*flags[:2], str(tmp_path / "chip.png")]) == 0
+    out, err = capsys.readouterr()
+    assert "not framed" not in err
+    own = min(lines, key=lambda line: line["box"][0])
+    assert own["age"] == pytest.approx(json.loads(out)["age"], abs=3)
+    assert run_command(predict.main, [*flags[:2], str(tmp_path / "photo.png")]) == 0
+    assert "1 of 1 images are not framed as the faces" in capsys.readouterr().err
+    assert run_command(predict.main, [*flags, str(tmp_path / "nobody.png")]) == 2
+    assert "no face found in 1 photo(s)" in capsys.readouterr().err
