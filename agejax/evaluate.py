@@ -291,6 +291,8 @@ def evaluate(
     if write_report:
         own = scored.source if scored.source.fingerprint == run.fingerprint else None
         calibration = calibrate(run, own)
+        if own is None:
+            warn_of_frame(scored, calibration)
     place = run.workdir / "evaluation" / f"{scored.source.name}-{scored.split}"
     return publish(
         scored, pathlib.Path(output or place), calibration, other, write_report=write_report
@@ -327,6 +329,15 @@ def publish(
         report.write(output, scored, result, calibration)
     print(f"written to {output}/")
     return result
+
+
+def warn_of_frame(scored: Scored, calibration: Calibration | None) -> None:
+    """Says on stderr where other data frames faces otherwise than the run's own."""
+    step = max(len(scored.rows) // detection.CHECKED, 1)
+    some = scored.source.take(scored.rows[::step][: detection.CHECKED])
+    geometry = calibration.geometry if calibration else None
+    if warning := detection.frame_warning(some, geometry):
+        print(f"{warning}; python -m agejax.data.align makes a copy that is", file=sys.stderr)
 
 
 def write_predictions(

@@ -8,6 +8,7 @@ probability of each class. Images are taken for face crops, framed as the traini
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import dataclasses
 import glob
@@ -25,8 +26,9 @@ import numpy as np
 from tqdm import tqdm
 
 from agejax import heads, sharding
-from agejax.calibration import FILE, Calibration
+from agejax.calibration import Calibration
 from agejax.data import detection, sources
+from agejax.data.align import known_geometry
 from agejax.data.pipeline import HostBatch
 from agejax.errors import UserError, run_command
 from agejax.joined import open_run
@@ -35,10 +37,6 @@ from agejax.run import Run
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 WORKERS = 4  # threads that read and decode
-CHECKED = 64  # crops whose frame is compared with that of the training images
-UNLIKE = (
-    0.2  # share of crops framed otherwise, from which on it is said; of training images .02 are
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +117,15 @@ def crops(
                 progress.update()
 
 
+def readable(
+    paths: Iterable[pathlib.Path], read: Callable[[pathlib.Path], list[Crop]]
+) -> Iterator[np.ndarray]:
+    """The images of the files that can be read; of the others nothing is said yet."""
+    for path in paths:
+        with contextlib.suppress(OSError, ValueError):
+            yield from (crop.image for crop in read(path))
+
+
 def crop_reader(image_size: int) -> Callable[[pathlib.Path], list[Crop]]:
     """Reads a file as one face crop."""
 
@@ -183,40 +190,6 @@ def predict(
             yield record
 
 
-def warn_of_frame(faces: Iterable[Crop], geometry: detection.Geometry | None) -> None:
-    """Says on stderr where many crops are framed otherwise than the training images.
-
-    Without a geometry or a detector nobody knows, and nothing is said.
-    """
-    detector = detection.Detector.if_installed()
-    if geometry is None or detector is None:
-        return
-    looked, off = 0, 0
-    for crop in faces:
-        found = detector.find(crop.image)[:1]
-        framing = [detection.mismatch(face, len(crop.image), geometry) for face in found]
-        looked += 1
-        off += not any(detection.fits(one, geometry) for one in framing)
-    if off > UNLIKE * looked:
-        print(
-            f"warning: {off} of {looked} images are not framed as the faces this run was trained "
-            "on, which ruins ages silently; if they are photos, use --faces=detect",
-            file=sys.stderr,
-        )
-
-
-def require(geometry: detection.Geometry | None, workdir: pathlib.Path) -> detection.Geometry:
-    """Raises `UserError` where photos cannot be warped to the frame of the training images."""
-    detection.Detector.installed()  # says what to install
-    if geometry is None:
-        raise UserError(
-            f"--faces=detect: how the training images frame faces is not known; delete "
-            f"{workdir / FILE}, and run python -m agejax.evaluate --workdir={workdir} where the "
-            "training data is"
-        )
-    return geometry
-
-
 def write(lines: Iterator[dict[str, Any]], form: str, out: TextIO) -> None:
     """Writes records as they come, as JSON lines or CSV."""
     rows = None
@@ -279,12 +252,13 @@ def main(argv: Sequence[str]) -> None:
             f"python -m agejax.evaluate --workdir={run.workdir} makes it",
             file=sys.stderr,
         )
-    geometry = calibration.geometry if calibration else None
     if args.faces == "detect":
-        read = photo_reader(require(geometry, run.workdir), size)
+        read = photo_reader(known_geometry(calibration, run.workdir), size)
     else:
         read = crop_reader(size)
-        warn_of_frame(crops(paths[:CHECKED], read, Counts()), geometry)
+        some = readable(paths[: detection.CHECKED], read)
+        if warning := detection.frame_warning(some, calibration.geometry if calibration else None):
+            print(f"{warning}; if they are photos, use --faces=detect", file=sys.stderr)
     batch_size = min(run.config.eval.batch_size, -(-len(paths) // run.mesh.size) * run.mesh.size)
 
     start = time.perf_counter()

@@ -9,6 +9,7 @@ import math
 import pathlib
 import shutil
 import tarfile
+import zipfile
 from types import SimpleNamespace
 
 import cv2
@@ -20,7 +21,7 @@ from PIL import Image
 
 from agejax import predict
 from agejax.calibration import Calibration
-from agejax.data import detection
+from agejax.data import align, detection
 from agejax.data.detection import Detector, Face, Geometry
 from agejax.errors import UserError, run_command
 from agejax.run import Run
@@ -377,7 +378,7 @@ def test_predict_finds_the_faces_of_a_photo_and_warns_of_crops_framed_otherwise(
     Image.fromarray(photo).save(tmp_path / "photo.png")
     Image.fromarray(photo[:, :60]).save(tmp_path / "nobody.png")
     assert run_command(predict.main, [*flags, str(tmp_path / "photo.png")]) == 2
-    assert "how the training images frame faces is not known" in capsys.readouterr().err
+    assert "how its training images frame faces is not known" in capsys.readouterr().err
 
     step = Run.open(workdir).step
     Calibration(step, 0, {}, {}, geometry=geometry).save(workdir)
@@ -401,3 +402,41 @@ def test_predict_finds_the_faces_of_a_photo_and_warns_of_crops_framed_otherwise(
     assert "1 of 1 images are not framed as the faces" in capsys.readouterr().err
     assert run_command(predict.main, [*flags, str(tmp_path / "nobody.png")]) == 2
     assert "no face found in 1 photo(s)" in capsys.readouterr().err
+
+
+def test_align_makes_a_copy_that_is_framed_as_the_training_images(
+    detector, geometry, trained, tmp_path, capsys
+):
+    """And what has no face, cannot be read or would be written elsewhere is counted and named."""
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    Calibration(Run.open(workdir).step, 0, {}, {}, geometry=geometry).save(workdir)
+    source = tmp_path / "source.zip"
+    with zipfile.ZipFile(source, "w") as archive:
+        for i, chip in enumerate(utkface()[:20]):
+            framed = cv2.resize(np.pad(chip, ((90, 20), (60, 20), (0, 0))), (160, 160))
+            archive.writestr(f"faces/{i}.jpg", cv2.imencode(".png", framed[:, :, ::-1])[1])
+        archive.writestr(
+            "faces/nobody.png", cv2.imencode(".png", np.zeros((90, 90, 3), np.uint8))[1]
+        )
+        archive.writestr("faces/broken.jpg", b"no")
+        archive.writestr(f"{tmp_path}/elsewhere.jpg", b"no")
+        archive.writestr("labels.csv", "file,age\n")
+    flags = ["align", f"--source={source}", f"--like={workdir}", f"--output={tmp_path / 'out'}"]
+    assert run_command(align.main, flags) == 0
+    said = capsys.readouterr().out
+    assert "aligned: 20" in said
+    assert "no face: 1 (faces/nobody.png)" in said
+    assert "unreadable: 1 (faces/broken.jpg)" in said
+    assert f"unsafe path: 1 ({tmp_path}/elsewhere.jpg)" in said
+    assert not (tmp_path / "elsewhere.jpg").exists()
+    assert (tmp_path / "out/labels.csv").read_text() == "file,age\n"
+    images = [np.asarray(Image.open(p)) for p in sorted((tmp_path / "out/faces").glob("*.jpg"))]
+    assert {image.shape for image in images} == {(200, 200, 3)}
+    assert detection.frame_warning(images, geometry) is None
+    before = [np.pad(chip, ((90, 20), (60, 20), (0, 0))) for chip in utkface()[:20]]
+    warning = detection.frame_warning([cv2.resize(b, (200, 200)) for b in before], geometry)
+    assert warning is not None
+    assert "of 20 images are not framed" in warning
+    assert run_command(align.main, flags) == 2
+    assert "is there already" in capsys.readouterr().err

@@ -46,7 +46,7 @@ def test_every_figure_of_the_page_stands_in_metrics_json(written):
 
 def test_charts_lie_beside_the_page_and_are_named_by_what_they_show(written):
     _, output = written
-    names = {path.stem for path in (output / "figures").iterdir()}
+    names = {path.stem.replace("-", " ") for path in (output / "figures").iterdir()}
     assert {
         "age", "age by decade", "age by gender", "age by gender x ethnicity", "bias",
         "cumulative score", "gender confusion", "ethnicity confusion", "gender reliability",

@@ -37,6 +37,8 @@ GREY = (114, 114, 114)
 SCORE = 0.5  # from which on a cell holds a face; 99 % of chips reach 0.69
 OVERLAP = 0.3  # above which two boxes show one face
 SAME = 0.15  # edges of a crop that a face's middle moves at most when it is found again
+CHECKED = 64  # crops that are enough to know how a set is framed
+UNLIKE = 0.2  # share of them that may be framed otherwise
 FEWEST = 10  # faces that a geometry is measured on
 # Of UTKFace's or AAF's chips, 98 % keep to the three limits measured on 300 others (95 % in the
 # worst of 20 divisions).
@@ -366,3 +368,25 @@ def fits(framing: Mapping[str, float], geometry: Geometry) -> bool:
     Judge a set of crops by the share that fits: one crop may be framed as none other, and be fine.
     """
     return all(size <= geometry.limits[name] for name, size in _sizes(framing).items())
+
+
+def frame_warning(images: Iterable[np.ndarray], geometry: Geometry | None) -> str | None:
+    """What to say of crops uint8 [N, S, S, 3] where many are framed otherwise than the training's.
+
+    None where they fit, or where nobody knows for want of a geometry or a detector. A few dozen
+    images are enough: of the training images 2 % do not fit, of another frame nearly all.
+    """
+    detector = Detector.if_installed()
+    if geometry is None or detector is None:
+        return None
+    looked, off = 0, 0
+    for image in images:
+        framings = [mismatch(face, len(image), geometry) for face in detector.find(image)[:1]]
+        looked += 1
+        off += not any(fits(framing, geometry) for framing in framings)
+    if off <= UNLIKE * looked:
+        return None
+    return (
+        f"warning: {off} of {looked} images are not framed as the faces this run was trained on, "
+        "which ruins ages silently"
+    )

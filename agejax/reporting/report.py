@@ -46,7 +46,7 @@ def write(
     folder.mkdir(exist_ok=True)
     for name, chart in charts.items():
         with records.disk(folder):
-            (folder / f"{name}.png").write_bytes(chart.png)
+            (folder / f"{name.replace(' ', '-')}.png").write_bytes(chart.png)
 
 
 # ------------------------------------------------------------------------------------------- charts

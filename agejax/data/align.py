@@ -1,0 +1,150 @@
+"""python -m agejax.data.align --source=FACES --like=RUN --output=FOLDER
+
+A copy of an archive or folder of faces, framed as the images that a run was trained on. Public sets
+frame faces each in its own way, and a model that knows one frame is wrong on another: align the
+data before it is evaluated on or mixed. Tables and the like are copied as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from agejax.calibration import Calibration
+from agejax.data import detection, sources
+from agejax.data.builders import archives
+from agejax.data.builders.base import IMAGE
+from agejax.data.detection import Geometry
+from agejax.errors import UserError, run_command
+from agejax.joined import open_run
+from agejax.logging import records
+
+WORKERS = 4  # threads; the detector uses the cores itself
+QUALITY = 95  # of JPEG
+
+
+def align(
+    source: pathlib.Path, geometry: Geometry, size: int, output: pathlib.Path
+) -> dict[str, list[str]]:
+    """Writes the largest face of every image to `output`, under the image's own path.
+
+    Args:
+      size: edge of the images written, pixels.
+
+    Returns:
+      {"aligned", "no face", "unreadable", "unsafe path": the paths inside}.
+
+    Raises:
+      UserError: no detector, a damaged archive, no image in it, or a full disk.
+    """
+    detection.Detector.installed()  # now, and not in a thread
+    done: dict[str, list[str]] = {"aligned": [], "no face": [], "unreadable": [], "unsafe path": []}
+    of_thread = threading.local()
+
+    def work(path: str, data: bytes | None) -> str:
+        target = (output / path).resolve()
+        if not target.is_relative_to(output.resolve()):
+            return "unsafe path"
+        if data is None:
+            return "unreadable"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if IMAGE.fullmatch(path) is None:
+            with records.disk(target):
+                target.write_bytes(data)
+            return ""
+        if not hasattr(of_thread, "detector"):
+            of_thread.detector = detection.Detector.installed()
+        try:
+            image = sources.decode_whole(data)
+        except ValueError:
+            return "unreadable"
+        crop = next((crop for _, crop in of_thread.detector.crops(image, geometry, size)), None)
+        if crop is None:
+            return "no face"
+        with records.disk(target):
+            target.write_bytes(_encoded(crop, target.suffix))
+        return "aligned"
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        waiting: deque[tuple[str, Future[str]]] = deque()
+
+        def finish() -> Iterator[tuple[str, str]]:
+            while waiting:
+                path, future = waiting.popleft()
+                yield path, future.result()
+                if len(waiting) < 16 * WORKERS:
+                    return
+
+        files = archives.read(source, limit=archives.MAX_TABLE)
+        for path, data in tqdm(files, unit=" files", disable=not sys.stderr.isatty()):
+            waiting.append((path, pool.submit(work, path, data)))
+            if len(waiting) > 16 * WORKERS:
+                for name, what in finish():
+                    done.get(what, []).append(name)
+        while waiting:
+            for name, what in finish():
+                done.get(what, []).append(name)
+    if not done["aligned"]:
+        raise UserError(f"{source}: a face in none of its images")
+    return done
+
+
+def _encoded(image: np.ndarray, suffix: str) -> bytes:
+    """uint8 RGB [S, S, 3] in the format that the name promises."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, QUALITY] if suffix.lower() in (".jpg", ".jpeg") else []
+    _, data = cv2.imencode(suffix, image[:, :, ::-1], options)
+    return data.tobytes()
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m agejax.data.align",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--source", required=True, help="the archive or folder of faces")
+    parser.add_argument("--like", required=True, metavar="RUN", help="a run that was evaluated")
+    parser.add_argument("--output", required=True, help="a folder that is not there yet")
+    parser.add_argument("--size", type=int, default=200, help="pixels; default 200, as UTKFace")
+    args = parser.parse_args(argv[1:])
+    output = pathlib.Path(args.output)
+    if output.exists():
+        raise UserError(f"--output={output}: is there already; name a new folder")
+    if not pathlib.Path(args.source).exists():
+        raise UserError(f"--source={args.source}: no such file or folder")
+    run = open_run(args.like)
+    geometry = known_geometry(Calibration.read(run.workdir, run.step), run.workdir)
+    done = align(pathlib.Path(args.source), geometry, args.size, output)
+    for what, paths in done.items():
+        some = ", ".join(paths[:10]) + (", ..." if len(paths) > 10 else "")
+        print(f"{what}: {len(paths):,}" + (f" ({some})" if paths and what != "aligned" else ""))
+    print(f"written to {output}/")
+
+
+def known_geometry(calibration: Calibration | None, workdir: pathlib.Path) -> Geometry:
+    """How a run's training images frame faces.
+
+    Raises:
+      UserError: no detector is installed, or the run has not been evaluated with one.
+    """
+    detection.Detector.installed()
+    if calibration is None or calibration.geometry is None:
+        raise UserError(
+            f"{workdir}: how its training images frame faces is not known; delete its "
+            f"calibration.json, and run python -m agejax.evaluate --workdir={workdir} where the "
+            "training data is"
+        )
+    return calibration.geometry
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv))

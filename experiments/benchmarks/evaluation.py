@@ -1,0 +1,88 @@
+"""evaluate against its forward pass: python -m experiments.benchmarks.evaluation --workdir=RUN
+
+Images a second of `evaluate` over a split, from the decoded cache, against the jitted forward pass
+on batches that are on the device already, in alternating turns; and how long the report takes.
+Recorded in experiments/results/evaluation.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from agejax import evaluate, sharding
+from agejax.data import pipeline
+from agejax.errors import run_command
+from agejax.joined import open_run
+from agejax.logging import records
+from experiments.arms import commit
+
+IMAGES, TURNS = 2000, 7
+
+
+def bare(scored: evaluate.Scored) -> float:
+    """Images a second of the forward pass over as many batches, with nothing to read or fetch."""
+    run, size = scored.run, scored.run.config.eval.batch_size
+    host = next(pipeline.evaluation_batches(scored.source, scored.rows[:size], size))
+    batch = sharding.put_batch(host, run.mesh)
+    jax.block_until_ready(run.eval_step(run.params, run.batch_stats, batch))
+    rounds = -(-len(scored.rows) // size)
+    start = time.perf_counter()
+    for _ in range(rounds):
+        said = run.eval_step(run.params, run.batch_stats, batch)
+    jax.block_until_ready(said)
+    return rounds * size / (time.perf_counter() - start)
+
+
+def measure(workdir: str, source: str | None) -> dict[str, Any]:
+    """Every figure of this page, as JSON data."""
+    run = open_run(workdir)
+    data = evaluate.open_data(run, None, source)
+    rows = np.arange(min(IMAGES, len(data.ids)))
+    turns = []
+    for _ in range(TURNS):
+        scored = evaluate.score_rows(run, data, rows, "all")
+        turns.append((scored.images_per_second, bare(scored)))
+    calibration = evaluate.calibrate(run, data)
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        evaluate.publish(scored, pathlib.Path(folder), calibration)
+        seconds = time.perf_counter() - start
+    ratios = [ours / forward for ours, forward in turns]
+    model = run.config.model
+    return {
+        "what": f"{len(rows):,} images, {model.name} at {model.image_size} px, batches of "
+        f"{run.config.eval.batch_size}; {TURNS} alternating turns",
+        "evaluate_images_per_second": float(np.median([ours for ours, _ in turns])),
+        "forward_images_per_second": float(np.median([forward for _, forward in turns])),
+        "evaluate_over_forward": {
+            "median": float(np.median(ratios)), "min": min(ratios), "max": max(ratios),
+        },
+        "report_seconds": seconds,
+        "device": f"{run.mesh.devices.flat[0].device_kind}, {run.mesh.size} device(s)",
+        "commit": commit(),
+    }  # fmt: skip
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.evaluation")
+    parser.add_argument("--workdir", required=True, help="a trained run")
+    parser.add_argument("--source", help="where its data lies now")
+    parser.add_argument("--output", default="experiments/results/evaluation.json")
+    args = parser.parse_args(argv[1:])
+    sharding.start()
+    result = measure(args.workdir, args.source)
+    records.write_json(pathlib.Path(args.output), result)
+    print({k: v for k, v in result.items() if k != "what"})
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv))
