@@ -227,11 +227,14 @@ def _uncertainty(scored: Scored, calibration: Calibration) -> dict[str, Any]:
 def score_again(scored: Scored, run: Run, source_path: str | None = None) -> Scored:
     """The same images, in the same order, as another run sees them.
 
+    Images that the other run has trained on are counted on stderr.
+
     Raises:
-      UserError: the other run's data lacks one of them.
+      UserError: the other run's data lacks one of the images.
     """
-    mixed = scored.run.config.data.get("mixture")
-    source = open_data(run, None if mixed else scored.source.name, source_path)
+    config = scored.run.config.data
+    mixed = config.get("mixture")
+    source = open_data(run, None if mixed else scored.source.name, source_path or config.source)
     row = {name: i for i, name in enumerate(source.ids.tolist())}
     ids = scored.source.ids[scored.rows].tolist()
     if missing := [name for name in ids if name not in row]:
@@ -239,7 +242,16 @@ def score_again(scored: Scored, run: Run, source_path: str | None = None) -> Sco
             f"--compare={run.workdir}: its data lacks {len(missing):,} of the {len(ids):,} images, "
             f"such as {missing[0]}"
         )
-    return score_rows(run, source, np.array([row[name] for name in ids]), scored.split)
+    rows = np.array([row[name] for name in ids])
+    if source.fingerprint == run.fingerprint and scored.split != "train":
+        learned = splits.make(source, run.config.data.split)["train"]
+        if seen := int(np.isin(source.groups[rows], source.groups[learned]).sum()):
+            print(
+                f"warning: {run.workdir} was trained on {seen:,} of these {len(rows):,} images, or "
+                "on copies of them: it knows the answers",
+                file=sys.stderr,
+            )
+    return score_rows(run, source, rows, scored.split)
 
 
 def compare(scored: Scored, other: Scored) -> dict[str, Any]:
