@@ -94,9 +94,9 @@ class _Line:
         """The row whose piece holds each point: f64 [B] -> int64 [B]."""
         # In two levels: the coarse one stays in the processor's cache, so that a point costs one
         # look at memory, not one for each halving of a table of 10 million rows.
-        block = BLOCK * np.searchsorted(self._coarse, points, side="right")
-        around = self._ends[block[:, None] + np.arange(BLOCK)]
-        return block + (around <= points[:, None]).sum(axis=1)
+        block = np.searchsorted(self._coarse, points, side="right")
+        around = np.take(self._ends.reshape(-1, BLOCK), block, axis=0)
+        return BLOCK * block + np.count_nonzero(around <= points[:, None], axis=1)
 
     def begins(self, rows: np.ndarray) -> np.ndarray:
         """Where each row's piece begins: int64 [B] -> f64 [B]."""
