@@ -34,7 +34,9 @@ setup(
     ],
     extras_require={
         "cuda12": ["jax[cuda12]>=0.10.2"],
+        "baselines": ["xgboost-cpu>=3.0"],
         "onnx": ["onnx>=1.23", "onnxruntime>=1.32"],
+        "sweep": ["optuna>=5.0"],
         # What backbones, losses and weights are compared with: make parity.
         "parity": [
             "balanced-loss==0.1.1",
@@ -54,6 +56,7 @@ setup(
             "mypy>=2.4",
             "onnx>=1.23",
             "onnxruntime>=1.32",
+            "optuna>=5.0",
             "playwright>=1.65",  # drives Debian's Chromium
             "pytest>=9.2",
             "pytest-xdist>=3.8",

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import pathlib
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from types import FrameType
 from typing import Any
@@ -29,8 +29,16 @@ from agejax.logging.train_log import TrainLog
 from agejax.models import pretrained
 
 
-def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any] | None:
+def train(
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    stop_after: Callable[[int, float], bool] = lambda step, value: False,
+) -> dict[str, Any] | None:
     """Trains what `config` says in `workdir`, from the start or from its last checkpoint.
+
+    Args:
+      stop_after: asked after every evaluation, with the step and the value of config.eval.best,
+        whether to end there, as `config.eval.patience` may: so a sweep prunes its trials.
 
     Returns:
       The contents of summary.json, or None where SIGTERM stopped the run early: the same call then
@@ -159,11 +167,11 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
         clock("step"),
     ):
         while True:
+            value = None
             eval_due = step > 0 and (step % eval_every == 0 or step == total_steps)
             save_due = step % checkpoint_every == 0 or stop.requested
             if (step > start_step and (eval_due or save_due)) or not evaluated:
                 log.flush()  # raises where a loss was not finite: such a state is never saved
-                value = None
                 if eval_due:
                     with clock("eval"):
                         val_metrics = evaluate()
@@ -186,8 +194,10 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
                         },
                         value,
                     )
-            stale = 0 < config.eval.patience <= best.stale
-            if step == total_steps or stop.requested or stale:
+            enough = 0 < config.eval.patience <= best.stale
+            if value is not None:
+                enough |= stop_after(step, value)
+            if step == total_steps or stop.requested or enough:
                 break
 
             with clock("input"):

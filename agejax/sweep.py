@@ -1,0 +1,331 @@
+"""python -m agejax.sweep --config=FILE --space=FILE --study=DIR [--trials=25] [--config.x.y=v ...]
+
+Searches a config's settings for the best validation metric. A space is a Python file whose
+get_space() returns {"optim.weight_decay": {"low": 1e-4, "high": 1.0, "log": True},
+"heads.age.loss": {"choices": ["l1", "huber"]}, ...}. The same command goes on with a study that was
+stopped, and any number of workers, on any number of machines, may be given it at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import importlib.util
+import io
+import json
+import pathlib
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+
+from agejax import main as main_lib
+from agejax import sharding, train
+from agejax.errors import UserError, check_keys, run_command
+from agejax.logging import records
+from agejax.reporting import sweep_page
+
+KEYS = ("low", "high", "log", "step", "choices")
+SAMPLERS = ("tpe", "gp", "random")
+PRUNERS = ("none", "asha", "hyperband", "median")
+HEARTBEAT = 60  # seconds; a worker that has been silent for several times as long is dead
+
+Space = Mapping[str, Mapping[str, Any]]
+
+
+def read_space(path: str) -> dict[str, dict[str, Any]]:
+    """get_space() of a Python file.
+
+    Raises:
+      UserError: no such file, no get_space() in it, or a range that makes no sense.
+    """
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"--space={path}: no such file")
+    spec = importlib.util.spec_from_file_location("space", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        space: dict[str, dict[str, Any]] = dict(module.get_space())
+    except Exception as error:
+        raise UserError(f"--space={path} cannot be loaded: {error!r}") from error
+    if not space:
+        raise UserError(f"--space={path}: get_space() names no setting")
+    for name, given in space.items():
+        where = f"--space={path}: {name}"
+        check_keys(given, KEYS, where)
+        if "choices" in given:
+            if not given["choices"]:
+                raise UserError(f"{where}: no choices")
+        elif not {"low", "high"} <= given.keys() or not given["low"] <= given["high"]:
+            raise UserError(f"{where}: set low and high, low first, or choices")
+    return space
+
+
+def suggest(trial: Any, name: str, given: Mapping[str, Any]) -> Any:
+    """A value of a setting: of its choices, or a whole or real number of its range."""
+    if "choices" in given:
+        # By number: Optuna keeps names and numbers only, and a choice may be a table.
+        k = trial.suggest_categorical(name, list(range(len(given["choices"]))))
+        return given["choices"][k]
+    whole = all(isinstance(given[key], int) for key in ("low", "high"))
+    options = {key: given[key] for key in ("log", "step") if key in given}
+    return (trial.suggest_int if whole else trial.suggest_float)(
+        name, given["low"], given["high"], **options
+    )
+
+
+def configure(
+    base: ml_collections.ConfigDict, values: Mapping[str, Any]
+) -> ml_collections.ConfigDict:
+    """The config with its settings at dotted paths replaced.
+
+    Raises:
+      UserError: a path that is not there.
+    """
+    config = base.copy_and_resolve_references()
+    with config.unlocked():
+        for path, value in values.items():
+            *where, key = path.split(".")
+            group = config
+            for part in where:
+                if not isinstance(group.get(part), ml_collections.ConfigDict):
+                    raise UserError(f"--space: config.{path}: there is no {part!r}")
+                group = group[part]
+            if key not in group and where[:1] not in (["heads"], ["model"]):  # which are open
+                raise UserError(f"--space: config.{path}: there is no setting {key!r}")
+            group[key] = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
+    return config
+
+
+def create_study(folder: pathlib.Path, storage: str, sampler: Any, pruner: Any, mode: str) -> Any:
+    """A study to go on with, or a new one.
+
+    A worker that died is noticed by its silence: its trial is tried again, and its training goes
+    on from the last checkpoint.
+    """
+    import optuna
+
+    return optuna.create_study(
+        study_name=folder.resolve().name,
+        storage=optuna.storages.RDBStorage(
+            storage or f"sqlite:///{folder.absolute()}/study.db",
+            heartbeat_interval=HEARTBEAT,
+            heartbeat_stale_trial_callback=go_on_with,
+        ),
+        sampler=sampler,
+        pruner=pruner,
+        direction="minimize" if mode == "min" else "maximize",
+        load_if_exists=True,
+    )
+
+
+def go_on_with(study: Any, trial: Any) -> None:
+    """Puts a trial that was cut off in front of all others, in the folder that it began."""
+    number = trial.user_attrs.get("goes_on", trial.number)
+    study.enqueue_trial(trial.params, user_attrs={"goes_on": number})
+
+
+def create_sampler(name: str, start: int, seed: int) -> Any:
+    """`start` random points first, then the sampler's own."""
+    import optuna
+
+    match name:
+        case "tpe":
+            return optuna.samplers.TPESampler(n_startup_trials=start, seed=seed, multivariate=True)
+        case "gp":
+            return optuna.samplers.GPSampler(n_startup_trials=start, seed=seed)
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def create_pruner(name: str) -> Any:
+    import optuna
+
+    match name:
+        case "asha":
+            return optuna.pruners.SuccessiveHalvingPruner()
+        case "hyperband":
+            return optuna.pruners.HyperbandPruner()
+        case "median":
+            return optuna.pruners.MedianPruner()
+    return optuna.pruners.NopPruner()
+
+
+def sweep(
+    config: ml_collections.ConfigDict, space: Space, folder: pathlib.Path, study: Any, trials: int
+) -> None:
+    """Runs trials until the study has `trials` that came to an end, and writes its page after each.
+
+    Every trial trains in FOLDER/trials/NUMBER. Where its settings make it fail, such as a loss that
+    is not finite, the trial has failed and the study goes on.
+
+    Raises:
+      UserError: the first trial of all failed: then the config is wrong, not a setting.
+      SystemExit: a signal stopped it; the same command goes on.
+    """
+    import optuna
+
+    ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+
+    failed: Exception | None = None
+
+    def objective(trial: Any) -> float:
+        nonlocal failed
+        values = {name: suggest(trial, name, given) for name, given in space.items()}
+        number = trial.user_attrs.get("goes_on", trial.number)
+        workdir = folder / "trials" / f"{number:04d}"
+        trial.set_user_attr("workdir", str(workdir))
+        trial.set_user_attr("settings", records.clean(values))
+        pruned = False
+
+        def stop_after(step: int, value: float) -> bool:
+            nonlocal pruned
+            trial.report(value, step)
+            pruned = trial.should_prune()
+            return pruned
+
+        try:
+            summary = train.train(configure(config, values), workdir, stop_after)
+            if summary is None:
+                go_on_with(study, trial)
+                study.stop()
+                raise Stopped("stopped by a signal; goes on as another trial")
+        except (UserError, Stopped) as error:
+            failed = error
+            trial.set_user_attr("error", str(error))
+            print(f"trial {trial.number}: {error}", file=sys.stderr)
+            raise
+        finally:
+            jax.clear_caches()  # many trials would fill the memory with programs
+        if pruned:
+            raise optuna.TrialPruned
+        return float(summary["best"]["value"])
+
+    def after(study: Any, trial: Any) -> None:
+        write(study, folder, space)
+        count = len(study.get_trials(states=ended))
+        if count >= trials:
+            study.stop()
+        # The first trial's failure is the config's, not a setting's.
+        if not count and isinstance(failed, UserError):
+            raise failed
+
+    if len(study.get_trials(states=ended)) < trials:
+        study.optimize(objective, callbacks=[after], catch=(UserError, Stopped))
+    write(study, folder, space)
+    if len(study.get_trials(states=ended)) < trials:
+        raise SystemExit(1)
+
+
+class Stopped(Exception):
+    """A signal came."""
+
+
+def write(study: Any, folder: pathlib.Path, space: Space) -> None:
+    """trials.csv, best.json and index.html of what there is so far."""
+    rows = [
+        {
+            "number": trial.number,
+            "state": trial.state.name.lower(),
+            "value": trial.value if trial.value is not None else _last(trial),
+            "steps": max(trial.intermediate_values, default=0),
+            **trial.user_attrs.get("settings", {}),
+            "error": trial.user_attrs.get("error", ""),
+        }
+        for trial in study.trials
+        if trial.state.is_finished()
+    ]
+    text = io.StringIO()
+    table = csv.DictWriter(text, ["number", "state", "value", "steps", *space, "error"])
+    table.writeheader()
+    table.writerows(rows)
+    records.write_text(folder / "trials.csv", text.getvalue())
+    best = None
+    with contextlib.suppress(ValueError):  # no trial is complete yet
+        trial = study.best_trial
+        settings = trial.user_attrs["settings"]
+        best = {
+            "number": trial.number,
+            "value": trial.value,
+            "workdir": trial.user_attrs["workdir"],
+            "settings": settings,
+            "flags": " ".join(f"--config.{k}={json.dumps(v)}" for k, v in settings.items()),
+        }
+        records.write_json(folder / "best.json", best)
+    records.write_text(
+        folder / "index.html",
+        sweep_page.sweep(
+            study.study_name, rows, best, importances(study), study.direction.name == "MINIMIZE"
+        ),
+    )
+
+
+def importances(study: Any) -> dict[str, float]:
+    """Setting -> its share of what differs between trials (fANOVA, Hutter et al. 2014); {} before
+    there are enough."""
+    import optuna
+
+    complete = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+    if len(complete) < 4 or len({trial.value for trial in complete}) < 2:
+        return {}
+    return dict(optuna.importance.get_param_importances(study))
+
+
+def _last(trial: Any) -> float | None:
+    """The last value that a pruned trial reported."""
+    values: Mapping[int, float] = trial.intermediate_values
+    return values[max(values)] if values else None
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m agejax.sweep",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--space", required=True, help="the Python file of the settings to search")
+    parser.add_argument("--study", required=True, help="the folder of the study")
+    parser.add_argument("--trials", type=int, default=25)
+    parser.add_argument("--sampler", choices=SAMPLERS, default="tpe")
+    parser.add_argument("--start", type=int, default=5, help="random trials to start with")
+    parser.add_argument("--pruner", choices=PRUNERS, default="none")
+    parser.add_argument("--storage", default="", help="a database's URL; default: sqlite in DIR")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampler")
+    args, rest = parser.parse_known_args(argv[1:])
+    _quiet()
+    space = read_space(args.space)
+    config = main_lib.parse([argv[0], *rest])
+    configure(config, {})  # raises early where a setting is not there
+    sharding.start()
+    folder = pathlib.Path(args.study)
+    folder.mkdir(parents=True, exist_ok=True)
+    study = create_study(
+        folder,
+        args.storage,
+        create_sampler(args.sampler, args.start, args.seed),
+        create_pruner(args.pruner),
+        config.eval.best_mode,
+    )
+    sweep(config, space, folder, study, args.trials)
+    best = json.loads((folder / "best.json").read_text())
+    print(f"best of {args.trials}: {config.eval.best} {best['value']:.4f} with {best['flags']}")
+    print(f"written to {folder}/: index.html, trials.csv, best.json")
+
+
+def _quiet() -> None:
+    """Raises `UserError` without Optuna; with it, errors are printed and nothing else."""
+    try:
+        import optuna
+    except ImportError as error:
+        raise UserError("the package optuna is missing; pip install 'agejax[sweep]'") from error
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv))

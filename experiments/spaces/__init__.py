@@ -1,0 +1,1 @@
+"""What to search for each system, for agejax.sweep."""

@@ -1,0 +1,221 @@
+"""sweep: settings drawn from a space, trials pruned, stopped and gone on with."""
+
+import csv
+import json
+import math
+import pathlib
+
+import optuna
+import pytest
+
+import tiny
+from agejax import sweep, train
+from agejax.errors import UserError, run_command
+from configs import imbalance_utk, scratch_utk, small_model_utk
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::optuna.exceptions.ExperimentalWarning", "ignore:Heartbeat of storage"
+)
+ROOT = pathlib.Path(__file__).parents[1]
+SPACE = {
+    "schedule.lr": {"low": 1e-4, "high": 1e-2, "log": True},
+    "heads.age.loss": {"choices": ["l1", "l2"]},
+    "optim.ema": {"choices": [0.0, 0.9]},
+}
+
+
+@pytest.fixture
+def config(faces, cache):
+    config = tiny.get_config()
+    config.data.source, config.data.cache_dir = str(faces), str(cache)
+    config.total = {"steps": 4}
+    config.eval.every = {"steps": 2}
+    return config
+
+
+def study_in(folder, pruner="none", sampler="random"):
+    folder.mkdir(exist_ok=True)
+    made = sweep.create_sampler(sampler, 2, seed=0)
+    return sweep.create_study(folder, "", made, sweep.create_pruner(pruner), "min")
+
+
+def rows_of(folder):
+    with (folder / "trials.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_trials_are_drawn_trained_and_ranked(config, tmp_path):
+    folder = tmp_path / "study"
+    sweep.sweep(config, SPACE, folder, study_in(folder, sampler="tpe"), trials=3)
+    rows = rows_of(folder)
+    assert [row["state"] for row in rows] == ["complete"] * 3
+    for row in rows:
+        assert 1e-4 <= float(row["schedule.lr"]) <= 1e-2
+        stored = json.loads((folder / f"trials/{int(row['number']):04d}/config.json").read_text())
+        assert stored["schedule"]["lr"] == float(row["schedule.lr"])
+        assert stored["heads"]["age"]["loss"] == row["heads.age.loss"]
+    best = json.loads((folder / "best.json").read_text())
+    assert best["value"] == min(float(row["value"]) for row in rows)
+    summary = json.loads((tmp_path / best["workdir"] / "summary.json").read_text())
+    assert summary["best"]["value"] == best["value"]
+    assert f"--config.schedule.lr={best['settings']['schedule.lr']}" in best["flags"]
+    page = (folder / "index.html").read_text()
+    assert f"<b>{best['value']:.4f}</b>" in page
+    assert page.count("<img") == 2
+    # The same command has nothing left to do; more trials are more.
+    sweep.sweep(config, SPACE, folder, study_in(folder), trials=3)
+    assert len(rows_of(folder)) == 3
+    sweep.sweep(config, SPACE, folder, study_in(folder), trials=4)
+    assert len(rows_of(folder)) == 4
+
+
+def test_a_trial_ends_where_the_pruner_says(config, tmp_path, monkeypatch):
+    steps = []
+
+    def pretend(config, workdir, stop_after):
+        """Trial number n has a loss of n, always."""
+        value = float(workdir.name)
+        for step in range(1, 10):
+            steps.append((int(workdir.name), step))
+            if stop_after(step, value):
+                break
+        return {"best": {"value": value}}
+
+    monkeypatch.setattr(train, "train", pretend)
+    folder = tmp_path / "study"
+    study = study_in(folder)
+    study.pruner = optuna.pruners.MedianPruner(n_startup_trials=2, n_warmup_steps=0)
+    sweep.sweep(config, SPACE, folder, study, trials=5)
+    states = [row["state"] for row in rows_of(folder)]
+    assert states == ["complete", "complete", "pruned", "pruned", "pruned"]
+    assert max(step for number, step in steps if number == 3) == 1
+    assert json.loads((folder / "best.json").read_text())["number"] == 0
+
+
+def test_a_signal_stops_and_the_same_command_goes_on_in_the_same_folder(
+    config, tmp_path, monkeypatch
+):
+    folder, seen = tmp_path / "study", []
+    real = train.train
+
+    def interrupted(config, workdir, stop_after):
+        seen.append((workdir.name, config.schedule.lr))
+        return None if len(seen) == 2 else real(config, workdir, stop_after)
+
+    monkeypatch.setattr(train, "train", interrupted)
+    with pytest.raises(SystemExit):
+        sweep.sweep(config, SPACE, folder, study_in(folder), trials=2)
+    assert [row["state"] for row in rows_of(folder)] == ["complete", "fail"]
+    sweep.sweep(config, SPACE, folder, study_in(folder), trials=2)
+    assert seen[2] == seen[1]
+    assert [row["state"] for row in rows_of(folder)] == ["complete", "fail", "complete"]
+
+
+def test_the_trial_of_a_worker_that_died_goes_on_in_its_folder(config, tmp_path, monkeypatch):
+    folder, seen = tmp_path / "study", []
+
+    def pretend(config, workdir, stop_after):
+        seen.append((workdir.name, config.schedule.lr))
+        return {"best": {"value": 1.0}}
+
+    monkeypatch.setattr(train, "train", pretend)
+    study = study_in(folder)
+    dead = study.ask()
+    value = sweep.suggest(dead, "schedule.lr", SPACE["schedule.lr"])
+    sweep.go_on_with(study, dead)
+    sweep.sweep(config, {"schedule.lr": SPACE["schedule.lr"]}, folder, study, trials=1)
+    assert seen == [("0000", value)]
+
+
+def test_a_setting_that_fails_is_a_failed_trial_and_a_config_that_fails_an_error(
+    config, tmp_path, monkeypatch
+):
+    def fails(config, workdir, stop_after):
+        if workdir.name == "0001":
+            raise UserError("the loss is not finite")
+        return {"best": {"value": 1.0}}
+
+    monkeypatch.setattr(train, "train", fails)
+    folder = tmp_path / "study"
+    sweep.sweep(config, SPACE, folder, study_in(folder), trials=2)
+    rows = rows_of(folder)
+    assert [row["state"] for row in rows] == ["complete", "fail", "complete"]
+    assert rows[1]["error"] == "the loss is not finite"
+
+    def wrong(config, workdir, stop_after):
+        raise UserError("no such data")
+
+    monkeypatch.setattr(train, "train", wrong)
+    other = tmp_path / "other"
+    with pytest.raises(UserError, match="no such data"):
+        sweep.sweep(config, SPACE, other, study_in(other), trials=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1", "cannot be loaded"),
+        ("def get_space(): return {}", "names no setting"),
+        ("def get_space(): return {'a': {'lo': 1}}", "unknown key 'lo'; did you mean 'low'"),
+        ("def get_space(): return {'a': {'low': 2, 'high': 1}}", "set low and high, low first"),
+        ("def get_space(): return {'a': {'choices': []}}", "no choices"),
+        ("def get_space(): return {'optim.wd': {'low': 0.0, 'high': 1.0}}", "no setting 'wd'"),
+        ("def get_space(): return {'optm.x': {'low': 0.0, 'high': 1.0}}", "there is no 'optm'"),
+    ],
+)
+def test_a_bad_space_is_named(config, tmp_path, text, message):
+    (tmp_path / "space.py").write_text(text)
+
+    def read_and_set():
+        space = sweep.read_space(str(tmp_path / "space.py"))
+        sweep.configure(config, dict.fromkeys(space, 0.0))
+
+    with pytest.raises(UserError, match=message):
+        read_and_set()
+
+
+def test_a_missing_space_is_one_line(tmp_path, capsys):
+    flags = ["sweep", f"--space={tmp_path / 'none.py'}", f"--study={tmp_path / 'study'}"]
+    assert run_command(sweep.main, flags) == 2
+    assert "none.py: no such file" in capsys.readouterr().err
+
+
+def test_values_lie_in_their_ranges():
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    space = {"a": {"low": 1, "high": 9, "step": 4}, "b": {"low": 1e-6, "high": 1.0, "log": True}}
+    for _ in range(30):
+        trial = study.ask()
+        values = {name: sweep.suggest(trial, name, given) for name, given in space.items()}
+        assert values["a"] in (1, 5, 9)
+        assert 1e-6 <= values["b"] <= 1
+        assert math.isfinite(values["b"])
+
+
+@pytest.mark.parametrize(
+    ("space", "config"),
+    [
+        ("imbalance", imbalance_utk),
+        ("small_model", small_model_utk),
+        ("scratch", scratch_utk),
+    ],
+)
+def test_the_spaces_fit_their_configs(space, config):
+    """Every setting is there, and a trial drawn from the space differs in them alone."""
+    drawn = sweep.read_space(str(ROOT / f"experiments/spaces/{space}.py"))
+    trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
+    values = {name: sweep.suggest(trial, name, given) for name, given in drawn.items()}
+    base = config.get_config()
+    made = sweep.configure(base, values)
+    for name, value in values.items():
+        group = made
+        for part in name.split("."):
+            group = group[part]
+        assert group == value
+    undone = sweep.configure(made, {name: lookup(base, name) for name in values})
+    assert undone.to_dict() == base.to_dict()
+
+
+def lookup(config, path):
+    for part in path.split("."):
+        config = config[part]
+    return config
