@@ -1,0 +1,1 @@
+"""The published systems A to E: their arms as configs, and their figures."""

@@ -1,0 +1,90 @@
+"""What every system's arms are made of: where a comparison runs, and one arm of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from agejax.errors import UserError
+
+SCALES = ("smoke", "cpu", "full")
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """Where a comparison runs.
+
+    Attributes:
+      scale: "full" is the published setting; "cpu" one that two cores finish; "smoke" takes
+        seconds, on a small network, and shows only that every arm runs.
+      dataset, source: the data; source None: the builder knows where to look.
+      weights: a folder of published weights, each file's name beginning with the backbone's.
+    """
+
+    scale: str
+    dataset: str = "utkface"
+    source: str | None = None
+    weights: pathlib.Path | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def pretrained(self, backbone: str) -> str | None:
+        """The weights file of a backbone; None at scale "smoke", which needs none.
+
+        Raises:
+          UserError: there is none.
+        """
+        if self.scale == "smoke":
+            return None
+        folder = self.weights or pathlib.Path("weights")
+        found = sorted(folder.glob(f"{backbone}*")) if folder.is_dir() else []
+        if not found:
+            raise UserError(
+                f"--weights={folder}: no file whose name begins with {backbone}; "
+                "docs/models.md names what can be read"
+            )
+        return str(found[0])
+
+    def place(self, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+        """The config on this data, at this scale: `full` configs are left as published."""
+        config.data.name, config.data.source = self.dataset, self.source
+        config.data.options = ml_collections.ConfigDict(dict(self.options))
+        if self.scale == "smoke":
+            config.total = {"steps": 2}
+            config.eval.every = config.checkpoint.every = {"steps": 2}
+            config.data.image_size = config.model.image_size = 32
+            config.data.batch_size = 16
+            config.eval.batch_size = 16
+            config.model.name, config.model.options = "cnn", {"widths": (8,)}
+            config.model.hidden = min(config.model.hidden, 8)
+            config.sharding.devices = 1
+        return config
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One config of a comparison.
+
+    Attributes:
+      what: in words.
+      theirs: the published figures, as paths into metrics.json.
+    """
+
+    config: ml_collections.ConfigDict
+    what: str
+    theirs: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+def changed(config: ml_collections.ConfigDict, **changes: Any) -> ml_collections.ConfigDict:
+    """A copy with settings replaced; `heads__age` stands for heads.age."""
+    copy = config.copy_and_resolve_references()
+    for path, value in changes.items():
+        *where, key = path.split("__")
+        group = copy
+        for part in where:
+            group = group[part]
+        group[key] = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
+    return copy

@@ -1,0 +1,80 @@
+"""C. The transfer ladder: what each rung buys, from a frozen backbone to all tools together.
+
+Theirs: APPA-REAL, NASNetMobile and MobileNetV3-Small of ImageNet, ages in 0..1, squared error.
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from configs import transfer_appa
+from experiments.systems.setting import Arm, Setting, changed
+
+TITLE = "C. Transfer ladder"
+REFERENCE = "frozen"
+COLUMNS = ("age/mae",)
+LAST = {  # backbone -> the paths of its last layer, and of its last three
+    "mobilenet_v3_small": ("features/12", "features/(10|11|12)"),
+    "nasnet_mobile": ("cells/15", "cells/(13|14|15)"),
+}
+THEIRS = {"mobilenet_v3_small": 7.0, "nasnet_mobile": 9.0}  # of the whole ladder's end
+FROZEN = (("backbone/.*", None), (".*", 1.0))
+EDGES = (3, 10, 21, 28, 46, 66)
+
+
+def base(setting: Setting, backbone: str) -> ml_collections.ConfigDict:
+    config = transfer_appa.get_config()
+    config.model.name, config.model.pretrained = backbone, setting.pretrained(backbone)
+    if setting.scale == "cpu":
+        config.total = {"epochs": 6.0}
+        config.data.image_size = config.model.image_size = 96
+        config.schedule.kind, config.schedule.lr = "one_cycle", 1e-3
+    return setting.place(config)
+
+
+def arms(setting: Setting) -> dict[str, Arm]:
+    chosen = {}
+    for backbone in ("mobilenet_v3_small",) if setting.scale != "full" else tuple(LAST):
+        short = "" if backbone == "mobilenet_v3_small" else f"-{backbone}"
+        chosen |= {f"{name}{short}": arm for name, arm in ladder(setting, backbone).items()}
+    return chosen
+
+
+def ladder(setting: Setting, backbone: str) -> dict[str, Arm]:
+    """Each rung is the one before it and one thing more."""
+    one, three = LAST[backbone]
+    frozen = base(setting, backbone)
+    head = changed(frozen, model__hidden=1024, model__dropout=0.7)
+    last = changed(head, optim__lr_multipliers=_unfrozen(one, setting))
+    last3 = changed(head, optim__lr_multipliers=_unfrozen(three, setting))
+    augmented = changed(
+        last3, augment__rotate=10.0, augment__flip=0.5, augment__shift=0.1, augment__zoom=0.1,
+        augment__brightness=0.1, augment__contrast=0.1, optim__l2=((".*/kernel", 1e-4),),
+    )  # fmt: skip
+    more = changed(augmented, data__split__fractions={"train": 0.8, "val": 0.1, "test": 0.1})
+    whole = changed(more, optim__lr_multipliers=((".*", 1.0),), model__dropout=0.2)
+    ours = changed(
+        whole,
+        heads__age={"kind": "distribution", "loss": "sord", "decode": "median"},
+        optim__ema=0.99,
+        optim__name="adamw",
+        optim__weight_decay=0.05,
+    )
+    buckets = {"kind": "buckets", "edges": EDGES, "decode": "expectation"}
+    return {
+        "frozen": Arm(frozen, "the backbone frozen, one output"),
+        "head": Arm(head, "a dense layer of 1,024 and dropout .7"),
+        "last-layer": Arm(last, "and the last layer of the backbone trained"),
+        "last-three": Arm(last3, "and the last three"),
+        "augmentation": Arm(augmented, "and augmentation and L2"),
+        "more-data": Arm(more, "and four times the data", {"age/mae": THEIRS[backbone]}),
+        "buckets": Arm(changed(more, heads__age=buckets), "the same with seven age buckets"),
+        "all-layers": Arm(whole, "ours: all layers trained, less dropout"),
+        "distribution": Arm(ours, "ours: and a distribution over ages, AdamW, averaged weights"),
+    }
+
+
+def _unfrozen(layers: str, setting: Setting) -> tuple[tuple[str, float | None], ...]:
+    if setting.scale == "smoke":  # a small network has other names
+        return FROZEN
+    return ((f"backbone/{layers}/.*", 1.0), *FROZEN)
