@@ -124,7 +124,7 @@ def config_lines(run: Run, source_path: str, labels: pathlib.Path) -> str:
         "pseudo": {
             "name": "image_folder",
             "source": str(pathlib.Path(source_path).absolute()),
-            "weight": 1.0,
+            "train_only": True,  # val and test stay real
             "options": options,
         },
     }

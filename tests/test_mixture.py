@@ -156,6 +156,12 @@ def test_a_bad_mixture_is_named(cache, parts, message):
         mixture.load(parts, image_size=32, cache_dir=str(cache))
 
 
+def test_a_mixture_that_may_only_train_is_named(cache):
+    part = {"name": "procedural_faces", "options": DRAWN, "train_only": True}
+    with pytest.raises(UserError, match="all parts are train_only"):
+        mixture.load({"a": part}, image_size=32, cache_dir=str(cache))
+
+
 @pytest.fixture
 def config(faces, cache):
     """A mixture: ages and genders in both parts, apparent ages in the drawn faces alone."""

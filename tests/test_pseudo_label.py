@@ -10,7 +10,7 @@ import pytest
 
 import tiny
 from agejax import evaluate, joined, pseudo_label, train
-from agejax.data import opening, sources
+from agejax.data import opening, sources, splits
 from agejax.errors import UserError, run_command
 
 
@@ -67,8 +67,20 @@ def test_the_written_lines_train_on_both(labelled, cache, tmp_path):
     source = opening.open_source(config.data)
     assert len(source.ids) == 96 + 20
     assert source.label_names["gender"] == ("male", "female")
+    made = splits.make(source, config.data.split)
+    pseudo = np.char.startswith(source.ids, "pseudo/")
+    assert not pseudo[np.concatenate([made["val"], made["test"]])].any()
+    # The real images are split as without the others.
+    alone = tiny.get_config()
+    alone.data.source, alone.data.cache_dir = config.data.mixture.real.source, str(cache)
+    real = opening.open_source(alone.data)
+    for name, rows in splits.make(real, alone.data.split).items():
+        mine = source.ids[made[name]][~pseudo[made[name]]]
+        assert [f"real/{x}" for x in real.ids[rows]] == mine.tolist()
+    # What has a copy in val or test does not train: the folder's images are copies of real ones.
+    assert splits.torn_groups(source, made) == 0
     summary = train.train(config.lock(), tmp_path / "run")
-    assert sum(summary["examples"].values()) == 96 + 20
+    assert summary["examples"]["val"] == len(splits.make(real, alone.data.split)["val"])
 
 
 def test_bad_shares_and_folders_are_one_line(trained, folder, tmp_path, capsys):

@@ -16,7 +16,7 @@ from agejax.data import builders, duplicates, edits, sources
 from agejax.data.sources import Gathered, Source
 from agejax.errors import UserError, check_keys
 
-KEYS = ("name", "source", "weight", "options")
+KEYS = ("name", "source", "weight", "options", "train_only")
 WHERE = "config.data.mixture"
 CHUNK = 256  # images a thread looks at together
 
@@ -25,7 +25,8 @@ def load(parts: Mapping[str, Any], *, image_size: int, cache_dir: str | None = N
     """Loads every part of `config.data.mixture` and joins them, in the order of their names.
 
     Args:
-      parts: part -> {name of the data set, and any of: source (a path), weight, options}.
+      parts: part -> {name of the data set, and any of: source (a path), weight, options, train_only
+        (whether its images must not validate or test)}.
 
     Raises:
       UserError: no part, an unknown key, a weight of 0 or below, or as `sources.load`.
@@ -49,7 +50,11 @@ def load(parts: Mapping[str, Any], *, image_size: int, cache_dir: str | None = N
     }
     looked_at = [builders.find(given["name"]).FIND_DUPLICATES for given in parts.values()]
     copies = copies_across(list(loaded.values()), looked_at, cache_dir)
-    return join(loaded, {part: given.get("weight") for part, given in parts.items()}, copies)
+    weights = {part: given.get("weight") for part, given in parts.items()}
+    train_only = [part for part, given in parts.items() if given.get("train_only")]
+    if len(train_only) == len(parts):
+        raise UserError(f"{WHERE}: all parts are train_only; nothing is left to validate on")
+    return join(loaded, weights, copies, train_only)
 
 
 def copies_across(
@@ -103,6 +108,7 @@ def join(
     parts: Mapping[str, Source],
     weights: Mapping[str, float | None],
     copies: np.ndarray | None = None,
+    train_only: Sequence[str] = (),
 ) -> Source:
     """One source of all rows of all parts, in their order.
 
@@ -114,6 +120,7 @@ def join(
         of mean size weighs 1.
       copies: int [P, 2], pairs of rows of the result that show one picture, beside those that each
         part knows of.
+      train_only: parts whose images must not validate or test.
 
     Raises:
       UserError: no part, a weight of 0 or below, or parts of different image sizes.
@@ -154,6 +161,7 @@ def join(
         ).hexdigest()[:16],
         skipped=tuple(f"{name}/{line}" for name, s in parts.items() for line in s.skipped),
         **_more(every),
+        train_only=np.isin(np.array(list(parts))[part], train_only) if train_only else None,
         part=part,
         parts={
             name: float(weights.get(name) or len(source.ids) / sizes.mean())
@@ -164,7 +172,7 @@ def join(
 
 def _more(parts: Sequence[Source]) -> dict[str, np.ndarray]:
     """Columns that not every data set has, such as official splits, empty or 0 in the others."""
-    named = ("images", "ids", "groups", "part")
+    named = ("images", "ids", "groups", "part", "train_only")
     more = {}
     for field in dataclasses.fields(Source):
         columns = [getattr(source, field.name) for source in parts]

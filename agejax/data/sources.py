@@ -68,6 +68,8 @@ class Source:
         there are none at all.
       part: of a mixture: int64 [N], which of `parts` a row is from.
       parts: of a mixture: part -> its share of the draws, in any unit.
+      train_only: of a mixture: bool [N], images that must not validate or test, such as those with
+        pseudo-labels; None where there are none.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Source:
     official: np.ndarray | None = None
     part: np.ndarray | None = None
     parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    train_only: np.ndarray | None = None
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """The images of rows int [B], uint8 [B, S, S, 3]."""

@@ -7,6 +7,7 @@ matter.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import pathlib
@@ -29,7 +30,8 @@ def make(source: Source, config: Any) -> dict[str, np.ndarray]:
     """The splits that config.data.split asks for, train and val for sure.
 
     They come from one of `official`, `files`, `folds`, `balanced`, else from `fractions` alone. A
-    val that none of them names is carved out of train, by `val_of_train`.
+    val that none of them names is carved out of train, by `val_of_train`. Images that may only
+    train are put into train, but those with a copy elsewhere; the others are split as without them.
 
     Returns:
       {split: rows int64, sorted}.
@@ -38,6 +40,8 @@ def make(source: Source, config: Any) -> dict[str, np.ndarray]:
       UserError: more than one way is set, or train or val is missing; or as `official`,
         `from_files`, `fold`, `balanced`, `by_fraction`, `without_copies` and `carve`.
     """
+    if source.train_only is not None:
+        return _with_train_only(source, config)
     ways = [way for way in ("official", "files", "folds") if config.get(way)]
     # Runs older than a setting have none of it in their config.
     balance = dict(config.get("balanced") or {})
@@ -70,6 +74,28 @@ def make(source: Source, config: Any) -> dict[str, np.ndarray]:
                 f"{WHERE}: there is no {name!r}, only {', '.join(splits)}; name one"
                 + (", or set val_of_train above 0" if name == "val" else "")
             )
+    return splits
+
+
+def _with_train_only(source: Source, config: Any) -> dict[str, np.ndarray]:
+    """`make` of a mixture some of whose images may only train."""
+    assert source.train_only is not None
+    others, extra = np.flatnonzero(~source.train_only), np.flatnonzero(source.train_only)
+    alone = dataclasses.replace(source.select(others), train_only=None)
+    if source.part is not None and len(np.unique(source.part[others])) == 1:
+        # Named as when the part stands alone, so that it is split as then.
+        ids = [name.split("/", 1)[1] for name in alone.ids.tolist()]
+        alone = dataclasses.replace(alone, ids=np.array(ids))
+    splits = {name: others[rows] for name, rows in make(alone, config).items()}
+    elsewhere = [rows for name, rows in splits.items() if name != "train"]
+    copies = np.isin(source.groups[extra], source.groups[np.concatenate(elsewhere)])
+    if copies.any():
+        print(
+            f"{source.name}: {copies.sum():,} images that only train have a copy in another split "
+            "and are left out",
+            file=sys.stderr,
+        )
+    splits["train"] = np.sort(np.concatenate([splits["train"], extra[~copies]]))
     return splits
 
 
