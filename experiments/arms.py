@@ -12,7 +12,7 @@ import dataclasses
 import json
 import pathlib
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -40,11 +40,18 @@ def parser(name: str, doc: str) -> argparse.ArgumentParser:
     return parser
 
 
-def run(arms: Arms, seeds: Sequence[int], folder: pathlib.Path, split: str) -> dict[str, Scores]:
+def run(
+    arms: Arms,
+    seeds: Sequence[int],
+    folder: pathlib.Path,
+    split: str,
+    prepare: Mapping[str, Callable[[pathlib.Path], None]] | None = None,
+) -> dict[str, Scores]:
     """Trains and scores what is not done yet.
 
     Args:
       split: of each arm's own data, which must be the same images for all.
+      prepare: of some arms, what to call with `folder` before they are trained.
 
     Returns:
       arm -> its predictions.
@@ -60,6 +67,8 @@ def run(arms: Arms, seeds: Sequence[int], folder: pathlib.Path, split: str) -> d
             if (workdir / "scores" / "metrics.json").exists():
                 continue
             print(f"==== {name}, seed {seed} ====", flush=True)
+            if prepare and name in prepare:
+                prepare[name](folder)
             seeded = config.copy_and_resolve_references()
             seeded.seed = seed
             if train.train(seeded, workdir) is None:
@@ -112,6 +121,15 @@ class Scores:
         summaries = [json.loads((workdir / "summary.json").read_text()) for workdir in workdirs]
         commits = [json.loads((workdir / "arm.json").read_text())["commit"] for workdir in workdirs]
         return cls(columns, predicted, tuple(summaries), tuple(commits))
+
+    def check_same_images(self, other: Scores) -> None:
+        """Raises ValueError where another arm was scored on other images, or in another order.
+
+        A part of a mixture puts its name before the file's.
+        """
+        pairs = zip(self.columns["id"], other.columns["id"], strict=True)
+        if any(not (a.endswith(b) or b.endswith(a)) for a, b in pairs):
+            raise ValueError("two arms were scored on different images")
 
     def losses(self, label: str) -> np.ndarray:
         """[seeds, N]: absolute errors of an age in years, 0 or 1 of a class; NaN: no label."""

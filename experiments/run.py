@@ -16,7 +16,7 @@ import json
 import pathlib
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from agejax.logging import records
 from experiments import arms
 from experiments.systems.setting import SCALES, Arm, Setting
 
-SYSTEMS = ("imbalance", "transfer", "small_model", "scratch_vs_pretrained")
+SYSTEMS = ("architectures", "imbalance", "transfer", "small_model", "scratch_vs_pretrained")
 
 
 def measure(scores: arms.Scores, base: arms.Scores, columns: Sequence[str]) -> dict[str, Any]:
@@ -121,10 +121,11 @@ def run(
         if arm == system.REFERENCE or re.search(only, arm)
     }
     configs = {arm: what.config for arm, what in chosen.items()}
-    scores = arms.run(configs, seeds, folder, "test")
-    rows = {
-        arm: measure(of, scores[system.REFERENCE], system.COLUMNS) for arm, of in scores.items()
-    }
+    scores = arms.run(configs, seeds, folder, "test", prepared(chosen))
+    base = scores[system.REFERENCE]
+    for of in scores.values():
+        of.check_same_images(base)
+    rows = {arm: measure(of, base, system.COLUMNS) for arm, of in scores.items()}
     return table(system.TITLE, system.COLUMNS, chosen, rows), {
         "command": f"python -m experiments.run {name} --scale={setting.scale}",
         "commit": arms.commit(),
@@ -138,6 +139,11 @@ def run(
     }
 
 
+def prepared(chosen: Mapping[str, Arm]) -> dict[str, Callable[[pathlib.Path], None]]:
+    """What some arms need before they are trained."""
+    return {name: arm.prepare for name, arm in chosen.items() if arm.prepare is not None}
+
+
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.run",
@@ -149,6 +155,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--dataset", default="utkface")
     parser.add_argument("--source", help="the archive or folder; default: the builder looks")
     parser.add_argument("--weights", type=pathlib.Path, help="a folder of published weights")
+    parser.add_argument("--synthetic", help="faces without labels, for architectures")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", default="", help="regex of the arms")
     parser.add_argument("--arm", help="train this one alone, for a cluster's job")
@@ -158,14 +165,16 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv[1:])
     name = f"{args.system}-{args.scale}"
     folder = args.folder or pathlib.Path("runs") / name
-    setting = Setting(args.scale, args.dataset, args.source, args.weights)
+    setting = Setting(args.scale, args.dataset, args.source, args.weights, folder, args.synthetic)
     if args.arm is not None:
         system = importlib.import_module(f"experiments.systems.{args.system}")
         known = system.arms(setting)
         if args.arm not in known:
             raise UserError(f"--arm={args.arm}: there are {', '.join(known)}")
         seeds = range(args.seeds) if args.seed is None else (args.seed,)
-        arms.run({args.arm: known[args.arm].config}, seeds, folder, "test")
+        one = {args.arm: known[args.arm]}
+        configs = {name: arm.config for name, arm in one.items()}
+        arms.run(configs, seeds, folder, "test", prepared(one))
         return
     text, result = run(args.system, setting, range(args.seeds), folder, args.only)
     output = args.output or pathlib.Path("experiments/results") / name

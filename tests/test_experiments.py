@@ -1,6 +1,7 @@
 """The published systems: every arm trains, and the table compares ours with theirs."""
 
 import json
+import shutil
 
 import pytest
 
@@ -12,14 +13,18 @@ from experiments.systems import setting
 @pytest.mark.parametrize("system", run.SYSTEMS)
 def test_every_arm_runs_and_is_compared(system, faces, cache, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("AGEJAX_CACHE", str(cache))
+    (tmp_path / "drawn").mkdir()
+    for i, path in enumerate(sorted(faces.iterdir())[:20]):
+        shutil.copy(path, tmp_path / "drawn" / f"{i}.jpg")
     flags = [
         system, "--scale=smoke", f"--source={faces}", "--seeds=1", f"--folder={tmp_path / 'runs'}",
-        f"--output={tmp_path / 'table'}",
+        f"--output={tmp_path / 'table'}", f"--synthetic={tmp_path / 'drawn'}",
     ]  # fmt: skip
     assert run_command(run.main, ["run", *flags]) == 0
     result = json.loads((tmp_path / "table.json").read_text())
     module = __import__(f"experiments.systems.{system}", fromlist=["arms"])
-    assert result["arms"].keys() == module.arms(setting.Setting("smoke")).keys()
+    known = module.arms(setting.Setting("smoke", synthetic="drawn"))
+    assert result["arms"].keys() == known.keys()
     text = (tmp_path / "table.md").read_text()
     for name, row in result["arms"].items():
         assert f"| {name}: {row['what']} |" in text

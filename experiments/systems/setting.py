@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
@@ -23,12 +23,16 @@ class Setting:
         seconds, on a small network, and shows only that every arm runs.
       dataset, source: the data; source None: the builder knows where to look.
       weights: a folder of published weights, each file's name beginning with the backbone's.
+      folder: where the arms train.
+      synthetic: a folder or archive of faces without labels.
     """
 
     scale: str
     dataset: str = "utkface"
     source: str | None = None
     weights: pathlib.Path | None = None
+    folder: pathlib.Path = pathlib.Path("runs")
+    synthetic: str | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def pretrained(self, backbone: str) -> str | None:
@@ -71,11 +75,13 @@ class Arm:
     Attributes:
       what: in words.
       theirs: the published figures, as paths into metrics.json.
+      prepare: called with the comparison's folder before the arm is trained.
     """
 
     config: ml_collections.ConfigDict
     what: str
     theirs: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    prepare: Callable[[pathlib.Path], None] | None = None
 
 
 def changed(config: ml_collections.ConfigDict, **changes: Any) -> ml_collections.ConfigDict:
