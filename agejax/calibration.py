@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from agejax import metrics
-from agejax.data.detection import Geometry
+from agejax.data.detection import Detector, Geometry
+from agejax.errors import UserError
 from agejax.logging import records
 from agejax.reporting import uncertainty
 from agejax.reporting.uncertainty import ByGroup, GroupQuantile
@@ -60,7 +61,7 @@ class Calibration:
         """
         _, first = np.unique(duplicates, return_index=True)
         temperatures, widths = {}, {}
-        for name in predictions.keys() & labels.keys():
+        for name in (name for name in predictions if name in labels):
             predicted, label = predictions[name][first], labels[name][first]
             if predicted.ndim == 2 and (label >= 0).any():
                 temperatures[name] = uncertainty.temperature(predicted, label)
@@ -124,6 +125,22 @@ class Calibration:
             return cls(**stored)
         except (OSError, ValueError, KeyError, TypeError):  # none, or damaged: it is made again
             return None
+
+
+def known_geometry(workdir: pathlib.Path, step: int) -> Geometry:
+    """How a run's training images frame faces.
+
+    Raises:
+      UserError: no detector is installed, or the run was not evaluated since there is one.
+    """
+    Detector.installed()  # says what to install
+    calibration = Calibration.read(workdir, step)
+    if calibration is None or calibration.geometry is None:
+        raise UserError(
+            f"{workdir}: how its training images frame faces is not known; delete {FILE} there, "
+            f"and run python -m agejax.evaluate --workdir={workdir} where the training data is"
+        )
+    return calibration.geometry
 
 
 def _sigma(predictions: Mapping[str, np.ndarray], name: str) -> np.ndarray | None:

@@ -116,7 +116,7 @@ def paired(
     """
     result: dict[str, Any] = {}
     parts = partitions(labels, label_names)
-    for target in predictions.keys() & others.keys() & labels.keys():
+    for target in (name for name in predictions if name in others and name in labels):
         label = labels[target]
         known = np.isfinite(label) if predictions[target].ndim == 1 else label >= 0
         if not known.any():

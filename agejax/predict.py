@@ -26,9 +26,8 @@ import numpy as np
 from tqdm import tqdm
 
 from agejax import heads, sharding
-from agejax.calibration import Calibration
+from agejax.calibration import Calibration, known_geometry
 from agejax.data import detection, sources
-from agejax.data.align import known_geometry
 from agejax.data.pipeline import HostBatch
 from agejax.errors import UserError, run_command
 from agejax.joined import open_run
@@ -253,7 +252,7 @@ def main(argv: Sequence[str]) -> None:
             file=sys.stderr,
         )
     if args.faces == "detect":
-        read = photo_reader(known_geometry(calibration, run.workdir), size)
+        read = photo_reader(known_geometry(run.workdir, run.step), size)
     else:
         read = crop_reader(size)
         some = readable(paths[: detection.CHECKED], read)

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from agejax.calibration import Calibration
+from agejax.calibration import known_geometry
 from agejax.data import detection, sources
 from agejax.data.builders import archives
 from agejax.data.builders.base import IMAGE
@@ -122,28 +122,12 @@ def main(argv: Sequence[str]) -> None:
     if not pathlib.Path(args.source).exists():
         raise UserError(f"--source={args.source}: no such file or folder")
     run = open_run(args.like)
-    geometry = known_geometry(Calibration.read(run.workdir, run.step), run.workdir)
+    geometry = known_geometry(run.workdir, run.step)
     done = align(pathlib.Path(args.source), geometry, args.size, output)
     for what, paths in done.items():
         some = ", ".join(paths[:10]) + (", ..." if len(paths) > 10 else "")
         print(f"{what}: {len(paths):,}" + (f" ({some})" if paths and what != "aligned" else ""))
     print(f"written to {output}/")
-
-
-def known_geometry(calibration: Calibration | None, workdir: pathlib.Path) -> Geometry:
-    """How a run's training images frame faces.
-
-    Raises:
-      UserError: no detector is installed, or the run has not been evaluated with one.
-    """
-    detection.Detector.installed()
-    if calibration is None or calibration.geometry is None:
-        raise UserError(
-            f"{workdir}: how its training images frame faces is not known; delete its "
-            f"calibration.json, and run python -m agejax.evaluate --workdir={workdir} where the "
-            "training data is"
-        )
-    return calibration.geometry
 
 
 if __name__ == "__main__":
