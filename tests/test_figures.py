@@ -1,9 +1,12 @@
 """The charts of an evaluation: they draw what they are given, say it, and take odd data."""
 
+import itertools
 import warnings
 
+import matplotlib
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from agejax.reporting import figures, uncertainty
@@ -54,7 +57,7 @@ def test_every_image_is_in_a_cell_and_every_decade_has_its_median(drawn):
 def test_bias_is_drawn_with_its_sign(drawn):
     rows = [{"name": "0-9", "n": 50, "bias": 2.0}, {"name": "80-89", "n": 50, "bias": -9.5}]
     chart = figures.bias_by_decade(rows)
-    assert [bar.get_height() for bar in drawn[0].axes[0].patches] == [2.0, -9.5]
+    assert [bar.get_width() for bar in drawn[0].axes[0].patches] == [2.0, -9.5]
     assert "0-9 +2.0, 80-89 -9.5" in chart.alt
 
 
@@ -82,6 +85,7 @@ def test_of_accuracies_the_lowest_is_the_worst(drawn):
 def test_the_cumulative_score_is_a_share_of_images(drawn):
     chart = figures.cumulative_score({"all": np.array([0.0, 2, 4, 6, 20])})
     (line,) = drawn[0].axes[0].lines
+    assert [text.get_text() for text in drawn[0].axes[0].texts] == ["all (5)"]
     curve = dict(zip(line.get_xdata(), line.get_ydata(), strict=True))
     assert (curve[0], curve[2], curve[3.75], curve[4], curve[15]) == (20, 40, 40, 60, 80)
     assert "all 40%, 60% and 80%" in chart.alt
@@ -131,6 +135,11 @@ def test_gates_say_their_rates(drawn):
 
 
 NOBODY = {"n": 0, "rate": float("nan"), "ci95": [0.0, 1.0]}
+NAN = float("nan")
+EMPTY = {"name": "empty", "n": 0, "mae": NAN, "mae_ci95": [NAN, NAN], "bias": NAN,
+         "difference": NAN, "difference_ci95": [NAN, NAN], "coverage": NAN, "band95": [NAN, NAN],
+         "width": NAN}  # fmt: skip
+FEW = np.zeros((1, 8, 8, 3), np.uint8)
 ODD = {
     "one image": lambda: figures.predicted_against_true(np.array([3.0]), np.array([-4.0])),
     "no image": lambda: figures.predicted_against_true(np.zeros(0), np.zeros(0)),
@@ -156,6 +165,24 @@ ODD = {
         "x", [{"name": "a", "n": 1, "difference": 0.0, "difference_ci95": [0.0, 0.0]}], "years"
     ),
     "sure of nothing": lambda: figures.reliability("x", [], []),
+    "one face of two lines too long": lambda: figures.faces(
+        "best", FEW, ["true 116, female Native Hawaiian or other\nsaid 5, male Black"], columns=4
+    ),
+    "no face": lambda: figures.faces("best", FEW[:0], []),
+    "no map": lambda: figures.saliency(FEW[:0], np.zeros((0, 8, 8)), []),
+    "a diverged model": lambda: figures.predicted_against_true(
+        np.array([3.0, 4.0]), np.array([1e9, -1e9])
+    ),
+    "an empty group": lambda: figures.error_by_group(
+        "x", [EMPTY, *groups(("a", 40, 2.0))], "mae", 2.0
+    ),
+    "an empty decade": lambda: figures.bias_by_decade([EMPTY]),
+    "an empty difference": lambda: figures.paired_differences("x", [EMPTY], "years"),
+    "an empty coverage": lambda: figures.interval_coverage([EMPTY], 0.9),
+    "an empty bin": lambda: figures.error_by_quality({"fft": [EMPTY], "new": []}, 3.0),
+    "an empty curve": lambda: figures.cumulative_score({"a": np.zeros(0), "b": np.ones(3)}),
+    "none kept": lambda: figures.risk_coverage({"a": (np.zeros(0), np.zeros(0))}),
+    "no threshold": lambda: figures.challenge([]),
 }
 
 
@@ -178,3 +205,164 @@ def test_the_same_data_draws_the_same_bytes():
     images = rng.integers(0, 255, (2, 8, 8, 3), np.uint8)
     once, again = (figures.saliency(images, heats, ["a", "b"]) for _ in range(2))
     assert once == again
+
+
+# --------------------------------------------------------------------- what a reader can make out
+
+LONG = "female Native Hawaiian or other Pacific Islander"
+
+
+def many(drawing):
+    """Rows of 20 groups, names short and long, from few images to many."""
+    rng = np.random.default_rng(5)
+    rows = []
+    for i, n in enumerate(rng.integers(1, 1900, 20).tolist()):
+        value = float(rng.uniform(0.5, 0.99))
+        rows.append({"name": f"{LONG} {i}" if i % 3 else f"{i}0-{i}9", "n": n, "bias": 9 - i,
+                     "mae": 20 * value, "mae_ci95": [15 * value, 40 * value], "accuracy": value,
+                     "accuracy_ci95": [value - 0.2, value], "difference": value - 0.7,
+                     "difference_ci95": [value - 0.8, value - 0.6], "coverage": value,
+                     "band95": [0.8, 1.0], "width": 200 * value})  # fmt: skip
+    return drawing(rows)
+
+
+def _crowd():
+    rng = np.random.default_rng(6)
+    age = np.concatenate([rng.gamma(4, 8, 400).clip(0, 110), [116.0]])
+    predicted = age + rng.normal(0, 5, len(age))
+    label = rng.integers(0, 5, len(age))
+    p = rng.dirichlet(np.ones(5), len(age)) + np.eye(5)[label]
+    p /= p.sum(axis=1, keepdims=True)
+    return age, predicted, label, p
+
+
+AGE, PREDICTED, LABEL, P = _crowd()
+RACES = ("Black or African American", "White", "Native Hawaiian", "Hispanic or Latino", "Other")
+WORDS = "true 116, female White\nsaid 83, male Indian"
+FULL = {
+    "ages": lambda: figures.predicted_against_true(AGE, PREDICTED),
+    "bias": lambda: many(figures.bias_by_decade),
+    "errors": lambda: many(lambda rows: figures.error_by_group("x", rows, "mae", 19.0)),
+    "accuracies": lambda: many(lambda rows: figures.error_by_group("x", rows, "accuracy", 0.98)),
+    "differences": lambda: many(lambda rows: figures.paired_differences("x", rows, "years")),
+    "coverage": lambda: many(lambda rows: figures.interval_coverage(rows, 0.9)),
+    "quality": lambda: many(lambda rows: figures.error_by_quality(
+        {"luminance": rows[:6], "laplacian": rows[6:9], "fft": rows[9:10]}, 15.0)),
+    "equal curves": lambda: figures.cumulative_score(
+        dict.fromkeys(RACES, np.abs(PREDICTED - AGE))),
+    "confusion": lambda: figures.confusion("x", LABEL, P.argmax(axis=1), RACES),
+    "two classes": lambda: figures.confusion("x", LABEL % 2, LABEL // 4, ("male", "female")),
+    "reliability": lambda: figures.reliability(
+        "x", uncertainty.reliability(P, LABEL), uncertainty.reliability(P**2 / (P**2).sum(
+            axis=1, keepdims=True), LABEL)),
+    "risk": lambda: figures.risk_coverage({
+        "by the interval's width": uncertainty.risk_coverage(np.abs(PREDICTED - AGE), AGE),
+        "at random": uncertainty.risk_coverage(np.abs(PREDICTED - AGE), 0 * AGE)}),
+    "gates": lambda: figures.challenge(uncertainty.challenge(AGE, PREDICTED)),
+    "faces": lambda: figures.faces("x", np.repeat(FEW, 8, 0), [WORDS] * 8, columns=4),
+    "faces in threes": lambda: figures.faces("x", np.repeat(FEW, 4, 0), [WORDS] * 4),
+    "saliency": lambda: figures.saliency(
+        np.repeat(FEW, 3, 0), np.ones((3, 8, 8)), [WORDS] * 3),
+}  # fmt: skip
+
+
+def boxes(figure):
+    """Text and place, in pixels, of everything written in a figure."""
+    figure.set_dpi(110)  # as it was laid out to be saved; drawn again it would move
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    hidden = set()
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            shown = axis._update_ticks() if axes.axison else []  # locators make ticks beyond, too
+            for tick in {*axis.get_major_ticks(), *axis.get_minor_ticks()}.difference(shown):
+                hidden |= {tick.label1, tick.label2}
+    return [
+        (text, matplotlib.text.Text.get_window_extent(text, renderer))  # without its arrow
+        for text in figure.findobj(matplotlib.text.Text)
+        if text not in hidden and text.get_visible() and text.get_text().strip()
+    ]
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_text_is_whole_large_and_apart(name, drawn):
+    chart = FULL[name]()
+    figure = drawn[0]
+    written = boxes(figure)
+    assert len(written) > 3
+    # Of 360 pixels, those of a phone, a line of 9 points is 8.6 high.
+    assert min(text.get_fontsize() for text, _ in written) >= 9
+    assert figure.get_figwidth() <= 5.2
+    for text, box in written:
+        inside = (box.x0 > -0.5 and box.y0 > -0.5 and box.x1 < figure.bbox.x1 + 0.5
+                  and box.y1 < figure.bbox.y1 + 0.5)  # fmt: skip
+        assert inside, (text.get_text(), box, figure.bbox)
+    for (one, a), (other, b) in itertools.combinations(written, 2):
+        width = min(a.x1, b.x1) - max(a.x0, b.x0)
+        height = min(a.y1, b.y1) - max(a.y0, b.y0)
+        assert min(width, height) < 1.5, (one.get_text(), other.get_text())
+    assert len(chart.alt) > 40
+
+
+def test_no_legend_lies_over_axes(drawn):
+    for name in ("ages", "reliability", "risk", "gates"):
+        FULL[name]()
+        figure = drawn[-1]
+        figure.set_dpi(110)
+        (legend,) = figure.legends
+        bottom = legend.get_window_extent().y0
+        assert all(axes.get_window_extent().y1 <= bottom for axes in figure.axes)
+        assert not any(axes.get_legend() for axes in figure.axes)
+
+
+def test_the_figures_of_a_confusion_matrix_are_read_on_every_blue():
+    def luminance(colour):  # WCAG 2
+        c = np.array(matplotlib.colors.to_rgb(colour))
+        return np.where(c <= 0.03928, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) @ [
+            0.2126, 0.7152, 0.0722]  # fmt: skip
+
+    for share in np.linspace(0, 1, 101):
+        pair = luminance(figures._ink(share)), luminance(matplotlib.colormaps["Blues"](share))
+        assert (max(pair) + 0.05) / (min(pair) + 0.05) >= 4.5, share
+
+
+def test_groups_without_images_are_named_and_not_drawn(drawn):
+    rows = [EMPTY, *groups(("a", 40, 2.0))]
+    chart = figures.error_by_group("x", rows, "mae", 2.0)
+    assert "empty no image; a 2.0 (n = 40)" in chart.alt
+    assert colours(drawn[0].axes[0]) == {1.0: BLUE}
+    texts = [text.get_text() for text in drawn[0].axes[0].texts]
+    assert texts[:3] == ["MAE", figures.MISSING, "2.00"]
+
+
+def test_predictions_beyond_all_ages_are_drawn_at_the_border(drawn):
+    figures.predicted_against_true(np.array([3.0, 4.0]), np.array([1e9, -1e9]))
+    cells = drawn[0].axes[0].collections[0].get_array()
+    assert cells.sum() == 2
+    assert cells.size < 10_000
+
+
+def test_bins_of_quality_hold_their_error(drawn):
+    rows = [{"name": "< 85", "n": 400, "mae": 6.25}, {"name": "≥ 85", "n": 12, "mae": 4.5}]
+    chart = figures.error_by_quality({"luminance": rows, "fft": rows[:1]}, 5.0)
+    first, second = drawn[0].axes
+    assert [bar.get_width() for bar in first.patches] == [6.25, 4.5]
+    assert [bar.get_width() for bar in second.patches] == [6.25]
+    assert [line.get_xdata()[0] for line in first.lines] == [5.0]
+    assert "luminance: < 85 6.2, ≥ 85 4.5; fft: < 85 6.2" in chart.alt
+
+
+def test_heat_is_clear_where_it_is_nothing_and_on_one_scale(drawn):
+    heats = np.zeros((2, 8, 8))
+    heats[0, 0, 0], heats[1, 0, 0] = 4.0, -1.0
+    figures.saliency(np.repeat(FEW, 2, 0), heats, ["a", "b"])
+    maps = [axes.images[1] for axes in drawn[0].axes if len(axes.images) == 2]
+    assert [image.get_array()[0, 0] for image in maps] == [1.0, -0.25]
+    assert {image.get_clim() for image in maps} == {(-1, 1)}
+    assert [image.get_alpha()[1:].max() for image in maps] == [0, 0]
+
+
+def test_labels_of_lines_keep_their_order_and_their_distance():
+    placed = figures._apart([99.0, 98.0, 40.0, 99.0], [7.0] * 4)
+    assert placed[2] == 40
+    assert all(abs(a - b) >= 7 for a, b in itertools.combinations(placed, 2))
+    assert placed[1] < min(placed[0], placed[3])

@@ -52,7 +52,7 @@ def load(parts: Mapping[str, Any], *, image_size: int, cache_dir: str | None = N
     copies = copies_across(list(loaded.values()), looked_at, cache_dir)
     weights = {part: given.get("weight") for part, given in parts.items()}
     train_only = [part for part, given in parts.items() if given.get("train_only")]
-    if len(train_only) == len(parts):
+    if parts and len(train_only) == len(parts):
         raise UserError(f"{WHERE}: all parts are train_only; nothing is left to validate on")
     return join(loaded, weights, copies, train_only)
 

@@ -1,17 +1,21 @@
 """Charts of an evaluation: who a model fails, how far, and how sure it may be.
 
-Each is drawn without a display, at most 7.5 inches wide so that a phone shows it, and says in its
-alternative text what it shows.
+Each is drawn without a display, so narrow that its text is still read 360 pixels wide on a phone,
+and says in its alternative text what it shows.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
@@ -20,14 +24,13 @@ from agejax.metrics import SMALLEST_GROUP, decades
 from agejax.reporting.plots import BLUE, GRID, ORANGE, TEXT, Chart, tidy
 
 Rows = Sequence[Mapping[str, Any]]
-WIDTH = 7.2  # inches
+WIDTH = 5.2  # inches: 10 points are 9.6 pixels high where a phone shows it 360 pixels wide
 PALE = "#b9c4cc"
-SMALL = 9  # points
-
-
-def _figure(height: float, width: float = WIDTH) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
+SMALL = 10  # points, of text within a chart
+NAME = 18  # characters of a group's name on a line
+CHARACTER = 0.68 * SMALL  # points, the width of one on the average, a little generous
+SHOWN_AGES = (-20.0, 140.0)  # years; a prediction beyond is drawn at the border
+MISSING = "–"
 
 
 # --------------------------------------------------------------------------------------------- ages
@@ -35,25 +38,28 @@ def _figure(height: float, width: float = WIDTH) -> tuple[Figure, Axes]:
 
 def predicted_against_true(true: np.ndarray, predicted: np.ndarray) -> Chart:
     """The density of (true, predicted), years [N], and the median of each decade."""
-    figure, axes = _figure(5.6, 6.4)
-    low = min(0.0, float(np.floor(predicted.min(initial=0))))
-    high = float(max(true.max(initial=0), predicted.max(initial=0))) + 3
-    edges = np.linspace(low, high, max(int((high - low) / 2), 10))
-    counts, *_ = np.histogram2d(true, predicted, bins=(edges, edges))
+    figure, axes = _figure(4.6)
+    shown = np.clip(predicted, *SHOWN_AGES)  # a diverged model must not ask for a million cells
+    low = 2 * math.floor(min(0.0, float(shown.min(initial=0))) / 2)
+    edges = np.arange(low, max(true.max(initial=18), shown.max(initial=18)) + 4, 2.0)
+    counts, *_ = np.histogram2d(true, shown, bins=(edges, edges))
+    most = max(counts.max(initial=0), 2)
     image = axes.pcolormesh(
         edges,
         edges,
         np.ma.masked_equal(counts.T, 0),
         cmap="Blues",
-        norm=LogNorm(0.4, max(counts.max(), 2)),  # one image is pale, but not white
+        norm=LogNorm(0.4, most),  # one image is pale, but not white
         rasterized=True,
     )
-    bar = figure.colorbar(image, ax=axes, label="images a cell of 2 x 2 years", shrink=0.8)
+    bar = figure.colorbar(image, ax=axes, label="images in 2 x 2 years", shrink=0.7, pad=0.03)
     bar.outline.set_visible(False)
-    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    ticks = [t * 10**e for e in range(6) for t in (1, 2, 5) if t * 10**e <= most]
+    bar.set_ticks(ticks, labels=[f"{t:,}" for t in ticks], fontsize=SMALL, color=TEXT)
     bar.ax.yaxis.set_minor_formatter("")
+    bar.ax.yaxis.label.set_color(TEXT)
     bar.ax.set_ylim(bottom=1)
-    axes.plot([low, high], [low, high], "--", color=TEXT, linewidth=1, label="exact")
+    axes.plot(edges[[0, -1]], edges[[0, -1]], "--", color=TEXT, linewidth=1, label="exact")
     medians = [
         (name, float(true[part].mean()), float(np.median(predicted[part])))
         for name, part in decades(true)
@@ -62,36 +68,40 @@ def predicted_against_true(true: np.ndarray, predicted: np.ndarray) -> Chart:
     points = np.array([(x, y) for _, x, y in medians]).reshape(-1, 2)
     axes.plot(*points.T, "o-", color=ORANGE, markersize=5, label="median of a decade")
     axes.set(xlabel="true age (years)", ylabel="predicted age (years)", aspect="equal",
-             xlim=(low, high), ylim=(low, high))  # fmt: skip
-    figure.legend(loc="outside upper left", frameon=False, labelcolor=TEXT, ncols=2)
+             xlim=edges[[0, -1]], ylim=edges[[0, -1]])  # fmt: skip
+    _legend(figure, 2)
     tidy(axes)
     words = "; ".join(f"{name}: {y:.0f} for a mean of {x:.0f}" for name, x, y in medians)
-    alt = f"Density of predicted against true age of {len(true):,} images. Median predictions by "
-    return Chart.of(figure, "Predicted against true age", f"{alt}decade: {words}.")
+    alt = (
+        f"Density of predicted against true age, n = {len(true):,}. Median predictions by decade: "
+        f"{words or 'none holds five images'}."
+    )
+    return Chart.of(figure, "Predicted against true age", alt)
 
 
 def bias_by_decade(rows: Rows) -> Chart:
     """Bars of predicted - true; rows {"name", "n", "bias"}."""
-    figure, axes = _figure(3.2)
-    x = np.arange(len(rows))
-    bias = np.array([row["bias"] for row in rows])
-    colours = [_pale(row, BLUE if row["bias"] >= 0 else ORANGE) for row in rows]
-    axes.bar(x, bias, 0.7, color=colours)
-    axes.axhline(0, color=TEXT, linewidth=1)
-    reach = max(float(np.abs(bias).max(initial=0)), 1.0)
-    for i, row in enumerate(rows):
-        above = row["bias"] >= 0
-        axes.annotate(
-            f"{row['bias']:+.1f}", (i, row["bias"]), (0, 3 if above else -3),
-            textcoords="offset points", ha="center", va="bottom" if above else "top",
-            fontsize=SMALL, color=TEXT,
-        )  # fmt: skip
-    axes.set_xticks(x, [row["name"] for row in rows], fontsize=SMALL)
-    axes.set(xlabel="true age (years)", ylabel="predicted − true (years)",
-             ylim=(-1.25 * reach, 1.25 * reach))  # fmt: skip
-    tidy(axes)
-    words = ", ".join(f"{row['name']} {row['bias']:+.1f}" for row in rows)
-    caption = "Who is taken for older (up) or younger (down)"
+    known = _known(rows, "bias")
+    figure, axes = _lines(
+        rows,
+        {
+            "years": [f"{row['bias']:+.1f}" for row in rows],
+            "n": [f"{row['n']:,}" for row in rows],
+        },
+    )
+    for y in known:
+        colour = _pale(rows[y], BLUE if rows[y]["bias"] >= 0 else ORANGE)
+        axes.barh(y, rows[y]["bias"], 0.7, color=colour)
+    axes.axvline(0, color=TEXT, linewidth=1)
+    reach = 1.1 * max([1.0, *(abs(rows[y]["bias"]) for y in known)])
+    axes.set(xlabel="predicted − true (years)", xlim=(-reach, reach))
+    axes.set_title("← taken for younger", loc="left", fontsize=SMALL, color=ORANGE)
+    axes.set_title("older →", loc="right", fontsize=SMALL, color=BLUE)
+    words = ", ".join(
+        f"{row['name']} {row['bias']:+.1f}" if y in known else f"{row['name']} no image"
+        for y, row in enumerate(rows)
+    )
+    caption = f"Who is taken for younger or older; pale: fewer than {SMALLEST_GROUP} images"
     return Chart.of(figure, caption, f"Bar chart. Bias in years by decade: {words}.")
 
 
@@ -99,21 +109,34 @@ def cumulative_score(errors: Mapping[str, np.ndarray]) -> Chart:
     """The share of images whose error, years [N] of each group, is k at most."""
     figure, axes = _figure(3.8)
     years = np.arange(0, 15.01, 0.25)
-    styles = (("-", BLUE), ("--", ORANGE), (":", TEXT), ("-.", BLUE), ("--", TEXT))
-    ends = []
-    for i, (name, values) in enumerate(errors.items()):
-        curve = (np.abs(values)[:, None] <= years).mean(axis=0)
-        line, colour = styles[i % len(styles)]
-        label = f"{name} (n = {len(values):,})"
-        axes.plot(years, 100 * curve, line, color=colour, linewidth=2, label=label)
-        ends.append(f"{name} {curve[years == 3][0]:.0%}, {curve[years == 5][0]:.0%} and "
-                    f"{curve[years == 10][0]:.0%}")  # fmt: skip
+    styles = itertools.cycle(
+        [("-", BLUE), ("--", ORANGE), (":", TEXT), ("-.", BLUE), ((0, (1, 1, 4, 1)), ORANGE)]
+    )
+    lines, ends, words = [], [], []
+    for (name, values), (style, colour) in zip(errors.items(), styles, strict=False):
+        if not len(values):
+            words.append(f"{name} no image")
+            continue
+        curve = 100 * (np.abs(values)[:, None] <= years).mean(axis=0)
+        axes.plot(years, curve, linestyle=style, color=colour, linewidth=2)
+        lines.append((_wrapped(f"{name} ({len(values):,})", 14), style, colour))
+        ends.append(float(curve[-1]))
+        words.append(f"{name} {curve[years == 3][0]:.0f}%, {curve[years == 5][0]:.0f}% and "
+                     f"{curve[years == 10][0]:.0f}%")  # fmt: skip
     axes.set(xlabel="error of k years at most", xlim=(0, 15), ylim=(0, 100))
     axes.yaxis.set_major_formatter(FuncFormatter(_percent))
     axes.grid(color=GRID, linewidth=0.6)
-    axes.legend(loc="lower right", frameon=False, labelcolor=TEXT, fontsize=SMALL)
+    # Every label beside the end of its line, or as near as the other labels let it be.
+    gaps = [7.0 * (1 + text.count("\n")) for text, *_ in lines]
+    for (text, style, colour), end, y in zip(lines, ends, _apart(ends, gaps), strict=True):
+        axes.annotate(
+            text, (15, end), (15.9, y), va="center", fontsize=SMALL, color=colour,
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "linestyle": style, "color": colour, "shrinkA": 1,
+                        "shrinkB": 0, "relpos": (0, 0.5)},
+        )  # fmt: skip
     tidy(axes)
-    alt = f"Line chart. Share within 3, 5 and 10 years: {'; '.join(ends)}."
+    alt = f"Line chart. Share within 3, 5 and 10 years: {'; '.join(words)}."
     return Chart.of(figure, "CS@k: the share of images within k years", alt)
 
 
@@ -128,32 +151,42 @@ def error_by_group(title: str, rows: Rows, key: str, everybody: float) -> Chart:
       key: "mae", in years, or "accuracy", a share; what a row's figure is called.
       everybody: the same figure of all images.
     """
-    scale, unit = (1, "MAE (years)") if key == "mae" else (100, "accuracy (%)")
-    figure, axes = _figure(0.95 + 0.3 * len(rows))
-    worse = max if key == "mae" else min
-    large = [row for row in rows if row["n"] >= SMALLEST_GROUP]
-    worst = worse(large, key=lambda row: row[key])["name"] if len(large) > 1 else None
+    years = key == "mae"
+    scale, unit = (1, "MAE (years)") if years else (100, "accuracy (%)")
+    known = _known(rows, key)
+    large = [y for y in known if rows[y]["n"] >= SMALLEST_GROUP]
+    worst = (max if years else min)(large, key=lambda y: rows[y][key]) if len(large) > 1 else None
+    figure, axes = _lines(
+        rows,
+        {
+            "MAE" if years else "%": [f"{scale * row[key]:.{2 if years else 1}f}" for row in rows],
+            "n": [f"{row['n']:,}" for row in rows],
+        },
+    )
     axes.axvline(scale * everybody, color=TEXT, linewidth=1, linestyle="--", zorder=1)
-    for y, row in enumerate(rows):
-        colour = _pale(row, ORANGE if row["name"] == worst else BLUE)
-        low, high = (scale * bound for bound in row[f"{key}_ci95"])
-        axes.plot([low, high], [y, y], color=colour, linewidth=2.5, solid_capstyle="round")
-        axes.plot(scale * row[key], y, "o", color=colour, markersize=7, mec="white", zorder=3)
-        axes.annotate(
-            f"{scale * row[key]:.{2 if scale == 1 else 1}f}   n = {row['n']:,}", (1.01, y),
-            xycoords=("axes fraction", "data"), va="center", fontsize=SMALL, color=TEXT,
-            annotation_clip=False,
-        )  # fmt: skip
-    axes.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=SMALL)
-    axes.set(xlabel=unit, ylim=(len(rows) - 0.4, -0.6))
+    ends = [scale * everybody]
+    for y in known:
+        low, high = (scale * bound for bound in rows[y][f"{key}_ci95"])
+        colour = _pale(rows[y], ORANGE if y == worst else BLUE)
+        _dot(axes, y, scale * rows[y][key], (low, high), colour)
+        ends += [scale * rows[y][key], *(end for end in (low, high) if math.isfinite(end))]
+    # Errors count from 0, so that lengths compare; shares of 80 and 90 % would not be told apart.
+    limits = (0, 1.06 * max(ends) or 1) if years else (min([*ends, 90]) - 2, min(max(ends), 99) + 2)
+    axes.set(xlabel=unit, xlim=limits)
     axes.grid(axis="x", color=GRID, linewidth=0.6)
     axes.annotate(
         "all", (scale * everybody, 1), xycoords=("data", "axes fraction"), ha="center",
         va="bottom", fontsize=SMALL, color=TEXT,
     )  # fmt: skip
-    tidy(axes)
-    words = "; ".join(f"{row['name']} {scale * row[key]:.1f} (n = {row['n']:,})" for row in rows)
-    mark = f" Worst of {SMALLEST_GROUP} images or more: {worst}." if worst else ""
+    words = "; ".join(
+        f"{row['name']} {scale * row[key]:.1f} (n = {row['n']:,})"
+        if y in known
+        else f"{row['name']} no image"
+        for y, row in enumerate(rows)
+    )
+    mark = ""
+    if worst is not None:
+        mark = f" Worst of {SMALLEST_GROUP} images or more: {rows[worst]['name']}."
     alt = f"Dot plot of {unit}, all images {scale * everybody:.1f}. {words}.{mark}"
     return Chart.of(figure, _capital(f"{title}: {unit}"), alt)
 
@@ -164,22 +197,32 @@ def paired_differences(target: str, rows: Rows, unit: str) -> Chart:
     Args:
       rows: {"name", "n", "difference", "difference_ci95"}.
     """
-    figure, axes = _figure(0.9 + 0.3 * len(rows))
+    known = _known(rows, "difference")
+    figure, axes = _lines(
+        rows,
+        {
+            "diff.": [f"{row['difference']:+.3f}" for row in rows],
+            "n": [f"{row['n']:,}" for row in rows],
+        },
+    )
     axes.axvline(0, color=TEXT, linewidth=1)
     words = []
     for y, row in enumerate(rows):
+        if y not in known:
+            words.append(f"{row['name']} no image")
+            continue
         low, high = row["difference_ci95"]
         better, worse = high < 0, low > 0
         colour = BLUE if better else ORANGE if worse else PALE
-        axes.plot([low, high], [y, y], color=colour, linewidth=2.5, solid_capstyle="round")
-        axes.plot(row["difference"], y, "o", color=colour, markersize=7, mec="white", zorder=3)
+        _dot(axes, y, row["difference"], (low, high), colour)
         verdict = "better" if better else "worse" if worse else "no difference shown"
         words.append(f"{row['name']} {row['difference']:+.3f}, {verdict}")
-    axes.set_yticks(range(len(rows)), [f"{r['name']} ({r['n']:,})" for r in rows], fontsize=SMALL)
-    axes.set(xlabel=f"difference of errors ({unit}); below 0 this run is better",
-             ylim=(len(rows) - 0.4, -0.6))  # fmt: skip
+    low, high = axes.get_xlim()
+    least = 0.3 * max(-low, high)  # of both sides there is something to see
+    axes.set(xlabel=f"difference ({unit})", xlim=(min(low, -least), max(high, least)))
+    axes.set_title("← better", loc="left", fontsize=SMALL, color=BLUE)
+    axes.set_title("worse →", loc="right", fontsize=SMALL, color=ORANGE)
     axes.grid(axis="x", color=GRID, linewidth=0.6)
-    tidy(axes)
     caption = f"{_capital(target)}: paired differences, blue better, orange worse, pale neither"
     return Chart.of(figure, caption, f"Forest plot in {unit}, {target}. {'; '.join(words)}.")
 
@@ -189,23 +232,25 @@ def confusion(label: str, true: np.ndarray, predicted: np.ndarray, names: Sequen
     k = len(names)
     counts = np.zeros((k, k), int)
     np.add.at(counts, (true.astype(int), predicted.astype(int)), 1)
-    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure, axes = _figure(1.6 + 0.62 * k, min(WIDTH, 2.6 + 0.95 * k))
+    labelled = counts.sum(axis=1)
+    share = counts / np.maximum(labelled, 1)[:, None]
+    figure, axes = _figure(1.2 + 0.62 * k, min(WIDTH, 2 + 0.95 * k))
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    for i in range(k):
-        for j in range(k):
-            axes.text(
-                j, i, f"{share[i, j]:.0%}\n{counts[i, j]:,}", ha="center", va="center",
-                fontsize=SMALL, color="white" if share[i, j] > 0.55 else "#222222",
-            )  # fmt: skip
-    axes.set_xticks(range(k), names, fontsize=SMALL)
-    axes.set_yticks(range(k), names, fontsize=SMALL)
+    for i, j in itertools.product(range(k), repeat=2):
+        axes.text(
+            j, i, f"{share[i, j]:.0%}\n{counts[i, j]:,}" if labelled[i] else MISSING, ha="center",
+            va="center", fontsize=SMALL, color=_ink(share[i, j]),
+        )  # fmt: skip
+    wrapped = [_wrapped(name, 9) for name in names]
+    axes.set_xticks(range(k), wrapped, fontsize=SMALL)
+    axes.set_yticks(range(k), wrapped, fontsize=SMALL)
     axes.set(xlabel="taken for", ylabel="labelled as")
     tidy(axes)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     words = "; ".join(
-        f"{name}: right {share[i, i]:.0%} of {counts[i].sum():,}" for i, name in enumerate(names)
+        f"{name}: right {share[i, i]:.0%} of {labelled[i]:,}" if labelled[i] else f"{name} no image"
+        for i, name in enumerate(names)
     )
     alt = f"Confusion matrix of {label}, shares of each row. {words}."
     return Chart.of(figure, f"{_capital(label)}: what each class was taken for", alt)
@@ -216,32 +261,33 @@ def confusion(label: str, true: np.ndarray, predicted: np.ndarray, names: Sequen
 
 def reliability(label: str, before: Rows, after: Rows) -> Chart:
     """How often the first guess was right against how sure it was; `uncertainty.reliability`."""
-    figure = Figure(figsize=(6, 5.4), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 5.4), layout="constrained")
     top, below = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
     top.plot([0, 100], [0, 100], "--", color=TEXT, linewidth=1, label="exactly as sure as right")
     kinds = (("as the model says", before, "s:", ORANGE), ("temperature scaled", after, "o-", BLUE))
     for name, rows, style, colour in kinds:
-        sure = [100 * row["confidence"] for row in rows]
-        right = [100 * row["accuracy"] for row in rows]
+        shown = [rows[y] for y in _known(rows, "accuracy")]
+        sure = [100 * row["confidence"] for row in shown]
+        right = [100 * row["accuracy"] for row in shown]
         top.plot(sure, right, style, color=colour, markersize=6, label=name)
-        for x, row in zip(sure, rows, strict=True):
+        for x, row in zip(sure, shown, strict=True):
             bounds = [100 * bound for bound in row["accuracy_ci95"]]
             top.plot([x, x], bounds, color=colour, linewidth=1, alpha=0.5)
     bins = [(row["low"] + row["high"]) * 50 for row in after]
     width = [(row["high"] - row["low"]) * 92 for row in after]
     below.bar(bins, [row["n"] for row in after], width, color=BLUE)
     low = 100 * min([row["low"] for row in (*before, *after)], default=0)
-    top.set(ylabel="right (%)", xlim=(low, 100), ylim=(0, 102))
+    top.set(ylabel="right (%)", xlim=(low, 101), ylim=(0, 102))
     below.set(xlabel="how sure it was (%)", ylabel="images")
-    top.legend(loc="lower right", frameon=False, labelcolor=TEXT, fontsize=SMALL)
+    _legend(figure, 1)
     for axes in (top, below):
         axes.grid(color=GRID, linewidth=0.6)
         tidy(axes)
     words = "; ".join(
         f"{row['n']:,} images {row['confidence']:.0%} sure, {row['accuracy']:.0%} right"
-        for row in after
+        for row in (after[y] for y in _known(after, "accuracy"))
     )
-    alt = f"Reliability diagram of {label}, after temperature scaling: {words}."
+    alt = f"Reliability diagram of {label}, after temperature scaling: {words or 'no image'}."
     return Chart.of(figure, f"{_capital(label)}: as sure as it is right?", alt)
 
 
@@ -251,39 +297,45 @@ def interval_coverage(rows: Rows, claimed: float) -> Chart:
     Args:
       rows: {"name", "n", "coverage", "band95", "width"}, of `uncertainty.coverage`.
     """
-    figure, axes = _figure(0.95 + 0.3 * len(rows))
+    known = _known(rows, "coverage")
+    figure, axes = _lines(
+        rows,
+        {
+            "held": [f"{row['coverage']:.0%}" for row in rows],
+            "width": [f"{row['width']:.0f}" for row in rows],
+            "n": [f"{row['n']:,}" for row in rows],
+        },
+    )
     axes.axvline(100 * claimed, color=TEXT, linewidth=1, linestyle="--")
+    words = []
     for y, row in enumerate(rows):
+        if y not in known:
+            words.append(f"{row['name']} no image")
+            continue
         low, high = (100 * bound for bound in row["band95"])
         axes.barh(y, high - low, 0.62, left=low, color=GRID, zorder=1)
         held = 100 * row["coverage"]
         colour = _pale(row, BLUE if low <= held else ORANGE)
         axes.plot(held, y, "o", color=colour, markersize=7, mec="white", zorder=3)
-        axes.annotate(
-            f"{held:.0f} %   {row['width']:.0f} years wide", (1.01, y),
-            xycoords=("axes fraction", "data"), va="center", fontsize=SMALL, color=TEXT,
-            annotation_clip=False,
-        )  # fmt: skip
-    axes.set_yticks(range(len(rows)), [f"{r['name']} ({r['n']:,})" for r in rows], fontsize=SMALL)
-    least = min([100 * min(row["coverage"], row["band95"][0]) for row in rows], default=0)
-    axes.set(xlabel="intervals that held the truth (%)", ylim=(len(rows) - 0.4, -0.6),
-             xlim=(min(least - 3, 100 * claimed - 15), 101.5))  # fmt: skip
+        words.append(f"{row['name']} {row['coverage']:.0%}, {row['width']:.0f} years wide"
+                     + (", fewer than chance allows" if held < low else ""))  # fmt: skip
+    least = [100 * min(rows[y]["coverage"], rows[y]["band95"][0]) - 3 for y in known]
+    axes.set(xlabel="intervals that held the truth (%)",
+             xlim=(min([*least, 100 * claimed - 15]), 102))  # fmt: skip
     axes.grid(axis="x", color=GRID, linewidth=0.6, zorder=0)
-    tidy(axes)
-    words = "; ".join(
-        f"{row['name']} {row['coverage']:.0%}, {row['width']:.0f} years wide" for row in rows
-    )
-    caption = f"Intervals that claim {claimed:.0%}; grey is what chance allows"
-    return Chart.of(figure, caption, f"Dot plot of coverage by group: {words}.")
+    caption = f"Intervals that claim {claimed:.0%}, mean width in years; grey is what chance allows"
+    return Chart.of(figure, caption, f"Dot plot of coverage by group: {'; '.join(words)}.")
 
 
 def risk_coverage(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Chart:
     """The mean error, years, of the share that is kept; curve -> (share [n], error [n])."""
-    figure, axes = _figure(3.6)
+    figure, axes = _figure(3.8)
+    styles = itertools.cycle([("-", BLUE), ("--", TEXT), (":", ORANGE)])
     words = []
-    for (name, (share, risk)), (style, colour) in zip(
-        curves.items(), (("-", BLUE), ("--", TEXT), (":", ORANGE)), strict=False
-    ):
+    for (name, (share, risk)), (style, colour) in zip(curves.items(), styles, strict=False):
+        if not len(share):
+            words.append(f"{name}: no image")
+            continue
         shown = share >= min(0.02, share[-1])  # the mean of a handful is noise
         axes.plot(100 * share[shown], risk[shown], style, color=colour, linewidth=2, label=name)
         half = risk[np.searchsorted(share, 0.5)]
@@ -291,7 +343,7 @@ def risk_coverage(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Chart:
     axes.set(xlabel="images kept, the surest first (%)", ylabel="MAE of these (years)")
     axes.set(xlim=(0, 100), ylim=(0, None))
     axes.grid(color=GRID, linewidth=0.6)
-    axes.legend(loc="lower right", frameon=False, labelcolor=TEXT, fontsize=SMALL)
+    _legend(figure, 1)
     tidy(axes)
     caption = "The error of what is kept when the least sure are left out"
     return Chart.of(figure, caption, f"Line chart. {'; '.join(words)}.")
@@ -299,7 +351,7 @@ def risk_coverage(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Chart:
 
 def challenge(rows: Rows) -> Chart:
     """Who looks T years or older, of minors and of adults; rows of `uncertainty.challenge`."""
-    figure, axes = _figure(3.8)
+    figure, axes = _figure(3.9)
     x = [row["threshold"] for row in rows]
     words = []
     for key, name, colour, style in (
@@ -307,49 +359,60 @@ def challenge(rows: Rows) -> Chart:
         ("fpr", "14 to 17", ORANGE, "s-"),
     ):
         rates = [row[key] for row in rows]
-        n = rates[0]["n"]
-        share = np.array([rate["rate"] for rate in rates], float) * 100
+        n = max([rate["n"] for rate in rates], default=0)
+        label = f"{name} (n = {n:,})"
+        share = 100 * np.array([rate["rate"] for rate in rates], float)
+        axes.plot(x, share, style, color=colour, markersize=5, label=label)
+        if not n:
+            words.append(f"{name}: no image")
+            continue
         low, high = 100 * np.array([rate["ci95"] for rate in rates], float).T
-        axes.plot(x, share, style, color=colour, markersize=5, label=f"{name} (n = {n:,})")
-        if n:
-            axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-            at = {t: s for t, s in zip(x, share, strict=True) if t in (18, 25, 30)}
-            words.append(f"{name}: " + ", ".join(f"{s:.0f} % at {t}" for t, s in at.items()))
+        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        at = {t: s for t, s in zip(x, share, strict=True) if t in (18, 25, 30)}
+        words.append(f"{name}: " + ", ".join(f"{s:.0f} % at {t}" for t, s in at.items()))
     axes.axvline(25, color=TEXT, linewidth=1, linestyle="--")
     axes.annotate("Challenge-25", (25, 1.0), xycoords=("data", "axes fraction"), ha="center",
                   va="bottom", fontsize=SMALL, color=TEXT)  # fmt: skip
     axes.set(xlabel="let in who looks so many years old", ylabel="let in (%)", ylim=(0, 102))
     axes.grid(color=GRID, linewidth=0.6)
-    axes.legend(loc="best", frameon=False, labelcolor=TEXT, fontsize=SMALL)
+    _legend(figure, 2)
     tidy(axes)
     caption = "Who an age gate would let in without a document, with 95 % intervals"
-    alt = f"Line chart against the threshold. {'; '.join(words) or 'No image of these ages'}."
-    return Chart.of(figure, caption, alt)
+    return Chart.of(figure, caption, f"Line chart against the threshold. {'; '.join(words)}.")
 
 
 def error_by_quality(tables: Mapping[str, Rows], everybody: float) -> Chart:
     """A panel a measure: the MAE, years, in each bin of it; rows {"name", "n", "mae"}."""
-    figure = Figure(figsize=(WIDTH, 0.4 + 2.1 * len(tables)), layout="constrained")
-    panels = figure.subplots(max(len(tables), 1), 1, squeeze=False).ravel()
+    heights = [_height(rows) for rows in tables.values()] or [1.0]
+    figure = Figure(figsize=(WIDTH, 0.6 + sum(heights) + 0.45 * len(heights)), layout="constrained")
+    panels = figure.subplots(
+        len(heights), 1, squeeze=False, sharex=True, height_ratios=heights
+    ).ravel()
     words = []
     for axes, (measure, rows) in zip(panels, tables.items(), strict=False):
-        x = np.arange(len(rows))
-        mae = np.array([row["mae"] for row in rows])
-        axes.bar(x, mae, 0.7, color=[_pale(row, BLUE) for row in rows])
-        axes.axhline(everybody, color=TEXT, linewidth=1, linestyle="--")
-        axes.set_xticks(x, [f"{r['name']}\nn = {r['n']:,}" for r in rows], fontsize=SMALL)
-        axes.set_title(QUALITY.get(measure, measure), loc="left", fontsize=10, color=TEXT)
-        axes.set(ylabel="MAE (years)", ylim=(0, 1.15 * max(mae.max(initial=0), everybody)))
-        tidy(axes)
-        some = ", ".join(f"{row['name']} {row['mae']:.1f}" for row in rows)
-        words.append(f"{measure}: {some}")
+        known = _known(rows, "mae")
+        _label(
+            axes,
+            rows,
+            {
+                "MAE": [f"{row['mae']:.1f}" for row in rows],
+                "n": [f"{row['n']:,}" for row in rows],
+            },
+        )
+        for y in known:
+            axes.barh(y, rows[y]["mae"], 0.7, color=_pale(rows[y], BLUE))
+        axes.axvline(everybody, color=TEXT, linewidth=1, linestyle="--")
+        axes.set_title(QUALITY.get(measure, measure), loc="left", fontsize=SMALL, color=TEXT)
+        some = ", ".join(f"{rows[y]['name']} {rows[y]['mae']:.1f}" for y in known)
+        words.append(f"{measure}: {some or 'no image'}")
+    panels[-1].set(xlabel="MAE (years)", xlim=(0, None))
     alt = f"Bar charts of MAE in years, all images {everybody:.1f}. {'; '.join(words)}."
     return Chart.of(figure, "The error by how good an image is; dashed: of all", alt)
 
 
 QUALITY = {
     "luminance": "luminance (mean grey, 0 to 255)",
-    "laplacian": "sharpness (variance of the Laplacian)",
+    "laplacian": "sharpness (Laplacian's variance)",
     "fft": "sharpness (high frequencies, dB)",
     "brisque": "BRISQUE (the lower the better)",
 }
@@ -358,40 +421,150 @@ QUALITY = {
 # -------------------------------------------------------------------------------------------- faces
 
 
-def faces(kind: str, images: np.ndarray, captions: Sequence[str], columns: int = 4) -> Chart:
+def faces(kind: str, images: np.ndarray, captions: Sequence[str], columns: int = 3) -> Chart:
     """A grid of faces, uint8 [N, S, S, 3], each with its lines."""
-    rows = -(-len(images) // columns)
-    figure = Figure(figsize=(WIDTH, 2.25 * rows), layout="constrained")
+    titles = [_lines_of(caption, WIDTH / columns) for caption in captions]
+    lines = 1 + max((title.count("\n") for title in titles), default=0)
+    rows = max(-(-len(images) // columns), 1)
+    height = rows * (WIDTH / columns + 0.16 * lines + 0.2)
+    figure = Figure(figsize=(WIDTH, height), layout="compressed")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in panels:
         axes.set_axis_off()
-    for axes, image, caption in zip(panels, images, captions, strict=False):
+    for axes, image, title in zip(panels, images, titles, strict=False):
         axes.imshow(image)
-        axes.set_title(caption, fontsize=8, color=TEXT)
+        axes.set_title(title, fontsize=9, color=TEXT)
     words = "; ".join(caption.replace("\n", ", ") for caption in captions)
-    return Chart.of(figure, f"{_capital(kind)}, n = {len(images)}", f"Photos. {kind}: {words}.")
+    alt = f"Photos. {kind}: {words or 'no image'}."
+    return Chart.of(figure, f"{_capital(kind)}, n = {len(images)}", alt)
 
 
 def saliency(images: np.ndarray, heats: np.ndarray, captions: Sequence[str]) -> Chart:
     """Each face beside itself in grey under its heat map; uint8 [N, S, S, 3], f32 [N, S, S]."""
-    columns = 2
-    rows = -(-len(images) // columns)
-    figure = Figure(figsize=(WIDTH, 2.1 * rows), layout="constrained")
-    panels = figure.subplots(rows, 2 * columns, squeeze=False).ravel()
-    for axes in panels:
+    rows = max(-(-len(images) // 2), 1)
+    figure = Figure(figsize=(WIDTH, 0.55 + 1.7 * rows), layout="constrained")
+    panels = figure.subplots(rows, 4, squeeze=False)
+    for axes in panels.ravel():
         axes.set_axis_off()
+    scale = Normalize(-1, 1)  # of the hottest place of all images
     limit = float(np.abs(heats).max(initial=0)) or 1.0
-    for i, (image, heat, caption) in enumerate(zip(images, heats, captions, strict=True)):
-        face, map_ = panels[2 * i : 2 * i + 2]
-        face.imshow(image)
-        face.set_title(caption, fontsize=8, color=TEXT)
-        map_.imshow(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cmap="gray", vmin=0, vmax=255)
+    pairs = panels.reshape(-1, 2)
+    for pair, image, heat, caption in zip(pairs, images, heats / limit, captions, strict=False):
+        pair[0].imshow(image)
+        # Over both, from the left.
+        pair[0].set_title(_lines_of(caption, WIDTH / 2), fontsize=9, color=TEXT, loc="left")
+        pair[1].imshow(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cmap="gray", vmin=0, vmax=255)
         # Clear where the heat is nothing, so that the face is seen.
-        map_.imshow(heat, cmap="RdBu_r", norm=Normalize(-limit, limit),
-                    alpha=0.8 * np.sqrt(np.abs(heat) / limit))  # fmt: skip
+        pair[1].imshow(heat, cmap="RdBu_r", norm=scale, alpha=0.8 * np.sqrt(np.abs(heat)))
+    bar = figure.colorbar(
+        ScalarMappable(scale, "RdBu_r"), ax=panels, location="bottom", aspect=40, shrink=0.9,
+        ticks=[-1, 0, 1],
+    )  # fmt: skip
+    takes, _, adds = bar.ax.set_xticklabels(
+        ["takes years off", "nothing", "adds years"], fontsize=9, color=TEXT
+    )
+    takes.set_horizontalalignment("left")  # within the bar's ends
+    adds.set_horizontalalignment("right")
+    bar.outline.set_visible(False)
     words = "; ".join(caption.replace("\n", ", ") for caption in captions)
     caption = "What the predicted age rests on: red adds years, blue takes years off"
-    return Chart.of(figure, caption, f"Photos and heat maps. {words}.")
+    return Chart.of(figure, caption, f"Photos and heat maps. {words or 'No image'}.")
+
+
+def _lines_of(caption: str, inches: float) -> str:
+    """The caption's lines of 9 points, broken where they are longer than their place is wide."""
+    at_most = max(int(inches * 72 / 5.6), 8)
+    lines = [
+        part
+        for line in caption.split("\n")
+        for part in (line.replace(", ", ",\n") if len(line) > at_most else line).split("\n")
+    ]
+    return "\n".join(_wrapped(line, at_most) for line in lines)
+
+
+# ---------------------------------------------------------------------------------- what all do
+
+
+def _figure(height: float, width: float = WIDTH) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _legend(figure: Figure, columns: int) -> None:
+    """Above the axes, where it covers no data."""
+    if any(axes.get_legend_handles_labels()[0] for axes in figure.axes):
+        figure.legend(loc="outside upper left", frameon=False, labelcolor=TEXT, ncols=columns,
+                      fontsize=SMALL)  # fmt: skip
+
+
+def _lines(rows: Rows, columns: Mapping[str, Sequence[str]]) -> tuple[Figure, Axes]:
+    """A figure as high as its rows need, its axes labelled by `_label`."""
+    figure, axes = _figure(0.95 + _height(rows))
+    _label(axes, rows, columns)
+    return figure, axes
+
+
+def _height(rows: Rows) -> float:
+    """Inches that these rows take: each as many as that whose name has the most lines."""
+    lines = 1 + max((_wrapped(row["name"], NAME).count("\n") for row in rows), default=0)
+    return (0.11 + 0.17 * lines) * max(len(rows), 1)
+
+
+def _label(axes: Axes, rows: Rows, columns: Mapping[str, Sequence[str]]) -> None:
+    """A row of the chart for each group, top down: its name, and at its right what is known of it.
+
+    Args:
+      columns: heading -> the text of each row; the figures of a group without images are left out.
+    """
+    axes.set_yticks(range(len(rows)), [_wrapped(row["name"], NAME) for row in rows], fontsize=SMALL)
+    axes.set(ylim=(max(len(rows), 1) - 0.4, -0.6))
+    right = 0.0
+    for heading, cells in columns.items():
+        shown = [
+            cell if row["n"] or heading == "n" else MISSING
+            for row, cell in zip(rows, cells, strict=True)
+        ]
+        right += CHARACTER * (1.5 + max(map(len, (heading, *shown))))
+        for y, text in ((1, heading), *enumerate(shown)):
+            top = text is heading
+            axes.annotate(
+                text, (1, y), (right, 3 if top else 0), textcoords="offset points", ha="right",
+                xycoords="axes fraction" if top else ("axes fraction", "data"),
+                va="bottom" if top else "center", fontsize=SMALL, color=TEXT,
+                annotation_clip=False,
+            )  # fmt: skip
+    axes.locator_params(axis="x", nbins=6)
+    tidy(axes)
+
+
+def _dot(axes: Axes, y: int, value: float, bounds: tuple[float, float], colour: str) -> None:
+    axes.plot(bounds, [y, y], color=colour, linewidth=2.5, solid_capstyle="round")
+    axes.plot(value, y, "o", color=colour, markersize=7, mec="white", zorder=3)
+
+
+def _known(rows: Rows, key: str) -> list[int]:
+    """The rows that have a figure; of no image there is none."""
+    return [y for y, row in enumerate(rows) if row["n"] and math.isfinite(row[key])]
+
+
+def _apart(centres: Sequence[float], sizes: Sequence[float], top: float = 100.0) -> list[float]:
+    """Where labels of these sizes go: below `top` and clear of each other, near their centres."""
+    placed = list(centres)
+    ceiling = top + max(sizes, default=0) / 2
+    for i in sorted(range(len(placed)), key=lambda i: -centres[i]):
+        placed[i] = min(placed[i], ceiling - sizes[i] / 2)
+        ceiling = placed[i] - sizes[i] / 2
+    return placed
+
+
+def _ink(share: float) -> str:
+    """Black or white, whichever is read better on this share's blue: their contrasts are equal
+    at a luminance of .18 (WCAG 2), which `Blues` has at .71."""
+    return "white" if share > 0.71 else "black"
+
+
+def _wrapped(text: str, characters: int) -> str:
+    return textwrap.fill(text, characters)
 
 
 def _pale(row: Mapping[str, Any], colour: str) -> str:

@@ -19,7 +19,7 @@ from agejax.reporting.plots import Chart
 if TYPE_CHECKING:
     from agejax.evaluate import Scored
 
-FACES = 8  # of each kind shown
+FACES = 9  # of each kind shown
 EXPLAINED = 6  # of the worst
 
 ABOUT = (
@@ -174,7 +174,6 @@ def _faces(scored: Scored) -> dict[str, Chart]:
             f"the {kind}",
             scored.source.take(scored.rows[some]),
             [_caption(scored, i) for i in some],
-            columns=4,
         )
         for kind, some in kinds.items()
     }
