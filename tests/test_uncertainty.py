@@ -188,7 +188,7 @@ def test_the_band_holds_the_coverage_as_often_as_it_says():
     assert plain / trials < 0.7
 
 
-def test_too_few_images_give_the_whole_range_and_a_group_of_them_everybodys_quantile():
+def test_too_few_images_give_the_whole_range_and_a_small_group_says_so():
     assert uncertainty.conformal(np.arange(8.0), 0.1) == math.inf
     assert uncertainty.conformal(np.arange(9.0), 0.1) == 8.0
     lower, upper = uncertainty.interval(np.array([40.0]), math.inf)
@@ -200,10 +200,28 @@ def test_too_few_images_give_the_whole_range_and_a_group_of_them_everybodys_quan
     many, few = np.arange(134) < 100, np.arange(134) >= 100
     fitted = uncertainty.conformal_by_group(errors, [("many", many), ("few", few)], 0.1)
     assert fitted.groups["many"] == uncertainty.GroupQuantile(100, 90.0, own=True)
-    assert fitted.groups["few"] == uncertainty.GroupQuantile(129, 200.0, own=False)
+    assert fitted.groups["few"] == uncertainty.GroupQuantile(29, 200.0, own=False)
     # An image in no group, such as one of unknown gender, has everybody's.
     one = np.array([True, False])
     assert fitted.of([("many", one), ("few", one & False)]).tolist() == [90.0, 200.0]
+
+
+def test_small_groups_share_a_quantile_of_their_own():
+    """Two of large errors, each too small; everybody's quantile would cover few of them."""
+    errors = np.concatenate([np.arange(1.0, 101.0), 1000 + np.arange(20.0), 2000 + np.arange(15.0)])
+    rows = np.arange(135)
+    parts = [("many", rows < 100), ("few", (rows >= 100) & (rows < 120)), ("fewer", rows >= 120)]
+    fitted = uncertainty.conformal_by_group(errors, parts, 0.1)
+    assert fitted.groups["many"].own
+    shared = uncertainty.conformal(errors[100:], 0.1)
+    assert fitted.groups["few"] == uncertainty.GroupQuantile(35, shared, own=False)
+    assert fitted.groups["fewer"] == fitted.groups["few"]
+    # Five together say nothing at 90 %: they get the widest there is.
+    fitted = uncertainty.conformal_by_group(
+        errors[:105], [("many", rows[:105] < 100), ("few", rows[:105] >= 100)], 0.1
+    )
+    widest = max(fitted.everybody.q, fitted.groups["many"].q)
+    assert fitted.groups["few"].q == widest
 
 
 def test_intervals_stay_within_the_ages_there_are_and_know_no_unknown_age():

@@ -146,7 +146,7 @@ class GroupQuantile:
 
 @dataclasses.dataclass(frozen=True)
 class ByGroup:
-    """A quantile for each group; `everybody` is for images in none, and for groups too small."""
+    """A quantile for each group; `everybody` is for images in none."""
 
     everybody: GroupQuantile
     groups: Mapping[str, GroupQuantile]
@@ -170,7 +170,8 @@ def conformal_by_group(
 
     Args:
       parts: (name, bool [N]) of disjoint groups of the calibration images, as in metrics.decades.
-        One of fewer than `SMALLEST_GROUP` images, or 1 / alpha - 1, gets the quantile of all.
+        Those of fewer than `SMALLEST_GROUP` images, or 1 / alpha - 1, share one quantile; where
+        they are too few together, the widest of the others, or of all.
     """
 
     def quantile(rows: np.ndarray) -> GroupQuantile:
@@ -179,12 +180,17 @@ def conformal_by_group(
 
     assert np.sum([part for _, part in parts], axis=0).max(initial=0) <= 1, "groups overlap"
     everybody = quantile(np.ones(len(errors), bool))
-    shared = dataclasses.replace(everybody, own=False)
-    groups = {}
-    for name, part in parts:
-        alone = quantile(part)
-        enough = alone.n >= SMALLEST_GROUP and math.isfinite(alone.q)
-        groups[name] = alone if enough else shared
+    alone = {name: quantile(part) for name, part in parts}
+    enough = {
+        name: one for name, one in alone.items() if one.n >= SMALLEST_GROUP and math.isfinite(one.q)
+    }
+    # Not everybody's quantile: small groups, such as the oldest, are those with large errors.
+    small = [part for name, part in parts if name not in enough]
+    shared = quantile(np.any(small, axis=0)) if small else everybody
+    if not math.isfinite(shared.q):  # too few even together: as wide as the widest
+        shared = max([everybody, *enough.values()], key=lambda one: one.q)
+    shared = dataclasses.replace(shared, own=False)
+    groups = {name: enough.get(name, shared) for name in alone}
     return ByGroup(everybody, groups)
 
 
