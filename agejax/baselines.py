@@ -87,6 +87,7 @@ def features(run: Run, source: Any, rows: np.ndarray, which: str) -> np.ndarray:
       UserError: pretrained features of a run that started from none.
     """
     config, model, mesh = run.config, run.model, run.mesh
+    assert model is not None
     params, batch_stats = run.params, run.batch_stats
     if which == "pretrained":
         if not config.model.pretrained:
@@ -188,7 +189,7 @@ def evaluate_baseline(
 
     def scored(name: str) -> evaluate.Scored:
         return evaluate.Scored(
-            run=dataclasses.replace(run, workdir=output),
+            run=dataclasses.replace(run, workdir=output, model=None),
             source=source,
             rows=rows[name],
             split=name,

@@ -302,11 +302,15 @@ class Subject(NamedTuple):
           smooth: decode counts and modes, which have no slope, as expectations.
 
         Raises:
-          UserError: the run has no head for the label.
+          UserError: the run has no head for the label, or is no single network.
         """
         name, head = find_head(run, label)
         head = smoothed(head) if smooth else head
         model = run.model
+        if model is None:
+            raise UserError(
+                f"{run.workdir}: no single network says this; explain one of its members"
+            )
         size = run.config.model.image_size
 
         def decoded(params: Any, stats: Any, images: jax.Array) -> jax.Array:

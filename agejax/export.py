@@ -292,7 +292,7 @@ def _training(run: Run) -> str:
                 f"- {label} in training: mean {facts.means[label]:.1f}, median "
                 f"{facts.medians[label]:.1f}, standard deviation {facts.stds[label]:.1f} years."
             )
-        elif label in facts.label_names:
+        elif label in facts.label_names and label in facts.counts:  # older runs have no counts
             pairs = zip(facts.label_names[label], facts.counts[label], strict=True)
             lines.append(f"- {label} in training: {', '.join(f'{k} {n:,}' for k, n in pairs)}.")
     return "\n".join(lines)

@@ -97,6 +97,7 @@ def join(
         },
         fingerprint=first.fingerprint if alike else "",
         step=sum(member.step for member in members),
+        model=None,
         params=[member.params for member in members],
         batch_stats=[member.batch_stats for member in members],
         eval_step=eval_step,

@@ -73,7 +73,7 @@ class Run:
     fingerprint: str  # of the data it was trained on
     step: int
     mesh: Mesh
-    model: state_lib.Model
+    model: state_lib.Model | None  # None where several networks, or none, say what it predicts
     params: Any  # of an ensemble: of each member
     batch_stats: Any
     eval_step: Callable[..., dict[str, jax.Array]]

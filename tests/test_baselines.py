@@ -54,6 +54,8 @@ def test_the_command_scores_as_evaluate_does(trained, tmp_path, capsys):
     # Brightness follows age, so that any features know it.
     assert result["age"]["mae"] < 0.6 * result["age"]["floor_mae"]
     assert (tmp_path / "out" / "report.html").exists()
+    # What the network looks at is no explanation of another estimator.
+    assert not (tmp_path / "out" / "figures" / "saliency.png").exists()
 
 
 def test_features_are_those_of_the_run(trained):

@@ -140,6 +140,15 @@ def test_the_card_gives_groups_before_totals(workdir, tmp_path):
     assert card.index("10-19") < card.index("95 % interval")
 
 
+def test_the_card_of_a_run_without_counts_of_its_labels_is_written(workdir):
+    run = Run.open(workdir, devices=1)
+    facts = dataclasses.replace(run.facts, counts={})
+    card = export.model_card(dataclasses.replace(run, facts=facts), export.describe(run, {}))
+    assert "- age in training: mean" in card
+    assert "- gender in training" not in card
+    assert "- gender in training: male" in export.model_card(run, export.describe(run, {}))
+
+
 def with_model(run, image_size=None, **model):
     """The run with another, untrained network."""
     config = ml_collections.ConfigDict(run.config)
