@@ -42,7 +42,8 @@ def evaluate(
       seed, resamples: of the bootstrap.
 
     Returns:
-      {"n", "age": {"n", "mae", "mae_ci95", "rmse", "median_ae", "bias" (predicted - true), "cs3",
+      {"n", "age": {"n", "mae", "mae_ci95", "macro_mae" (the mean of the decades' MAE, each counting
+      the same: Baccianella et al. 2009), "rmse", "median_ae", "bias" (predicted - true), "cs3",
       "cs5", "cs10" (fractions with an error of at most so many years), "floor_mae"},
       "gender", "ethnicity": {"n", "accuracy", "accuracy_ci95", "balanced_accuracy", "macro_f1"},
       "groups": {target: {"decade", "gender", "ethnicity", "gender x ethnicity": [{"name", "n",
@@ -75,7 +76,7 @@ def evaluate(
         if predicted.ndim == 1:
             error = predicted.astype(np.float64) - label
             values = {"mae": np.abs(error), "bias": error}
-            scores = _age_scores(error[known])
+            scores = _age_scores(error[known], label[known])
             if floor_age is not None and target == "age":
                 scores["floor_mae"] = float(np.abs(floor_age - label[known].astype(float)).mean())
         else:
@@ -141,10 +142,12 @@ def _losses(predicted: np.ndarray, label: np.ndarray) -> np.ndarray:
     return (predicted.argmax(axis=1) != label).astype(np.float64)
 
 
-def _age_scores(error: np.ndarray) -> dict[str, float]:
+def _age_scores(error: np.ndarray, label: np.ndarray) -> dict[str, float]:
     size = np.abs(error)
+    by_decade = [size[part].mean() for _, part in decades(label) if part.any()]
     return {
         "mae": float(size.mean()),
+        "macro_mae": float(np.mean(by_decade)),
         "rmse": float(np.sqrt(np.square(error).mean())),
         "median_ae": float(np.median(size)),
         "bias": float(error.mean()),
