@@ -118,6 +118,36 @@ def parse_weights(
     }
 
 
+def create(
+    output: pathlib.Path,
+    given: Sequence[str | pathlib.Path],
+    combine: str = COMBINE[0],
+    weights: str = "",
+    views: Sequence[str] = ("plain",),
+) -> dict[str, list[float]]:
+    """Writes an ensemble's folder, which `joined.open_run` opens.
+
+    Args:
+      given: runs' folders, or FOLDER@STEP.
+      combine, weights, views: as on the command line.
+
+    Returns:
+      label -> the weight of each member.
+
+    Raises:
+      UserError: members that do not fit together, or weights that are none.
+    """
+    members = [open_member(str(path)) for path in given]
+    shares = parse_weights(weights, members, views)
+    joined.join(output, members, combine, shares, views)  # raises where they do not fit together
+    output.mkdir(parents=True, exist_ok=True)
+    paths = [str(pathlib.Path(path).absolute()) for path in given]
+    spec = {"members": paths, "combine": combine, "weights": shares, "views": list(views)}
+    (output / calibration.FILE).unlink(missing_ok=True)  # of what was here before
+    records.write_json(output / FILE, spec)
+    return shares
+
+
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m agejax.ensemble",
@@ -136,17 +166,8 @@ def main(argv: Sequence[str]) -> None:
     if args.weights == "fit" and args.combine == "weights":
         raise UserError("--weights=fit: predictions are fitted, weights of networks are given")
     sharding.start()
-    members = [open_member(given) for given in args.members]
-    weights = parse_weights(args.weights, members, views)
     output = pathlib.Path(args.output)
-    joined.join(
-        output, members, args.combine, weights, views
-    )  # raises where they do not fit together
-    output.mkdir(parents=True, exist_ok=True)
-    paths = [str(pathlib.Path(given).absolute()) for given in args.members]
-    spec = {"members": paths, "combine": args.combine, "weights": weights, "views": views}
-    (output / calibration.FILE).unlink(missing_ok=True)  # of what was here before
-    records.write_json(output / FILE, spec)
+    weights = create(output, args.members, args.combine, args.weights, views)
     for label, values in weights.items():
         shares = ", ".join(f"{value / sum(values):.3f}" for value in values)
         print(f"{label}: weights {shares}")

@@ -30,7 +30,7 @@ from agejax.logging import records
 from agejax.reporting import sweep_page
 
 KEYS = ("low", "high", "log", "step", "choices")
-SAMPLERS = ("tpe", "gp", "random")
+SAMPLERS = ("tpe", "random")  # Optuna's Gaussian process would need torch
 PRUNERS = ("none", "asha", "hyperband", "median")
 HEARTBEAT = 60  # seconds; a worker that has been silent for several times as long is dead
 
@@ -135,11 +135,8 @@ def create_sampler(name: str, start: int, seed: int) -> Any:
     """`start` random points first, then the sampler's own."""
     import optuna
 
-    match name:
-        case "tpe":
-            return optuna.samplers.TPESampler(n_startup_trials=start, seed=seed, multivariate=True)
-        case "gp":
-            return optuna.samplers.GPSampler(n_startup_trials=start, seed=seed)
+    if name == "tpe":
+        return optuna.samplers.TPESampler(n_startup_trials=start, seed=seed, multivariate=True)
     return optuna.samplers.RandomSampler(seed=seed)
 
 

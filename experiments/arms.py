@@ -12,18 +12,35 @@ import dataclasses
 import json
 import pathlib
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 
-from agejax import evaluate, sharding, train
+from agejax import evaluate, metrics, sharding, train
 from agejax.logging import records
 from agejax.metrics import RESAMPLES
 
-Arms = Mapping[str, ml_collections.ConfigDict]
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One row of a comparison: a config to train, or what is made of arms that came before it.
+
+    Attributes:
+      config: None for an arm that is made.
+      what: in words.
+      theirs: the published figures, as paths into metrics.json.
+      prepare: called with the comparison's folder before the arm is trained.
+      make: called with that folder, a seed and where its scores belong, in place of training.
+    """
+
+    config: ml_collections.ConfigDict | None
+    what: str = ""
+    theirs: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    prepare: Callable[[pathlib.Path], None] | None = None
+    make: Callable[[pathlib.Path, int, pathlib.Path], None] | None = None
 
 
 def parser(name: str, doc: str) -> argparse.ArgumentParser:
@@ -41,17 +58,12 @@ def parser(name: str, doc: str) -> argparse.ArgumentParser:
 
 
 def run(
-    arms: Arms,
-    seeds: Sequence[int],
-    folder: pathlib.Path,
-    split: str,
-    prepare: Mapping[str, Callable[[pathlib.Path], None]] | None = None,
+    arms: Mapping[str, Arm], seeds: Sequence[int], folder: pathlib.Path, split: str
 ) -> dict[str, Scores]:
     """Trains and scores what is not done yet.
 
     Args:
       split: of each arm's own data, which must be the same images for all.
-      prepare: of some arms, what to call with `folder` before they are trained.
 
     Returns:
       arm -> its predictions.
@@ -62,20 +74,25 @@ def run(
     """
     sharding.start()  # the compile cache: an arm's seeds share their programs
     for seed in seeds:  # the outer loop, so that what is there of a long comparison is fair
-        for name, config in arms.items():
+        for name, arm in arms.items():
             workdir = folder / name / f"seed-{seed}"
-            if (workdir / "scores" / "metrics.json").exists():
+            scores = workdir / "scores"
+            if (scores / "metrics.json").exists():
                 continue
             print(f"==== {name}, seed {seed} ====", flush=True)
-            if prepare and name in prepare:
-                prepare[name](folder)
-            seeded = config.copy_and_resolve_references()
-            seeded.seed = seed
-            if train.train(seeded, workdir) is None:
-                raise SystemExit(1)
+            if arm.prepare is not None:
+                arm.prepare(folder)
+            if arm.config is not None:
+                seeded = arm.config.copy_and_resolve_references()
+                seeded.seed = seed
+                if train.train(seeded, workdir) is None:
+                    raise SystemExit(1)
+            workdir.mkdir(parents=True, exist_ok=True)
             records.write_json(workdir / "arm.json", {"commit": commit()})
-            scores = workdir / "scores"
-            evaluate.evaluate(workdir, split=split, output=scores, write_report=False)
+            if arm.make is not None:
+                arm.make(folder, seed, scores)
+            else:
+                evaluate.evaluate(workdir, split=split, output=scores, write_report=False)
             jax.clear_caches()  # a long list of arms would fill the memory with programs
     return {name: Scores.read([folder / name / f"seed-{seed}" for seed in seeds]) for name in arms}
 
@@ -87,7 +104,7 @@ class Scores:
     Attributes:
       columns: of predictions.csv but those that differ between seeds: ids, groups, labels. [N]
       predicted: label -> [seeds, N], years or class numbers.
-      runs: summary.json of each seed.
+      runs: summary.json of each seed; none of an arm that was made of others.
       commits: of the code that finished each seed: a long comparison may span several.
     """
 
@@ -118,7 +135,11 @@ class Scores:
             label: np.array([table[f"{label}_predicted"].astype(float) for table in tables])
             for label in labels
         }
-        summaries = [json.loads((workdir / "summary.json").read_text()) for workdir in workdirs]
+        summaries = [
+            json.loads(path.read_text())
+            for path in (workdir / "summary.json" for workdir in workdirs)
+            if path.exists()
+        ]
         commits = [json.loads((workdir / "arm.json").read_text())["commit"] for workdir in workdirs]
         return cls(columns, predicted, tuple(summaries), tuple(commits))
 
@@ -138,6 +159,21 @@ class Scores:
             return np.abs(predicted - true)
         return np.where(true < 0, np.nan, predicted != true)
 
+    def bucket_errors(self, label: str, edges: Sequence[float]) -> np.ndarray:
+        """[seeds, N]: 0 where the predicted age is in the true one's bucket, 1 where it is not."""
+        true, said = (np.searchsorted(edges, x, side="right") for x in
+                      (self.columns[label], self.predicted[label]))  # fmt: skip
+        return np.where(np.isnan(self.columns[label]), np.nan, said != true)
+
+    def by_decade(self, label: str) -> dict[str, tuple[float, int]]:
+        """Decade -> (MAE over seeds and images, images)."""
+        losses = self.losses(label)
+        return {
+            name: (float(losses[:, part].mean()), int(part.sum()))
+            for name, part in metrics.decades(self.columns[label])
+            if part.any()
+        }
+
 
 def mean_interval(
     losses: np.ndarray, groups: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
@@ -156,20 +192,72 @@ def mean_interval(
     """
     known = np.isfinite(losses).all(axis=0)
     losses, groups = losses[:, known], groups[known]
+    means = [
+        np.dot(times, losses[some].mean(axis=0)) / times.sum()
+        for some, times in _resampled(len(losses), groups, resamples, seed)
+    ]
+    return _summary(losses.mean(axis=1), means, losses.shape[1])
+
+
+def macro_f1_interval(
+    true: np.ndarray,
+    predicted: np.ndarray,
+    reference: np.ndarray,
+    groups: np.ndarray,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Macro-F1, and how far it is above that of other predictions of the same images.
+
+    Args:
+      true: class numbers [N]; -1 does not count.
+      predicted, reference: class numbers [seeds, N].
+      groups, resamples, seed: as in `mean_interval`.
+
+    Returns:
+      (of `predicted`, of the paired difference to `reference`), each as `mean_interval` gives it.
+    """
+    known = true >= 0
+    true, predicted, reference = true[known], predicted[:, known], reference[:, known]
+    k = int(max(x.max() for x in (true, predicted, reference))) + 1
+
+    def macro_f1(said: np.ndarray, times: np.ndarray) -> float:
+        cells = np.bincount((true * k + said).astype(int), times, k * k).reshape(k, k)
+        hits, sizes = np.diag(cells), cells.sum(axis=0) + cells.sum(axis=1)
+        return float((2 * hits[sizes > 0] / sizes[sizes > 0]).mean())
+
+    once = np.ones(len(true))
+    ours, theirs = (
+        np.array([macro_f1(said, once) for said in of]) for of in (predicted, reference)
+    )
+    means, differences = [], []
+    for some, times in _resampled(len(predicted), groups[known], resamples, seed):
+        resampled = [
+            np.mean([macro_f1(of[i], times) for i in some]) for of in (predicted, reference)
+        ]
+        means.append(resampled[0])
+        differences.append(resampled[0] - resampled[1])
+    return _summary(ours, means, len(true)), _summary(ours - theirs, differences, len(true))
+
+
+def _resampled(
+    seeds: int, groups: np.ndarray, resamples: int, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Seeds drawn anew, [seeds], and how often each image is, by groups of copies, [N]."""
     _, group = np.unique(groups, return_inverse=True)
-    counts = np.bincount(group)
-    sums = np.array([np.bincount(group, row) for row in losses])
+    n = int(group.max(initial=-1)) + 1
     rng = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    for i in range(resamples):
-        drawn = rng.integers(len(counts), size=len(counts))
-        some = rng.integers(len(sums), size=len(sums))
-        means[i] = sums[some][:, drawn].sum() / (len(some) * counts[drawn].sum())
+    for _ in range(resamples):
+        times = np.bincount(rng.integers(n, size=n), minlength=n)[group]
+        yield rng.integers(seeds, size=seeds), times
+
+
+def _summary(seeds: np.ndarray, means: Sequence[float], n: int) -> dict[str, Any]:
     return {
-        "mean": float(losses.mean()),
+        "mean": float(seeds.mean()),
         "ci95": [float(q) for q in np.percentile(means, [2.5, 97.5])],
-        "seeds": [float(row.mean()) for row in losses],
-        "n": int(known.sum()),
+        "seeds": [float(x) for x in seeds],
+        "n": n,
     }
 
 

@@ -5,7 +5,7 @@
 Trains every arm with every seed, one after the other, and scores it on the test split at the end;
 what is done is skipped, what was stopped goes on. As cluster jobs: --arm=NAME --seed=N trains one.
 Writes experiments/results/NAME-SCALE.json and .md: ours beside theirs, with intervals over seeds
-and images.
+and images, and charts: errors by decade, confusion matrices, curves.
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ import json
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import f1_score
 
 from agejax.errors import UserError, run_command
 from agejax.logging import records
-from experiments import arms
-from experiments.systems.setting import SCALES, Arm, Setting
+from agejax.reporting.plots import Chart
+from experiments import arms, charts
+from experiments.arms import Arm
+from experiments.systems.setting import SCALES, Setting
 
 SYSTEMS = ("architectures", "imbalance", "transfer", "small_model", "scratch_vs_pretrained")
+BUCKETS = (3, 10, 21, 28, 46, 66)  # where each of system C's buckets but the first begins, years
 
 
 def measure(scores: arms.Scores, base: arms.Scores, columns: Sequence[str]) -> dict[str, Any]:
@@ -37,41 +39,25 @@ def measure(scores: arms.Scores, base: arms.Scores, columns: Sequence[str]) -> d
     for path in columns:
         label, name = path.split("/")
         if name == "macro_f1":
-            known = scores.columns[label] >= 0
-            true = scores.columns[label][known]
-            values, reference = (
-                [f1_score(true, said[known], average="macro") for said in of.predicted[label]]
-                for of in (scores, base)
+            figure, difference = arms.macro_f1_interval(
+                scores.columns[label], scores.predicted[label], base.predicted[label], groups
             )
-            row[path] = {"mean": float(np.mean(values)), "seeds": values, "n": int(known.sum())}
-            difference = np.subtract(values, reference)
-            row[path]["difference"] = {"mean": float(difference.mean()), "seeds": [*difference]}
-        else:
+        elif name == "mae":
             losses, reference = scores.losses(label), base.losses(label)
             figure = arms.mean_interval(losses, groups)
-            paired = arms.mean_interval(losses - reference, groups)
-            if name == "accuracy":
-                figure, paired = _right(figure), _less(paired)
-            row[path] = figure | {"difference": paired}
-    return row | {
-        "images_per_second": float(np.median([r["images_per_second"] for r in scores.runs])),
-        "minutes": float(np.median([sum(r["seconds"].values()) / 60 for r in scores.runs])),
-        "commits": scores.commits,
-    }
-
-
-def _right(wrong: Mapping[str, Any]) -> dict[str, Any]:
-    """An accuracy of an interval of the share of wrong answers."""
-    low, high = wrong["ci95"]
-    return {**wrong, "mean": 1 - wrong["mean"], "ci95": [1 - high, 1 - low],
-            "seeds": [1 - x for x in wrong["seeds"]]}  # fmt: skip
-
-
-def _less(difference: Mapping[str, Any]) -> dict[str, Any]:
-    """The difference of accuracies, of that of shares of wrong answers."""
-    low, high = difference["ci95"]
-    return {**difference, "mean": -difference["mean"], "ci95": [-high, -low],
-            "seeds": [-x for x in difference["seeds"]]}  # fmt: skip
+            difference = arms.mean_interval(losses - reference, groups)
+        else:
+            wrong, reference = (
+                of.losses(label) if name == "accuracy" else of.bucket_errors(label, BUCKETS)
+                for of in (scores, base)
+            )
+            figure = arms.mean_interval(1 - wrong, groups)
+            difference = arms.mean_interval(reference - wrong, groups)
+        row[path] = figure | {"difference": difference}
+    if scores.runs:
+        row["images_per_second"] = float(np.median([r["images_per_second"] for r in scores.runs]))
+        row["minutes"] = float(np.median([sum(r["seconds"].values()) / 60 for r in scores.runs]))
+    return row | {"commits": scores.commits}
 
 
 def table(
@@ -93,26 +79,25 @@ def table(
                 _figure(row[path]["difference"], "+"),
                 "" if theirs is None else f"{theirs:g}",
             ]
-        cells += [f"{row['images_per_second']:.0f}", f"{row['minutes']:.0f}"]
+        cells += [
+            f"{row[key]:.0f}" if key in row else "" for key in ("images_per_second", "minutes")
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def _figure(figure: Mapping[str, Any], sign: str = "") -> str:
-    text = f"{figure['mean']:{sign}.3f}"
-    if "ci95" in figure:
-        low, high = figure["ci95"]
-        text += f" [{low:{sign}.3f}, {high:{sign}.3f}]"
-    return text
+    low, high = figure["ci95"]
+    return f"{figure['mean']:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
 
 
 def run(
     name: str, setting: Setting, seeds: Sequence[int], folder: pathlib.Path, only: str = ""
-) -> tuple[str, dict[str, Any]]:
+) -> tuple[str, dict[str, Any], dict[str, Chart]]:
     """Trains what is missing, and compares.
 
     Returns:
-      (the table in Markdown, the contents of the JSON file).
+      (the table in Markdown, the contents of the JSON file, charts by name).
     """
     system = importlib.import_module(f"experiments.systems.{name}")
     chosen: dict[str, Arm] = {
@@ -120,28 +105,33 @@ def run(
         for arm, what in system.arms(setting).items()
         if arm == system.REFERENCE or re.search(only, arm)
     }
-    configs = {arm: what.config for arm, what in chosen.items()}
-    scores = arms.run(configs, seeds, folder, "test", prepared(chosen))
+    scores = arms.run(chosen, seeds, folder, "test")
     base = scores[system.REFERENCE]
     for of in scores.values():
         of.check_same_images(base)
     rows = {arm: measure(of, base, system.COLUMNS) for arm, of in scores.items()}
-    return table(system.TITLE, system.COLUMNS, chosen, rows), {
-        "command": f"python -m experiments.run {name} --scale={setting.scale}",
-        "commit": arms.commit(),
-        "seeds": list(seeds),
-        "dataset": setting.dataset,
-        "reference": system.REFERENCE,
-        "arms": {
-            arm: {"what": chosen[arm].what, "theirs": dict(chosen[arm].theirs)} | row
-            for arm, row in rows.items()
+    n, ids = len(base.columns["id"]), len(np.unique(base.columns["group"]))
+    text = table(f"{system.TITLE}, at scale {setting.scale}", system.COLUMNS, chosen, rows) + (
+        f"\n{n:,} test images ({ids:,} without copies) of {setting.dataset}, {len(seeds)} seeds. "
+        "Intervals of 95 % resample seeds and groups of copies; differences are paired.\n"
+    )
+    return (
+        text,
+        {
+            "command": f"python -m experiments.run {name} --scale={setting.scale}",
+            "commit": arms.commit(),
+            "seeds": list(seeds),
+            "dataset": setting.dataset,
+            "reference": system.REFERENCE,
+            "arms": {
+                arm: {"what": chosen[arm].what, "theirs": dict(chosen[arm].theirs)}
+                | row
+                | {"decades": scores[arm].by_decade("age")}
+                for arm, row in rows.items()
+            },
         },
-    }
-
-
-def prepared(chosen: Mapping[str, Arm]) -> dict[str, Callable[[pathlib.Path], None]]:
-    """What some arms need before they are trained."""
-    return {name: arm.prepare for name, arm in chosen.items() if arm.prepare is not None}
+        charts.of_arms(scores, {arm: folder / arm / f"seed-{seeds[0]}" for arm in scores}),
+    )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -172,12 +162,14 @@ def main(argv: Sequence[str]) -> None:
         if args.arm not in known:
             raise UserError(f"--arm={args.arm}: there are {', '.join(known)}")
         seeds = range(args.seeds) if args.seed is None else (args.seed,)
-        one = {args.arm: known[args.arm]}
-        configs = {name: arm.config for name, arm in one.items()}
-        arms.run(configs, seeds, folder, "test", prepared(one))
+        arms.run({args.arm: known[args.arm]}, seeds, folder, "test")
         return
-    text, result = run(args.system, setting, range(args.seeds), folder, args.only)
+    text, result, drawn = run(args.system, setting, range(args.seeds), folder, args.only)
     output = args.output or pathlib.Path("experiments/results") / name
+    for kind, chart in drawn.items():
+        figure = output.with_name(f"{output.name}-{kind}.png")
+        figure.write_bytes(chart.png)
+        text += f"\n{chart.caption}:\n\n![{chart.alt}]({figure.name})\n"
     records.write_json(output.with_suffix(".json"), result)
     records.write_text(output.with_suffix(".md"), text)
     print(text)

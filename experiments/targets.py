@@ -184,12 +184,12 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv[1:])
 
     changes = {name: change for group in GROUPS.values() for name, change in group.items()}
-    configs = {
-        name: configure(args.source, args.pretrained, change)
+    chosen = {
+        name: arms.Arm(configure(args.source, args.pretrained, change))
         for name, change in changes.items()
         if name == "regression-l1" or re.search(args.only, name)
     }
-    scores = arms.run(configs, range(args.seeds), pathlib.Path(args.folder), "val")
+    scores = arms.run(chosen, range(args.seeds), pathlib.Path(args.folder), "val")
     rows = {name: measure(arm, scores["regression-l1"]) for name, arm in scores.items()}
     output = pathlib.Path(args.output)
     few = "ages with fewer than 20 training images"

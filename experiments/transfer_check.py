@@ -35,7 +35,8 @@ def main(argv: Sequence[str]) -> None:
     config.optim.ema = 0.99  # .999 would remember the start of so short a run
     configs = {"scratch": config.copy_and_resolve_references(), "imagenet": config}
     configs["imagenet"].model.pretrained = args.pretrained
-    scores = arms.run(configs, range(args.seeds), pathlib.Path(args.folder), "val")
+    chosen = {name: arms.Arm(each) for name, each in configs.items()}
+    scores = arms.run(chosen, range(args.seeds), pathlib.Path(args.folder), "val")
 
     groups = scores["scratch"].columns["group"]
     losses = {name: arm.losses("age") for name, arm in scores.items()}

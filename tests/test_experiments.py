@@ -3,10 +3,12 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
+from sklearn.metrics import f1_score
 
 from agejax.errors import UserError, run_command
-from experiments import run
+from experiments import arms, run
 from experiments.systems import setting
 
 
@@ -26,9 +28,14 @@ def test_every_arm_runs_and_is_compared(system, faces, cache, tmp_path, monkeypa
     known = module.arms(setting.Setting("smoke", synthetic="drawn"))
     assert result["arms"].keys() == known.keys()
     text = (tmp_path / "table.md").read_text()
+    for kind in ("decades", "curves", *(["confusion-gender"] if system == "small_model" else [])):
+        assert f"(table-{kind}.png)" in text
+        assert (tmp_path / f"table-{kind}.png").stat().st_size > 5000
     for name, row in result["arms"].items():
         assert f"| {name}: {row['what']} |" in text
         for path in module.COLUMNS:
+            low, high = row[path]["ci95"]
+            assert low <= row[path]["mean"] <= high
             assert row[path]["n"] > 0
             if name == module.REFERENCE:
                 assert row[path]["difference"]["mean"] == 0
@@ -47,3 +54,42 @@ def test_an_arm_that_is_not_there_is_named(faces, tmp_path, capsys):
 def test_missing_weights_are_named(tmp_path):
     with pytest.raises(UserError, match="no file whose name begins with mobilenet_v3_small"):
         setting.Setting("cpu", weights=tmp_path).pretrained("mobilenet_v3_small")
+
+
+def test_macro_f1_and_its_paired_interval():
+    rng = np.random.default_rng(0)
+    true = rng.integers(4, size=400)
+    groups = np.arange(400) // 2  # every image has a copy
+    good, bad = (
+        np.where(rng.random((3, 400)) < right, true, rng.integers(4, size=(3, 400)))
+        for right in (0.8, 0.5)
+    )
+    true[:10] = -1
+    figure, difference = arms.macro_f1_interval(true, good, bad, groups, resamples=300)
+    ours, theirs = (
+        [f1_score(true[10:], said[10:], average="macro") for said in of] for of in (good, bad)
+    )
+    assert figure["seeds"] == pytest.approx(ours)
+    assert figure["n"] == 390
+    assert difference["mean"] == pytest.approx(np.mean(ours) - np.mean(theirs))
+    assert 0.1 < difference["ci95"][0] < difference["mean"] < difference["ci95"][1] < 0.4
+    _, none = arms.macro_f1_interval(true, good, good, groups, resamples=20)
+    assert none["ci95"] == [0, 0]
+    # Copies are no more evidence: without them the interval is as wide.
+    once, _ = arms.macro_f1_interval(true[::2], good[:, ::2], bad[:, ::2], groups[::2])
+    twice, _ = arms.macro_f1_interval(
+        np.repeat(true[::2], 2), np.repeat(good[:, ::2], 2, 1), np.repeat(bad[:, ::2], 2, 1), groups
+    )
+    assert twice["ci95"] == pytest.approx(once["ci95"], abs=0.02)
+
+
+def test_the_share_in_the_right_bucket():
+    of = arms.Scores(
+        columns={"age": np.array([2.0, 3.0, 30.0, np.nan])},
+        predicted={"age": np.array([[2.9, 2.9, 45.9, 1.0], [3.0, 5.0, 46.0, 1.0]])},
+        runs=(),
+        commits=(),
+    )
+    wrong = of.bucket_errors("age", run.BUCKETS)
+    assert wrong[:, :3].tolist() == [[0, 1, 0], [1, 0, 1]]
+    assert np.isnan(wrong[:, 3]).all()

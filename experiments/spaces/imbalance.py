@@ -2,7 +2,7 @@
 
     python -m agejax.sweep --config=configs/imbalance_utk.py \\
         --space=experiments/spaces/imbalance.py --study=runs/sweep_imbalance \\
-        --sampler=gp --start=5 --trials=25 --config.data.source=UTKFace.tar.gz
+        --sampler=tpe --start=5 --trials=25 --config.data.source=UTKFace.tar.gz
 
 Its objective is the error of the age, each decade counting the same; LMF stays as published.
 """

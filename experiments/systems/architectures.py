@@ -12,7 +12,8 @@ import ml_collections
 
 from agejax.pseudo_label import pseudo_label
 from configs import appa_resnet50
-from experiments.systems.setting import Arm, Setting, changed
+from experiments.arms import Arm
+from experiments.systems.setting import Setting, changed
 
 TITLE = "A. Architectures"
 REFERENCE = "real"

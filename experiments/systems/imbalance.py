@@ -9,7 +9,8 @@ from __future__ import annotations
 import ml_collections
 
 from configs import imbalance_utk
-from experiments.systems.setting import Arm, Setting, changed
+from experiments.arms import Arm
+from experiments.systems.setting import Setting, changed
 
 TITLE = "B. Imbalance"
 REFERENCE = "baseline"

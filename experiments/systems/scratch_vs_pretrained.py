@@ -10,7 +10,8 @@ from typing import Any
 import ml_collections
 
 from configs import scratch_utk
-from experiments.systems.setting import Arm, Setting, changed
+from experiments.arms import Arm
+from experiments.systems.setting import Setting, changed
 
 TITLE = "E. From scratch against pre-trained"
 REFERENCE = "cnn"

@@ -1,10 +1,10 @@
-"""What every system's arms are made of: where a comparison runs, and one arm of it."""
+"""Where a comparison runs, and at what size."""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -66,22 +66,6 @@ class Setting:
             config.model.hidden = min(config.model.hidden, 8)
             config.sharding.devices = 1
         return config
-
-
-@dataclasses.dataclass(frozen=True)
-class Arm:
-    """One config of a comparison.
-
-    Attributes:
-      what: in words.
-      theirs: the published figures, as paths into metrics.json.
-      prepare: called with the comparison's folder before the arm is trained.
-    """
-
-    config: ml_collections.ConfigDict
-    what: str
-    theirs: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    prepare: Callable[[pathlib.Path], None] | None = None
 
 
 def changed(config: ml_collections.ConfigDict, **changes: Any) -> ml_collections.ConfigDict:

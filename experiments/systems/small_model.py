@@ -5,11 +5,16 @@
 
 from __future__ import annotations
 
+import pathlib
+from collections.abc import Callable
+
 import ml_collections
 
+from agejax import baselines
 from agejax.config import default
 from configs import small_model_utk
-from experiments.systems.setting import Arm, Setting, changed
+from experiments.arms import Arm
+from experiments.systems.setting import Setting, changed
 
 TITLE = "D. Small model"
 REFERENCE = "basic"
@@ -47,4 +52,22 @@ def arms(setting: Setting) -> dict[str, Arm]:
             changed(oversampled, model__pretrained=None), "the same from random weights",
             {"age/mae": 5.148, "gender/accuracy": 0.926},
         ),
+        "xgboost": Arm(
+            None, "XGBoost on the features of basic",
+            {"age/mae": 5.89, "gender/accuracy": 0.938},
+            make=baseline("xgboost" if setting.scale != "smoke" else "boosting"),
+        ),
+        "svm": Arm(
+            None, "support vector machines on these",
+            {"age/mae": 5.49, "gender/accuracy": 0.946}, make=baseline("svm"),
+        ),
     }  # fmt: skip
+
+
+def baseline(estimator: str) -> Callable[[pathlib.Path, int, pathlib.Path], None]:
+    """A classical estimator on what the reference's run has learnt, as an arm."""
+
+    def make(folder: pathlib.Path, seed: int, scores: pathlib.Path) -> None:
+        baselines.evaluate_baseline(folder / REFERENCE / f"seed-{seed}", estimator, output=scores)
+
+    return make

@@ -1,0 +1,133 @@
+"""Charts of a comparison: the arms' errors by decade, confusion matrices and training curves."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from agejax.reporting.plots import BLUE, GRID, ORANGE, TEXT, Chart, tidy
+from experiments.arms import Scores
+
+SMALL = 9  # points
+INK = 0.6  # share of the darkest blue from which on text on it is white
+STYLES = [
+    (style, colour)
+    for style in ("-", "--", ":")
+    for colour in (BLUE, ORANGE, "#009e73", "#cc79a7", TEXT)
+]
+
+
+def of_arms(scores: Mapping[str, Scores], runs: Mapping[str, pathlib.Path]) -> dict[str, Chart]:
+    """Name -> chart: the decades, the confusions of each label of classes, the curves.
+
+    Args:
+      runs: arm -> the folder of the run whose curve is drawn; those without one are left out.
+    """
+    drawn = {"decades": decades(scores)}
+    base = next(iter(scores.values()))
+    for label, names in base.runs[0]["facts"]["label_names"].items():
+        having = {arm: of for arm, of in scores.items() if label in of.predicted}
+        if having:
+            drawn[f"confusion-{label}"] = confusions(label, names, having)
+    logs = {arm: path / "metrics.jsonl" for arm, path in runs.items()}
+    return drawn | {"curves": curves({arm: log for arm, log in logs.items() if log.exists()})}
+
+
+def decades(scores: Mapping[str, Scores]) -> Chart:
+    """A row an arm, a column a decade: the MAE over seeds."""
+    table = {arm: of.by_decade("age") for arm, of in scores.items()}
+    first = next(iter(table.values()))
+    values = np.array([[row[name][0] for name in first] for row in table.values()])
+    best = values.argmin(axis=0)
+    figure = Figure(
+        figsize=(2.6 + 0.62 * values.shape[1], 1.2 + 0.3 * len(values)), layout="constrained"
+    )
+    axes = figure.subplots()
+    # Each column has its own shades: arms are compared within a decade.
+    low, high = values.min(axis=0), values.max(axis=0)
+    share = (values - low) / np.maximum(high - low, 1e-9)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1.2, aspect="auto")
+    for i, j in itertools.product(*map(range, values.shape)):
+        axes.text(
+            j, i, f"{values[i, j]:.1f}", ha="center", va="center", fontsize=SMALL,
+            color="white" if share[i, j] > INK else TEXT,
+            weight="bold" if best[j] == i else "normal",
+        )  # fmt: skip
+    axes.set_xticks(range(len(first)), [f"{k}\n{n:,}" for k, (_, n) in first.items()])
+    axes.set_yticks(range(len(table)), list(table))
+    axes.set(xlabel="decade, and its images")
+    tidy(axes)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, labelsize=SMALL)
+    words = "; ".join(
+        f"{name}: best {list(table)[best[j]]} {low[j]:.1f}, worst {high[j]:.1f}"
+        for j, name in enumerate(first)
+    )
+    alt = f"Table of mean absolute errors in years, an arm a row, a decade a column. {words}."
+    return Chart.of(figure, "MAE by decade, years; the best of each in bold", alt)
+
+
+def confusions(label: str, names: list[str], scores: Mapping[str, Scores]) -> Chart:
+    """A panel an arm: of each true class, the shares of what it was taken for, over seeds."""
+    k, columns = len(names), min(3, len(scores))
+    rows = -(-len(scores) // columns)
+    figure = Figure(
+        figsize=(0.6 + columns * (0.9 + 0.5 * k), rows * (0.8 + 0.38 * k)), layout="constrained"
+    )
+    grid = figure.subplots(rows, columns, squeeze=False)
+    words = []
+    for axes, (arm, of) in zip(grid.flat, scores.items(), strict=False):
+        true = of.columns[label].astype(int)
+        share = np.zeros((k, k))
+        for said in of.predicted[label].astype(int):
+            np.add.at(share, (true[true >= 0], said[true >= 0]), 1)
+        share /= np.maximum(share.sum(axis=1, keepdims=True), 1)
+        axes.imshow(share, cmap="Blues", vmin=0, vmax=1.2, aspect="auto")
+        for i, j in itertools.product(range(k), repeat=2):
+            axes.text(
+                j, i, f"{100 * share[i, j]:.0f}", ha="center", va="center", fontsize=SMALL,
+                color="white" if share[i, j] > INK else TEXT,
+            )  # fmt: skip
+        axes.set_title(arm, fontsize=SMALL, color=TEXT)
+        axes.set_xticks(range(k), names, rotation=45, ha="right")
+        axes.set_yticks(range(k), names)
+        tidy(axes)
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0, labelsize=SMALL)
+        words.append(
+            f"{arm}: right "
+            + ", ".join(f"{name} {share[i, i]:.0%}" for i, name in enumerate(names))
+        )
+    for axes in list(grid.flat)[len(scores) :]:
+        axes.set_visible(False)
+    alt = f"Confusion matrices of {label}, one an arm. {'; '.join(words)}."
+    return Chart.of(figure, f"{label.capitalize()}: what each class was taken for, %", alt)
+
+
+def curves(logs: Mapping[str, pathlib.Path]) -> Chart:
+    """A line an arm: the val MAE of the age against the steps."""
+    figure = Figure(figsize=(6.4, 2.8 + 0.16 * len(logs)), layout="constrained")
+    axes = figure.subplots()
+    words = []
+    for (arm, log), (style, colour) in zip(logs.items(), itertools.cycle(STYLES), strict=False):
+        entries = [json.loads(line) for line in log.read_text().splitlines()]
+        points = [(e["step"], e["val/age/mae"]) for e in entries if "val/age/mae" in e]
+        if not points:
+            continue
+        steps, errors = np.array(points).T
+        axes.plot(steps, errors, linestyle=style, color=colour, marker=".", label=arm)
+        words.append(f"{arm} {errors[0]:.1f} to {errors[-1]:.1f} in {steps[-1]:,.0f} steps")
+    axes.set(xlabel="step", ylabel="val MAE (years)")
+    axes.grid(color=GRID, linewidth=0.6)
+    axes.legend(
+        frameon=False, labelcolor=TEXT, fontsize=SMALL, ncols=2, loc="lower left",
+        bbox_to_anchor=(0, 1.01),
+    )  # fmt: skip
+    tidy(axes)
+    alt = f"Line chart of the validation MAE of the first seed. {'; '.join(words)}."
+    return Chart.of(figure, "Validation MAE of the age while training, first seed", alt)
