@@ -114,15 +114,18 @@ class Scores:
     commits: tuple[str, ...]
 
     @classmethod
-    def read(cls, workdirs: Sequence[pathlib.Path]) -> Scores:
+    def read(cls, workdirs: Sequence[pathlib.Path], name: str = "scores") -> Scores:
         """Of runs that were scored.
+
+        Args:
+          name: of the folder in each, with its predictions.csv.
 
         Raises:
           ValueError: they were scored on different images.
         """
         tables = []
         for workdir in workdirs:
-            with (workdir / "scores" / "predictions.csv").open() as file:
+            with (workdir / name / "predictions.csv").open() as file:
                 rows = list(csv.reader(file))
             tables.append(dict(zip(rows[0], np.array(rows[1:]).T, strict=True)))
         ids = tables[0]["id"]
@@ -259,6 +262,12 @@ def _summary(seeds: np.ndarray, means: Sequence[float], n: int) -> dict[str, Any
         "seeds": [float(x) for x in seeds],
         "n": n,
     }
+
+
+def text(figure: Mapping[str, Any], digits: int = 2, sign: str = "") -> str:
+    """A figure and its interval as a table's cell; sign "+": a difference."""
+    low, high = figure["ci95"]
+    return f"{figure['mean']:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
 
 
 def commit() -> str:

@@ -75,8 +75,8 @@ def table(
         for path in columns:
             theirs = chosen[name].theirs.get(path)
             cells += [
-                _figure(row[path]),
-                _figure(row[path]["difference"], "+"),
+                arms.text(row[path], 3),
+                arms.text(row[path]["difference"], 3, "+"),
                 "" if theirs is None else f"{theirs:g}",
             ]
         cells += [
@@ -84,11 +84,6 @@ def table(
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def _figure(figure: Mapping[str, Any], sign: str = "") -> str:
-    low, high = figure["ci95"]
-    return f"{figure['mean']:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
 
 
 def run(

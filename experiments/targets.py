@@ -162,19 +162,14 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
         for name in (name for name in names if name in rows):
             row = rows[name]
             lines.append(
-                f"| {name} | {_interval(row['mae'])} | {_interval(row['difference'], '+')} "
-                f"| {_interval(row['few_shot_mae'])} "
-                f"| {_interval(row['few_shot_difference'], '+')} "
+                f"| {name} | {arms.text(row['mae'])} | {arms.text(row['difference'], sign='+')} "
+                f"| {arms.text(row['few_shot_mae'])} "
+                f"| {arms.text(row['few_shot_difference'], sign='+')} "
                 f"| {row['worst_decade']['name']}: {row['worst_decade']['mae']:.1f} "
                 f"| {1 - row['gender_error']['mean']:.3f} "
                 f"| {row['ethnicity_macro_f1']['mean']:.3f} | {row['images_per_second']:.0f} |"
             )
     return "\n".join(lines) + "\n"
-
-
-def _interval(figure: Mapping[str, Any], sign: str = "") -> str:
-    low, high = figure["ci95"]
-    return f"{figure['mean']:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
 
 
 def main(argv: Sequence[str]) -> None:

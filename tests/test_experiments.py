@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from agejax.errors import UserError, run_command
-from experiments import arms, run
+from experiments import arms, cross_data, run
 from experiments.systems import setting
 
 
@@ -93,3 +93,17 @@ def test_the_share_in_the_right_bucket():
     wrong = of.bucket_errors("age", run.BUCKETS)
     assert wrong[:, :3].tolist() == [[0, 1, 0], [1, 0, 1]]
     assert np.isnan(wrong[:, 3]).all()
+
+
+def test_data_sets_are_crossed_on_the_images_that_all_arms_share():
+    def said(ids: list[str], ages: list[float]) -> arms.Scores:
+        columns = {"id": np.array(ids), "age": np.arange(len(ids)).astype(float)}
+        return arms.Scores(columns, {"age": np.array([ages])}, (), ())
+
+    chosen = cross_data.on_common_images(
+        {"alone": said(["b.jpg", "a.jpg", "c.jpg"], [1.0, 2.0, 3.0]),
+         "both": said(["aaf/x.jpg", "utk/a.jpg", "utk/b.jpg"], [4.0, 5.0, 6.0])}
+    )  # fmt: skip
+    assert chosen["alone"].predicted["age"].tolist() == [[2.0, 1.0]]
+    assert chosen["both"].predicted["age"].tolist() == [[5.0, 6.0]]
+    assert chosen["both"].columns["id"].tolist() == ["utk/a.jpg", "utk/b.jpg"]
