@@ -25,6 +25,8 @@ def default() -> ml_collections.ConfigDict:
     # (its share of the draws; default: as its size says)}.
     c.data.mixture = ml_collections.ConfigDict()
     c.data.edits = ml_collections.ConfigDict()  # before the splits: agejax/data/edits.py
+    # A CSV of labels in place of the data set's own, such as corrected ones, or pseudo_label's.
+    c.data.edits.labels = config_dict.placeholder(str)
     c.data.edits.drop = ml_collections.ConfigDict()  # {"ethnicity": ("Other",)}
     c.data.edits.keep = ml_collections.ConfigDict()  # {"ethnicity": {"Asian": 0.25}}
     c.data.edits.only = ml_collections.ConfigDict()  # {"gender": "female"}

@@ -356,7 +356,8 @@ def write_predictions(
     path: pathlib.Path, scored: Scored, calibration: Calibration | None = None
 ) -> None:
     """One CSV row an image: id, duplicate group, each target's label, prediction and, of an age,
-    interval (_low, _high); probabilities are _p<class>."""
+    interval (_low, _high); probabilities are _p<class>. Then the labels of what was not predicted.
+    """
     source, rows = scored.source, scored.rows
     columns: dict[str, np.ndarray] = {"id": source.ids[rows], "group": source.groups[rows]}
     intervals = calibration.intervals(scored.predictions) if calibration else {}
@@ -372,6 +373,10 @@ def write_predictions(
         else:
             columns[f"{name}_predicted"] = predicted.argmax(axis=1)
             columns |= {f"{name}_p{k}": p for k, p in enumerate(predicted.T)}
+    for name, values in scored.labels.items():
+        known = np.isfinite(values) if values.dtype.kind == "f" else values >= 0
+        if name not in columns and known.any():
+            columns[name] = values
     text = io.StringIO()
     lines = csv.writer(text)
     lines.writerow(columns)

@@ -1,7 +1,7 @@
 """python -m agejax.pseudo_label --workdir=RUN --source=FOLDER --output=DIR [--keep=.8]
 
-Labels the faces of a folder or archive with a trained run or ensemble, keeps what it is surest of,
-and writes labels.csv with the lines of a config that train on it beside real faces.
+Labels the faces of a folder, an archive or a data set with a trained run or ensemble, keeps what it
+is surest of, and writes labels.csv with the lines of a config that train on it beside real faces.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from agejax import evaluate, joined, sharding
 from agejax.data import sources
-from agejax.errors import UserError, run_command
+from agejax.errors import UserError, check_keys, run_command
 from agejax.logging import records
 from agejax.run import Run
 
@@ -27,9 +27,11 @@ LABELS = ("age", "gender", "ethnicity")  # that a CSV of `image_folder` can hold
 
 def pseudo_label(
     workdir: str | pathlib.Path,
-    source_path: str,
+    source_path: str | None,
     output: str | pathlib.Path,
     *,
+    dataset: str = "image_folder",
+    labels: Sequence[str] = LABELS,
     keep: float = 0.8,
     probability: float = 0.9,
 ) -> dict[str, Any]:
@@ -39,7 +41,10 @@ def pseudo_label(
     answers to the image and its mirror image are, and those of an ensemble's members.
 
     Args:
-      source_path: a folder or archive of face crops, framed as the run's training images.
+      source_path: a folder or archive of face crops, framed as the run's training images; None:
+        the data set's builder looks.
+      dataset: a builder's name.
+      labels: of `LABELS`, those to write.
       keep: the share of the images that stay, those of the surest ages; 1 keeps all.
       probability: below it a class is left unknown.
 
@@ -54,7 +59,7 @@ def pseudo_label(
         raise UserError(f"--keep={keep}: a share above 0, and 1 at most")
     run = twice(joined.open_run(workdir))
     source = sources.load(
-        "image_folder",
+        dataset,
         source_path,
         image_size=run.config.data.image_size,
         cache_dir=run.config.data.cache_dir,
@@ -65,7 +70,7 @@ def pseudo_label(
     kept = np.sort(np.argsort(unsure, kind="stable")[: max(1, round(keep * len(unsure)))])
 
     columns: dict[str, list[str]] = {"file": source.ids[kept].tolist()}
-    for label in (label for label in LABELS if label in said):
+    for label in (label for label in labels if label in said):
         values = said[label][kept]
         if values.ndim == 1:
             columns[label] = [f"{value:.2f}" for value in values]
@@ -89,7 +94,7 @@ def pseudo_label(
         "labelled": {k: sum(map(bool, v)) for k, v in columns.items() if k != "file"},
         "uncertainty": float(unsure[kept].max()),
         "run": str(workdir),
-        "config": config_lines(run, source_path, output / "labels.csv"),
+        "config": config_lines(run, dataset, source_path, output / "labels.csv"),
     }
     records.write_json(output / "labels.json", result)
     return result
@@ -111,8 +116,12 @@ def uncertainty_of(said: Mapping[str, np.ndarray]) -> np.ndarray:
     return 1 - said[label].max(axis=1)
 
 
-def config_lines(run: Run, source_path: str, labels: pathlib.Path) -> str:
-    """A mixture of the run's data and the labelled images."""
+def config_lines(run: Run, dataset: str, source_path: str | None, labels: pathlib.Path) -> str:
+    """A mixture of the run's data and the labelled images; of a data set, its own labels edited."""
+    place = None if source_path is None else str(pathlib.Path(source_path).absolute())
+    if dataset != "image_folder":
+        lines = {"name": dataset, "source": place, "edits.labels": str(labels.absolute())}
+        return "\n".join(f"config.data.{key} = {value!r}" for key, value in lines.items())
     data = run.config.data
     options = {"labels": str(labels.absolute())} | {
         f"{label}_names": tuple(names)
@@ -123,7 +132,7 @@ def config_lines(run: Run, source_path: str, labels: pathlib.Path) -> str:
         "real": {"name": data.name, "source": data.source},
         "pseudo": {
             "name": "image_folder",
-            "source": str(pathlib.Path(source_path).absolute()),
+            "source": place,
             "train_only": True,  # val and test stay real
             "options": options,
         },
@@ -138,7 +147,9 @@ def main(argv: Sequence[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--workdir", required=True, help="the folder of a trained run or ensemble")
-    parser.add_argument("--source", required=True, help="a folder or archive of face crops")
+    parser.add_argument("--source", help="a folder or archive of face crops")
+    parser.add_argument("--dataset", default="image_folder", help="a data set's name")
+    parser.add_argument("--labels", default=",".join(LABELS), help="those to write; default: all")
     parser.add_argument("--output", required=True, help="the folder to write to")
     parser.add_argument("--keep", type=float, default=0.8, help="share of the surest; default .8")
     parser.add_argument(
@@ -146,8 +157,18 @@ def main(argv: Sequence[str]) -> None:
     )
     args = parser.parse_args(argv[1:])
     sharding.start()
+    if args.source is None and args.dataset == "image_folder":
+        raise UserError("--source: name a folder or an archive of faces")
+    labels = args.labels.split(",")
+    check_keys(labels, LABELS, "--labels")
     result = pseudo_label(
-        args.workdir, args.source, args.output, keep=args.keep, probability=args.probability
+        args.workdir,
+        args.source,
+        args.output,
+        dataset=args.dataset,
+        labels=labels,
+        keep=args.keep,
+        probability=args.probability,
     )
     for label, count in result["labelled"].items():
         print(f"{label}: {count:,} of {result['images']:,} images")

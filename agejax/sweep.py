@@ -170,9 +170,14 @@ def sweep(
     ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
 
     failed: Exception | None = None
+    begun = 0
 
     def objective(trial: Any) -> float:
-        nonlocal failed
+        nonlocal failed, begun
+        if trial.number != begun:
+            # Another worker is at it, or was: the seed would draw its random points again.
+            study.sampler.reseed_rng()
+        begun += 1
         values = {name: suggest(trial, name, given) for name, given in space.items()}
         number = trial.user_attrs.get("goes_on", trial.number)
         workdir = folder / "trials" / f"{number:04d}"

@@ -20,6 +20,7 @@ import ml_collections
 import numpy as np
 
 from agejax import evaluate, metrics, sharding, train
+from agejax.data.sources import LABELS
 from agejax.logging import records
 from agejax.metrics import RESAMPLES
 
@@ -133,7 +134,8 @@ class Scores:
             raise ValueError(f"{workdirs[0]} and its like were scored on different images")
         labels = [key.removesuffix("_predicted") for key in tables[0] if "_predicted" in key]
         columns = {"id": ids, "group": tables[0]["group"]}
-        columns |= {label: tables[0][label].astype(float) for label in labels}
+        known = [label for label in LABELS if label in tables[0]]
+        columns |= {label: tables[0][label].astype(float) for label in known}
         predicted = {
             label: np.array([table[f"{label}_predicted"].astype(float) for table in tables])
             for label in labels

@@ -34,16 +34,20 @@ BUCKETS = (3, 10, 21, 28, 46, 66)  # where each of system C's buckets but the fi
 
 def measure(scores: arms.Scores, base: arms.Scores, columns: Sequence[str]) -> dict[str, Any]:
     """An arm's row: each figure with its interval, and its paired difference to the reference."""
-    groups = scores.columns["group"]
     row: dict[str, Any] = {}
     for path in columns:
-        label, name = path.split("/")
+        label, name, *only = path.split("/")
+        some = np.ones(len(base.columns["id"]), bool)
+        if only:  # of the images that the reference's data calls so
+            names = base.runs[0]["facts"]["label_names"]["gender"]
+            some = base.columns["gender"] == names.index(only[0])
+        groups = scores.columns["group"][some]
         if name == "macro_f1":
             figure, difference = arms.macro_f1_interval(
                 scores.columns[label], scores.predicted[label], base.predicted[label], groups
             )
         elif name == "mae":
-            losses, reference = scores.losses(label), base.losses(label)
+            losses, reference = scores.losses(label)[:, some], base.losses(label)[:, some]
             figure = arms.mean_interval(losses, groups)
             difference = arms.mean_interval(losses - reference, groups)
         else:
@@ -141,6 +145,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--source", help="the archive or folder; default: the builder looks")
     parser.add_argument("--weights", type=pathlib.Path, help="a folder of published weights")
     parser.add_argument("--synthetic", help="faces without labels, for architectures")
+    parser.add_argument("--genders", help="a run that knows genders, for architectures")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", default="", help="regex of the arms")
     parser.add_argument("--arm", help="train this one alone, for a cluster's job")
@@ -150,7 +155,9 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv[1:])
     name = f"{args.system}-{args.scale}"
     folder = args.folder or pathlib.Path("runs") / name
-    setting = Setting(args.scale, args.dataset, args.source, args.weights, folder, args.synthetic)
+    setting = Setting(
+        args.scale, args.dataset, args.source, args.weights, folder, args.synthetic, args.genders
+    )
     if args.arm is not None:
         system = importlib.import_module(f"experiments.systems.{args.system}")
         known = system.arms(setting)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 
 import numpy as np
@@ -205,3 +206,52 @@ def test_other_data_is_numbered_as_the_run_numbers_it(run, source, capsys):
     expected = np.array([1, -1, 0, -1, -1])[source.labels["ethnicity"]]
     np.testing.assert_array_equal(other.labels["ethnicity"], expected)
     assert "the run knows no ethnicity 'Indian'; 19 images" in capsys.readouterr().err
+
+
+def test_labels_of_a_table_stand_in_place_of_the_data_sets_own(source, tmp_path):
+    table = tmp_path / "labels.csv"
+    first, second, third = source.ids[:3]
+    table.write_text(
+        f"id,age,gender\n{first},33.5,female\n{second},,1\nnobody.jpg,5,male\n{third},7,\n"
+    )
+    view = edited(source, labels=str(table))
+    assert view.labels["age"][:3].tolist() == [33.5, source.labels["age"][1], 7]
+    assert view.labels["gender"][:3].tolist() == [1, 1, source.labels["gender"][2]]
+    for label, values in source.labels.items():
+        np.testing.assert_array_equal(view.labels[label][3:], values[3:])
+    assert view.images is source.images
+    assert view.fingerprint != source.fingerprint
+    # What comes after sees the new labels.
+    assert first in edited(source, labels=str(table), only={"gender": "female"}).ids
+
+
+def test_labels_of_a_data_set_without_any(source, tmp_path):
+    bare = dataclasses.replace(
+        source,
+        labels=source.labels | {"gender": np.full(len(source.ids), -1, np.int32)},
+        label_names=source.label_names | {"gender": ()},
+    )
+    table = tmp_path / "labels.csv"
+    table.write_text(f"file,gender\n{source.ids[0]},woman\n{source.ids[4]},man\n")
+    view = edited(bare, labels=str(table))
+    assert view.label_names["gender"] == ("man", "woman")
+    assert view.labels["gender"][[0, 4]].tolist() == [1, 0]
+    assert (np.delete(view.labels["gender"], [0, 4]) == -1).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "labels.csv cannot be read: No such file"),
+        ("", "need a column of file.*there are none"),
+        ("file,mood\na.jpg,good\n", "one of age, .*there are file, mood"),
+        ("id,age\nnobody.jpg,3\n", "no image of utkface in it, such as"),
+        ("id,age\n{id},old\n", "line 2: old is no age"),
+        ("id,gender\nnobody.jpg,male\n{id},robot\n", "line 3: gender 'robot' is not one of"),
+    ],
+)
+def test_a_bad_table_of_labels_is_named(source, tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "labels.csv").write_text(text.format(id=source.ids[0]))
+    with pytest.raises(UserError, match=message):
+        edited(source, labels=str(tmp_path / "labels.csv"))

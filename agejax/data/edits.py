@@ -1,4 +1,4 @@
-"""Changes of a data set by config: classes dropped or thinned, an age range, one gender.
+"""Changes of a data set by config: other labels, fewer classes or less of one, an age range.
 
 They come before the splits and read no image: the result is a view of the source.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,13 +24,16 @@ WHERE = "config.data.edits"
 def apply(source: Source, config: Any) -> Source:
     """The source as `config.data.edits` wants it; what went is said on stderr, in images.
 
-    In this order, each on what the ones before it left: `drop`, `min_age` and `max_age`, `only`,
-    `keep`. An unknown label is no reason to go, but for `only`. The classes that `drop` names leave
-    the list of classes too, and those behind them move up.
+    In this order, each on what the ones before it left: `labels`, `drop`, `min_age` and `max_age`,
+    `only`, `keep`. An unknown label is no reason to go, but for `only`. The classes that `drop`
+    names leave the list of classes too, and those behind them move up.
 
     Raises:
-      UserError: a label or class the data lacks, a share out of 0..1, or nothing left.
+      UserError: a label or class the data lacks, a share out of 0..1, nothing left, or as
+        `relabelled`.
     """
+    if config.get("labels"):
+        source = relabelled(source, config.labels)
     removed: dict[str, np.ndarray] = {}  # reason -> rows, bool [N]
     stays = np.ones(len(source.ids), bool)
 
@@ -72,6 +76,65 @@ def apply(source: Source, config: Any) -> Source:
             for label, names in source.label_names.items()
         },
     )
+
+
+def relabelled(source: Source, path: str) -> Source:
+    """The source with the labels of a CSV in place of its own.
+
+    Args:
+      path: of a CSV as `image_folder` reads them, and `pseudo_label` writes them: a column `id` or
+        `file`, and any of the labels. An empty cell, or an image without a row, keeps its label.
+
+    Raises:
+      UserError: no such CSV, none of these columns, a cell that cannot be, or no image of the
+        source in it.
+    """
+    from agejax.data.builders import base, image_folder
+
+    where = f"{WHERE}.labels: {path}"
+    try:
+        data = pathlib.Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise UserError(f"{where} cannot be read: {error.strerror}") from error
+    cells = base.table(data, where, ())
+    header = cells[0].keys() if cells else ()
+    column = next((name for name in image_folder.FILE if name in header), None)
+    given = [label for label in source.labels if label in header]
+    if column is None or not given:
+        raise UserError(
+            f"{where}: need a column of {', '.join(image_folder.FILE)}, and one of "
+            f"{', '.join(source.labels)}; there are {', '.join(header) or 'none'}"
+        )
+    names = dict(source.label_names)
+    for label in given:
+        if label in image_folder.CLASSES and not names.get(label):
+            names[label] = tuple(sorted({cell[label] for cell in cells} - {""}))
+    labels = {label: values.copy() for label, values in source.labels.items()}
+    row_of = {name: row for row, name in enumerate(source.ids.tolist())}
+    changed = 0
+    for number, cell in enumerate(cells, 2):  # as an editor counts lines
+        row = row_of.get(cell[column])
+        if row is None:
+            continue
+        changed += 1
+        for label in (label for label in given if cell[label]):
+            try:
+                labels[label][row] = (
+                    image_folder.class_number(cell[label], label, names[label])
+                    if label in image_folder.CLASSES
+                    else base.years(cell[label])
+                )
+            except ValueError as error:
+                raise UserError(f"{where}, line {number}: {error}") from error
+    if not changed:
+        raise UserError(f"{where}: no image of {source.name} in it, such as {source.ids[0]}")
+    print(
+        f"{source.name}: {', '.join(given)} of {changed:,} of {len(row_of):,} images from {path}",
+        file=sys.stderr,
+    )
+    digest = hashlib.sha256(data).hexdigest()
+    fingerprint = hashlib.sha256(f"{source.fingerprint} {digest}".encode()).hexdigest()[:16]
+    return dataclasses.replace(source, labels=labels, label_names=names, fingerprint=fingerprint)
 
 
 def thinned(

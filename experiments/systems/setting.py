@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -25,6 +24,7 @@ class Setting:
       weights: a folder of published weights, each file's name beginning with the backbone's.
       folder: where the arms train.
       synthetic: a folder or archive of faces without labels.
+      genders: a trained run that says who is a man and who a woman; None: the data's labels do.
     """
 
     scale: str
@@ -33,7 +33,7 @@ class Setting:
     weights: pathlib.Path | None = None
     folder: pathlib.Path = pathlib.Path("runs")
     synthetic: str | None = None
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    genders: str | None = None
 
     def pretrained(self, backbone: str) -> str | None:
         """The weights file of a backbone; None at scale "smoke", which needs none.
@@ -55,7 +55,6 @@ class Setting:
     def place(self, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         """The config on this data, at this scale: `full` configs are left as published."""
         config.data.name, config.data.source = self.dataset, self.source
-        config.data.options = ml_collections.ConfigDict(dict(self.options))
         if self.scale == "smoke":
             config.total = {"steps": 2}
             config.eval.every = config.checkpoint.every = {"steps": 2}

@@ -140,7 +140,7 @@ class ImageFolder(FaceBuilder):
         """Raises ValueError for a cell that cannot be."""
         labels: dict[str, Any] = {name: years(row.get(name, "")) for name in AGES}
         for label in CLASSES:
-            labels[label] = _class(row.get(label, ""), label, self.names[label])
+            labels[label] = class_number(row.get(label, ""), label, self.names[label])
         labels |= {name: row.get(name, "") for name in MORE}
         if labels["split"] not in SPLITS:
             raise ValueError(f"split {labels['split']!r} is not train, val or test")
@@ -162,7 +162,7 @@ def _names(found: set[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _class(text: str, label: str, names: Sequence[str]) -> int:
+def class_number(text: str, label: str, names: Sequence[str]) -> int:
     """The number of a class given by its name, in any case, or by its number; -1 for unknown.
 
     Raises:
