@@ -13,7 +13,9 @@ from experiments.systems import setting
 
 
 @pytest.mark.parametrize("system", run.SYSTEMS)
-def test_every_arm_runs_and_is_compared(system, faces, cache, tmp_path, monkeypatch, capsys):
+def test_every_arm_runs_and_is_compared(
+    system, faces, cache, trained, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setenv("AGEJAX_CACHE", str(cache))
     (tmp_path / "drawn").mkdir()
     for i, path in enumerate(sorted(faces.iterdir())[:20]):
@@ -21,8 +23,13 @@ def test_every_arm_runs_and_is_compared(system, faces, cache, tmp_path, monkeypa
     flags = [
         system, "--scale=smoke", f"--source={faces}", "--seeds=1", f"--folder={tmp_path / 'runs'}",
         f"--output={tmp_path / 'table'}", f"--synthetic={tmp_path / 'drawn'}",
+        f"--genders={trained}",
     ]  # fmt: skip
+    (tmp_path / "runs" / "genders").mkdir(parents=True)  # a run of four steps cannot tell them
+    told = [f"{path.name},{('male', 'female')[i % 2]}" for i, path in enumerate(faces.iterdir())]
+    (tmp_path / "runs/genders/labels.csv").write_text("\n".join(["file,gender", *told]))
     assert run_command(run.main, ["run", *flags]) == 0
+    assert ("gender of 96 of 96 images" in capsys.readouterr().err) == (system == "architectures")
     result = json.loads((tmp_path / "table.json").read_text())
     module = __import__(f"experiments.systems.{system}", fromlist=["arms"])
     known = module.arms(setting.Setting("smoke", synthetic="drawn"))

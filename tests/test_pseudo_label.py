@@ -96,3 +96,23 @@ def test_bad_shares_and_folders_are_one_line(trained, folder, tmp_path, capsys):
 def test_labels_json_says_where_they_are_from(labelled, trained):
     _, output = labelled
     assert json.loads((output / "labels.json").read_text())["run"] == str(trained)
+
+
+def test_a_data_sets_own_labels_give_way_to_what_a_run_says(trained, faces, cache, tmp_path):
+    flags = [
+        f"--workdir={trained}", "--dataset=utkface", f"--source={faces}", f"--output={tmp_path}",
+        "--labels=gender", "--keep=1", "--probability=0",
+    ]  # fmt: skip
+    assert run_command(pseudo_label.main, ["pseudo_label", *flags]) == 0
+    assert [*rows_of(tmp_path / "labels.csv")[0]] == ["file", "gender"]
+    config = tiny.get_config()
+    config.data.cache_dir = str(cache)
+    for line in json.loads((tmp_path / "labels.json").read_text())["config"].splitlines():
+        exec(line)
+    source = opening.open_source(config.data)
+    said = joined.open_run(trained)
+    expected = evaluate.score_rows(
+        pseudo_label.twice(said), source, np.arange(96), "all"
+    ).predictions["gender"]
+    np.testing.assert_array_equal(source.labels["gender"], expected.argmax(axis=1))
+    assert (source.labels["age"] == opening.open_source(said.config.data).labels["age"]).all()
