@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import ml_collections
 from ml_collections import config_dict
 
 from agejax.data import augment
+from agejax.errors import UserError
 
 
 def default() -> ml_collections.ConfigDict:
@@ -129,3 +133,26 @@ def default() -> ml_collections.ConfigDict:
     c.sharding.devices = 0  # how many devices to use; 0: all
     c.sharding.fsdp = 1  # parameters are split over this many of them
     return c
+
+
+def replaced(
+    config: ml_collections.ConfigDict, values: Mapping[str, Any]
+) -> ml_collections.ConfigDict:
+    """A copy with the settings at dotted paths replaced; what is a dict becomes a part of it.
+
+    Raises:
+      UserError: a path that is not there.
+    """
+    copy = config.copy_and_resolve_references()
+    with copy.unlocked():
+        for path, value in values.items():
+            *where, key = path.split(".")
+            group = copy
+            for part in where:
+                if not isinstance(group.get(part), ml_collections.ConfigDict):
+                    raise UserError(f"config.{path}: there is no {part!r}")
+                group = group[part]
+            if key not in group and where[:1] not in (["heads"], ["model"]):  # which are open
+                raise UserError(f"config.{path}: there is no setting {key!r}")
+            group[key] = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
+    return copy

@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import ml_collections
 
+from agejax import config as config_lib
 from agejax import main as main_lib
 from agejax import sharding, train
 from agejax.errors import UserError, check_keys, run_command
@@ -78,29 +79,6 @@ def suggest(trial: Any, name: str, given: Mapping[str, Any]) -> Any:
     return (trial.suggest_int if whole else trial.suggest_float)(
         name, given["low"], given["high"], **options
     )
-
-
-def configure(
-    base: ml_collections.ConfigDict, values: Mapping[str, Any]
-) -> ml_collections.ConfigDict:
-    """The config with its settings at dotted paths replaced.
-
-    Raises:
-      UserError: a path that is not there.
-    """
-    config = base.copy_and_resolve_references()
-    with config.unlocked():
-        for path, value in values.items():
-            *where, key = path.split(".")
-            group = config
-            for part in where:
-                if not isinstance(group.get(part), ml_collections.ConfigDict):
-                    raise UserError(f"--space: config.{path}: there is no {part!r}")
-                group = group[part]
-            if key not in group and where[:1] not in (["heads"], ["model"]):  # which are open
-                raise UserError(f"--space: config.{path}: there is no setting {key!r}")
-            group[key] = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
-    return config
 
 
 def create_study(folder: pathlib.Path, storage: str, sampler: Any, pruner: Any, mode: str) -> Any:
@@ -192,7 +170,7 @@ def sweep(
             return pruned
 
         try:
-            summary = train.train(configure(config, values), workdir, stop_after)
+            summary = train.train(config_lib.replaced(config, values), workdir, stop_after)
             if summary is None:
                 go_on_with(study, trial)
                 study.stop()
@@ -302,7 +280,8 @@ def main(argv: Sequence[str]) -> None:
     _quiet()
     space = read_space(args.space)
     config = main_lib.parse([argv[0], *rest])
-    configure(config, {})  # raises early where a setting is not there
+    firsts = {k: v["choices"][0] if "choices" in v else v["low"] for k, v in space.items()}
+    config_lib.replaced(config, firsts)  # raises where a setting is not there
     sharding.start()
     folder = pathlib.Path(args.study)
     folder.mkdir(parents=True, exist_ok=True)

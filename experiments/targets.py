@@ -23,6 +23,7 @@ import numpy as np
 from sklearn.metrics import f1_score
 
 from agejax import metrics
+from agejax.config import replaced
 from agejax.errors import run_command
 from agejax.logging import records
 from configs import mobilenet_v3_utk
@@ -111,13 +112,7 @@ def configure(
     config.checkpoint.every = {"percent": 100.0}
     config.model.options = {"norm_momentum": 0.1}
     config.optim.ema = 0.99  # .999 would remember the start of so short a run
-    for path, value in changes.items():
-        *where, key = path.split(".")
-        group = config
-        for part in where:
-            group = group[part]
-        group[key] = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
-    return config
+    return replaced(config, changes)
 
 
 def measure(scores: arms.Scores, base: arms.Scores) -> dict[str, Any]:

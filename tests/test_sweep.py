@@ -9,9 +9,10 @@ import optuna
 import pytest
 
 import tiny
+from agejax import config as config_lib
 from agejax import sweep, train
 from agejax.errors import UserError, run_command
-from configs import imbalance_utk, scratch_utk, small_model_utk
+from configs import imbalance_utk, mobilenet_v3_utk_best, scratch_utk, small_model_utk
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::optuna.exceptions.ExperimentalWarning", "ignore:Heartbeat of storage"
@@ -170,7 +171,7 @@ def test_a_bad_space_is_named(config, tmp_path, text, message):
 
     def read_and_set():
         space = sweep.read_space(str(tmp_path / "space.py"))
-        sweep.configure(config, dict.fromkeys(space, 0.0))
+        config_lib.replaced(config, dict.fromkeys(space, 0.0))
 
     with pytest.raises(UserError, match=message):
         read_and_set()
@@ -199,6 +200,7 @@ def test_values_lie_in_their_ranges():
         ("imbalance", imbalance_utk),
         ("small_model", small_model_utk),
         ("scratch", scratch_utk),
+        ("recipe", mobilenet_v3_utk_best),
     ],
 )
 def test_the_spaces_fit_their_configs(space, config):
@@ -207,13 +209,13 @@ def test_the_spaces_fit_their_configs(space, config):
     trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
     values = {name: sweep.suggest(trial, name, given) for name, given in drawn.items()}
     base = config.get_config()
-    made = sweep.configure(base, values)
+    made = config_lib.replaced(base, values)
     for name, value in values.items():
         group = made
         for part in name.split("."):
             group = group[part]
-        assert group == value
-    undone = sweep.configure(made, {name: lookup(base, name) for name in values})
+        assert (group.to_dict() if isinstance(value, dict) else group) == value
+    undone = config_lib.replaced(made, {name: lookup(base, name) for name in values})
     assert undone.to_dict() == base.to_dict()
 
 

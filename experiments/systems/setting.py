@@ -8,6 +8,7 @@ from typing import Any
 
 import ml_collections
 
+from agejax.config import replaced
 from agejax.errors import UserError
 
 SCALES = ("smoke", "cpu", "full")
@@ -69,11 +70,4 @@ class Setting:
 
 def changed(config: ml_collections.ConfigDict, **changes: Any) -> ml_collections.ConfigDict:
     """A copy with settings replaced; `heads__age` stands for heads.age."""
-    copy = config.copy_and_resolve_references()
-    for path, value in changes.items():
-        *where, key = path.split("__")
-        group = copy
-        for part in where:
-            group = group[part]
-        group[key] = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
-    return copy
+    return replaced(config, {path.replace("__", "."): v for path, v in changes.items()})
