@@ -198,6 +198,7 @@ def test_values_lie_in_their_ranges():
     ("space", "config"),
     [
         ("imbalance", imbalance_utk),
+        ("imbalance_ours", imbalance_utk),
         ("small_model", small_model_utk),
         ("scratch", scratch_utk),
         ("recipe", mobilenet_v3_utk_best),
