@@ -1,0 +1,22 @@
+"""The best recipe on UTKFace's public CORAL split: ages 21 to 60, no figure but the age's.
+
+    python -m agejax.main --config=configs/coral_utk.py --config.data.source=UTKFace.tar.gz \
+        --config.data.split.files.train=coral_train.txt \
+        --config.data.split.files.test=coral_test.txt \
+        --config.model.pretrained=mobilenet_v3_small_imagenet_features.safetensors
+
+Training images that have a copy in the public test list are left out. A tenth of train is val.
+"""
+
+import ml_collections
+
+from configs import mobilenet_v3_utk_best
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = mobilenet_v3_utk_best.get_config()
+    config.data.split.fractions = ml_collections.ConfigDict()
+    config.data.split.files = {"train": "coral_train.txt", "test": "coral_test.txt"}
+    config.data.split.drop_copies_from_train = True
+    config.heads.age.range = (21.0, 60.0)
+    return config
