@@ -14,6 +14,8 @@ import json
 import os
 import pathlib
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -194,6 +196,32 @@ def host_milliseconds(loop: Loop, steps: int = 20) -> float:
     return statistics.median(milliseconds)
 
 
+def in_processes(repeats: int, steps: int) -> dict[str, list[float]]:
+    """Seconds a step in processes that keep freed memory (`agejax.memory`), and that give it back.
+
+    Any variable MALLOC_... stops the first; this one, at 0, is otherwise what it is without.
+    """
+
+    def turn(**variables: str) -> float:
+        flags = ["--alone", f"--steps={steps}"]
+        command = [sys.executable, "-m", "experiments.benchmarks.throughput", *flags]
+        environment = os.environ | variables
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return float(done.stdout)
+
+    return alternate(
+        {"kept": turn, "given back": lambda: turn(MALLOC_ARENA_MAX="0")}, max(3, repeats // 2)
+    )
+
+
+def alone(steps: int) -> float:
+    """Seconds a step of one contestant, in a process of its own."""
+    with tempfile.TemporaryDirectory() as temporary:
+        contestant = Contestant(make_config(), random_source(BATCH, pathlib.Path(temporary)))
+        contestant.turn(steps)
+        return contestant.turn(steps)
+
+
 def measure(repeats: int, steps: int) -> dict[str, Any]:
     """Every figure of this page, as JSON data."""
     with tempfile.TemporaryDirectory() as temporary:
@@ -212,6 +240,7 @@ def measure(repeats: int, steps: int) -> dict[str, Any]:
             },
             repeats,
         )
+        memory = in_processes(repeats, steps)
         return {
             "what": f"MobileNetV3-Small, batch {BATCH}, {SIZE} px, float32, three heads, AdamW",
             "images_per_second": {
@@ -223,6 +252,7 @@ def measure(repeats: int, steps: int) -> dict[str, Any]:
                 k: v - 1
                 for k, v in ratio(seconds["step with augmentation"], seconds["step"]).items()
             },
+            "memory_kept_over_given_back": ratio(memory["given back"], memory["kept"]),
             "cache_images_per_second": cache_images_per_second(source),
             "host_milliseconds_per_step": host_milliseconds(loop),
             "repeats": repeats,
@@ -238,7 +268,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7, help="turns of each contestant")
     parser.add_argument("--steps", type=int, default=20, help="steps a turn")
     parser.add_argument("--output", type=pathlib.Path, help="a JSON file; default: print only")
+    parser.add_argument("--alone", action="store_true", help="print the seconds of a step")
     args = parser.parse_args()
+    if args.alone:
+        sharding.start()
+        print(alone(args.steps))
+        return
     text = json.dumps(measure(args.repeats, args.steps), indent=2) + "\n"
     print(text)
     if args.output:

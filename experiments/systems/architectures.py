@@ -53,7 +53,8 @@ def arms(setting: Setting) -> dict[str, Arm]:
     }
     if setting.synthetic is not None:
         chosen |= synthetic_arms(setting, real)
-    chosen |= gender_arms(setting, real)
+    if setting.dataset != "appa_real" or setting.genders is not None:  # it has none of its own
+        chosen |= gender_arms(setting, real)
     for backbone in list(SMALL)[1:]:
         config = changed(real, model__pretrained=None)
         if setting.scale != "smoke":
