@@ -38,7 +38,8 @@ def default() -> ml_collections.ConfigDict:
     c.data.edits.max_age = config_dict.placeholder(float)
     c.data.edits.seed = 0  # of what `keep` keeps
     c.data.cache_dir = config_dict.placeholder(str)  # default: $AGEJAX_CACHE or ~/.cache/agejax
-    c.data.image_size = 128  # edge of the decoded cache, pixels
+    # Edge of the decoded cache, pixels; about 1.5 times the model's, so that moving does not blur.
+    c.data.image_size = 200
     c.data.batch_size = 64  # global, over all devices and processes
     c.data.workers = 0  # grain worker processes; 0 reads in threads
     c.data.split = ml_collections.ConfigDict()

@@ -156,7 +156,7 @@ def describe(run: Run, outputs: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str,
     classes = heads.derive(run.heads, nothing, run.facts.label_names)[1]
     steps = ["uint8 0..255 to float 0..1"]
     if inside != size:
-        steps.append(f"antialiased bilinear resize to {inside} x {inside}")
+        steps.append(f"resize to {inside} x {inside}, bilinear")
     steps.append(f"(x - mean) / std of RGB, mean {list(config.model.mean)}, "
                  f"std {list(config.model.std)}")  # fmt: skip
     return {

@@ -17,6 +17,7 @@ from agejax.config import default
 def get_config() -> ml_collections.ConfigDict:
     config = default()
     config.total = {"epochs": 20.0}
+    config.data.image_size = 128  # as measured
     config.model.name = "mobilenet_v3_small"
     config.model.options = {"norm_momentum": 0.01}  # as measured
     config.model.hidden = 512

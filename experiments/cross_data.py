@@ -39,7 +39,7 @@ def configs(places: Mapping[str, str], pretrained: str) -> dict[str, ml_collecti
     """
     config = mobilenet_v3_utk_best.get_config()
     config.model.pretrained = pretrained
-    config.data.image_size = config.model.image_size = 64
+    config.data.image_size, config.model.image_size = 100, 64
     config.total = {"examples": EXAMPLES}
     config.eval.every = config.checkpoint.every = {"percent": 25.0}
     config.optim.ema = 0.99  # .999 would remember the start of so short a run

@@ -304,11 +304,22 @@ def test_turning_an_operation_on_leaves_the_draws_of_the_others() -> None:
     assert np.abs(flipped - both).max() < 0.11
 
 
-def test_an_augmentation_made_for_a_larger_image_does_not_alias() -> None:
-    stripes = np.zeros((4, 64, 64, 3), np.uint8)
+def test_an_augmentation_made_for_a_much_larger_image_does_not_alias() -> None:
+    stripes = np.zeros((4, 4 * SIZE, 4 * SIZE, 3), np.uint8)
     stripes[:, :, ::2] = 255
-    out, _ = run({"rotate": 1e-3}, stripes, size=32)
-    np.testing.assert_allclose(out[:, 2:-2, 2:-2], 0.5, atol=0.02)
+    out, _ = run({"rotate": 1e-3}, stripes)
+    np.testing.assert_allclose(out[:, 2:-2, 2:-2], 0.5, atol=0.05)
+    np.testing.assert_allclose(augment.eval_images(stripes, SIZE)[:, 2:-2, 2:-2], 0.5, atol=0.05)
+
+
+@pytest.mark.parametrize(("larger", "alike"), [(1.0, False), (1.5625, True), (3.0, True)])
+def test_training_sees_images_as_sharp_as_evaluation_does(larger: float, alike: bool) -> None:
+    size = 64
+    noise = np.random.default_rng(0).integers(0, 256, (8, *2 * [round(larger * size)], 3), np.uint8)
+    moved = run({"rotate": 5.0}, noise, size=size)[0][:, 8:-8, 8:-8]
+    still = np.asarray(augment.eval_images(noise, size))[:, 8:-8, 8:-8]
+    ratio = np.diff(moved, axis=2).std() / np.diff(still, axis=2).std()
+    assert alike == (abs(ratio - 1) < 0.1), ratio
 
 
 def uniforms(n: int, key: jax.Array = KEY) -> dict[str, np.ndarray]:

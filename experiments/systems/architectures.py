@@ -33,7 +33,7 @@ def base(setting: Setting) -> ml_collections.ConfigDict:
         config.data.split.fractions = {"train": 0.216, "val": 0.079, "test": 0.104}
     if setting.scale == "cpu":
         config.total = {"epochs": 8.0}
-        config.data.image_size = config.model.image_size = 64
+        config.data.image_size, config.model.image_size = 100, 64
         config.model.name = SMALL[config.model.name]
         config.schedule.lr = 1.5e-3
     config.model.pretrained = setting.pretrained(config.model.name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ml_collections
 
-from configs import imbalance_utk, small_model_utk
+from configs import imbalance_utk
 from experiments.arms import Arm
 from experiments.systems.setting import Setting, changed
 
@@ -25,7 +25,7 @@ def base(setting: Setting) -> ml_collections.ConfigDict:
     config.model.pretrained = setting.pretrained(config.model.name)
     if setting.scale == "cpu":
         config.total = {"steps": 1100}  # about 6 epochs; the same of each arm
-        config.data.image_size = config.model.image_size = 64
+        config.data.image_size, config.model.image_size = 100, 64
         config.schedule.kind, config.schedule.lr = "one_cycle", SEARCHED["lr"]
         config.model.dropout = SEARCHED["dropout"]
         config.heads.age.weight = SEARCHED["age weight"]
@@ -39,12 +39,15 @@ def arms(setting: Setting) -> dict[str, Arm]:
     plain_ethnicity = {"kind": "categorical", "weight": ethnicity["weight"]}
     config = changed(dense_lmf, heads__age=age, heads__ethnicity=plain_ethnicity)
     searched = age | {"example_weights": {"kind": "dense", "alpha": SEARCHED["alpha"]}}
-    augment = small_model_utk.get_config().augment
-    ours = changed(
-        dense_lmf,
+    inverse = plain_ethnicity | {"example_weights": {"kind": "inverse"}}
+    ours = changed(  # as the search of experiments/spaces/imbalance_ours.py found best on val
+        config,
         heads__age={"kind": "distribution", "loss": "sord", "weight": 2.0},
-        sampling__kind="oversample",
-        augment=augment.to_dict(),
+        heads__ethnicity=inverse,
+        sampling__kind="inverse",
+        sampling__over=("decade", "ethnicity"),
+        sampling__power=0.5,
+        augment__flip=0.5,
     )
     return {
         "baseline": Arm(
@@ -55,7 +58,7 @@ def arms(setting: Setting) -> dict[str, Arm]:
             changed(
                 config,
                 heads__age=age | {"example_weights": {"kind": "inverse"}},
-                heads__ethnicity=plain_ethnicity | {"example_weights": {"kind": "inverse"}},
+                heads__ethnicity=inverse,
             ),
             "weights of one over the number of images of the age and of the ethnicity (INS)",
         ),
@@ -71,6 +74,6 @@ def arms(setting: Setting) -> dict[str, Arm]:
             changed(dense_lmf, heads__age=searched), "the same, DenseWeight's alpha searched: .69"
         ),
         "ours": Arm(
-            ours, "ours: SORD, over-sampling with harder augmentation of the copies, LMF"
+            ours, "ours: SORD, INS for ethnicity, decades x ethnicities drawn by the root of INS"
         ),
     }  # fmt: skip

@@ -26,7 +26,7 @@ def base(setting: Setting) -> ml_collections.ConfigDict:
         del head.neck  # each arm has its own
     if setting.scale == "cpu":
         config.total = {"epochs": 20.0}
-        config.data.image_size = config.model.image_size = 64
+        config.data.image_size, config.model.image_size = 100, 64
     return setting.place(config)
 
 

@@ -27,7 +27,7 @@ def base(setting: Setting) -> ml_collections.ConfigDict:
     if setting.scale == "cpu":
         config.total = {"examples": 100_000}  # about 8 epochs; the same of each arm
         config.data.batch_size = 128
-        config.data.image_size = config.model.image_size = 64
+        config.data.image_size, config.model.image_size = 100, 64
         config.schedule.lr = 0.003
     return setting.place(config)
 

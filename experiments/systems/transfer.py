@@ -33,7 +33,7 @@ def base(setting: Setting, backbone: str) -> ml_collections.ConfigDict:
     config.model.name, config.model.pretrained = backbone, setting.pretrained(backbone)
     if setting.scale == "cpu":
         config.total = {"epochs": 6.0}
-        config.data.image_size = config.model.image_size = 64
+        config.data.image_size, config.model.image_size = 100, 64
         config.schedule.kind, config.schedule.lr = "one_cycle", 1e-3
     return setting.place(config)
 
