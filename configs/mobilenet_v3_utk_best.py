@@ -16,7 +16,7 @@ from configs import mobilenet_v3_utk
 
 def get_config() -> ml_collections.ConfigDict:
     config = mobilenet_v3_utk.get_config()
-    config.total = {"epochs": 60.0}
+    config.total = {"epochs": 48.0}
     config.data.image_size = 200
     config.data.split.fractions = ml_collections.ConfigDict({"train": 0.8, "test": 0.2})
     config.model.options = ml_collections.ConfigDict()
