@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import pathlib
+import sys
 from typing import Any
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as managers
 
 from agejax.errors import UserError, full_disk
@@ -23,7 +27,7 @@ class Checkpoints:
         sign = {"min": -1.0, "max": 1.0}.get(best_mode)
         if sign is None:
             raise UserError(f"config.eval.best_mode: {best_mode!r} is not one of min, max")
-        self._sign = sign
+        self._sign, self._folder = sign, folder
         self._full = (
             f"disk full while saving a checkpoint in {folder}: free some space and start again; "
             "the run resumes from the checkpoint before"
@@ -76,31 +80,74 @@ class Checkpoints:
                 return
             # Saved when a signal cut its evaluation short; now it has a value.
             self._manager.delete(step)
+        meta = meta | {"checksum": checksum(state)}
         metrics = None if value is None else {"value": float(value)}
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         with full_disk(self._full):
             self._manager.save(step, args=items, metrics=metrics, force=True)
 
     def restore(self, like: Any, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
-        """(state, meta) of a step, by default the last.
+        """(state, meta) of a step, by default the last; where that is damaged, the one before it.
+
+        What is damaged is set aside in `damaged`, beside the folder, and said on stderr.
 
         Args:
           like: a TrainState of jax.ShapeDtypeStruct with shardings, as `state.abstract` makes.
+
+        Raises:
+          UserError: that step, or every step, is damaged. Nothing is moved then.
         """
-        step = self.last if step is None else step
-        items = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore()
-            ),
-        )
+        if step is not None:
+            return self._restore(like, step)
+        damaged: dict[int, UserError] = {}
+        for each in reversed(self.steps):
+            try:
+                restored = self._restore(like, each)
+            except UserError as error:
+                damaged[each] = error
+                continue
+            self._set_aside(damaged)
+            return restored
+        raise next(iter(damaged.values()))
+
+    def _restore(self, like: Any, step: int) -> tuple[TrainState, dict[str, Any]]:
+        items = self._read(step, state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore())
+        if checksum(items.state) != items.meta.get("checksum", checksum(items.state)):
+            raise self._damaged(step, "its numbers are not those that were saved")
         return items.state, items.meta
 
     def meta(self, step: int) -> dict[str, Any]:
-        """The JSON data saved with a step."""
-        return self._manager.restore(
-            step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-        ).meta
+        """The JSON data saved with a step.
+
+        Raises:
+          UserError: it is damaged.
+        """
+        return self._read(step, meta=ocp.args.JsonRestore()).meta
+
+    def _read(self, step: int, **items: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:  # of every kind, as each layer below has its own
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise self._damaged(step, reason) from error
+
+    def _damaged(self, step: int, reason: str) -> UserError:
+        return UserError(
+            f"{self._folder / str(step)} cannot be restored: {reason[:200]}; remove it to go on "
+            f"from another ({', '.join(str(s) for s in self.steps if s != step) or 'none left'})"
+        )
+
+    def _set_aside(self, damaged: dict[int, UserError]) -> None:
+        for step, error in damaged.items():
+            print(f"{error}: set aside", file=sys.stderr, flush=True)
+            if jax.process_index() == 0:
+                target = self._folder.parent / "damaged"
+                target.mkdir(exist_ok=True)
+                (self._folder / str(step)).rename(target / f"{step}-{len(list(target.iterdir()))}")
+        if damaged and jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+        if damaged:
+            self._manager.reload()
 
     def wait(self) -> None:
         """Blocks until everything saved is on disk; raises `UserError` if the disk was full."""
@@ -109,3 +156,20 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
+
+
+def checksum(state: Any) -> int:
+    """A number that any changed bit of any array changes, the same however these are sharded.
+
+    Formats below keep none: a flipped bit in a compressed block comes out as another number.
+    """
+    total = 0
+    for i, leaf in enumerate(jax.tree.leaves(state)):
+        for shard in leaf.addressable_shards:
+            if shard.replica_id == 0:  # each part of an array once
+                data = np.ascontiguousarray(shard.data)
+                words = data.reshape(-1).view(f"u{data.dtype.itemsize}")
+                total += (2 * i + 1) * int(words.sum(dtype=np.uint64))
+    if jax.process_count() > 1:
+        total = int(multihost_utils.process_allgather(np.uint32(total % 2**32)).astype(int).sum())
+    return total % 2**32

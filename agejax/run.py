@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import json
+import os
 import pathlib
 import re
+import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -161,6 +164,38 @@ def check_same_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) 
             f"{workdir} was written by another config: {', '.join(changed)}; "
             "use another --workdir, or undo these"
         )
+
+
+class Claim:
+    """A run's folder, held by this process as long as it lives: two runs in one would mix.
+
+    Of several processes of one run the first one holds it.
+
+    Raises:
+      UserError: another process trains there.
+    """
+
+    def __init__(self, workdir: pathlib.Path) -> None:
+        workdir.mkdir(parents=True, exist_ok=True)
+        self._file = (workdir / ".lock").open("a+")
+        if jax.process_index() > 0:
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._file.seek(0)
+            raise UserError(
+                f"--workdir: {workdir} is being trained by {self._file.read().strip()}; stop that "
+                "one first, or use another --workdir"
+            ) from error
+        except OSError:
+            return  # a file system without locks
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:

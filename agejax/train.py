@@ -113,7 +113,7 @@ def train(
     eval_step = step_lib.make_eval_step(config, model)
 
     # ---- start: from the last checkpoint, else fresh (random or pretrained weights) --------------
-    workdir.mkdir(parents=True, exist_ok=True)
+    claim = run.Claim(workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", config.eval.best_mode)
     if checkpoints.last is not None:
         state, meta = checkpoints.restore(abstract)
@@ -160,6 +160,7 @@ def train(
     # ---- the loop -------------------------------------------------------------------------------
     val_metrics: dict[str, Any] | None = None
     with (
+        contextlib.closing(claim),
         contextlib.closing(checkpoints),
         contextlib.closing(batches.iterate(start_step, total_steps, config.data.workers)) as read,
         StopOnSignal() as stop,

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +16,9 @@ import numpy as np
 import pytest
 
 import tiny
-from agejax import train
+from agejax import run, train
 from agejax.checkpoint import Checkpoints
+from agejax.errors import UserError
 
 HERE = pathlib.Path(__file__).parent
 
@@ -88,3 +90,39 @@ def test_a_run_stopped_five_times_at_random_steps_ends_bit_equal(
     ]
     keep = lambda rows: {r["step"]: r["val/age/mae"] for r in rows if "val/age/mae" in r}  # noqa: E731
     assert keep(lines(tmp_path / "run")) == keep(lines(uninterrupted[0]))
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(
+    faces, cache, uninterrupted, tmp_path, capsys
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(uninterrupted[0], workdir)
+    folder = workdir / "checkpoints"
+    before, newest = sorted(int(p.name) for p in folder.iterdir())[-2:]
+    arrays = max((folder / str(newest) / "state").rglob("d/*"), key=lambda p: p.stat().st_size)
+    data = bytearray(arrays.read_bytes())
+    data[len(data) // 2] ^= 1  # one bit
+    arrays.write_bytes(data)
+
+    config = tiny.get_config()
+    config.data.source, config.data.cache_dir = str(faces), str(cache)
+    train.train(config, workdir)
+    said = capsys.readouterr()
+    assert f"checkpoints/{newest} cannot be restored" in said.err
+    assert f"resuming {workdir} at step {before}" in said.out
+    assert [p.name for p in (workdir / "damaged").iterdir()] == [f"{newest}-0"]
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        last_checkpoint(uninterrupted[0])[1],
+        last_checkpoint(workdir)[1],
+    )
+
+
+def test_two_runs_in_one_folder_refuse(faces, cache, tmp_path):
+    claim = run.Claim(tmp_path / "run")
+    config = tiny.get_config()
+    config.data.source, config.data.cache_dir = str(faces), str(cache)
+    with pytest.raises(UserError, match=rf"is being trained by process {os.getpid()} on "):
+        train.train(config, tmp_path / "run")
+    claim.close()
+    run.Claim(tmp_path / "run").close()
