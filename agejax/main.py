@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import re
 import sys
@@ -15,6 +16,11 @@ from agejax.errors import UserError, run_command
 
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file("config", None, "The config file to train.")
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, where several processes train one run."
+)
+PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are.")
+PROCESS = flags.DEFINE_integer("process", None, "Which of them this one is, from 0.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; default: runs/<config name>.")
 
 
@@ -53,14 +59,27 @@ def _unknown_setting(message: str, argv: Sequence[str]) -> str | None:
 def main(argv: Sequence[str]) -> None:
     """Trains, then scores the best checkpoint on the final split."""
     config = parse(argv)
+    import jax
+
     from agejax import evaluate, sharding, train
 
+    sharding.join(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     sharding.start()
     name = pathlib.Path(config_flags.get_config_filename(FLAGS["config"])).stem
     workdir = pathlib.Path(WORKDIR.value or pathlib.Path("runs") / name)
     summary = train.train(config, workdir)
-    if summary is not None and config.eval.final_split:
+    if summary is None or not config.eval.final_split:
+        return
+    if jax.process_count() == 1:
         evaluate.evaluate(workdir, split=config.eval.final_split)
+        return
+    # Scoring takes one process, and a fresh one: this one is bound to all the others.
+    first = jax.process_index() == 0
+    jax.distributed.shutdown()
+    if first:
+        arguments = [f"--workdir={workdir}", f"--split={config.eval.final_split}"]
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, "-m", "agejax.evaluate", *arguments])
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,13 +18,80 @@ from agejax.errors import UserError
 MIN_SHARDED_SIZE = 2**14
 
 
-def start() -> None:
-    """Joins the other processes where the environment names a coordinator; sets the compile cache.
+def join(
+    coordinator: str | None = None, processes: int | None = None, process: int | None = None
+) -> None:
+    """Joins the other processes of a run, before anything asks JAX for its devices.
 
-    In this order: the cache asks for the backend, and processes must join before there is one.
+    Who they are is given, or else said by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID, or else by SLURM, where `srun` started several tasks. Alone, it does nothing.
+
+    Args:
+      coordinator: HOST:PORT of process 0.
+      processes: how many there are.
+      process: which of them this one is, from 0.
+
+    Raises:
+      UserError: only some of the three are given, or the others do not come.
     """
-    if "JAX_COORDINATOR_ADDRESS" in os.environ:
-        jax.distributed.initialize()
+    environment = os.environ
+    given: dict[str, Any] = {
+        "--coordinator (JAX_COORDINATOR_ADDRESS)": coordinator
+        or environment.get("JAX_COORDINATOR_ADDRESS"),
+        "--processes (JAX_NUM_PROCESSES)": _number(processes, "JAX_NUM_PROCESSES"),
+        "--process (JAX_PROCESS_ID)": _number(process, "JAX_PROCESS_ID"),
+    }
+    missing = [name for name, value in given.items() if value is None]
+    arguments: dict[str, Any] = {}
+    if not missing:
+        names = ("coordinator_address", "num_processes", "process_id")
+        arguments = dict(zip(names, given.values(), strict=True))
+    elif len(missing) < len(given):
+        raise UserError(f"{missing[0]} is missing; give all of {', '.join(given)}, or none")
+    elif int(environment.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
+        return
+    try:
+        jax.distributed.initialize(**arguments, local_device_ids=local_gpus(environment))
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"cannot join the other processes: {reason}") from error
+
+
+def _number(given: int | None, name: str) -> int | None:
+    value = os.environ.get(name) if given is None else given
+    try:
+        return None if value is None else int(value)
+    except ValueError as error:
+        raise UserError(f"{name}: {value!r} is not a whole number") from error
+
+
+def local_gpus(environment: Mapping[str, str]) -> list[int] | None:
+    """This task's share of the GPUs that SLURM lets it see; None: as JAX finds them.
+
+    Tasks may each see their own GPUs (--gpus-per-task), share those of a node one by one, or have
+    them all (one task a node), where JAX by itself would take one.
+    """
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if not visible or "SLURM_LOCALID" not in environment:
+        return None
+    count = len(visible.split(","))
+    # Such as "4(x2),3": four tasks on each of two nodes, three on the next.
+    tasks = [
+        int(number)
+        for number, times in re.findall(
+            r"(\d+)(?:\(x(\d+)\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", "1")
+        )
+        for _ in range(int(times or 1))
+    ]
+    here = tasks[min(int(environment.get("SLURM_NODEID", "0")), len(tasks) - 1)]
+    if count < here:
+        return list(range(count))
+    share, first = count // here, int(environment["SLURM_LOCALID"])
+    return list(range(first * share, (first + 1) * share))
+
+
+def start() -> None:
+    """Sets the compile cache. After `join`: it asks for the backend."""
     cache = os.environ.get("AGEJAX_CACHE", os.path.expanduser("~/.cache/agejax"))
     jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -42,6 +110,11 @@ def create_mesh(devices: int, fsdp: int) -> Mesh:
         raise UserError(
             f"config.sharding.devices: {count} devices asked for, {len(available)} {kind} "
             "device(s) found; lower it, or set 0 to use what is there"
+        )
+    if jax.process_count() > 1 and count < len(available):
+        raise UserError(
+            f"config.sharding.devices: {count} devices asked for, and {jax.process_count()} "
+            f"processes have {len(available)}; start fewer, or set 0 to use what is there"
         )
     if fsdp < 1 or count % fsdp:
         raise UserError(f"config.sharding.fsdp: {fsdp} does not divide the {count} devices")

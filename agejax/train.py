@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import ml_collections
+from jax.experimental import multihost_utils
 
 import agejax
 from agejax import durations, metrics, optim, run, sharding
@@ -168,6 +169,7 @@ def train(
         clock("step"),
     ):
         while True:
+            stop.agree(step)
             value = None
             eval_due = step > 0 and (step % eval_every == 0 or step == total_steps)
             save_due = step % checkpoint_every == 0 or stop.requested
@@ -258,16 +260,22 @@ class Best:
 
 
 class StopOnSignal:
-    """Turns SIGTERM and SIGINT into a request that the loop honours between two steps."""
+    """Turns SIGTERM and SIGINT into a request that the loop honours between two steps.
+
+    Several processes must stop at the same step: there JAX listens for SIGTERM in their stead.
+    """
 
     requested = False
 
     def __enter__(self) -> StopOnSignal:
-        self._previous = {
-            number: signal.signal(number, self._request)
-            for number in (signal.SIGTERM, signal.SIGINT)
-        }
+        numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
+        self._previous = {number: signal.signal(number, self._request) for number in numbers}
         return self
+
+    def agree(self, step: int) -> None:
+        """Asks all processes, before every step, whether any of them was told to stop."""
+        if jax.process_count() > 1:
+            self.requested = multihost_utils.reached_preemption_sync_point(step)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():

@@ -16,10 +16,12 @@ from agejax import sharding, train
 
 def main() -> None:
     source, cache, workdir, workers, name, at = sys.argv[1:]
+    sharding.join()
     jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "xla"))
     config = tiny.get_config()
     config.data.source, config.data.cache_dir = source, cache
     config.data.workers = int(workers)
+    config.sharding.devices = jax.process_count()
 
     put_batch, calls = sharding.put_batch, [0]
 

@@ -24,14 +24,17 @@ HERE = pathlib.Path(__file__).parent
 
 
 def last_checkpoint(workdir):
-    """Every array of the newest checkpoint, as saved."""
+    """Every array of the newest checkpoint, as saved, on whatever devices."""
     import orbax.checkpoint as ocp
 
     checkpoints = Checkpoints(workdir / "checkpoints")
     step = checkpoints.last
     checkpoints.close()
-    tree = ocp.StandardCheckpointer().restore(workdir / "checkpoints" / str(step) / "state")
-    return step, tree
+    path, reader = workdir / "checkpoints" / str(step) / "state", ocp.PyTreeCheckpointer()
+    as_numpy = jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).item_metadata.tree
+    )
+    return step, reader.restore(path, restore_args=as_numpy)
 
 
 @pytest.fixture(scope="module")
