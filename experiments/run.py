@@ -3,7 +3,8 @@
     python -m experiments.run imbalance --source=UTKFace.tar.gz --weights=FOLDER [--scale=cpu]
 
 Trains every arm with every seed, one after the other, and scores it on the test split at the end;
-what is done is skipped, what was stopped goes on. As cluster jobs: --arm=NAME --seed=N trains one.
+what is done is skipped, what was stopped goes on. As cluster jobs: --arm=NAME --seed=N trains one,
+and --task=N the one that is number N of an array (experiments/slurm/arms.sbatch).
 Writes experiments/results/NAME-SCALE.json and .md: ours beside theirs, with intervals over seeds
 and images, and charts: errors by decade, confusion matrices, curves.
 """
@@ -152,6 +153,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--only", default="", help="regex of the arms")
     parser.add_argument("--arm", help="train this one alone, for a cluster's job")
     parser.add_argument("--seed", type=int, help="with this seed, for a cluster's job")
+    parser.add_argument("--task", type=int, help="of an array: arms that need no other, by seeds")
     parser.add_argument("--folder", type=pathlib.Path, help="default: runs/SYSTEM-SCALE")
     parser.add_argument("--output", type=pathlib.Path, help="default: experiments/results/...")
     args = parser.parse_args(argv[1:])
@@ -160,9 +162,17 @@ def main(argv: Sequence[str]) -> None:
     setting = Setting(
         args.scale, args.dataset, args.source, args.weights, folder, args.synthetic, args.genders
     )
+    known = importlib.import_module(f"experiments.systems.{args.system}").arms(setting)
+    if args.task is not None:
+        alone = [name for name, arm in known.items() if arm.config and not arm.prepare]
+        if not 0 <= args.task < len(alone) * args.seeds:
+            last = len(alone) * args.seeds - 1
+            raise UserError(
+                f"--task={args.task}: {len(alone)} arms by {args.seeds} seeds are 0 to {last}"
+            )
+        args.seed, number = divmod(args.task, len(alone))
+        args.arm = alone[number]
     if args.arm is not None:
-        system = importlib.import_module(f"experiments.systems.{args.system}")
-        known = system.arms(setting)
         if args.arm not in known:
             raise UserError(f"--arm={args.arm}: there are {', '.join(known)}")
         seeds = range(args.seeds) if args.seed is None else (args.seed,)

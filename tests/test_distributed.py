@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -69,6 +70,9 @@ def test_two_processes_lose_what_one_loses(faces, cache, together, tmp_path):
     config.sharding.devices = 2
     train.train(config, tmp_path / "run")
     np.testing.assert_allclose(losses(together), losses(tmp_path / "run"), rtol=1e-5)
+    shutil.copytree(together, tmp_path / "copy")
+    config.sharding.devices = 1
+    assert train.train(config, tmp_path / "copy")["steps"] == 24  # what two saved, one restores
 
 
 def test_a_run_of_which_one_process_is_stopped_or_killed_ends_bit_equal(
