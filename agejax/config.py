@@ -129,6 +129,8 @@ def default() -> ml_collections.ConfigDict:
     c.checkpoint = ml_collections.ConfigDict()
     c.checkpoint.every = {"epochs": 1.0}
     c.log_every = {"steps": 50}
+    # Seconds without a step or an evaluation before all stacks go to stderr; 0: never.
+    c.watchdog = 1800.0
 
     c.sharding = ml_collections.ConfigDict()
     c.sharding.devices = 0  # how many devices to use; 0: all

@@ -27,6 +27,7 @@ from agejax.heads import weights
 from agejax.logging import records
 from agejax.logging.stopwatch import Stopwatch
 from agejax.logging.train_log import TrainLog
+from agejax.logging.watchdog import Watchdog
 from agejax.models import pretrained
 
 
@@ -165,11 +166,13 @@ def train(
         contextlib.closing(checkpoints),
         contextlib.closing(batches.iterate(start_step, total_steps, config.data.workers)) as read,
         StopOnSignal() as stop,
+        Watchdog(config.watchdog) as watchdog,
         log,
         clock("step"),
     ):
         while True:
             stop.agree(step)
+            watchdog.feed()
             value = None
             eval_due = step > 0 and (step % eval_every == 0 or step == total_steps)
             save_due = step % checkpoint_every == 0 or stop.requested

@@ -10,6 +10,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 from agejax.errors import UserError
 from agejax.logging import progress, records, tensorboard
+from agejax.logging.watchdog import Watchdog
 
 ROOT = pathlib.Path(__file__).parents[1]
 FULL = pathlib.Path("/dev/full")
@@ -296,3 +298,27 @@ def test_tensorflow_stays_out_also_where_it_is_installed(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "run2").glob("events.out.tfevents.*"))
+
+
+def test_a_run_that_hangs_says_where(tmp_path):
+    with (tmp_path / "stderr").open("w+") as out:
+        with Watchdog(0.05, out) as watchdog:
+            hang_until(lambda: "hang_until" in (tmp_path / "stderr").read_text())
+            watchdog.feed()
+        assert "nothing has happened for" in (tmp_path / "stderr").read_text()
+
+
+def hang_until(seen):
+    for _ in range(1000):  # ten seconds at most
+        if seen():
+            return
+        time.sleep(0.01)
+    raise AssertionError("the watchdog said nothing")
+
+
+def test_a_run_that_goes_on_hears_nothing_of_the_watchdog(tmp_path):
+    with (tmp_path / "stderr").open("w+") as out:
+        for seconds in (0, 60):
+            with Watchdog(seconds, out) as watchdog:
+                watchdog.feed()
+    assert not (tmp_path / "stderr").read_text()
