@@ -129,6 +129,9 @@ def default() -> ml_collections.ConfigDict:
     c.checkpoint = ml_collections.ConfigDict()
     c.checkpoint.every = {"epochs": 1.0}
     c.log_every = {"steps": 50}
+    # A loss or gradient that is not finite: stop there, skip that step's update, or rollback to the
+    # last checkpoint and come to that step without taking it.
+    c.nonfinite = "stop"
     # Seconds without a step or an evaluation before all stacks go to stderr; 0: never.
     c.watchdog = 1800.0
 

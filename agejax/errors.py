@@ -7,12 +7,20 @@ import difflib
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 
 class UserError(Exception):
     """Bad input. The message is one line that names the thing, its place and the remedy."""
+
+
+class NotFiniteError(UserError):
+    """A loss or gradient that is not finite, at `step` (1-based)."""
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 def run_command(main: Callable[..., Any], *args: Any) -> int:
@@ -53,3 +61,9 @@ def check_keys(given: Iterable[str], known: Iterable[str], where: str) -> None:
     for key in given:
         if key not in known:
             raise UserError(f"{where}: unknown key {key!r}; {nearest(key, known)}")
+
+
+def one_of(where: str, key: str, value: Any, allowed: Sequence[Any]) -> None:
+    """Raises `UserError` where a setting has none of its values."""
+    if value not in allowed:
+        raise UserError(f"{where}.{key}: {value!r} is not one of {', '.join(map(str, allowed))}")

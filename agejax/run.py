@@ -26,7 +26,8 @@ from agejax import optim, sharding
 from agejax import state as state_lib
 from agejax.checkpoint import Checkpoints
 from agejax.data.pipeline import HostBatch
-from agejax.errors import UserError
+from agejax.errors import NotFiniteError, UserError
+from agejax.logging import records
 from agejax.step import make_eval_step
 
 # A restart may change where the data lies and how the work is spread, never what is computed.
@@ -34,6 +35,9 @@ FREE_KEYS = re.compile(
     r"data\.(source|cache_dir|workers|mixture\.\w+\.source)|log_every\..*|eval\.final_split|"
     r"model\.pretrained|watchdog|sharding\.(devices|fsdp)"
 )
+
+SKIPPED = "skipped_steps.json"
+MAX_IN_A_ROW = 3
 
 
 def predict_batches(
@@ -164,6 +168,28 @@ def check_same_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) 
             f"{workdir} was written by another config: {', '.join(changed)}; "
             "use another --workdir, or undo these"
         )
+
+
+def skipped_steps(workdir: pathlib.Path) -> set[int]:
+    """The steps, 1-based, that a run has rolled back from and passes over."""
+    path = workdir / SKIPPED
+    return set(json.loads(path.read_text())) if path.exists() else set()
+
+
+def roll_back(workdir: pathlib.Path, error: NotFiniteError) -> None:
+    """Has the run pass over the step of `error` when it goes on from its last checkpoint.
+
+    Raises:
+      NotFiniteError: it would be one of too many in a row: then it is not the steps that are bad.
+    """
+    skipped = skipped_steps(workdir) | {error.step}
+    if skipped.issuperset(range(error.step - MAX_IN_A_ROW, error.step)):
+        raise error
+    if jax.process_index() == 0:
+        records.write_json(workdir / SKIPPED, sorted(skipped))
+        print(f"{str(error).partition(':')[0]}: rolling back, to pass over it", flush=True)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("rolled back")
 
 
 class Claim:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -122,7 +123,14 @@ def make_train_step(
             average = jax.tree.map(lambda a, n: decay * a + (1 - decay) * n, average, new)
         sums["gradient_norm"] = jnp.stack([optax.global_norm(grads), 1.0])
         sums["learning_rate"] = jnp.stack([jnp.float32(optimizer.schedule(state.step)), 1.0])
-        return TrainState(state.step + 1, params, stats, opt_state, average), sums
+        taken = TrainState(state.step + 1, params, stats, opt_state, average)
+        if config.nonfinite != "skip":
+            return taken, sums
+        finite = jnp.isfinite(sums["loss"][0]) & jnp.isfinite(sums["gradient_norm"][0])
+        left = dataclasses.replace(state, step=state.step + 1)
+        taken = jax.tree.map(lambda x, y: jnp.where(finite, x, y), taken, left)
+        sums = {name: jnp.where(finite, value, 0) for name, value in sums.items()}
+        return taken, sums | {"skipped": jnp.stack([1.0 - finite, 1.0])}
 
     shardings = jax.tree.map(lambda x: x.sharding, like)
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))

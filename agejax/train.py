@@ -22,7 +22,7 @@ from agejax import state as state_lib
 from agejax import step as step_lib
 from agejax.checkpoint import Checkpoints
 from agejax.data import draws, opening, pipeline, splits
-from agejax.errors import UserError
+from agejax.errors import NotFiniteError, UserError, one_of
 from agejax.heads import weights
 from agejax.logging import records
 from agejax.logging.stopwatch import Stopwatch
@@ -30,11 +30,13 @@ from agejax.logging.train_log import TrainLog
 from agejax.logging.watchdog import Watchdog
 from agejax.models import pretrained
 
+StopAfter = Callable[[int, float], bool]
+
 
 def train(
     config: ml_collections.ConfigDict,
     workdir: pathlib.Path,
-    stop_after: Callable[[int, float], bool] = lambda step, value: False,
+    stop_after: StopAfter = lambda step, value: False,
 ) -> dict[str, Any] | None:
     """Trains what `config` says in `workdir`, from the start or from its last checkpoint.
 
@@ -49,6 +51,19 @@ def train(
     Raises:
       UserError: bad input, or a loss that is not finite (the last good checkpoint stays).
     """
+    one_of("config", "nonfinite", config.nonfinite, ("stop", "skip", "rollback"))
+    while True:
+        try:
+            return _train(config, workdir, stop_after)
+        except NotFiniteError as error:
+            if config.nonfinite != "rollback":
+                raise
+            run.roll_back(workdir, error)
+
+
+def _train(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, stop_after: StopAfter
+) -> dict[str, Any] | None:
     clock = Stopwatch()
     config = pretrained.settle(config, run.read_config(workdir))
     run.check_same_config(workdir, config)
@@ -132,6 +147,7 @@ def train(
             state = state_lib.create(config, initialise, optimizer, mesh)
         best, evaluated = Best(), True
     start_step = step = int(state.step)
+    skipped = run.skipped_steps(workdir)
     if jax.process_index() == 0:
         records.write_json(workdir / "config.json", run.plain(config))
     log = TrainLog(
@@ -208,13 +224,17 @@ def train(
 
             with clock("input"):
                 batch = sharding.put_batch(next(read), mesh)
+            if step + 1 in skipped:
+                step += 1
+                state = dataclasses.replace(state, step=state.step + 1)
+                continue
             if step == start_step:
                 with clock("compile"):
                     state, sums = train_step(state, batch)
             else:
                 state, sums = train_step(state, batch)
             step += 1
-            log.add(sums)
+            log.add(step, sums)
             if step % log_every == 0:
                 log.report()
         jax.block_until_ready(state)

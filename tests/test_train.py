@@ -5,9 +5,11 @@ import json
 import jax
 import numpy as np
 import pytest
+from test_resume import last_checkpoint
 
 import tiny
 from agejax import sharding, train
+from agejax.data import pipeline
 from agejax.errors import UserError
 
 
@@ -106,6 +108,47 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
             tmp_path / "run" / "checkpoints" / str(step) / "state"
         )
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(tree["params"]))
+
+
+@pytest.fixture
+def bad_step(monkeypatch):
+    """Has the loss of the tenth step be not a number."""
+    read = pipeline.TrainBatches.__getitem__
+
+    def spoilt(self, step):
+        batch = read(self, step)
+        return batch | {"weight": batch["weight"] * np.float32(np.nan)} if step == 9 else batch
+
+    monkeypatch.setattr(pipeline.TrainBatches, "__getitem__", spoilt)
+
+
+def test_a_step_that_is_not_finite_is_skipped_or_rolled_back_from(
+    config_of, bad_step, tmp_path, capsys
+):
+    for policy in ("skip", "rollback"):
+        assert train.train(config_of(nonfinite=policy), tmp_path / policy)["steps"] == 24
+    assert "loss is nan at step 10: rolling back" in capsys.readouterr().out
+    assert json.loads((tmp_path / "rollback" / "skipped_steps.json").read_text()) == [10]
+    lines = [json.loads(line) for line in (tmp_path / "skip" / "metrics.jsonl").open()]
+    skipped = {line["step"]: line["skipped"] for line in lines if "skipped" in line}
+    assert {step for step, share in skipped.items() if share} == {10}
+    # Both leave the state as it was: two ways to one result.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        last_checkpoint(tmp_path / "skip")[1],
+        last_checkpoint(tmp_path / "rollback")[1],
+    )
+
+
+def test_steps_that_are_never_finite_end_the_run_whatever_the_policy(config_of, tmp_path):
+    never = {"optim__clip_norm": 0.0, "optim__name": "sgd", "schedule__kind": "constant",
+             "schedule__lr": 1e30}  # fmt: skip
+    with pytest.raises(UserError, match="no loss is finite in the 2 steps up to"):
+        train.train(config_of(nonfinite="skip", **never), tmp_path / "skip")
+    with pytest.raises(UserError, match=r"loss is nan at step 5: training stopped"):
+        train.train(config_of(nonfinite="rollback", **never), tmp_path / "rollback")
+    with pytest.raises(UserError, match=r"config\.nonfinite: 'ignore' is not one of stop, skip"):
+        train.train(config_of(nonfinite="ignore"), tmp_path / "ignore")
 
 
 def test_early_stopping_counts_evaluations_without_a_better_value(config_of, tmp_path):

@@ -17,8 +17,8 @@ import numpy as np
 from flax import nnx
 
 from agejax import losses
-from agejax.errors import UserError
-from agejax.heads.head import Facts, Head, Labels, one_of, register
+from agejax.errors import UserError, one_of
+from agejax.heads.head import Facts, Head, Labels, register
 from agejax.models import outputs
 
 COMPONENTS = 8  # of the mixture that stands for the training ages in balanced MSE

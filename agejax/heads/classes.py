@@ -12,8 +12,8 @@ import numpy as np
 from flax import nnx
 
 from agejax import losses
-from agejax.errors import UserError
-from agejax.heads.head import Facts, Head, Labels, class_names, one_of, register
+from agejax.errors import UserError, one_of
+from agejax.heads.head import Facts, Head, Labels, class_names, register
 from agejax.models import outputs
 
 

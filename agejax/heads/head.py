@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from agejax.errors import UserError, check_keys
+from agejax.errors import UserError, check_keys, one_of
 
 Labels = Mapping[str, jax.Array]
 
@@ -172,8 +172,3 @@ def class_names(name: str, label: str, facts: Facts) -> Sequence[str]:
     if not facts.label_names.get(label):
         raise UserError(f"config.heads.{name}: the data names no classes for {label!r}")
     return facts.label_names[label]
-
-
-def one_of(where: str, key: str, value: Any, allowed: Sequence[Any]) -> None:
-    if value not in allowed:
-        raise UserError(f"{where}.{key}: {value!r} is not one of {', '.join(map(str, allowed))}")

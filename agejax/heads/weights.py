@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from agejax.data import density
-from agejax.errors import UserError, check_keys
+from agejax.errors import UserError, check_keys, one_of
 from agejax.heads.ages import Regression
-from agejax.heads.head import Head, one_of
+from agejax.heads.head import Head
 
 PREFIX = "example_weight/"
 KINDS: dict[str, dict[str, Any]] = {  # with their options

@@ -11,19 +11,25 @@ from typing import Any
 import jax
 
 from agejax import metrics
-from agejax.errors import UserError
+from agejax.errors import NotFiniteError
 from agejax.logging import progress, records, tensorboard
 from agejax.logging.stopwatch import Stopwatch
 
+REMEDY = (
+    "training stopped, the last good checkpoint is kept; lower config.schedule.lr, set "
+    "config.optim.clip_norm, or let config.nonfinite=skip or rollback pass over single steps"
+)
+
 Sums = Mapping[str, jax.Array]
-Window = tuple[list[Sums], Mapping[str, float]]  # of some steps, and the seconds they took by phase
+# Step (1-based) -> its sums, and the seconds these steps took by phase.
+Window = tuple[dict[int, Sums], Mapping[str, float]]
 
 
 class TrainLog:
     """Takes every step's device sums, and fetches those of the window before.
 
     So the host never waits for the step it has just sent off. A loss or gradient that is not finite
-    raises `UserError` with its exact step. Of several processes the first one writes.
+    raises `NotFiniteError` with its exact step. Of several processes the first one writes.
     """
 
     def __init__(
@@ -44,9 +50,8 @@ class TrainLog:
         self._batch_size = batch_size
         self._steps_per_epoch = steps_per_epoch
         self._clock = clock
-        self._reported = start_step  # the last step fetched
-        self._previous: Window = ([], {})
-        self._sums: list[Sums] = []
+        self._previous: Window = ({}, {})
+        self._sums: dict[int, Sums] = {}
         self._since = clock.seconds
 
     def __enter__(self) -> TrainLog:
@@ -65,19 +70,19 @@ class TrainLog:
             self._writer.close()
             self._history.close()
 
-    def add(self, sums: Sums) -> None:
-        """Remembers one step's sums; fetches nothing."""
-        self._sums.append(sums)
+    def add(self, step: int, sums: Sums) -> None:
+        """Remembers the sums of a step, 1-based; fetches nothing."""
+        self._sums[step] = sums
 
     def report(self) -> None:
         """Fetches and writes the window before, and starts a new one."""
         self._write(*self._previous)
         # The host may be far ahead of the device. Once the last step but one is done, the clock is
         # right to within a step, and the device still has work.
-        jax.block_until_ready(self._sums[-2:-1])
+        jax.block_until_ready(list(self._sums.values())[-2:-1])
         now = self._clock.seconds
         spent = {phase: now[phase] - self._since.get(phase, 0.0) for phase in now}
-        self._previous, self._sums, self._since = (self._sums, spent), [], now
+        self._previous, self._sums, self._since = (self._sums, spent), {}, now
 
     def flush(self) -> None:
         """Waits for every step so far and writes it."""
@@ -93,27 +98,30 @@ class TrainLog:
         self._progress.evaluation(step, values)
         self._record(step, {f"val/{name}": value for name, value in values.items()})
 
-    def _write(self, window: list[Sums], spent: Mapping[str, float]) -> None:
+    def _write(self, window: dict[int, Sums], spent: Mapping[str, float]) -> None:
         if not window:
             return
         steps = jax.device_get(window)
-        for i, sums in enumerate(steps, self._reported + 1):
+        for step, sums in steps.items():
             for name in ("loss", "gradient_norm"):
                 if not math.isfinite(sums[name][0]):
-                    raise UserError(
-                        f"{name} is {sums[name][0]} at step {i}: training stopped, the last good "
-                        "checkpoint is kept; lower config.schedule.lr or set config.optim.clip_norm"
+                    raise NotFiniteError(
+                        f"{name} is {sums[name][0]} at step {step}: {REMEDY}", step
                     )
-        self._reported += len(steps)
+        last = max(steps)
+        values = metrics.ratios({k: sum(sums[k] for sums in steps.values()) for k in steps[last]})
+        if len(steps) > 1 and values.get("skipped") == 1:
+            raise NotFiniteError(
+                f"no loss is finite in the {len(steps)} steps up to {last}: {REMEDY}", last
+            )
         if not self._writes:
             return
-        values = metrics.ratios({name: sum(sums[name] for sums in steps) for name in steps[0]})
         # Throughput counts waiting for input, but neither compiling nor evaluating nor saving.
         seconds = spent.get("step", 0.0) + spent.get("input", 0.0)
         values["images_per_second"] = len(steps) * self._batch_size / max(seconds, 1e-9)
         values["input_wait"] = spent.get("input", 0.0) / max(seconds, 1e-9)
-        self._progress.log(self._reported, values)
-        self._record(self._reported, values)
+        self._progress.log(last, values)
+        self._record(last, values)
 
     def _record(self, step: int, values: dict[str, float]) -> None:
         self._writer.write_scalars(step, values)
