@@ -129,7 +129,7 @@ def build(config: Mapping[str, Any], size: int) -> Augment:
         return out
 
     def compute(
-        key: jax.Array, images: jax.Array, strength: jax.Array
+        once: Callable[..., Any], key: jax.Array, images: jax.Array, strength: jax.Array
     ) -> tuple[jax.Array, Mix | None]:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(images)))
         keys, mix_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
@@ -137,35 +137,34 @@ def build(config: Mapping[str, Any], size: int) -> Augment:
         u = dict(zip(DRAWS, draws, strict=True))
         strength = strength.reshape(len(images), -1)
         strength = jnp.pad(strength, ((0, 0), (0, len(recipes) - strength.shape[1])))
-        out = one(images, u, strength)
+        out = once(one, images, u, strength)
         if not mixes:
             return out, None
         mix = _mix(c, u, strength, mix_keys)
         lam = mix.lam[:, None, None, None]
-        # The partner is augmented a second time: rolling the result instead would make XLA:CPU
-        # sample anew for each use of a pixel, and takes longer.
-        u, strength = jax.tree.map(lambda x: x[mix.partner], (u, strength))
-        return lam * out + (1 - lam) * one(jnp.roll(images, 1, axis=0), u, strength), mix
+        return lam * out + (1 - lam) * jnp.roll(out, 1, axis=0), mix
 
     def augment(
         key: jax.Array, images: jax.Array, strength: jax.Array
     ) -> tuple[jax.Array, Mix | None]:
-        on_cpu = functools.partial(_computed_once, compute)
-        return jax.lax.platform_dependent(key, images, strength, cpu=on_cpu, default=compute)
+        on_cpu = functools.partial(_once, functools.partial(compute, _once))
+        elsewhere = functools.partial(compute, lambda function, *arguments: function(*arguments))
+        return jax.lax.platform_dependent(key, images, strength, cpu=on_cpu, default=elsewhere)
 
     return augment
 
 
-def _computed_once(compute: Augment, *arguments: jax.Array) -> tuple[jax.Array, Mix | None]:
+def _once(compute: Callable[..., Any], *arguments: Any) -> Any:
     """`compute(*arguments)` as the branch of a condition that always holds.
 
     XLA:CPU would fuse it into what uses it, and so sample every pixel again for each tap of the
-    first convolution: a quarter of a MobileNetV3 step. Optimization barriers do not stop it, a
-    branch does. A GPU has no such need, and would wait for the condition.
+    first convolution, a quarter of a MobileNetV3 step, and for each use that mixup makes of it.
+    Optimization barriers do not stop it, a branch does. A GPU has no such need, and would wait for
+    the condition.
     """
     always = jnp.max(arguments[-1]) >= 0  # strengths are never negative
 
-    def never(*arguments: jax.Array) -> tuple[jax.Array, Mix | None]:
+    def never(*arguments: Any) -> Any:
         shapes = jax.eval_shape(compute, *arguments)
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
