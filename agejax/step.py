@@ -14,6 +14,7 @@ import optax
 from agejax import optim
 from agejax.data import augment as augment_lib
 from agejax.heads import weights
+from agejax.models import layers
 from agejax.state import Flat, Model, TrainState
 
 Batch = Mapping[str, jax.Array]
@@ -90,7 +91,9 @@ def make_train_step(
         whole = _targets(model, batch, mix) | {"images": images}
 
         trainable, rest = optimizer.split(state.params)
-        gradient = jax.grad(loss_and_sums, has_aux=True)
+        gradient = layers.batch_split(like.step.sharding.num_devices)(
+            jax.grad(loss_and_sums, has_aux=True)
+        )
 
         if micro == 1:
             grads, (stats, sums) = gradient(

@@ -138,7 +138,8 @@ def test_batch_on_eight_devices_gives_the_statistics_and_gradients_of_one_batch(
     step = jax.value_and_grad(block_loss, (0, 1, 2, 3), has_aux=True)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
-    sharded = jax.jit(step, in_shardings=(split, whole, whole, whole)).lower(*BLOCK).compile()
+    with layers.batch_split(8):
+        sharded = jax.jit(step, in_shardings=(split, whole, whole, whole)).lower(*BLOCK).compile()
     # Sums cross devices, images do not.
     assert "all-reduce" in sharded.as_text()
     assert "all-gather" not in sharded.as_text()
