@@ -1,4 +1,4 @@
-"""The recipe of mobilenet_v3_utk_best on UTKFace's public CORAL split: ages 21 to 60.
+"""The recipe of mobilenet_v3_utk_best at 128 px on UTKFace's public CORAL split: ages 21 to 60.
 
     python -m agejax.main --config=configs/coral_utk.py --config.data.source=UTKFace.tar.gz \
         --config.data.split.files.train=coral_train.txt \
@@ -16,6 +16,8 @@ from configs import mobilenet_v3_utk_best
 
 def get_config() -> ml_collections.ConfigDict:
     config = mobilenet_v3_utk_best.get_config()
+    config.total = {"epochs": 24.0}
+    config.model.image_size = 128
     config.data.split.fractions = ml_collections.ConfigDict()
     config.data.split.files = {"train": "coral_train.txt", "test": "coral_test.txt"}
     config.data.split.drop_copies_from_train = True

@@ -27,7 +27,7 @@ from configs import mobilenet_v3_utk_best
 from experiments import arms
 
 SETS = {"utkface": "UTKFace", "aaf": "All-Age-Faces"}
-EXAMPLES = 90_000  # about 6 epochs of UTKFace
+EXAMPLES = 60_000  # about 4 epochs of UTKFace
 LABELS = ("age", "gender")  # that both sets have
 
 

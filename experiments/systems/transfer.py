@@ -32,7 +32,7 @@ def base(setting: Setting, backbone: str) -> ml_collections.ConfigDict:
     config = transfer_appa.get_config()
     config.model.name, config.model.pretrained = backbone, setting.pretrained(backbone)
     if setting.scale == "cpu":
-        config.total = {"epochs": 6.0}
+        config.total = {"epochs": 4.0}
         config.data.image_size, config.model.image_size = 100, 64
         config.schedule.kind, config.schedule.lr = "one_cycle", 1e-3
     return setting.place(config)
