@@ -129,6 +129,7 @@ def default() -> ml_collections.ConfigDict:
     c.checkpoint = ml_collections.ConfigDict()
     c.checkpoint.every = {"epochs": 1.0}
     c.log_every = {"steps": 50}
+    c.profile = 0  # steps to trace soon after the start: WORKDIR/profile/summary.md; 0: none
     # A loss or gradient that is not finite: stop there, skip that step's update, or rollback to the
     # last checkpoint and come to that step without taking it.
     c.nonfinite = "stop"

@@ -33,7 +33,7 @@ from agejax.step import make_eval_step
 # A restart may change where the data lies and how the work is spread, never what is computed.
 FREE_KEYS = re.compile(
     r"data\.(source|cache_dir|workers|mixture\.\w+\.source)|log_every\..*|eval\.final_split|"
-    r"model\.pretrained|watchdog|sharding\.(devices|fsdp)"
+    r"model\.pretrained|watchdog|profile|sharding\.(devices|fsdp)"
 )
 
 SKIPPED = "skipped_steps.json"

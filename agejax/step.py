@@ -30,7 +30,7 @@ def make_train_step(
     *,
     steps_per_epoch: float = math.inf,
     switches: Mapping[str, int] | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Sums]]:
+) -> jax.stages.Wrapped:
     """The jitted `train_step(state, batch) -> (state, sums)`; the given state is donated.
 
     Augmentation and dropout draw from keys folded from (config.seed, state.step), so a step is the

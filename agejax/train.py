@@ -25,6 +25,7 @@ from agejax.data import draws, opening, pipeline, splits
 from agejax.errors import NotFiniteError, UserError, one_of
 from agejax.heads import weights
 from agejax.logging import records
+from agejax.logging.profile import Profile
 from agejax.logging.stopwatch import Stopwatch
 from agejax.logging.train_log import TrainLog
 from agejax.logging.watchdog import Watchdog
@@ -175,6 +176,14 @@ def _train(
             floor_age=facts.medians.get("age"),
         )
 
+    profile = Profile(
+        workdir,
+        config.profile,
+        start_step,
+        lambda: train_step.lower(abstract, batch).compile(),
+        config.data.batch_size,
+    )
+
     # ---- the loop -------------------------------------------------------------------------------
     val_metrics: dict[str, Any] | None = None
     with (
@@ -183,12 +192,14 @@ def _train(
         contextlib.closing(batches.iterate(start_step, total_steps, config.data.workers)) as read,
         StopOnSignal() as stop,
         Watchdog(config.watchdog) as watchdog,
+        profile,
         log,
         clock("step"),
     ):
         while True:
             stop.agree(step)
             watchdog.feed()
+            profile.at(step, state)
             value = None
             eval_due = step > 0 and (step % eval_every == 0 or step == total_steps)
             save_due = step % checkpoint_every == 0 or stop.requested

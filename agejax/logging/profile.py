@@ -1,0 +1,247 @@
+"""A trace of a few steps, and one page that says where their time goes: `--config.profile=10`."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import pathlib
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Any
+
+import jax
+
+from agejax.logging import records
+
+WARM_UP = 3  # steps before the trace: the first compiles, the next wait for the readers
+ROWS = 20
+CONTROL = ("while", "conditional", "call")  # what they run has entries of its own
+# Name, opcode and metadata of an instruction in the text of a compiled program.
+INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?(?P<name>[\w.\-]+) = .*? (?P<opcode>[a-z][a-z0-9\-]*)\(")
+OP_NAME, FRAME = re.compile(r'op_name="([^"]*)"'), re.compile(r"stack_frame_id=(\d+)")
+SECTIONS = ("FileNames", "FunctionNames", "FileLocations", "StackFrames")
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+    """An instruction of a compiled program: what it does, and for which line of the code."""
+
+    opcode: str
+    phase: str  # augmentation | forward | backward | update
+    place: str  # file and function
+
+
+class Profile:
+    """Traces `steps` training steps soon after the start; 0: none.
+
+    Writes WORKDIR/profile/: the trace, for TensorBoard's profile plug-in or (*.trace.json.gz) for
+    Perfetto, and summary.md.
+
+    Args:
+      program: the compiled train step, asked for once the trace is there.
+      batch_size: images a step.
+    """
+
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        steps: int,
+        start_step: int,
+        program: Callable[[], jax.stages.Compiled],
+        batch_size: int,
+    ) -> None:
+        self._folder, self._program, self._batch_size = workdir / "profile", program, batch_size
+        self._first = start_step + WARM_UP if steps > 0 else -1
+        self._end = self._first + steps
+        self._since: float | None = None
+
+    def __enter__(self) -> Profile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._since is not None:  # the run ended before its trace did
+            jax.profiler.stop_trace()
+
+    def at(self, step: int, state: Any) -> None:
+        """Begins and ends the trace; to be called before every step."""
+        if step == self._first:
+            jax.block_until_ready(state)
+            jax.profiler.start_trace(self._folder)
+            self._since = time.perf_counter()
+        elif step == self._end and self._since is not None:
+            jax.block_until_ready(state)
+            seconds = time.perf_counter() - self._since
+            self._since = None
+            jax.profiler.stop_trace()
+            program = self._program()
+            if jax.process_index() == 0:
+                steps = self._end - self._first
+                newest = max(self._folder.rglob("*.xplane.pb"), key=lambda p: p.stat().st_mtime)
+                text = summary(program, read_trace(newest), steps, seconds, self._batch_size)
+                records.write_text(self._folder / "summary.md", text)
+                print(f"profile of {steps} steps: {self._folder / 'summary.md'}", flush=True)
+
+
+def read_trace(path: pathlib.Path) -> list[tuple[str, str, float, float]]:
+    """What a device ran: [(program, instruction, start, end)], seconds."""
+    planes = jax.profiler.ProfileData.from_file(str(path)).planes
+    found = []
+    for event in (event for plane in planes for line in plane.lines for event in line.events):
+        stats = dict(event.stats)
+        if "hlo_op" in stats:
+            start = event.start_ns / 1e9
+            where = str(stats.get("hlo_module", "")), str(stats["hlo_op"])
+            found.append((*where, start, start + event.duration_ns / 1e9))
+    return found
+
+
+def summary(
+    program: jax.stages.Compiled,
+    events: Iterable[tuple[str, str, float, float]],
+    steps: int,
+    seconds: float,
+    batch_size: int,
+) -> str:
+    """One page in Markdown.
+
+    Args:
+      program: the train step.
+      events: of `read_trace`; those of other programs do not count.
+      steps, seconds: how many steps were traced, and how long they took.
+    """
+    text = program.as_text() or ""
+    name = text.partition("HloModule ")[2].partition(",")[0]
+    ops = parse(text)
+    totals: dict[str, float] = collections.defaultdict(float)
+    times: dict[str, int] = collections.Counter()
+    spans = []
+    for module, instruction, start, end in events:
+        op = ops.get(instruction)
+        if module in ("", name) and op is not None and op.opcode not in CONTROL:
+            totals[instruction] += end - start
+            times[instruction] += 1
+            spans.append((start, end))
+    whole = sum(totals.values()) or 1.0
+
+    def table(title: str, key: Callable[[str], str]) -> str:
+        sums: dict[str, float] = collections.defaultdict(float)
+        counts: dict[str, int] = collections.Counter()
+        for instruction, value in totals.items():
+            sums[key(instruction)] += value
+            counts[key(instruction)] += times[instruction]
+        rows = sorted(sums.items(), key=lambda item: -item[1])
+        return f"\n| {title} | times a step | ms a step | share |\n|---|---|---|---|\n" + "".join(
+            f"| {each} | {counts[each] / steps:.0f} | {1e3 * value / steps:.2f} | "
+            f"{value / whole:.1%} |\n"
+            for each, value in rows[:ROWS]
+        )
+
+    step = seconds / steps
+    facts = {
+        "a step": f"{1e3 * step:.1f} ms, {batch_size / step:,.0f} images/s",
+        "of it the device was at work": f"{covered(spans) / seconds:.0%}",
+        **_costs(program, step),
+    }
+    return (
+        f"# Where a step's time goes\n\n{steps} steps of {batch_size} images on "
+        f"{jax.device_count()} x {jax.devices()[0].device_kind}. Operations that run at the same "
+        "time each count in full.\n\n| | |\n|---|---|\n"
+        + "".join(f"| {key} | {value} |\n" for key, value in facts.items())
+        + table("phase", lambda i: ops[i].phase)
+        + table("place in the code", lambda i: f"{ops[i].place}, {ops[i].phase}")
+        + table("operation", lambda i: f"{i}: {ops[i].place}, {ops[i].phase}")
+    )
+
+
+def _costs(program: jax.stages.Compiled, step: float) -> dict[str, str]:
+    """What XLA says that a step computes, moves and holds, where the platform tells."""
+    facts = {}
+    cost: Mapping[str, float] = program.cost_analysis() or {}
+    for key, unit in (("flops", "FLOP"), ("bytes accessed", "B")):
+        if cost.get(key, 0) > 0:
+            rate = f"{cost[key] / 1e9:.2f} G{unit}, {cost[key] / step / 1e9:.1f} G{unit}/s"
+            facts[f"{key}, as XLA counts them"] = rate
+    memory = program.memory_analysis()
+    if memory is not None:
+        held = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+        facts["memory of arguments, and of what comes and goes"] = " and ".join(
+            f"{size / 2**20:,.0f} MiB" for size in held
+        )
+    return facts
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """The length of the union of intervals."""
+    total, reached = 0.0, -float("inf")
+    for start, end in sorted(spans):
+        total += max(end - max(start, reached), 0.0)
+        reached = max(reached, end)
+    return total
+
+
+def parse(text: str) -> dict[str, Op]:
+    """The instructions of a compiled program by name."""
+    stacks = _stacks(text)
+    ops = {}
+    for line in text.splitlines():
+        found = INSTRUCTION.match(line)
+        if found:
+            name, frame = OP_NAME.search(line), FRAME.search(line)
+            op_name = name[1] if name else ""
+            stack = stacks.get(frame[1], []) if frame else []
+            ops[found["name"]] = Op(found["opcode"], _phase(op_name, stack), _place(op_name, stack))
+    return ops
+
+
+def _phase(op_name: str, stack: list[tuple[str, str]]) -> str:
+    if any(path.endswith("agejax/data/augment.py") for path, _ in stack):
+        return "augmentation"
+    if "transpose(" in op_name:
+        return "backward"
+    return "forward" if "jvp(" in op_name else "update"
+
+
+def _place(op_name: str, stack: list[tuple[str, str]]) -> str:
+    """The innermost function of this project, else of another, else what JAX calls it."""
+    ours = [frame for frame in stack if "/agejax/" in frame[0]] or stack
+    if not ours:
+        return op_name.rpartition("/")[2] or "unnamed"
+    path, function = ours[0]
+    return f"{pathlib.PurePath(path).name} {function.replace('.<locals>', '')}"
+
+
+def _stacks(text: str) -> dict[str, list[tuple[str, str]]]:
+    """Frame number -> [(file, function)], the innermost first."""
+    tables: dict[str, dict[str, str]] = {name: {} for name in SECTIONS}
+    current = None
+    for line in text.splitlines():
+        if line in tables:
+            current = tables[line]
+        elif current is not None and (row := re.fullmatch(r"(\d+) (.*)", line)):
+            current[row[1]] = row[2]
+        elif line:
+            current = None  # the program itself
+    names, functions, locations, frames = (tables[name] for name in SECTIONS)
+
+    def field(row: str, key: str) -> str:
+        found = re.search(rf"{key}=(\d+)", row)
+        return found[1] if found else ""
+
+    def stack(number: str) -> Iterator[tuple[str, str]]:
+        seen = set()
+        while number in frames and number not in seen:
+            seen.add(number)
+            location = locations.get(field(frames[number], "file_location_id"), "")
+            path = names.get(field(location, "file_name_id"), "")
+            function = functions.get(field(location, "function_name_id"), "")
+            yield path.strip('"'), function.strip('"')
+            number = field(frames[number], "parent_frame_id")
+
+    return {number: list(stack(number)) for number in frames}
