@@ -1,0 +1,64 @@
+"""Programs for machines that are not at hand: the train steps of all configs, for eight GPUs."""
+
+import importlib
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from test_configs import CONFIGS, LABELS, NAMES
+
+from agejax import heads, optim, sharding, state, step
+from agejax.models import pretrained
+from configs import quickstart
+
+
+def traced(config, mesh):
+    """(the train step of a config traced for arrays on a mesh, its abstract state)."""
+    config = pretrained.settle(config)
+    facts = heads.Facts.of(LABELS, NAMES)
+    model, initialise = state.create_model(config, heads.create(config.heads, facts))
+    optimizer = optim.create_optimizer(
+        config.optim, optax.constant_schedule(1e-3), model.parameters
+    )
+    like = state.abstract(config, initialise, optimizer, mesh)
+    size, edge = config.data.batch_size, config.data.image_size
+    split = sharding.batch_sharding(mesh)
+
+    def array(*shape, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct((size, *shape), dtype, sharding=split)
+
+    batch = {name: array() for name in ("age", "apparent_age", "apparent_age_std", "weight")}
+    batch |= {name: array(dtype=jnp.int32) for name in ("gender", "ethnicity", "index")}
+    strengths = array(2) if config.augment.copies else array()
+    batch |= {"image": array(edge, edge, 3, dtype=jnp.uint8), "strength": strengths}
+    return step.make_train_step(config, model, optimizer, like).trace(like, batch), like
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_the_train_step_of_every_config_lowers_for_eight_gpus(path):
+    config = importlib.import_module(f"configs.{path.stem}").get_config()
+    program, _ = traced(config, sharding.create_mesh(8, 2))
+    text = program.lower(lowering_platforms=("cuda",)).as_text()
+    assert "mhlo.num_partitions = 8" in text
+    # On a GPU convolutions are its library's own, not what is quick on a CPU.
+    assert ("stablehlo.convolution" in text) != config.model.name.startswith("vit")
+
+
+@pytest.mark.parametrize("fsdp", [1, 2, 4, 8])
+def test_each_device_holds_its_share_of_the_state(fsdp, monkeypatch):
+    monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 2**12)
+    config = quickstart.get_config()
+    config.model.name, config.model.options = "mlp", {"widths": (256, 512)}
+    config.model.image_size = config.data.image_size = 16
+    step, like = traced(config, sharding.create_mesh(8, fsdp))
+    held = step.lower().compile().memory_analysis().argument_size_in_bytes
+
+    leaves = jax.tree.leaves(like)
+    whole = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
+    large = sum(x.size * x.dtype.itemsize for x in leaves if x.size >= 2**12)
+    assert large > 0.95 * whole
+    images = config.data.batch_size // 8 * (16 * 16 * 3 + 10 * 4)
+    expected = whole - large + large / fsdp + images
+    assert held == pytest.approx(expected, rel=0.02)
