@@ -112,6 +112,9 @@ def default() -> ml_collections.ConfigDict:
     c.schedule = ml_collections.ConfigDict()
     c.schedule.kind = "one_cycle"  # one_cycle | warmup_cosine | exponential | constant
     c.schedule.lr = 1e-3  # the peak
+    # The batch size that lr was found for: with another data.batch_size it is scaled, for sgd in
+    # proportion, for adam by the square root. 0: lr is what it says, whatever the batch.
+    c.schedule.lr_batch_size = 0
     c.schedule.warmup = {"percent": 30.0}  # one_cycle and warmup_cosine: the rising part
     c.schedule.div = 25.0  # one_cycle: peak / start
     c.schedule.final_div = 1e4  # one_cycle and warmup_cosine: start (peak) / end

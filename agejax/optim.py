@@ -36,7 +36,22 @@ class Optimizer:
         return trainable, {k: v for k, v in params.items() if k in self.frozen}
 
 
-def create_schedule(config: Any, total_steps: int, to_steps: Steps) -> optax.Schedule:
+def lr_scale(config: Any) -> float:
+    """What config.schedule.lr is multiplied with for a batch of another size than it was found for.
+
+    In proportion for sgd (Goyal et al. 2017), by the square root for adam, whose steps do not grow
+    with the gradient (Malladi et al. 2022). The batch is the global one, on however many devices.
+    """
+    found_for = config.schedule.lr_batch_size
+    if found_for < 0:
+        raise UserError(f"config.schedule.lr_batch_size: {found_for} is not 0 or more")
+    times = config.data.batch_size / found_for if found_for else 1.0
+    return float(times if config.optim.name == "sgd" else times**0.5)
+
+
+def create_schedule(
+    config: Any, total_steps: int, to_steps: Steps, scale: float = 1.0
+) -> optax.Schedule:
     """config.schedule -> learning rate of a step.
 
     one_cycle is optax's (Smith & Topin 2018, as torch's OneCycleLR): cosine from lr/div up to lr,
@@ -45,9 +60,11 @@ def create_schedule(config: Any, total_steps: int, to_steps: Steps) -> optax.Sch
     Args:
       total_steps: of the whole run.
       to_steps: (duration, config key) -> steps.
+      scale: of config.lr, as `lr_scale` says.
     """
     if config.lr <= 0:
         raise UserError(f"config.schedule.lr: must be positive, got {config.lr}")
+    lr = scale * config.lr
 
     def warmup() -> int:
         steps = to_steps(config.warmup, "schedule.warmup")
@@ -59,17 +76,17 @@ def create_schedule(config: Any, total_steps: int, to_steps: Steps) -> optax.Sch
 
     match config.kind:
         case "constant":
-            return optax.constant_schedule(config.lr)
+            return optax.constant_schedule(lr)
         case "exponential":
             every = to_steps(config.decay_every, "schedule.decay_every")
-            return optax.exponential_decay(config.lr, every, config.decay_rate)
+            return optax.exponential_decay(lr, every, config.decay_rate)
         case "warmup_cosine":
             return optax.warmup_cosine_decay_schedule(
-                0.0, config.lr, warmup(), total_steps, config.lr / config.final_div
+                0.0, lr, warmup(), total_steps, lr / config.final_div
             )
         case "one_cycle":
             return optax.cosine_onecycle_schedule(
-                total_steps, config.lr, warmup() / total_steps, config.div, config.final_div
+                total_steps, lr, warmup() / total_steps, config.div, config.final_div
             )
     raise UserError(
         f"config.schedule.kind: {config.kind!r} is not one of one_cycle, warmup_cosine, "

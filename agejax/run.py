@@ -25,6 +25,7 @@ from agejax import heads as heads_lib
 from agejax import optim, sharding
 from agejax import state as state_lib
 from agejax.checkpoint import Checkpoints
+from agejax.config import default
 from agejax.data.pipeline import HostBatch
 from agejax.errors import NotFiniteError, UserError
 from agejax.logging import records
@@ -158,6 +159,9 @@ def check_same_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) 
     if stored is None:
         return
     old, new = _leaves(stored), _leaves(plain(config))
+    # A setting that came to be since then did what its default does.
+    since = {k: v for k, v in _leaves(plain(default())).items() if k in new and k not in old}
+    old |= since
     changed = [
         f"{key} ({json.dumps(old.get(key))} -> {json.dumps(new.get(key))})"
         for key in sorted(old.keys() | new.keys())

@@ -115,7 +115,10 @@ def _train(
     # ---- model, optimizer, steps ----------------------------------------------------------------
     model, initialise = state_lib.create_model(config, heads)
     schedule = optim.create_schedule(
-        config.schedule, total_steps, lambda d, name: to_steps(d, name, total_steps)
+        config.schedule,
+        total_steps,
+        lambda d, name: to_steps(d, name, total_steps),
+        optim.lr_scale(config),
     )
     optimizer = optim.create_optimizer(config.optim, schedule, model.parameters)
     abstract = state_lib.abstract(config, initialise, optimizer, mesh)

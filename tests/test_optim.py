@@ -129,3 +129,20 @@ def test_penalties_are_the_norms_of_what_their_regex_covers():
     assert optim.create_penalty(config(), list(params)) is None
     with pytest.raises(UserError, match=r"config\.optim\.l1: not a list"):
         optim.create_penalty(config(l1=(("(", 1.0),)), list(params))
+
+
+@pytest.mark.parametrize(("name", "times"), [("sgd", 16.0), ("adamw", 4.0), ("adam", 4.0)])
+def test_a_larger_batch_scales_the_learning_rate_by_its_optimizers_rule(name, times):
+    c = default()
+    c.optim.name, c.data.batch_size = name, 1024
+    assert optim.lr_scale(c) == 1
+    c.schedule.lr_batch_size = 64
+    assert optim.lr_scale(c) == times
+    c.schedule.kind = "warmup_cosine"
+    c.schedule.warmup = {"steps": 10}
+    schedule = optim.create_schedule(c.schedule, 100, lambda d, _: d["steps"], optim.lr_scale(c))
+    assert float(schedule(10)) == pytest.approx(times * c.schedule.lr)
+    assert float(schedule(100)) == pytest.approx(times * c.schedule.lr / c.schedule.final_div)
+    c.schedule.lr_batch_size = -1
+    with pytest.raises(UserError, match="lr_batch_size"):
+        optim.lr_scale(c)
