@@ -7,6 +7,7 @@ import difflib
 import errno
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ class NotFiniteError(UserError):
 
 def run_command(main: Callable[..., Any], *args: Any) -> int:
     """Runs `main(*args)`; a `UserError` becomes one line on stderr and exit code 2."""
+    threading.excepthook = _of_a_thread
     try:
         main(*args)
     except UserError as error:
@@ -39,14 +41,25 @@ def full_disk(message: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            # array_record and orbax give some of theirs a text but no number.
-            number = getattr(cause, "errno", None)
-            if number in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(cause):
-                raise UserError(message) from error
-            cause = cause.__cause__ or cause.__context__
+        if _disk_was_full(error):
+            raise UserError(message) from error
         raise
+
+
+def _disk_was_full(error: BaseException | None) -> bool:
+    while error is not None:
+        # array_record and orbax give some of theirs a text but no number.
+        number = getattr(error, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _of_a_thread(failure: threading.ExceptHookArgs) -> None:
+    """Prints what a thread dies of, but for a full disk: orbax raises that in the main one too."""
+    if not _disk_was_full(failure.exc_value):
+        threading.__excepthook__(failure)
 
 
 def nearest(given: str, known: Iterable[str]) -> str:

@@ -1,5 +1,6 @@
 """What a user can do wrong: one line, exit code 2, no traceback, nothing written is harmed."""
 
+import errno
 import json
 import os
 import pathlib
@@ -7,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -66,6 +68,23 @@ def test_a_user_error_is_exit_code_2_and_a_bug_keeps_its_traceback(capsys):
     with pytest.raises(ZeroDivisionError):
         run_command(fails, ZeroDivisionError())
     assert run_command(lambda: None) == 0
+
+
+def test_a_full_disk_in_a_thread_is_said_once_by_the_main_one(capsys, monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)  # put back afterwards
+
+    def fails_in_a_thread(error):
+        def fail():
+            raise error
+
+        thread = threading.Thread(target=fail)
+        thread.start()
+        thread.join()
+
+    assert run_command(fails_in_a_thread, OSError(errno.ENOSPC, "No space left on device")) == 0
+    assert capsys.readouterr().err == ""
+    assert run_command(fails_in_a_thread, ZeroDivisionError("of a bug")) == 0
+    assert "ZeroDivisionError: of a bug" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
