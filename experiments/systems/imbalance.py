@@ -74,6 +74,6 @@ def arms(setting: Setting) -> dict[str, Arm]:
             changed(dense_lmf, heads__age=searched), "the same, DenseWeight's alpha searched: .69"
         ),
         "ours": Arm(
-            ours, "ours: SORD, INS for ethnicity, decades x ethnicities drawn by the root of INS"
+            ours, "SORD, INS for ethnicity, decades x ethnicities drawn by the root of INS"
         ),
     }  # fmt: skip
