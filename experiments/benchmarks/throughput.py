@@ -81,7 +81,7 @@ class Contestant:
 
     def __init__(self, config: Any, source: Source, plain: bool = False) -> None:
         facts = heads_lib.Facts.of(source.labels, source.label_names)
-        self.mesh = sharding.create_mesh(1, 1)
+        self.mesh = sharding.create_mesh(config.sharding.devices or 1, 1)
         with layers.plain_lowering() if plain else layers.platform_lowering():
             model, initialise = state_lib.create_model(
                 config, heads_lib.create(config.heads, facts)
