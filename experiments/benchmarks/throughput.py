@@ -136,7 +136,7 @@ class Loop(Contestant):
                 with clock("input"):
                     batch = sharding.put_batch(next(read), self.mesh)
                 self.state, sums = self.step(self.state, batch)
-                log.add(sums)
+                log.add(i + 1, sums)
                 if i % 5 == 4:
                     log.report()
             log.flush()
