@@ -8,8 +8,6 @@ quoted is the median of the per-turn ratios.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
 import os
 import pathlib
@@ -18,154 +16,51 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 
-from agejax import heads as heads_lib
-from agejax import optim, sharding, step
-from agejax import state as state_lib
-from agejax.config import default
-from agejax.data import pipeline, sampling
+from agejax import sharding
 from agejax.data.sources import Source
-from agejax.logging.stopwatch import Stopwatch
-from agejax.logging.train_log import TrainLog
-from agejax.models import layers, pretrained
 from experiments.arms import commit
+from experiments.benchmarks.contestants.case import Case
+from experiments.benchmarks.contestants.ours import (
+    ENDLESS,
+    LIGHT,
+    Loop,
+    TrainStep,
+    as_source,
+    make_config,
+    read_ahead,
+)
+from experiments.benchmarks.turns import alternate, ratio
 
-SIZE, BATCH = 128, 64
-LIGHT = {
-    "flip": 0.5, "crop": (0.75, 1.0), "rotate": 10.0,
-    "brightness": 0.2, "contrast": 0.2, "saturation": 0.2,
-}  # fmt: skip
-
-
-def make_config(**augment: Any) -> Any:
-    """MobileNetV3-Small with the three heads, as configs/mobilenet_v3_utk.py has it."""
-    config = default()
-    config.heads.age = {"kind": "regression"}
-    config.heads.gender = {"kind": "binary", "weight": 0.25}
-    config.heads.ethnicity = {"kind": "categorical", "weight": 0.25}
-    config.augment.update(augment)
-    return pretrained.settle(config)
+CASE = Case()
 
 
 def random_source(n: int, folder: pathlib.Path) -> Source:
     """n random images in a memory-mapped file, as a prepared source has them."""
-    rng = np.random.default_rng(0)
+    rng, size = np.random.default_rng(0), CASE.image_size
     images = np.lib.format.open_memmap(
-        folder / "images.npy", mode="w+", dtype=np.uint8, shape=(n, SIZE, SIZE, 3)
+        folder / "images.npy", mode="w+", dtype=np.uint8, shape=(n, size, size, 3)
     )
     for start in range(0, n, 1000):
         images[start : start + 1000] = rng.integers(
-            0, 256, (min(1000, n - start), SIZE, SIZE, 3), np.uint8
+            0, 256, (min(1000, n - start), size, size, 3), np.uint8
         )
     labels = {
         "age": rng.uniform(1, 90, n).astype(np.float32),
         "gender": rng.integers(0, 2, n).astype(np.int32),
         "ethnicity": rng.integers(0, 5, n).astype(np.int32),
-        "apparent_age": np.full(n, np.nan, np.float32),
-        "apparent_age_std": np.full(n, np.nan, np.float32),
     }
-    names = {"gender": ("male", "female"), "ethnicity": tuple("abcde")}
-    ids = np.array([f"{i:06d}" for i in range(n)])
-    return Source("random", images, labels, ids, np.arange(n), names, "random", ())
-
-
-class Contestant:
-    """A jitted train step with its own state."""
-
-    def __init__(self, config: Any, source: Source, plain: bool = False) -> None:
-        facts = heads_lib.Facts.of(source.labels, source.label_names)
-        self.mesh = sharding.create_mesh(config.sharding.devices or 1, 1)
-        with layers.plain_lowering() if plain else layers.platform_lowering():
-            model, initialise = state_lib.create_model(
-                config, heads_lib.create(config.heads, facts)
-            )
-            optimizer = optim.create_optimizer(
-                config.optim, optax.constant_schedule(1e-4), model.parameters
-            )
-            like = state_lib.abstract(config, initialise, optimizer, self.mesh)
-            self.step = step.make_train_step(config, model, optimizer, like)
-            self.state = state_lib.create(config, initialise, optimizer, self.mesh)
-            self.batch = sharding.put_batch(pipeline.gather(source, np.arange(BATCH)), self.mesh)
-            self.turn(1)  # compiles
-
-    def turn(self, steps: int) -> float:
-        """Seconds a step on the resident batch, over `steps` steps."""
-        start = time.perf_counter()
-        for _ in range(steps):
-            self.state, _ = self.step(self.state, self.batch)
-        jax.block_until_ready(self.state)
-        return (time.perf_counter() - start) / steps
-
-
-class Loop(Contestant):
-    """The same step as `train` runs it: batches from the cache, logging, TensorBoard."""
-
-    def __init__(self, config: Any, source: Source, folder: pathlib.Path) -> None:
-        sampler = sampling.Sampler(None, len(source.ids), 0)
-        rows = np.arange(len(source.ids))
-        self.batches = pipeline.TrainBatches(source, rows, sampler, BATCH)
-        self.folder, self.turns = folder, 0
-        super().__init__(config, source)
-
-    def turn(self, steps: int) -> float:
-        clock = Stopwatch()
-        read = self.batches.iterate(0, 10**6, 0)
-        next(read)  # the readers are running
-        self.turns += 1
-        folder = self.folder / f"turn{self.turns}"
-        folder.mkdir()
-        with contextlib.redirect_stdout(io.StringIO()):
-            log = TrainLog(
-                folder,
-                start_step=0,
-                total_steps=10**6,
-                batch_size=BATCH,
-                steps_per_epoch=1e3,
-                clock=clock,
-            )
-        with log, clock("step"):
-            start = time.perf_counter()
-            for i in range(steps):
-                with clock("input"):
-                    batch = sharding.put_batch(next(read), self.mesh)
-                self.state, sums = self.step(self.state, batch)
-                log.add(i + 1, sums)
-                if i % 5 == 4:
-                    log.report()
-            log.flush()
-            jax.block_until_ready(self.state)
-            seconds = (time.perf_counter() - start) / steps
-        read.close()
-        return seconds
-
-
-def alternate(turns: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each contestant's turns, A B C, C B A, A B C, ..."""
-    seconds: dict[str, list[float]] = {name: [] for name in turns}
-    for i in range(repeats):
-        for name in list(turns)[:: 1 if i % 2 == 0 else -1]:
-            seconds[name].append(turns[name]())
-    return seconds
-
-
-def ratio(over: list[float], under: list[float]) -> dict[str, float]:
-    """Median, minimum and maximum of the per-turn ratios."""
-    ratios = [a / b for a, b in zip(over, under, strict=True)]
-    return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+    return as_source(images, labels)
 
 
 def cache_images_per_second(source: Source, batch: int = 256, batches: int = 60) -> float:
     """Images/s of the pipeline alone, shuffled batches from the decoded cache."""
-    sampler = sampling.Sampler(None, len(source.ids), 0)
-    pipe = pipeline.TrainBatches(source, np.arange(len(source.ids)), sampler, batch)
-    read = pipe.iterate(0, 10**6, 0)
+    read = read_ahead(source, batch).iterate(0, ENDLESS, 0)
     for _ in range(5):
         next(read)
     start = time.perf_counter()
@@ -182,7 +77,7 @@ def host_milliseconds(loop: Loop, steps: int = 20) -> float:
     With the device idle before each step: taking a read batch, putting it on the device,
     dispatching the step and remembering its sums.
     """
-    read = loop.batches.iterate(0, 10**6, 0)
+    read = loop.batches.iterate(0, ENDLESS, 0)
     next(read)
     milliseconds, window = [], []
     for _ in range(steps):
@@ -217,7 +112,8 @@ def in_processes(repeats: int, steps: int) -> dict[str, list[float]]:
 def alone(steps: int) -> float:
     """Seconds a step of one contestant, in a process of its own."""
     with tempfile.TemporaryDirectory() as temporary:
-        contestant = Contestant(make_config(), random_source(BATCH, pathlib.Path(temporary)))
+        source = random_source(CASE.batch, pathlib.Path(temporary))
+        contestant = TrainStep(make_config(CASE), source)
         contestant.turn(steps)
         return contestant.turn(steps)
 
@@ -227,10 +123,10 @@ def measure(repeats: int, steps: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
         source = random_source(4000, folder)
-        plain = Contestant(make_config(), source, plain=True)
-        fast = Contestant(make_config(), source)
-        light = Contestant(make_config(**LIGHT), source)
-        loop = Loop(make_config(), source, folder)
+        plain = TrainStep(make_config(CASE), source, plain=True)
+        fast = TrainStep(make_config(CASE), source)
+        light = TrainStep(make_config(CASE, **LIGHT), source)
+        loop = Loop(make_config(CASE), source, folder)
         seconds = alternate(
             {
                 "step": lambda: fast.turn(steps),
@@ -242,9 +138,10 @@ def measure(repeats: int, steps: int) -> dict[str, Any]:
         )
         memory = in_processes(repeats, steps)
         return {
-            "what": f"MobileNetV3-Small, batch {BATCH}, {SIZE} px, float32, three heads, AdamW",
+            "what": f"MobileNetV3-Small, batch {CASE.batch}, {CASE.image_size} px, {CASE.dtype}, "
+            "three heads, AdamW",
             "images_per_second": {
-                name: BATCH / statistics.median(values) for name, values in seconds.items()
+                name: CASE.batch / statistics.median(values) for name, values in seconds.items()
             },
             "step_over_plain": ratio(seconds["step with plain convolutions"], seconds["step"]),
             "loop_over_step": ratio(seconds["step"], seconds["loop"]),

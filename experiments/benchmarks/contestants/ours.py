@@ -1,0 +1,233 @@
+"""agejax as it is, or with XLA's plain convolutions and batch norm, as any Flax model has them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import pathlib
+import tempfile
+import time
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from agejax import heads as heads_lib
+from agejax import optim, sharding
+from agejax import state as state_lib
+from agejax import step as step_lib
+from agejax.config import default
+from agejax.data import pipeline, sampling
+from agejax.data.sources import Source
+from agejax.logging.stopwatch import Stopwatch
+from agejax.logging.train_log import TrainLog
+from agejax.models import layers, pretrained
+from experiments.benchmarks.contestants import case as case_lib
+from experiments.benchmarks.contestants.case import Case, Data, Turn, timed
+
+LIGHT = {
+    "flip": case_lib.FLIP, "crop": case_lib.CROP, "rotate": case_lib.DEGREES,
+    "brightness": case_lib.JITTER, "contrast": case_lib.JITTER, "saturation": case_lib.JITTER,
+}  # fmt: skip
+ENDLESS = 10**6  # steps of a run that nobody waits for
+
+
+def make_config(case: Case, **augment: Any) -> Any:
+    """The network with the three heads, as configs/mobilenet_v3_utk.py has them."""
+    config = default()
+    config.model.name, config.model.dtype = case.network, case.dtype
+    config.model.image_size, config.data.batch_size = case.image_size, case.batch
+    config.model.dropout, config.optim.clip_norm = case_lib.DROPOUT, case_lib.CLIP_NORM
+    config.heads.age = {"kind": "regression"}
+    config.heads.gender = {"kind": "binary", "weight": case_lib.SHARE}
+    config.heads.ethnicity = {"kind": "categorical", "weight": case_lib.SHARE}
+    config.augment.update(augment)
+    return pretrained.settle(config)
+
+
+def as_source(images: np.ndarray, labels: dict[str, np.ndarray]) -> Source:
+    """Images uint8 [N, S, S, 3] with their age, gender and ethnicity, as a prepared source is."""
+    n = len(images)
+    unknown = np.full(n, np.nan, np.float32)
+    labels = labels | {"apparent_age": unknown, "apparent_age_std": unknown}
+    names = {"gender": ("male", "female"), "ethnicity": tuple("abcde"[: case_lib.CLASSES])}
+    ids = np.array([f"{i:06d}" for i in range(n)])
+    return Source("benchmark", images, labels, ids, np.arange(n), names, "benchmark", ())
+
+
+def read_ahead(source: Source, batch: int) -> pipeline.TrainBatches:
+    """Batches of uniform draws from all of the source."""
+    rows = np.arange(len(source.ids))
+    return pipeline.TrainBatches(source, rows, sampling.Sampler(None, len(rows), 0), batch)
+
+
+class Step:
+    """A jitted step with its own state, on a batch that is on the device."""
+
+    def __init__(self, config: Any, source: Source, plain: bool = False) -> None:
+        self.config, self.plain = config, plain
+        facts = heads_lib.Facts.of(source.labels, source.label_names)
+        self.mesh = sharding.create_mesh(1, 1)
+        with self.lowering():
+            self.model, initialise = state_lib.create_model(
+                config, heads_lib.create(config.heads, facts)
+            )
+            self.optimizer = optim.create_optimizer(
+                config.optim,
+                optax.constant_schedule(case_lib.LEARNING_RATE),
+                self.model.parameters,
+            )
+            self.like = state_lib.abstract(config, initialise, self.optimizer, self.mesh)
+            self.state = state_lib.create(config, initialise, self.optimizer, self.mesh)
+            rows = np.arange(config.data.batch_size)
+            self.batch = sharding.put_batch(pipeline.gather(source, rows), self.mesh)
+            self.step = self.make_step()
+            self.turn(1)  # compiles
+
+    def lowering(self) -> contextlib.AbstractContextManager[None]:
+        """While active, traces as this one does."""
+        return layers.plain_lowering() if self.plain else layers.platform_lowering()
+
+    def make_step(self) -> Callable[..., Any]:
+        raise NotImplementedError
+
+    def turn(self, steps: int) -> float:
+        """Seconds a step, over `steps` steps."""
+        raise NotImplementedError
+
+
+class TrainStep(Step):
+    """The train step."""
+
+    def make_step(self) -> Callable[..., Any]:
+        return step_lib.make_train_step(self.config, self.model, self.optimizer, self.like)
+
+    def turn(self, steps: int) -> float:
+        start = time.perf_counter()
+        for _ in range(steps):
+            self.state, _ = self.step(self.state, self.batch)
+        jax.block_until_ready(self.state)
+        return (time.perf_counter() - start) / steps
+
+    def cost(self) -> dict[str, float]:
+        """{"flops": of a step of this model, "bytes": that the step as compiled reads and writes}.
+
+        Floating-point operations are those of the plain network before XLA has optimised anything:
+        on a CPU our lowerings, and on a GPU the calls of cuDNN, hide or add some.
+        """
+        compiled = self.step.lower(self.state, self.batch).compile().cost_analysis()
+        with layers.plain_lowering():
+            traced = self.make_step().lower(self.state, self.batch).cost_analysis()
+        return {"flops": traced["flops"], "bytes": compiled["bytes accessed"]}
+
+
+class EvalStep(Step):
+    """The forward pass in inference mode, down to years and probabilities."""
+
+    def make_step(self) -> Callable[..., Any]:
+        return step_lib.make_eval_step(self.config, self.model)
+
+    def turn(self, steps: int) -> float:
+        said: Any = None
+        start = time.perf_counter()
+        for _ in range(steps):
+            said = self.step(*self.state.averaged(), self.batch)
+        jax.block_until_ready(said)
+        return (time.perf_counter() - start) / steps
+
+
+class Loop(TrainStep):
+    """The train step as `train` runs it: batches from the cache, logging, TensorBoard."""
+
+    def __init__(self, config: Any, source: Source, folder: pathlib.Path) -> None:
+        self.batches = read_ahead(source, config.data.batch_size)
+        self.folder, self.turns = folder, 0
+        super().__init__(config, source)
+
+    def turn(self, steps: int) -> float:
+        clock = Stopwatch()
+        read = self.batches.iterate(0, ENDLESS, 0)
+        next(read)  # the readers are running
+        self.turns += 1
+        folder = self.folder / f"turn{self.turns}"
+        folder.mkdir()
+        with contextlib.redirect_stdout(io.StringIO()):
+            log = TrainLog(
+                folder,
+                start_step=0,
+                total_steps=ENDLESS,
+                batch_size=self.batches.batch_size,
+                steps_per_epoch=1e3,
+                clock=clock,
+            )
+        with log, clock("step"):
+            start = time.perf_counter()
+            for i in range(steps):
+                with clock("input"):
+                    batch = sharding.put_batch(next(read), self.mesh)
+                self.state, sums = self.step(self.state, batch)
+                log.add(i + 1, sums)
+                if i % 5 == 4:
+                    log.report()
+            log.flush()
+            jax.block_until_ready(self.state)
+            seconds = (time.perf_counter() - start) / steps
+        read.close()
+        return seconds
+
+
+class Ours(case_lib.Contestant):
+    """agejax in `experiments.benchmarks.peers`."""
+
+    def __init__(self, case: Case, data: Data, plain: bool) -> None:
+        super().__init__(case, data)
+        self.plain, self.trained = plain, None
+        sharding.start()
+
+    def source(self, size: int) -> Source:
+        """The faces at this edge, pixels."""
+        return as_source(self.data.images(size), self.data.labels())
+
+    def train(self) -> Turn:
+        source = self.source(self.case.image_size)
+        self.trained = TrainStep(make_config(self.case), source, self.plain)
+        return self.trained.turn
+
+    def evaluation(self) -> Turn:
+        source = self.source(self.case.image_size)
+        return EvalStep(make_config(self.case), source, self.plain).turn
+
+    def loop(self) -> Turn:
+        folder = tempfile.mkdtemp(dir=self.data.folder)
+        source = self.source(self.data.edge)
+        return Loop(make_config(self.case, **LIGHT), source, pathlib.Path(folder)).turn
+
+    def input(self, workers: int) -> Turn:
+        """Batches from the decoded cache; without workers two threads read."""
+        batches = read_ahead(self.source(self.case.image_size), self.case.batch)
+        read = batches.iterate(0, ENDLESS, workers)
+        next(read)
+        return timed(functools.partial(next, read))
+
+    def cost(self) -> dict[str, float]:
+        """As `TrainStep.cost`, of what was trained last."""
+        assert self.trained is not None
+        return self.trained.cost()
+
+    def facts(self) -> dict[str, Any]:
+        assert self.trained is not None
+        return {
+            "parameters": sum(x.size for x in self.trained.state.params.values()),
+            "versions": {name: metadata.version(name) for name in ("jax", "flax", "optax")},
+        }
+
+    def device_bytes(self) -> int | None:
+        statistics = jax.devices()[0].memory_stats()
+        return statistics and statistics["peak_bytes_in_use"]
+
+
+create = Ours
