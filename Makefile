@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check parity setup chromium clean
+.PHONY: run test check parity bench setup chromium clean
 
 run: setup
 	$(BIN)/python -m agejax.main --config=configs/quickstart.py
@@ -22,10 +22,15 @@ parity: .venv-parity/.installed
 	.venv-parity/bin/python -m experiments.parity.photos
 	.venv-parity/bin/python -m experiments.parity.losses
 
-.venv-parity/.installed: setup.py constraints.txt
-	$(PYTHON) -m venv .venv-parity
-	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check \
-		-c constraints.txt -e '.[parity]'
+# How fast we are beside PyTorch, Keras and plain Flax, hours on two cores; writes
+# experiments/results/peers.*.
+bench: .venv-bench/.installed
+	.venv-bench/bin/python -m experiments.benchmarks.peers
+
+.venv-%/.installed: setup.py constraints.txt
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints.txt -e '.[$*]'
 	touch $@
 
 setup: .venv/.installed
@@ -47,4 +52,4 @@ chromium:
 	echo "no Chromium: the tests that look at the report in a browser will be skipped"
 
 clean:
-	rm -rf .venv .venv-parity runs
+	rm -rf .venv .venv-parity .venv-bench runs

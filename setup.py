@@ -36,6 +36,13 @@ setup(
     extras_require={
         "cuda12": ["jax[cuda12]>=0.10.2"],
         "baselines": ["xgboost-cpu>=3.0"],
+        # What the speed is compared with: make bench.
+        "bench": [
+            "keras==3.15.1",
+            "timm==1.0.31",
+            "torch==2.13.0",
+            "torchvision==0.28.0",
+        ],
         "onnx": ["onnx>=1.23", "onnxruntime>=1.32"],
         "sweep": ["optuna>=5.0"],
         # What backbones, losses and weights are compared with: make parity.
