@@ -1,0 +1,63 @@
+"""A contestant's process: asleep until a line of JSON on stdin asks for something.
+
+    {"prepare": {"kind": "train"}}   makes a thing ready -> {"turn": its number}
+    {"turn": 0, "steps": 20}         runs it -> {"seconds": a step}
+    {"ask": "memory"}                a method's answer; "facts" and "cost" too
+
+What went wrong comes back as {"error": one line}.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import pathlib
+import sys
+import traceback
+from typing import Any
+
+from experiments.benchmarks.contestants.case import Case, Contestant, Data, Turn
+
+MODULES = {"agejax": "ours", "torch": "with_torch", "keras": "with_keras"}
+
+
+def create(spec: dict[str, Any]) -> Contestant:
+    """{"library", "case", "folder", "edge", "options"} -> the contestant."""
+    module = importlib.import_module(f"{__package__}.{MODULES[spec['library']]}")
+    data = Data(pathlib.Path(spec["folder"]), spec["edge"])
+    contestant: Contestant = module.create(Case(**spec["case"]), data, **spec["options"])
+    return contestant
+
+
+def respond(contestant: Contestant, turns: list[Turn], request: dict[str, Any]) -> dict[str, Any]:
+    """What the request asks for; what was made ready is added to `turns`."""
+    if "prepare" in request:
+        options = dict(request["prepare"])
+        turns.append(getattr(contestant, options.pop("kind"))(**options))
+        return {"turn": len(turns) - 1}
+    if "turn" in request:
+        return {"seconds": turns[request["turn"]](request["steps"])}
+    answer: dict[str, Any] = getattr(contestant, request["ask"])()
+    return answer
+
+
+def main(argv: list[str]) -> None:
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what libraries print must not come between the answers
+    contestant, turns = None, []
+    for line in sys.stdin:
+        try:
+            contestant = contestant or create(json.loads(argv[1]))
+            answer = respond(contestant, turns, json.loads(line))
+        except ModuleNotFoundError as error:
+            answer = {"error": f"{error.name} is not installed"}
+        except Exception as error:  # a contestant that cannot is left out, the others go on
+            traceback.print_exc()
+            said = str(error).strip().splitlines() or [""]
+            answer = {"error": f"{type(error).__name__}: {said[0]}"}
+        print(json.dumps(answer), file=answers)
+
+
+if __name__ == "__main__":
+    main(sys.argv)
