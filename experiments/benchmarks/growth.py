@@ -13,7 +13,6 @@ import json
 import os
 import pathlib
 import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ import numpy as np
 from agejax.errors import UserError, run_command
 from agejax.logging import records
 from experiments.arms import commit
+from experiments.benchmarks.contestants.case import peak_bytes
 
 OUTPUT = pathlib.Path(__file__).parents[1] / "results" / "growth"
 POINTS: dict[str, dict[str, int]] = {
@@ -81,17 +81,16 @@ def data(examples: int) -> dict[str, float]:
 
 def steps(batch: int, devices: int = 1) -> dict[str, float]:
     """MobileNetV3-Small's train step at 64 px on a resident batch."""
-    from agejax.models import pretrained
-    from experiments.benchmarks import throughput
+    from experiments.benchmarks.contestants import ours
+    from experiments.benchmarks.contestants.case import Case
+    from experiments.benchmarks.throughput import random_source
 
-    throughput.SIZE, throughput.BATCH = 64, batch
-    config = throughput.make_config()
-    config.model.image_size = 64
+    config = ours.make_config(Case(image_size=64, batch=batch))
     config.sharding.devices = devices
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        source = throughput.random_source(batch, pathlib.Path(folder))
-        contestant = throughput.Contestant(pretrained.settle(config), source)
+        source = random_source(batch, 64, pathlib.Path(folder))
+        contestant = ours.TrainStep(config, source)
         ready = time.perf_counter() - start
     count = max(4, 2048 // batch)
     contestant.turn(count)
@@ -107,8 +106,7 @@ def steps(batch: int, devices: int = 1) -> dict[str, float]:
 def point(examples: int = 0, **sizes: int) -> dict[str, float]:
     """One row, measured in this process."""
     figures = data(examples) if examples else steps(**sizes)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    return figures | {"MiB at the peak": peak}
+    return figures | {"MiB at the peak": peak_bytes() / 2**20}
 
 
 def measure(names: Sequence[str]) -> dict[str, dict[str, float]]:

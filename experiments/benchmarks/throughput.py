@@ -40,9 +40,9 @@ from experiments.benchmarks.turns import alternate, ratio
 CASE = Case()
 
 
-def random_source(n: int, folder: pathlib.Path) -> Source:
-    """n random images in a memory-mapped file, as a prepared source has them."""
-    rng, size = np.random.default_rng(0), CASE.image_size
+def random_source(n: int, size: int, folder: pathlib.Path) -> Source:
+    """n random images of `size` pixels in a memory-mapped file, as a prepared source has them."""
+    rng = np.random.default_rng(0)
     images = np.lib.format.open_memmap(
         folder / "images.npy", mode="w+", dtype=np.uint8, shape=(n, size, size, 3)
     )
@@ -112,7 +112,7 @@ def in_processes(repeats: int, steps: int) -> dict[str, list[float]]:
 def alone(steps: int) -> float:
     """Seconds a step of one contestant, in a process of its own."""
     with tempfile.TemporaryDirectory() as temporary:
-        source = random_source(CASE.batch, pathlib.Path(temporary))
+        source = random_source(CASE.batch, CASE.image_size, pathlib.Path(temporary))
         contestant = TrainStep(make_config(CASE), source)
         contestant.turn(steps)
         return contestant.turn(steps)
@@ -122,7 +122,7 @@ def measure(repeats: int, steps: int) -> dict[str, Any]:
     """Every figure of this page, as JSON data."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
-        source = random_source(4000, folder)
+        source = random_source(4000, CASE.image_size, folder)
         plain = TrainStep(make_config(CASE), source, plain=True)
         fast = TrainStep(make_config(CASE), source)
         light = TrainStep(make_config(CASE, **LIGHT), source)

@@ -71,7 +71,7 @@ class Step:
     def __init__(self, config: Any, source: Source, plain: bool = False) -> None:
         self.config, self.plain = config, plain
         facts = heads_lib.Facts.of(source.labels, source.label_names)
-        self.mesh = sharding.create_mesh(1, 1)
+        self.mesh = sharding.create_mesh(config.sharding.devices or 1, 1)
         with self.lowering():
             self.model, initialise = state_lib.create_model(
                 config, heads_lib.create(config.heads, facts)
