@@ -1,0 +1,311 @@
+"""python -m experiments.fuzz [--inputs=10000] [--seed=0] [--only=REGEX] [--output=FOLDER]
+
+Feeds random and mutated inputs to the code that users reach: settings, file names, tables,
+archives, images, weights files. Each must be accepted, refused with a `UserError` of one line, or
+skipped and counted; in 10 seconds of CPU time, within the memory there is, and without a file
+written elsewhere. Writes a table and fuzz.json, and fails where that is not so.
+
+Input N of a kind follows from seed, kind and N alone, and a failure is named KIND/N: --only is
+looked for in these names, so --only='^images/123$' is one input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import multiprocessing
+import os
+import pathlib
+import random
+import re
+import resource
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+from agejax.errors import UserError, run_command
+from experiments.arms import commit
+from experiments.fuzzing import Prepare, archives, configs, images, names, tables, weights
+
+KINDS: dict[str, Prepare] = {
+    "configs": configs.prepare,
+    "names": names.prepare,
+    "tables": tables.prepare,
+    "archives": archives.prepare,
+    "images": images.prepare,
+    "weights": weights.prepare,
+}
+OUTPUT = pathlib.Path("experiments/results/fuzz")
+CPU_SECONDS = 10.0  # of one input
+WALL_SECONDS = 120.0  # of one input that waits rather than works, on a busy machine
+START_SECONDS = 600.0  # for a worker to import what it needs
+MEMORY = 2 * 2**30  # bytes that an input may take beside what the worker has already
+LONGEST = 100_000  # characters of a message, which may list all that is wrong
+LISTED = 10  # failures of a kind that are said
+
+
+@dataclasses.dataclass
+class Tally:
+    """What became of one kind's inputs. The last four are failures."""
+
+    inputs: int = 0
+    accepted: int = 0
+    refused: int = 0
+    skipped: int = 0
+    tracebacks: int = 0
+    crashes: int = 0
+    hangs: int = 0
+    outside: int = 0
+    cpu_seconds: float = 0.0
+    slowest: float = 0.0  # seconds of CPU
+    peak_mib: float = 0.0  # that the worker took beyond what it had at first
+    failures: list[dict[str, str]] = dataclasses.field(default_factory=list)
+
+    def count(self, name: str, seed: int, outcome: str, detail: str) -> None:
+        self.inputs += 1
+        setattr(self, outcome, getattr(self, outcome) + 1)
+        if detail:
+            again = f"python -m experiments.fuzz --seed={seed} --only='^{name}$'"
+            self.failures.append({"outcome": outcome, "again": again, "detail": detail})
+
+    @property
+    def failed(self) -> int:
+        return self.tracebacks + self.crashes + self.hangs + self.outside
+
+
+# ---------------------------------------------------------------------------------------- one input
+
+
+def attempt(prepared: Any, rng: random.Random, sandbox: Sandbox) -> tuple[str, str]:
+    """(outcome, what is wrong with it) of one input."""
+    try:
+        with sandbox.input() as folder:
+            outcome = "accepted" if prepared(rng, folder) else "skipped"
+    except UserError as error:
+        message = str(error)
+        if not message.isprintable() or len(message) > LONGEST:
+            return "tracebacks", f"no single line of up to {LONGEST} characters: {message!r}"
+        outcome = "refused"
+    except BaseException:  # SystemExit among them
+        return "tracebacks", traceback.format_exc()
+    if changes := sandbox.changes():
+        return "outside", f"{outcome}, and {', '.join(changes)}"
+    return outcome, ""
+
+
+class Sandbox:
+    """A folder that is the worker's home, place for temporary files and working directory.
+
+    Inputs lie in a folder of theirs inside, with canaries beside it, which is removed after each.
+    """
+
+    def __init__(self, root: pathlib.Path) -> None:
+        self.root, self._inputs = root, root / "inputs"
+        for name in ("home", "here", "outside", "shared"):
+            (root / name).mkdir(parents=True, exist_ok=True)
+        for name in ("canary", "home/canary", "outside/canary"):
+            (root / name).write_text("untouched")
+        os.environ |= {"HOME": str(root / "home"), "TMPDIR": str(self._inputs)}
+        tempfile.tempdir = None  # to be asked for again
+        os.chdir(root / "here")
+        self._before = self._state()
+
+    @contextlib.contextmanager
+    def input(self) -> Iterator[pathlib.Path]:
+        self._inputs.mkdir()
+        try:
+            yield self._inputs
+        finally:
+            shutil.rmtree(self._inputs)
+
+    def changes(self) -> list[str]:
+        """What was written since the last time."""
+        before, self._before = self._before, self._state()
+        paths = sorted(before.keys() | self._before.keys())
+        return [f"{p} is not as before" for p in paths if before.get(p) != self._before.get(p)]
+
+    def ready(self) -> None:
+        """What is written until now is no input's doing."""
+        self._before = self._state()
+
+    def _state(self) -> dict[str, Any]:
+        found: dict[str, tuple[int, ...]] = {}
+        for folder, subfolders, files in os.walk(self.root):
+            for name in (*subfolders, *files):
+                path = os.path.join(folder, name)
+                state = os.lstat(path)
+                is_file = name in files  # what a folder holds is looked at itself
+                found[path] = (state.st_mode, is_file * state.st_size, is_file * state.st_mtime_ns)
+        return found
+
+
+# ----------------------------------------------------------------------------------------- a worker
+
+
+def work(
+    prepare: Prepare, names: Sequence[str], seed: int, root: pathlib.Path, results: Connection
+) -> None:
+    """Sends (outcome, detail, CPU seconds, peak MiB) of every name, from a process of its own."""
+    with open(f"{root}.log", "ab", buffering=0) as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        sandbox = Sandbox(root)
+        prepared = prepare(root / "shared")
+        sandbox.ready()
+        have = _status("VmSize")
+        resource.setrlimit(resource.RLIMIT_AS, (have + MEMORY, resource.RLIM_INFINITY))
+        first = _status("VmHWM")
+        results.send("ready")
+        for name in names:
+            log.truncate(0)
+            start = time.process_time()
+            outcome, detail = attempt(prepared, random.Random(f"{seed}/{name}"), sandbox)
+            seconds = time.process_time() - start
+            results.send((outcome, detail, seconds, (_status("VmHWM") - first) / 2**20))
+
+
+def _status(field: str) -> int:
+    """Bytes of memory, of this process, as Linux says."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    match = re.search(rf"^{field}:\s*(\d+) kB", status, re.MULTILINE)
+    return 1024 * int(match[1]) if match else 0
+
+
+def run(
+    kind: str, prepare: Prepare, names: Sequence[str], seed: int, folder: pathlib.Path
+) -> Tally:
+    """Every name's input, in one worker after the other: each dies of what ends or hangs it."""
+    tally, done = Tally(), 0
+    context = multiprocessing.get_context("spawn")
+    while done < len(names):
+        root = pathlib.Path(tempfile.mkdtemp(prefix=f"{kind}-", dir=folder))
+        ours, theirs = context.Pipe(duplex=False)
+        worker = context.Process(target=work, args=(prepare, names[done:], seed, root, theirs))
+        worker.start()
+        theirs.close()
+        try:
+            if _next(ours, worker.pid, START_SECONDS, START_SECONDS) != "ready":
+                raise RuntimeError(f"{kind} cannot be prepared:\n{_log(root)}")
+            while done < len(names):
+                answer = _next(ours, worker.pid, CPU_SECONDS, WALL_SECONDS)
+                if isinstance(answer, str):
+                    tally.count(names[done], seed, answer, f"{answer}\n{_log(root)}")
+                else:
+                    outcome, detail, seconds, peak = answer
+                    tally.count(names[done], seed, outcome, detail)
+                    tally.cpu_seconds += seconds
+                    tally.slowest = max(tally.slowest, seconds)
+                    tally.peak_mib = max(tally.peak_mib, peak)
+                done += 1
+                if isinstance(answer, str):
+                    break
+        finally:
+            worker.kill()
+            worker.join()
+            shutil.rmtree(root, ignore_errors=True)
+    return tally
+
+
+def _next(results: Connection, pid: int | None, cpu: float, wall: float) -> Any:
+    """What a worker sends next; "hangs" where it takes too long, "crashes" where it is no more."""
+    start, first = time.monotonic(), _cpu_seconds(pid)
+    while not results.poll(0.2):
+        if time.monotonic() - start > wall or _cpu_seconds(pid) - first > cpu:
+            return "hangs"
+    try:
+        return results.recv()
+    except EOFError:
+        return "crashes"
+
+
+def _cpu_seconds(pid: int | None) -> float:
+    """Of a process and the children that it has waited for; 0 where there is none."""
+    try:
+        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def _log(root: pathlib.Path) -> str:
+    return pathlib.Path(f"{root}.log").read_bytes()[-3000:].decode(errors="replace")
+
+
+# -------------------------------------------------------------------------------------- the command
+
+
+def table(tallies: Mapping[str, Tally]) -> str:
+    """Markdown, a row for each kind."""
+    columns = ("inputs", "accepted", "refused", "skipped", "tracebacks", "crashes", "hangs",
+               "outside", "slowest", "peak_mib")  # fmt: skip
+    titles = ("inputs", "accepted", "refused with a line", "skipped", "tracebacks", "crashes",
+              "hangs", "files outside", "slowest, CPU s", "peak, MiB")  # fmt: skip
+    lines = [f"| kind | {' | '.join(titles)} |", "|---" * (1 + len(titles)) + "|"]
+    for kind, tally in tallies.items():
+        cells = (getattr(tally, column) for column in columns)
+        shown = (f"{cell:.1f}" if isinstance(cell, float) else f"{cell:,}" for cell in cells)
+        lines.append(f"| {kind} | {' | '.join(shown)} |")
+    return "\n".join(lines) + "\n"
+
+
+def fuzz(
+    kinds: Mapping[str, Prepare], inputs: int, seed: int, only: str, folder: pathlib.Path
+) -> dict[str, Tally]:
+    """Tallies of the kinds, which share the inputs evenly.
+
+    Args:
+      folder: for sandboxes.
+    """
+    tallies = {}
+    for kind, prepare in kinds.items():
+        names = [f"{kind}/{i}" for i in range(-(-inputs // len(kinds)))]
+        names = [name for name in names if re.search(only, name)]
+        if not names:
+            continue
+        tally = tallies[kind] = run(kind, prepare, names, seed, folder)
+        print(f"{kind}: {tally.inputs:,} inputs, {tally.failed} failures, "
+              f"{tally.cpu_seconds:.0f} s of CPU", flush=True)  # fmt: skip
+        for failure in tally.failures[:LISTED]:
+            print(f"\n{failure['outcome']}: {failure['again']}\n{failure['detail']}", flush=True)
+    return tallies
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.fuzz",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--inputs", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", metavar="REGEX")
+    parser.add_argument("--output", type=pathlib.Path, default=OUTPUT, metavar="FOLDER")
+    args = parser.parse_args(argv[1:])
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="agejax-fuzz-") as folder:
+        tallies = fuzz(KINDS, args.inputs, args.seed, args.only, pathlib.Path(folder))
+    if not tallies:
+        raise UserError(f"--only={args.only}: no input is named so; there are {', '.join(KINDS)}")
+    facts = {
+        "kinds": {kind: dataclasses.asdict(tally) for kind, tally in tallies.items()},
+        "seed": args.seed,
+        "seconds": time.monotonic() - start,
+        "commit": commit(),
+    }
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / "fuzz.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (args.output / "fuzz.md").write_text(text := table(tallies))
+    print(f"\n{text}")
+    if failed := sum(tally.failed for tally in tallies.values()):
+        raise UserError(f"{failed} inputs came to no good end; they are in {args.output}/fuzz.json")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv))
