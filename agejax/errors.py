@@ -15,6 +15,9 @@ from typing import Any
 class UserError(Exception):
     """Bad input. The message is one line that names the thing, its place and the remedy."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
 
 class NotFiniteError(UserError):
     """A loss or gradient that is not finite, at `step` (1-based)."""
@@ -22,6 +25,15 @@ class NotFiniteError(UserError):
     def __init__(self, message: str, step: int) -> None:
         super().__init__(message)
         self.step = step
+
+
+def one_line(text: str) -> str:
+    """With escapes in place of what is not printable.
+
+    File names, cells and keys are quoted as they are, and may hold ends of lines, what a terminal
+    obeys, or halves of characters that no stream takes.
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def run_command(main: Callable[..., Any], *args: Any) -> int:

@@ -25,7 +25,7 @@ from sklearn.linear_model import Ridge
 
 from agejax import sharding
 from agejax.data import augment, sources
-from agejax.errors import UserError, run_command
+from agejax.errors import UserError, one_line, run_command
 from agejax.heads import Head
 from agejax.logging import records
 from agejax.models.backbone import Backbone, Features
@@ -458,7 +458,7 @@ def explain(
         try:
             image = sources.decode(path.read_bytes(), run.config.data.image_size)
         except (OSError, ValueError) as error:
-            print(f"skipped {path}: {error}", file=sys.stderr)
+            print(one_line(f"skipped {path}: {error}"), file=sys.stderr)
             continue
         explanation, k = explain_one(image)
         checks = [CHECKS[name].format(value) for name, value in explanation.checks.items()]

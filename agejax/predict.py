@@ -29,7 +29,7 @@ from agejax import heads, sharding
 from agejax.calibration import Calibration, known_geometry
 from agejax.data import detection, sources
 from agejax.data.pipeline import HostBatch
-from agejax.errors import UserError, run_command
+from agejax.errors import UserError, one_line, run_command
 from agejax.joined import open_run
 from agejax.logging import records
 from agejax.run import Run
@@ -112,7 +112,8 @@ def crops(
                     yield from found
                 except (OSError, ValueError) as error:
                     counts.skipped += 1
-                    progress.write(f"skipped {path}: {error}", file=sys.stderr)
+                    line = one_line(f"skipped {path}: {error}")
+                    progress.write(line, file=sys.stderr)
                 progress.update()
 
 

@@ -207,6 +207,7 @@ def run(
                 if isinstance(answer, str):
                     break
         finally:
+            worker.join(1)  # ends by itself but where it hangs
             worker.kill()
             worker.join()
             shutil.rmtree(root, ignore_errors=True)

@@ -87,6 +87,15 @@ def test_a_full_disk_in_a_thread_is_said_once_by_the_main_one(capsys, monkeypatc
     assert "ZeroDivisionError: of a bug" in capsys.readouterr().err
 
 
+def test_a_message_is_one_line_that_no_terminal_obeys_whatever_it_quotes(capsys):
+    def fails():
+        raise UserError("a\nb\r\x1b[2J\u202e\udcff é.jpg: wrong")
+
+    assert run_command(fails) == 2
+    expected = r"a\nb\r\x1b[2J\u202e\udcff é.jpg: wrong"
+    assert capsys.readouterr().err == f"agejax: error: {expected}\n"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -127,6 +127,13 @@ def test_what_cannot_be_decoded_is_skipped_and_listed(files, tmp_path):
     assert names == {f"{i}_0_0_2018.jpg" for i in (1, 2, 3)} | {"39_1_2017.jpg.chip.jpg"}
 
 
+def test_what_is_skipped_is_quoted_on_one_line(files, tmp_path, capsys):
+    path = pack(files | {"a\n\x1b[2J.jpg": files[f"UTKFace/{chip(0)}"]}, tmp_path / "x.zip")
+    source = load(path, tmp_path / "cache")
+    assert any(line.startswith(r"a\n\x1b[2J.jpg: not named") for line in source.skipped)
+    assert r"skipped a\n\x1b[2J.jpg" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["1_0_0_2018.jpg", "face.jpg", "notes.txt"])
 def test_an_archive_without_a_usable_image_is_refused(name, tmp_path):
     path = pack({name: b"nothing"}, tmp_path / "x.zip")

@@ -33,7 +33,7 @@ import numpy as np
 from PIL import Image
 
 from agejax.data import builders, duplicates
-from agejax.errors import UserError, check_keys, full_disk
+from agejax.errors import UserError, check_keys, full_disk, one_line
 
 if TYPE_CHECKING:
     from agejax.data.builders.base import FaceBuilder
@@ -317,6 +317,7 @@ def _decode_all(builder: Any, folder: pathlib.Path, image_size: int) -> None:
             file.write(image.data)
             for name, values in columns.items():
                 values.append(row[name])
+    skipped = [one_line(line) for line in skipped]
     ids = np.array(columns["id"])
     if not len(ids):
         raise UserError(no_image(builder.name, builder.source, skipped))

@@ -19,7 +19,7 @@ import numpy as np
 
 from agejax.data import density
 from agejax.data.sources import Source
-from agejax.errors import UserError, check_keys
+from agejax.errors import UserError, check_keys, one_line
 from agejax.metrics import DECADES
 
 AGE_BIN = 5  # years, for stratification
@@ -266,11 +266,11 @@ def from_files(source: Source, files: Mapping[str, str]) -> dict[str, np.ndarray
         where = f"{WHERE}.files.{split}"
         splits[split], names[split], unknown = read_file(source, path, where)
         if unknown:
-            print(
+            line = (
                 f"{path}: {len(unknown):,} of {len(names[split]):,} names are not in the data, "
-                f"the first: {unknown[0]}",
-                file=sys.stderr,
+                f"the first: {unknown[0]}"
             )
+            print(one_line(line), file=sys.stderr)
         _filled(split, splits[split], f"{where}: {path}")
     for a, b in itertools.combinations(files, 2):
         both = sorted(names[a] & names[b])

@@ -19,7 +19,7 @@ from agejax.data.builders import archives
 from agejax.errors import UserError
 
 MANUAL = pathlib.Path("~/tensorflow_datasets/downloads/manual")
-IMAGE = re.compile(r".*\.(jpe?g|png|bmp|webp)", re.IGNORECASE)
+IMAGE = re.compile(r".*\.(jpe?g|png|bmp|webp)", re.IGNORECASE | re.DOTALL)
 OLDEST = 120  # years; nobody in a photo is older
 SPLIT = "train"  # tfds' name for the one split of a data set that has no official ones
 
