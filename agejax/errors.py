@@ -6,10 +6,19 @@ import contextlib
 import difflib
 import errno
 import os
+import struct
 import sys
 import threading
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
+
+# What parsers raise on bytes that are not as they should be.
+DAMAGE = (
+    *(EOFError, ValueError, LookupError, TypeError, ArithmeticError, RuntimeError, MemoryError),
+    *(struct.error, zlib.error, zipfile.BadZipFile),
+)
 
 
 class UserError(Exception):

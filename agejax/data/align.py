@@ -50,11 +50,11 @@ def align(
     done: dict[str, list[str]] = {"aligned": [], "no face": [], "unreadable": [], "unsafe path": []}
     of_thread = threading.local()
 
-    def work(path: str, data: bytes | None) -> str:
+    def work(path: str, data: bytes | archives.Unread) -> str:
         target = (output / path).resolve()
         if not target.is_relative_to(output.resolve()):
             return "unsafe path"
-        if data is None:
+        if isinstance(data, archives.Unread):
             return "unreadable"
         target.parent.mkdir(parents=True, exist_ok=True)
         if IMAGE.fullmatch(path) is None:

@@ -41,7 +41,7 @@ def prepare(folder: pathlib.Path) -> Target:
         *("/x.jpg", "C:/x.jpg", "a/../../x.jpg", "./x.jpg"),
     )
     targets = (str(outside / "canary"), "../../outside", "/etc/hostname", "/dev/zero", ".", "x.jpg")
-    bombs = [_zip_bomb(20_000), *_tar_bombs()]
+    bomb = list(bombs().values())
 
     def name(rng: random.Random) -> str:
         match rng.randrange(4):
@@ -107,7 +107,7 @@ def prepare(folder: pathlib.Path) -> Target:
             unpacked(rng, path)
             return path
         if rng.random() < 0.03:
-            path.write_bytes(rng.choice(bombs))
+            path.write_bytes(rng.choice(bomb))
             return path
         data = zipped(rng) if kind == "zip" else tarred(rng)
         inner = rng.random()  # damage behind a checksum, or before it
@@ -130,33 +130,32 @@ def prepare(folder: pathlib.Path) -> Target:
     return target
 
 
-def _zip_bomb(copies: int) -> bytes:
-    """45 MB of zeros as 45 KB, entered in the directory again and again."""
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("1_0_0_1.jpg", bytes(ZEROS))
-        archive.filelist *= copies
-    return out.getvalue()
-
-
-def _tar_bombs() -> list[bytes]:
-    """Of many members, of an enormous member, of an enormous header, and of holes alone."""
+def bombs() -> dict[str, bytes]:
+    """Small archives that would take memory or time without end."""
     zeros = gzip.compress(bytes(ZEROS), 6)
+    entries = io.BytesIO()
+    with zipfile.ZipFile(entries, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("1_0_0_1.jpg", bytes(ZEROS))
+        archive.filelist *= 2000  # in the directory; once in the file
 
     def header(kind: bytes, size: int) -> bytes:
         info = tarfile.TarInfo("1_0_0_1.jpg")
         info.type, info.size = kind, size
-        return gzip.compress(info.tobuf(tarfile.GNU_FORMAT))
+        return info.tobuf(tarfile.GNU_FORMAT)
 
-    many = header(tarfile.REGTYPE, ZEROS) + zeros
-    sparse = bytearray(tarfile.TarInfo("1_0_0_1.jpg").tobuf(tarfile.GNU_FORMAT))
-    sparse[156:157] = tarfile.GNUTYPE_SPARSE
-    sparse[483:495] = b"%011o\0" % ZEROS
-    sparse[148:156] = b"%06o\0 " % (sum(sparse[:148]) + 8 * 32 + sum(sparse[156:512]))
-    return [
-        many * 1000,
-        header(tarfile.REGTYPE, 1000 * ZEROS) + zeros * 1000,
-        header(tarfile.GNUTYPE_LONGNAME, 1000 * ZEROS) + zeros * 1000,
-        header(tarfile.XHDTYPE, 1000 * ZEROS) + zeros * 1000,
-        gzip.compress(bytes(sparse) * 20_000),
-    ]
+    def packed(kind: bytes, copies: int) -> bytes:
+        return gzip.compress(header(kind, copies * ZEROS)) + copies * zeros
+
+    holes = bytearray(header(tarfile.GNUTYPE_SPARSE, 0))
+    holes[483:495] = b"%011o\0" % ZEROS
+    holes[148:156] = b"%06o\0 " % (sum(holes[:148]) + 8 * 32 + sum(holes[156:]))
+    return {
+        "one entry many times": entries.getvalue(),
+        "many members": 100 * packed(tarfile.REGTYPE, 1),
+        "an enormous member": packed(tarfile.REGTYPE, 100),
+        "an enormous name": packed(tarfile.GNUTYPE_LONGNAME, 100),
+        "an enormous header": packed(tarfile.XHDTYPE, 100),
+        "holes": gzip.compress(5000 * bytes(holes) + bytes(1024)),
+        "a negative size": 2 * header(tarfile.REGTYPE, 0) + header(tarfile.REGTYPE, -1024),
+        "a negative header": header(tarfile.REGTYPE, 0) + header(tarfile.XHDTYPE, -1024),
+    }

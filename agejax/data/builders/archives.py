@@ -1,58 +1,80 @@
-"""The files of an archive or folder, read as bytes in turn; nothing is ever extracted to disk."""
+"""The files of an archive or folder, read as bytes in turn; nothing is ever extracted to disk.
+
+An archive is not believed: names that lead out of it are refused, links and devices are not read,
+and one that unpacks to far more than its own size is refused before that costs memory or time.
+"""
 
 from __future__ import annotations
 
+import bz2
+import contextlib
 import gzip
 import lzma
 import os
 import pathlib
+import re
+import stat
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
+from typing import IO, Any
 
+from agejax import errors
 from agejax.errors import UserError
 
 Wanted = Callable[[str], bool]  # of a path inside
 
 MAX_BYTES = 50 * 2**20  # of one file; no face photo is larger
 MAX_TABLE = 2**30  # of one with labels
-DAMAGE = (
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    gzip.BadGzipFile,  # an OSError too
-    lzma.LZMAError,
-    zlib.error,
-    EOFError,
-)
+# An archive may unpack to so many times its size, or to this many bytes where it is small. Photos
+# hardly pack, tables to a tenth; deflate could reach 1,032 times, and members can overlap.
+INFLATION, ALWAYS = 100, 64 * 2**20
+CHUNK = 2**20  # bytes read at a time; no header of a tar is larger
+DAMAGE = (*errors.DAMAGE, tarfile.TarError, gzip.BadGzipFile, lzma.LZMAError)
+OPENERS: dict[bytes, Callable[[IO[bytes]], Any]] = {
+    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ\0": lzma.LZMAFile,
+}
+
+
+class Unread(str):
+    """Why a file was not read, in place of its contents."""
+
+
+NO_FILE = Unread("no plain file, but a link, a device or one with holes")
 
 
 def read(
     source: pathlib.Path, wanted: Wanted = lambda path: True, limit: int | None = None
-) -> Iterator[tuple[str, bytes | None]]:
+) -> Iterator[tuple[str, bytes | Unread]]:
     """Yields (path inside, contents) of the wanted files in a folder, .zip or .tar of any kind.
 
-    Contents are None where they exceed `limit`, by default `MAX_BYTES`. Hidden files (macOS's ._
-    among them) are left out. The order is the archive's own; of a folder, sorted.
+    What is larger than `limit`, by default `MAX_BYTES`, or no file, is `Unread`. Hidden files
+    (macOS's ._ among them) are left out. The order is the archive's own; of a folder, sorted.
 
     Raises:
-      UserError: not such an archive, or a damaged or truncated one.
+      UserError: not such an archive, a damaged or truncated one, one with a name that leads out of
+        it, or one that unpacks to far more than its size.
     """
-
     most = MAX_BYTES if limit is None else limit
 
     def plain(path: str) -> bool:
         hidden = any(part.startswith(".") and part != "." for part in path.split("/"))
         return not hidden and wanted(path)
 
-    if source.is_dir():
-        files = _folder(source, plain, most)
-    elif zipfile.is_zipfile(source) and not tarfile.is_tarfile(source):
-        files = _zip(source, plain, most)
-    else:
-        files = _tar(source, plain, most)
+    def safe(path: str) -> bool:
+        if _leads_out(path) and wanted(path):
+            raise UserError(f"{source}: {path} leads out of it; pack it again, with relative names")
+        return plain(path)
+
     try:
-        yield from files
+        if source.is_dir():
+            yield from _folder(source, plain, most)
+        elif _is_zip(source):
+            yield from _zip(source, safe, most)
+        else:
+            yield from _tar(source, safe, most)
     except DAMAGE as error:
         raise UserError(
             f"{source} is damaged or its download broke off ({error}); download it again"
@@ -61,7 +83,25 @@ def read(
         raise UserError(f"{source} cannot be read: {error}") from error
 
 
-def _folder(source: pathlib.Path, wanted: Wanted, most: int) -> Iterator[tuple[str, bytes | None]]:
+class _Budget:
+    """What an archive may still unpack to, bytes."""
+
+    def __init__(self, source: pathlib.Path) -> None:
+        self._source = source
+        self.left = self.total = max(ALWAYS, INFLATION * source.stat().st_size)
+
+    def spend(self, size: int) -> None:
+        self.left -= size
+        if self.left < 0:
+            raise UserError(
+                f"{self._source} unpacks to more than {self.total >> 20} MB, far more than its own "
+                "size, as no archive of photos does; download it again, or unpack it to a folder"
+            )
+
+
+def _folder(
+    source: pathlib.Path, wanted: Wanted, most: int
+) -> Iterator[tuple[str, bytes | Unread]]:
     for folder, subfolders, names in os.walk(source):
         subfolders.sort()
         for name in sorted(names):
@@ -69,44 +109,122 @@ def _folder(source: pathlib.Path, wanted: Wanted, most: int) -> Iterator[tuple[s
             inside = path.relative_to(source).as_posix()
             if wanted(inside) and path.is_file():
                 with path.open("rb") as file:
-                    data = file.read(most + 1)
-                yield inside, _capped(data, most)
+                    yield _text(inside), _contents(file, most)
 
 
-def _zip(source: pathlib.Path, wanted: Wanted, most: int) -> Iterator[tuple[str, bytes | None]]:
+def _is_zip(source: pathlib.Path) -> bool:
+    """Not a tar whose last member is a zip, which zipfile takes for one."""
+    with source.open("rb") as file:
+        start = file.read(512)
+    tar = start[257:262] == b"ustar" or start.startswith(tuple(OPENERS))
+    return not tar and zipfile.is_zipfile(source)
+
+
+def _zip(source: pathlib.Path, wanted: Wanted, most: int) -> Iterator[tuple[str, bytes | Unread]]:
+    budget = _Budget(source)
     with zipfile.ZipFile(source) as archive:
         for info in archive.infolist():
-            if not info.is_dir() and wanted(info.filename):
-                try:
-                    with archive.open(info) as file:
-                        data = file.read(most + 1)
-                except (RuntimeError, NotImplementedError) as error:  # encrypted, or exotic
-                    raise UserError(f"{source}: {info.filename}: {error}") from error
-                yield info.filename, _capped(data, most)
+            if info.is_dir() or not wanted(info.filename):
+                continue
+            kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where it was not packed on Unix
+            if kind not in (0, stat.S_IFREG):
+                yield _text(info.filename), NO_FILE
+                continue
+            try:
+                with archive.open(info) as file:
+                    data = _contents(file, most, budget)
+            except (RuntimeError, NotImplementedError) as error:  # encrypted, or exotic
+                raise UserError(f"{source}: {info.filename}: {error}") from error
+            yield _text(info.filename), data
 
 
-def _tar(source: pathlib.Path, wanted: Wanted, most: int) -> Iterator[tuple[str, bytes | None]]:
-    try:
-        tar = tarfile.open(source)  # noqa: SIM115 -- closed below, past the except
-    except tarfile.ReadError as error:
-        raise UserError(
-            f"{source} is no .tar.gz, .tar or .zip archive, or its download broke off; "
-            "download it again"
-        ) from error
-    with tar:
-        for member in tar:
-            if member.isfile() and wanted(member.name):
-                file = tar.extractfile(member)
-                assert file is not None
-                yield member.name, _capped(file.read(most + 1), most)
-        # tarfile takes an end between two members for the end of the archive. A whole archive has
-        # a block of zeros there; reading on to the end also checks the checksum of a .gz.
-        assert tar.fileobj is not None
-        while tar.fileobj.read(2**20):
-            pass
-        if tar.fileobj.tell() < tar.offset + tarfile.BLOCKSIZE:
+def _tar(source: pathlib.Path, wanted: Wanted, most: int) -> Iterator[tuple[str, bytes | Unread]]:
+    with _unpacked(source) as file:
+        stream = _Stream(file, _Budget(source))
+        try:
+            tar = tarfile.TarFile(fileobj=stream)  # type: ignore[arg-type]
+        except tarfile.ReadError as error:
+            raise UserError(
+                f"{source} is no .tar.gz, .tar or .zip archive, or its download broke off; "
+                "download it again"
+            ) from error
+        end = -1
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]  # they may be many
+            if tar.offset <= end:  # by a negative size, and so for ever
+                raise tarfile.ReadError(f"{member.name} comes again")
+            end = tar.offset
+            if member.isdir() or not wanted(member.name):
+                continue
+            if member.isfile() and not member.issparse():
+                packed = tar.extractfile(member)
+                assert packed is not None
+                yield _text(member.name), _contents(packed, most)
+            else:
+                yield _text(member.name), NO_FILE
+        # tarfile takes a damaged header, and the end of the file, for the end of the archive. A
+        # whole archive has a block of zeros there.
+        if stream.last != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError("no end-of-archive mark")
+        while stream.read(CHUNK):  # to the end, where the checksum of a .gz is
+            pass
 
 
-def _capped(data: bytes, most: int) -> bytes | None:
-    return data if len(data) <= most else None
+@contextlib.contextmanager
+def _unpacked(source: pathlib.Path) -> Iterator[IO[bytes]]:
+    """The bytes of a tar, by what they are packed with."""
+    with source.open("rb") as file:
+        start = file.read(6)
+        file.seek(0)
+        for magic, unpack in OPENERS.items():
+            if start.startswith(magic):
+                with unpack(file) as stream:
+                    yield stream
+                return
+        yield file
+
+
+class _Stream:
+    """A tar's bytes for tarfile, which trusts the sizes in headers."""
+
+    def __init__(self, file: IO[bytes], budget: _Budget) -> None:
+        self._file, self._budget = file, budget
+        self._furthest = 0
+        self.tell = file.tell
+        self.last = b""  # what was read last
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= CHUNK:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        self.last = self._file.read(size)
+        self._reach(self.tell())
+        return self.last
+
+    def seek(self, position: int) -> int:
+        self._reach(position)
+        return self._file.seek(position)
+
+    def _reach(self, position: int) -> None:
+        self._budget.spend(max(position - self._furthest, 0))
+        self._furthest = max(position, self._furthest)
+
+
+def _contents(file: IO[bytes], most: int, budget: _Budget | None = None) -> bytes | Unread:
+    """Of an open file, piece by piece, since one read would first set aside all that it claims."""
+    data = bytearray()
+    while len(data) <= most and (piece := file.read(min(CHUNK, most + 1 - len(data)))):
+        data += piece
+        if budget is not None:
+            budget.spend(len(piece))
+    return bytes(data) if len(data) <= most else Unread(f"larger than {most >> 20} MB")
+
+
+def _leads_out(path: str) -> bool:
+    """Whether a name is absolute, on any system, or goes up."""
+    parts = re.split(r"[/\\]", path)
+    return parts[0] == "" or re.match(r"[A-Za-z]:[/\\]", path) is not None or ".." in parts
+
+
+def _text(name: str) -> str:
+    """A name that every stream takes: file systems and tars allow bytes that are no UTF-8."""
+    return name.encode(errors="backslashreplace").decode()

@@ -138,8 +138,8 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
             match = name.fullmatch(short)
             if match is None:
                 self.skipped.append(f"{short}: not named {rule}")
-            elif data is None:
-                self.skipped.append(f"{short}: larger than {archives.MAX_BYTES >> 20} MB")
+            elif isinstance(data, archives.Unread):
+                self.skipped.append(f"{short}: {data}")
             else:
                 yield path, match, data
 
@@ -147,16 +147,16 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         """{path inside: contents} of the files whose path matches; few ones, such as tables.
 
         Raises:
-          UserError: one is larger than `archives.MAX_TABLE`.
+          UserError: one is larger than `archives.MAX_TABLE`, or no file.
         """
         assert self.source is not None
-        wanted, most = re.compile(pattern), archives.MAX_TABLE
+        wanted = re.compile(pattern)
         found: dict[str, bytes] = {}
         for path, data in archives.read(
-            self.source, lambda path: wanted.fullmatch(path) is not None, most
+            self.source, lambda path: wanted.fullmatch(path) is not None, archives.MAX_TABLE
         ):
-            if data is None:
-                raise UserError(f"{self.source}: {path} is larger than {most >> 20} MB")
+            if isinstance(data, archives.Unread):
+                raise UserError(f"{self.source}: {path} is {data}")
             found[path] = data
         return found
 

@@ -6,16 +6,14 @@ import io
 import math
 import os
 import pathlib
-import struct
 import zipfile
-import zlib
 from collections.abc import Callable
 
 import ml_dtypes
 import numpy as np
 import safetensors
 
-from agejax.errors import UserError
+from agejax.errors import DAMAGE, UserError
 from agejax.models.pretrained import hdf5, torch_file
 from agejax.models.pretrained.layout import Tensors
 
@@ -54,15 +52,8 @@ def read(path: str, where: str) -> Tensors:
         return _unwrapped({name: _single(array) for name, array in tensors.items()})
     except UserError as error:
         raise UserError(f"{where} {_line(error)}") from error
-    except DAMAGED as error:
+    except (*DAMAGE, OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{where} is damaged ({_line(error)}); get it again") from error
-
-
-# What parsers raise on bytes that are not as they should be.
-DAMAGED = (
-    *(OSError, EOFError, ValueError, LookupError, TypeError, ArithmeticError, RuntimeError),
-    *(MemoryError, struct.error, zlib.error, zipfile.BadZipFile, safetensors.SafetensorError),
-)
 
 
 def _reader(path: str) -> Callable[[str], Tensors]:
