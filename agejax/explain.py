@@ -456,7 +456,7 @@ def explain(
     names: set[str] = set()
     for path in paths:
         try:
-            image = sources.decode(path.read_bytes(), run.config.data.image_size)
+            image = sources.decode(sources.read_image(path), run.config.data.image_size)
         except (OSError, ValueError) as error:
             print(one_line(f"skipped {path}: {error}"), file=sys.stderr)
             continue

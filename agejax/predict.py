@@ -130,7 +130,7 @@ def crop_reader(image_size: int) -> Callable[[pathlib.Path], list[Crop]]:
     """Reads a file as one face crop."""
 
     def read(path: pathlib.Path) -> list[Crop]:
-        return [Crop(path, sources.decode(path.read_bytes(), image_size))]
+        return [Crop(path, sources.decode(sources.read_image(path), image_size))]
 
     return read
 
@@ -150,7 +150,7 @@ def photo_reader(
         if not hasattr(of_thread, "detector"):
             of_thread.detector = detection.Detector.installed()
         detector: detection.Detector = of_thread.detector
-        image = sources.decode_whole(path.read_bytes())
+        image = sources.decode_whole(sources.read_image(path))
         found = []
         for i, (face, crop) in enumerate(detector.crops(image, geometry, image_size)):
             box = [round(x, 1) for x in face.box]

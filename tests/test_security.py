@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import stat
 import tarfile
 import time
@@ -11,6 +12,7 @@ import zipfile
 import pytest
 from packing import jpeg, pack
 
+from agejax import predict
 from agejax.data import builders
 from agejax.data.builders import archives
 from agejax.errors import UserError
@@ -36,6 +38,24 @@ def in_no_time(seconds=5, memory=250e6):
         tracemalloc.stop()
     assert peak < memory
     assert time.process_time() - start < seconds
+
+
+# ---- images --------------------------------------------------------------------------------------
+
+
+def test_what_is_no_file_is_skipped_by_predict_and_not_waited_for(tmp_path, monkeypatch, capsys):
+    os.mkfifo(tmp_path / "1.jpg")
+    (tmp_path / "2.jpg").symlink_to("/dev/zero")
+    (tmp_path / "3.jpg").mkdir()
+    (tmp_path / "4.jpg").symlink_to("nowhere")
+    (tmp_path / "5.jpg").write_bytes(jpeg(1))
+    (tmp_path / "6.jpg").write_bytes(bytes(5001))
+    monkeypatch.setattr(archives, "MAX_BYTES", 5000)
+    paths, counts = predict.find_images([str(tmp_path)]), predict.Counts()
+    found = list(predict.crops(paths, predict.crop_reader(16), counts))
+    assert [crop.path.name for crop in found] == ["5.jpg"]
+    assert (counts.files, counts.skipped) == (6, 5)
+    assert capsys.readouterr().err.count(": not a file") == 4
 
 
 # ---- archives ------------------------------------------------------------------------------------

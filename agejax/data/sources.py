@@ -33,6 +33,7 @@ import numpy as np
 from PIL import Image
 
 from agejax.data import builders, duplicates
+from agejax.data.builders import archives
 from agejax.errors import UserError, check_keys, full_disk, one_line
 
 if TYPE_CHECKING:
@@ -224,6 +225,20 @@ def cached(
         if not _whole(folder):
             _make(folder, make)
     return folder
+
+
+def read_image(path: pathlib.Path) -> bytes:
+    """The contents of an image file, for `decode`.
+
+    Raises:
+      ValueError: no file but a pipe or a device, which may never end, or larger than any photo.
+      OSError: it cannot be read.
+    """
+    if not path.is_file():
+        raise ValueError("not a file")
+    if path.stat().st_size > archives.MAX_BYTES:
+        raise ValueError(f"larger than {archives.MAX_BYTES >> 20} MB")
+    return path.read_bytes()
 
 
 def decode(data: bytes, image_size: int) -> np.ndarray:
