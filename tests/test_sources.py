@@ -114,6 +114,15 @@ def test_a_changed_folder_is_prepared_again(files, tmp_path):
     assert len(load(folder, tmp_path / "cache").ids) == 23
 
 
+def test_links_in_a_circle_or_to_nothing_do_no_harm(files, tmp_path):
+    folder = pack(files, tmp_path / "folder")
+    for name in ("a", "b"):
+        (folder / name).symlink_to(folder, target_is_directory=True)
+    (folder / "1_0_0_2018.jpg").symlink_to("nowhere")
+    (folder / "2_0_0_2018.jpg").symlink_to(f"UTKFace/{chip(0)}")
+    assert len(load(folder, tmp_path / "cache").ids) == 25
+
+
 def test_what_cannot_be_decoded_is_skipped_and_listed(files, tmp_path):
     whole = encode(photo(1))
     changed = files | {

@@ -452,12 +452,13 @@ def _stamp(files: pathlib.Path | None) -> Any:
 
 
 def _listing(folder: str, prefix: str) -> Iterator[tuple[str, int, int]]:
+    """Name, size and time of every file; links to folders are not followed, nor are they read."""
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.is_dir():
+            if entry.is_dir(follow_symlinks=False):
                 yield from _listing(entry.path, f"{prefix}{entry.name}/")
             else:
-                state = entry.stat()
+                state = entry.stat(follow_symlinks=os.path.exists(entry.path))
                 yield f"{prefix}{entry.name}", state.st_size, state.st_mtime_ns
 
 
