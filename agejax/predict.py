@@ -12,6 +12,7 @@ import contextlib
 import csv
 import dataclasses
 import glob
+import io
 import json
 import pathlib
 import sys
@@ -209,6 +210,21 @@ def write(lines: Iterator[dict[str, Any]], form: str, out: TextIO) -> None:
     out.flush()
 
 
+@contextlib.contextmanager
+def destination(path: str | None) -> Iterator[TextIO]:
+    """A file to write to, or stdout. Names of files that are no UTF-8 come out as they are."""
+    if path is None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="surrogateescape")
+        yield sys.stdout
+        return
+    with (
+        records.disk(path),
+        open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        yield file
+
+
 def _batches(faces: Iterable[Crop], size: int) -> Iterator[list[Crop]]:
     batch: list[Crop] = []
     for face in faces:
@@ -263,11 +279,8 @@ def main(argv: Sequence[str]) -> None:
 
     start = time.perf_counter()
     lines = predict(run, crops(paths, read, counts), batch_size, calibration)
-    if args.output:
-        with records.disk(args.output), open(args.output, "w", newline="") as file:
-            write(lines, args.format, file)
-    else:
-        write(lines, args.format, sys.stdout)
+    with destination(args.output) as out:
+        write(lines, args.format, out)
     seconds = time.perf_counter() - start
     if counts.skipped == counts.files:
         raise UserError(f"none of the {len(paths)} file(s) is a readable image")

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import pathlib
 import stat
 import tarfile
 import time
@@ -56,6 +57,17 @@ def test_what_is_no_file_is_skipped_by_predict_and_not_waited_for(tmp_path, monk
     assert [crop.path.name for crop in found] == ["5.jpg"]
     assert (counts.files, counts.skipped) == (6, 5)
     assert capsys.readouterr().err.count(": not a file") == 4
+
+
+def test_predictions_name_files_whose_names_are_no_text(tmp_path, capfdbinary):
+    name = os.fsdecode(b"\xff\n.jpg")
+    for path in (str(tmp_path / "out"), None):
+        for form in ("csv", "jsonl"):
+            with predict.destination(path) as out:
+                predict.write(iter([{"path": name, "age": 30.0}]), form, out)
+        written = pathlib.Path(path).read_bytes() if path else capfdbinary.readouterr().out
+        assert written.endswith(b'{"path": "\\udcff\\n.jpg", "age": 30.0}\n')
+        assert path or b'"\xff\n.jpg",30.0' in written
 
 
 # ---- archives ------------------------------------------------------------------------------------

@@ -126,7 +126,7 @@ def prepare(folder: pathlib.Path) -> Target:
         read = photos if photos and rng.random() < PHOTOS else crops
         paths = predict.find_images([str(faces)])
         lines = ({"path": str(crop.path)} for crop in predict.crops(paths, read, counts))
-        with open(folder / "out", "w", newline="") as out:
+        with predict.destination(str(folder / "out")) as out:
             predict.write(lines, rng.choice(("csv", "jsonl")), out)
         assert counts.files == len(paths)
         return not counts.skipped
