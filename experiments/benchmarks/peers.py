@@ -123,13 +123,24 @@ class Scale:
     input: Case
 
 
-FULL = Scale(
+ON_CPU = Scale(
     faces=2000,
     edge=200,
     cases=(
         Case("mobilenet_v3_small", 128, 64),
         Case("resnet50", 128, 16),
         Case("vit_s16", 224, 16),
+    ),
+    input=Case(image_size=128, batch=256),
+)
+# All contestants hold their memory at once, so not the largest batches that one could do.
+ON_GPU = Scale(
+    faces=2000,
+    edge=200,
+    cases=(
+        Case("mobilenet_v3_small", 128, 256),
+        Case("resnet50", 224, 64),
+        Case("vit_s16", 224, 64),
     ),
     input=Case(image_size=128, batch=256),
 )
@@ -172,13 +183,12 @@ def entries(kind: str, peers: Mapping[str, Peer]) -> dict[str, Entry]:
 def _inputs(peers: Mapping[str, Peer]) -> dict[str, Entry]:
     lines = {FIRST: Entry(FIRST, peers[FIRST], {"kind": "input", "workers": 0})}
     for workers in (0, CORES):
-        of = f", {workers} workers"
+        task: dict[str, Any] = {"kind": "input", "workers": workers}
         if workers:
-            task: dict[str, Any] = {"kind": "input", "workers": workers}
-            lines[FIRST + of] = Entry(FIRST, peers[FIRST], task)
+            lines[f"{FIRST}, {workers} workers"] = Entry(FIRST, peers[FIRST], task)
         for files, what in ((False, "decoded images"), (True, "JPEG files")):
-            task = {"kind": "input", "workers": workers, "files": files}
-            lines[f"torch, {what}{of}"] = Entry("torch", peers["torch"], task)
+            label = f"torch, {what}, {workers} workers"
+            lines[label] = Entry("torch", peers["torch"], task | {"files": files})
     return lines
 
 
@@ -209,7 +219,7 @@ class Child:
         module = "experiments.benchmarks.contestants"
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, json.dumps(spec)],
-            env=os.environ | ENVIRONMENT | peer.environment | environment,
+            env={**os.environ, **ENVIRONMENT, **peer.environment, **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -500,8 +510,9 @@ def main(argv: Sequence[str]) -> None:
     except OSError as error:
         raise UserError(f"--output={output}: {error.strerror}") from error
     platform, kind = find_device()
-    scale = SMOKE if args.smoke else FULL
-    rows = chosen(scale, platform == "gpu", args.only)
+    on_gpu = platform == "gpu"
+    scale = SMOKE if args.smoke else ON_GPU if on_gpu else ON_CPU
+    rows = chosen(scale, on_gpu, args.only)
     result: dict[str, Any] = {
         "command": " ".join(["python -m experiments.benchmarks.peers", *argv[1:]]),
         "commit": commit(),

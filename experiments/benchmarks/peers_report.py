@@ -82,7 +82,7 @@ def chart(rows: Sequence[Mapping[str, Any]]) -> Chart:
       rows: as for `tables`.
     """
     compared = [
-        row | {"contestants": {k: v for k, v in row["contestants"].items() if "ratio" in v}}
+        {**row, "contestants": {k: v for k, v in row["contestants"].items() if "ratio" in v}}
         for row in rows
     ]
     kinds = {

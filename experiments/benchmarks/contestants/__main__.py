@@ -45,7 +45,8 @@ def respond(contestant: Contestant, turns: list[Turn], request: dict[str, Any]) 
 def main(argv: list[str]) -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print must not come between the answers
-    contestant, turns = None, []
+    contestant: Contestant | None = None
+    turns: list[Turn] = []
     for line in sys.stdin:
         try:
             contestant = contestant or create(json.loads(argv[1]))

@@ -61,7 +61,7 @@ class Data:
         with np.load(self.folder / "labels.npz") as arrays:
             return dict(arrays)
 
-    def images(self, size: int) -> np.memmap:
+    def images(self, size: int) -> np.ndarray:
         """Memory-mapped uint8 [N, size, size, 3]."""
         return np.memmap(self.path(size), np.uint8, "r").reshape(-1, size, size, 3)
 

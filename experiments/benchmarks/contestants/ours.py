@@ -8,7 +8,6 @@ import io
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
@@ -69,10 +68,10 @@ class Step:
     """A jitted step with its own state, on a batch that is on the device."""
 
     def __init__(self, config: Any, source: Source, plain: bool = False) -> None:
-        self.config, self.plain = config, plain
+        self.config = config
         facts = heads_lib.Facts.of(source.labels, source.label_names)
         self.mesh = sharding.create_mesh(config.sharding.devices or 1, 1)
-        with self.lowering():
+        with layers.plain_lowering() if plain else layers.platform_lowering():
             self.model, initialise = state_lib.create_model(
                 config, heads_lib.create(config.heads, facts)
             )
@@ -88,11 +87,8 @@ class Step:
             self.step = self.make_step()
             self.turn(1)  # compiles
 
-    def lowering(self) -> contextlib.AbstractContextManager[None]:
-        """While active, traces as this one does."""
-        return layers.plain_lowering() if self.plain else layers.platform_lowering()
-
-    def make_step(self) -> Callable[..., Any]:
+    def make_step(self) -> Any:
+        """The jitted step."""
         raise NotImplementedError
 
     def turn(self, steps: int) -> float:
@@ -103,7 +99,7 @@ class Step:
 class TrainStep(Step):
     """The train step."""
 
-    def make_step(self) -> Callable[..., Any]:
+    def make_step(self) -> Any:
         return step_lib.make_train_step(self.config, self.model, self.optimizer, self.like)
 
     def turn(self, steps: int) -> float:
@@ -117,7 +113,8 @@ class TrainStep(Step):
         """{"flops": of a step of this model, "bytes": that the step as compiled reads and writes}.
 
         Floating-point operations are those of the plain network before XLA has optimised anything:
-        on a CPU our lowerings, and on a GPU the calls of cuDNN, hide or add some.
+        on a CPU our lowerings, and on a GPU the calls of cuDNN, hide or add some. Of the bytes XLA
+        misses what such calls, and the later rounds of loops, move.
         """
         compiled = self.step.lower(self.state, self.batch).compile().cost_analysis()
         with layers.plain_lowering():
@@ -128,7 +125,7 @@ class TrainStep(Step):
 class EvalStep(Step):
     """The forward pass in inference mode, down to years and probabilities."""
 
-    def make_step(self) -> Callable[..., Any]:
+    def make_step(self) -> Any:
         return step_lib.make_eval_step(self.config, self.model)
 
     def turn(self, steps: int) -> float:
@@ -185,7 +182,8 @@ class Ours(case_lib.Contestant):
 
     def __init__(self, case: Case, data: Data, plain: bool) -> None:
         super().__init__(case, data)
-        self.plain, self.trained = plain, None
+        self.plain = plain
+        self.trained: TrainStep | None = None
         sharding.start()
 
     def source(self, size: int) -> Source:
@@ -194,8 +192,8 @@ class Ours(case_lib.Contestant):
 
     def train(self) -> Turn:
         source = self.source(self.case.image_size)
-        self.trained = TrainStep(make_config(self.case), source, self.plain)
-        return self.trained.turn
+        self.trained = trained = TrainStep(make_config(self.case), source, self.plain)
+        return trained.turn
 
     def evaluation(self) -> Turn:
         source = self.source(self.case.image_size)
