@@ -6,9 +6,12 @@
 
 80/20 split that keeps copies together, a tenth of train held out as val. The recipe is what the
 search of experiments/spaces/recipe.py found on val, but for crops and erasing, which are those of
-mobilenet_v3_utk as they pay over ten times the search's length, and the weight of the gender: at 64
-px and 6 epochs .6 in place of .2 is worth .015 of gender accuracy on val and costs .2 years. Not
-measured at this length yet.
+mobilenet_v3_utk, and the weight of the gender: at 64 px and 6 epochs .6 in place of .2 is worth
+.015 of gender accuracy on val and costs .2 years.
+
+Measured on 3,801 test images, 104 minutes on one busy core: age MAE 4.96 years (95 % interval 4.77
+to 5.13), gender accuracy .940, ethnicity .848. It over-fits: val was best, 4.81, after 18 of the 26
+epochs, and ended at 4.88. The search's trials were too short to see that.
 """
 
 import ml_collections
