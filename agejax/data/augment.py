@@ -172,10 +172,10 @@ def _once(compute: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def eval_images(images: jax.Array, size: int) -> jax.Array:
-    """uint8 [B, H, W, 3] -> f32 [B, size, size, 3] in 0..1, sampled as training samples them."""
+    """0..255 [B, H, W, 3] -> f32 [B, size, size, 3] in 0..1, sampled as training samples them."""
     out = _shrink(images, size)
-    if out.dtype == jnp.uint8:
-        out = out.astype(jnp.float32) / 255
+    if out is images:  # not shrunk, and so not divided yet
+        out = images.astype(jnp.float32) / 255
     if out.shape[1:3] == (size, size):
         return out
     # Not len(images): an exported model's batch has a symbol for a size.
