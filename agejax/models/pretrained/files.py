@@ -63,12 +63,12 @@ def _reader(path: str) -> Callable[[str], Tensors]:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
         return _read_npz if any(n.endswith(".npy") for n in names) else torch_file.read_zip
+    if start[8:] == b"{":  # before others: the length before it may look like anything
+        return _read_safetensors
     if start.startswith(b"\x80"):
         return torch_file.read_legacy
     if start.startswith(hdf5.SIGNATURE):
         return hdf5.read
-    if start[8:] == b"{":
-        return _read_safetensors
     raise UserError("is neither .safetensors nor of torch.save nor .npz nor .h5; get it again")
 
 
