@@ -145,6 +145,27 @@ def test_a_classifier_of_another_task_is_left_out(shapes, tmp_path):
     assert loaded.left_out == ("classifier.3.weight",)
 
 
+@pytest.mark.parametrize(
+    ("name", "arrays"),
+    [
+        ("mobilenet_v3_small", {"Conv/kernel": (), "kernel": (3,)}),
+        ("resnet50", {"conv1_conv/kernel": (2, 2, 3, 4), "conv1_bn/moving_mean": (4,)}),
+        ("resnet50", {"conv1_conv/kernel": (2,), "predictions/bias": ()}),
+        ("vgg16", {"block1_conv1/kernel": (3,)}),
+        ("vgg16", {"fc1/kernel": (2, 2), "classifier.0.weight": (2, 2)}),
+        ("vit_ti16", {"embedding/kernel": (), "pos_embed": (1, 0, 3)}),
+        ("vit_ti16", {"Transformer/encoder_norm/scale": (), "Transformer/encoderblock/x": ()}),
+    ],
+)
+def test_keys_of_a_library_with_shapes_that_are_not_its_own_are_one_line(name, arrays, tmp_path):
+    tensors = {key: np.ones(shape, np.float32) for key, shape in arrays.items()}
+    (tmp_path / "w.safetensors").write_bytes(safetensors.numpy.save(tensors))
+    ours = shapes_of(nnx.eval_shape(lambda: registry.create(name, image_size=32, rngs=nnx.Rngs(0))))
+    with pytest.raises(UserError, match=r"does not fit|does not write") as error:
+        pretrained.load(str(tmp_path / "w.safetensors"), name, ours, prefix="")
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.skipif(not WEIGHTS.exists(), reason="the ImageNet weights are not in ../shared")
 def test_our_own_classifier_stays_fresh_when_the_file_has_none():
     model = nnx.eval_shape(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from agejax.errors import UserError
+from agejax.errors import DAMAGE, UserError
 
 Tensors = dict[str, np.ndarray]
 # (regex of their module's full name, our module's name): the first that matches wins.
@@ -78,11 +78,26 @@ class Layout:
                 return f"{found.expand(ours)}/{leaf}".lstrip("/")
         return None
 
+    def prepared(self, tensors: Tensors) -> Tensors:
+        """`prepare`, which takes the keys and shapes that this library writes for granted.
+
+        Raises:
+          UserError: others.
+        """
+        try:
+            return self.prepare(tensors)
+        except DAMAGE as error:
+            raise UserError(f"has arrays that {self.library} does not write: {error}") from error
+
     def covered(self, tensors: Tensors) -> int:
         """How many keys of a file this layout knows: the one that knows most is the file's."""
+        try:
+            prepared = self.prepared(tensors)
+        except UserError:
+            prepared = tensors
         return sum(
             re.fullmatch(self.ignored, key) is None and self.our_name(key, tensor) is not None
-            for key, tensor in self.prepare(tensors).items()
+            for key, tensor in prepared.items()
         )
 
 
@@ -130,7 +145,11 @@ def fit(
     """
     found: dict[str, np.ndarray | None] = {}  # None: there, but of another shape
     left_out, problems = [], []
-    for key, tensor in layout.prepare(tensors).items():
+    try:
+        prepared = layout.prepared(tensors)
+    except UserError as error:
+        raise UserError(f"{where} {error}") from error
+    for key, tensor in prepared.items():
         if re.fullmatch(layout.ignored, key):
             continue
         name = layout.our_name(key, tensor)
@@ -147,6 +166,9 @@ def fit(
             value = layout.transform(name, tensor, shapes[name])
         except UserError as error:
             problems.append(f"{key} {error}")
+            continue
+        except DAMAGE:  # of a rank that it does not know
+            problems.append(f"{key} is {tensor.shape}, {name} needs {shapes[name]}")
             continue
         if value.shape == shapes[name]:
             found[name] = np.ascontiguousarray(value, np.float32)
