@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import struct
 
 import h5py
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from flax import nnx
 from agejax.config import default
 from agejax.errors import UserError
 from agejax.models import pretrained, registry, vgg
-from agejax.models.pretrained import files, keras
+from agejax.models.pretrained import files, hdf5, keras
 
 GOLDEN = pathlib.Path(__file__).parent / "goldens" / "mobilenet_v3_small_minimalistic_keras.json"
 # layer -> class in Keras 3's snake case, shapes in Keras' order
@@ -181,6 +182,20 @@ def test_a_file_that_claims_more_than_its_size_is_refused_unread(tmp_path):
         group.attrs["name"] = "top"
         group.create_dataset("0", (2**20, 2**22), "f4")  # 16 TiB that were never written
     refused(tmp_path / "w.weights.h5", "claims arrays larger than itself")
+
+
+def test_a_list_in_a_circle_ends_another_process_and_not_this_one(arrays, tmp_path, monkeypatch):
+    """The free list of each group's heap, which HDF5 follows for ever."""
+    with h5py.File(tmp_path / "weights.h5", "w") as file:
+        write_legacy(file, arrays)
+    data, at = bytearray((tmp_path / "weights.h5").read_bytes()), -1
+    while (at := data.find(b"HEAP", at + 1)) >= 0:
+        size, free, address = struct.unpack_from("<QQQ", data, at + 8)
+        if free < size:
+            struct.pack_into("<Q", data, address + free, free)
+    (tmp_path / "weights.h5").write_bytes(data)
+    monkeypatch.setattr(hdf5, "CPU_SECONDS", 2)
+    refused(tmp_path / "weights.h5", "HDF5 comes to no end in it; get it again")
 
 
 def test_what_is_no_weights_file_of_keras_is_one_clear_line(arrays, tmp_path):

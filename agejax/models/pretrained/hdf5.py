@@ -13,15 +13,23 @@ Layers inside of layers' models are named alike, without the outer layer's name,
 from __future__ import annotations
 
 import math
+import os
 import re
+import resource
+import subprocess
+import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
 
 from agejax.errors import UserError
-from agejax.models.pretrained.layout import Tensors
 
+if TYPE_CHECKING:
+    from agejax.models.pretrained.layout import Tensors  # heavy for the process of `rehearse`
+
+CPU_SECONDS = 10  # to look through a file; one with 2,000 arrays takes 1.3
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 # What `vars/0`, `vars/1`, ... of a .weights.h5 are, by the class of the layer.
@@ -42,11 +50,34 @@ def read(path: str) -> Tensors:
     """The arrays of a weights file of Keras by the names above.
 
     Raises:
-      UserError: arrays that are not plainly in the file, or names that do not follow Keras.
+      UserError: arrays that are not plainly in the file, or names that do not follow Keras; or one
+        that HDF5 does not survive.
       OSError, RuntimeError, LookupError, ValueError: about damage.
     """
+    rehearse(path)
     with h5py.File(path, "r") as file:
         return {name: dataset[()] for name, dataset in datasets(file).items()}
+
+
+def rehearse(path: str) -> None:
+    """Looks through the file in another process, of which a damaged one may take all time or life.
+
+    HDF5 follows some lists in a file without asking whether they end, and then cannot be stopped.
+
+    Raises:
+      UserError: it did.
+    """
+    done = subprocess.run(
+        [sys.executable, "-P", __file__, path, str(CPU_SECONDS)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode < 0:
+        raise UserError("is damaged: HDF5 comes to no end in it; get it again")
+    if done.returncode:
+        raise AssertionError(done.stderr)
 
 
 def datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
@@ -135,3 +166,14 @@ def _modern(
         plain = len(group) == len(leaves) or leaves[len(group) :] == ("bias",)
         leaf = leaves[int(match[2])] if plain else match[2]
         yield f"{_texts(group, 'name')[0]}/{leaf}", dataset
+
+
+if __name__ == "__main__":
+    seconds = int(sys.argv[2])
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        with h5py.File(sys.argv[1], "r") as opened:
+            datasets(opened)
+    except Exception:
+        pass  # will come again where it is told
