@@ -9,7 +9,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from agejax.data import augment
-from agejax.errors import UserError
+from agejax.errors import UserError, check_values, is_number
 
 
 def default() -> ml_collections.ConfigDict:
@@ -143,6 +143,67 @@ def default() -> ml_collections.ConfigDict:
     c.sharding.devices = 0  # how many devices to use; 0: all
     c.sharding.fsdp = 1  # parameters are split over this many of them
     return c
+
+
+# Where numbers may lie; both ends are allowed. Others are checked where they are used.
+LIMITS: dict[str, dict[str, tuple[float, float]]] = {
+    "config": {"seed": (0, 2**31 - 1), "watchdog": (0, 1e9)},
+    "config.data": {"image_size": (1, 4096), "batch_size": (1, 2**16), "workers": (0, 1024)},
+    "config.data.edits": {"seed": (0, 2**31 - 1)},
+    "config.data.split": {"seed": (0, 2**31 - 1), "val_of_train": (0, 0.99)},
+    "config.data.split.balanced": {"n": (0, 2**31 - 1)},
+    "config.sampling": {
+        **{"alpha": (0, 1000), "lds_sigma": (1e-3, 100), "lds_size": (1, 100)},
+        **{"keep_seed": (0, 2**31 - 1), "copy_strength": (0, 100)},
+    },
+    "config.model": {"image_size": (1, 4096), "hidden": (0, 2**16), "dropout": (0, 0.99)},
+    "config.optim": {
+        **{"b1": (0, 0.9999), "b2": (0, 0.999999), "eps": (0, 1), "clip_norm": (0, 1e9)},
+        **{"accumulate": (1, 2**16), "weight_decay": (0, 1e3), "ema": (0, 0.999999)},
+    },
+    "config.schedule": {
+        **{"lr": (1e-12, 1e6), "div": (1e-3, 1e12), "final_div": (1e-3, 1e12)},
+        "decay_rate": (1e-6, 1e3),
+    },
+    "config.eval": {"batch_size": (1, 2**16), "patience": (0, 2**31 - 1)},
+    "config.sharding": {"devices": (0, 2**20), "fsdp": (1, 2**20)},
+}
+# Groups whose keys are the user's, or one of several, and that are checked where they are used.
+OPEN = (
+    *("total", "log_every", "eval.every", "checkpoint.every", "schedule.warmup"),
+    *("schedule.decay_every", "data.split.fractions"),
+)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises `UserError` for a setting that is unknown or missing, of another type than its
+    default, or out of `LIMITS`."""
+    _check(config, default(), "config")
+    for name in ("mean", "std"):
+        colour = config.model[name]
+        if colour is not None and not (len(colour) == 3 and all(map(is_number, colour))):
+            raise UserError(f"config.model.{name}: {colour!r}; set it to three numbers, of RGB")
+    if config.model.std is not None and min(config.model.std) <= 0:
+        raise UserError(f"config.model.std: {config.model.std!r}; set it above 0")
+
+
+def _check(config: ml_collections.ConfigDict, defaults: Any, where: str) -> None:
+    if missing := [key for key in defaults if key not in config]:
+        raise UserError(f"{where}.{missing[0]} is missing; change it alone, and not all of {where}")
+    groups = [key for key, value in defaults.items() if hasattr(value, "items")]
+    typed = [key for key in defaults if key not in groups and defaults[key] is None]
+    plain = {key: value for key, value in config.items() if key not in typed}
+    check_values(plain, dict(defaults), where, LIMITS.get(where, {}))
+    for key in typed:
+        kind, value = defaults.get_type(key), config[key]
+        if value is not None and not (
+            is_number(value) if kind is float else isinstance(value, kind)
+        ):
+            raise UserError(f"{where}.{key}: {value!r}; set it to a {kind.__name__}")
+    for key in groups:
+        path = f"{where}.{key}"
+        if defaults[key] and path.removeprefix("config.") not in OPEN:
+            _check(config[key], defaults[key], path)
 
 
 def replaced(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from agejax.errors import UserError
+from agejax.errors import UserError, is_number
 
+MOST = 2**31 - 1  # steps; they are counted in 32 bits
 UNITS = ("steps", "epochs", "examples", "percent")
 
 
@@ -16,6 +17,7 @@ def to_steps(
     batch_size: int,
     examples: int,
     total_steps: int | None = None,
+    least: int = 0,
 ) -> int:
     """A duration as a number of steps, rounded, at least 1 (0 stays 0).
 
@@ -25,14 +27,20 @@ def to_steps(
       batch_size: the global batch size.
       examples: how many training examples an epoch has.
       total_steps: what percent refers to; None where percent makes no sense.
+      least: steps; fewer are an error.
 
     Raises:
-      UserError: not exactly one known unit, a negative value, or percent of an unknown total.
+      UserError: not exactly one known unit, a value that is no number, negative or too large, or
+        percent of an unknown total.
     """
+    if not hasattr(duration, "items"):
+        raise UserError(f"config.{name}: {duration!r}; give exactly one of {', '.join(UNITS)}")
     given = {unit: value for unit, value in dict(duration).items() if value is not None}
     if len(given) != 1 or next(iter(given)) not in UNITS:
         raise UserError(f"config.{name}: give exactly one of {', '.join(UNITS)}, got {given}")
     ((unit, value),) = given.items()
+    if not is_number(value):
+        raise UserError(f"config.{name}: {unit} must be a number, got {value!r}")
     if value < 0:
         raise UserError(f"config.{name}: {unit} must not be negative, got {value}")
     if unit == "percent" and total_steps is None:
@@ -43,4 +51,8 @@ def to_steps(
         "examples": lambda: value / batch_size,
         "percent": lambda: value / 100 * (total_steps or 0),
     }[unit]()
+    if steps > MOST:
+        raise UserError(f"config.{name}: {value:g} {unit} are more than {MOST:,} steps")
+    if value == 0 and least:
+        raise UserError(f"config.{name}: {unit} must be above 0")
     return max(1, round(steps)) if value else 0

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import optax
 
-from agejax.errors import UserError
+from agejax.errors import UserError, is_number
 
 Steps = Callable[[Mapping[str, float], str], int]
 Flat = dict[str, jax.Array]  # "backbone/features/0/0/kernel" -> array
@@ -106,6 +106,9 @@ def match_groups(
         compiled = [(re.compile(pattern), value) for pattern, value in groups]
     except (re.error, TypeError, ValueError) as error:
         raise UserError(f"config.{where}: not a list of (regex, value): {error}") from error
+    for regex, value in groups:
+        if not (is_number(value) or (value is None and where.endswith("lr_multipliers"))):
+            raise UserError(f"config.{where}: {value!r} of {regex!r} is no number")
     values, uncovered = {}, []
     for name in names:
         for pattern, value in compiled:

@@ -21,6 +21,7 @@ from agejax import heads as heads_lib
 from agejax import state as state_lib
 from agejax import step as step_lib
 from agejax.checkpoint import Checkpoints
+from agejax.config import check
 from agejax.data import draws, opening, pipeline, splits
 from agejax.errors import NotFiniteError, UserError, one_of
 from agejax.heads import weights
@@ -52,6 +53,7 @@ def train(
     Raises:
       UserError: bad input, or a loss that is not finite (the last good checkpoint stays).
     """
+    check(config)
     one_of("config", "nonfinite", config.nonfinite, ("stop", "skip", "rollback"))
     while True:
         try:
@@ -98,19 +100,22 @@ def _train(
         )
 
     # ---- durations, all in steps ----------------------------------------------------------------
-    def to_steps(duration: Mapping[str, float], name: str, total: int | None = None) -> int:
+    def to_steps(
+        duration: Mapping[str, float], name: str, total: int | None = None, least: int = 0
+    ) -> int:
         return durations.to_steps(
             duration,
             name=name,
             batch_size=config.data.batch_size,
             examples=sampler.size,
             total_steps=total,
+            least=least,
         )
 
-    total_steps = to_steps(config.total, "total")
-    log_every = to_steps(config.log_every, "log_every", total_steps)
-    eval_every = to_steps(config.eval.every, "eval.every", total_steps)
-    checkpoint_every = to_steps(config.checkpoint.every, "checkpoint.every", total_steps)
+    total_steps = to_steps(config.total, "total", least=1)
+    log_every = to_steps(config.log_every, "log_every", total_steps, 1)
+    eval_every = to_steps(config.eval.every, "eval.every", total_steps, 1)
+    checkpoint_every = to_steps(config.checkpoint.every, "checkpoint.every", total_steps, 1)
 
     # ---- model, optimizer, steps ----------------------------------------------------------------
     model, initialise = state_lib.create_model(config, heads)

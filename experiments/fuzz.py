@@ -138,6 +138,8 @@ class Sandbox:
     def _state(self) -> dict[str, Any]:
         found: dict[str, tuple[int, ...]] = {}
         for folder, subfolders, files in os.walk(self.root):
+            if pathlib.Path(folder) == self.root:
+                subfolders.remove("shared")  # may hold a cache
             for name in (*subfolders, *files):
                 path = os.path.join(folder, name)
                 state = os.lstat(path)

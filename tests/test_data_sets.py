@@ -420,7 +420,7 @@ def test_classes_are_names_or_numbers(tmp_path):
     )
     with pytest.raises(UserError, match="no usable image"):
         classes(tmp_path, "gender", "2")
-    with pytest.raises(UserError, match="'male' is not a list"):
+    with pytest.raises(UserError, match="'male'; set it to a list"):
         classes(tmp_path, "gender", "1", gender_names="male")
 
 

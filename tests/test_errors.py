@@ -13,7 +13,7 @@ import threading
 import pytest
 
 import tiny
-from agejax import evaluate, main, predict, train
+from agejax import evaluate, heads, main, predict, train
 from agejax.errors import UserError, run_command
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -114,11 +114,44 @@ def test_a_message_is_one_line_that_no_terminal_obeys_whatever_it_quotes(capsys)
         ({"eval__best": "age/mea"}, "age/mea"),
         ({"eval__best_mode": "least"}, "config.eval.best_mode"),
         ({"model__pretrained": "/no/weights.safetensors"}, "/no/weights.safetensors"),
+        ({"schedule__lr": float("nan")}, "config.schedule.lr: nan; set it to a number"),
+        ({"model__dropout": 1.5}, "config.model.dropout: 1.5; set it within 0..0.99"),
+        ({"model__mean": (0.5,)}, "set it to three numbers"),
+        ({"model__std": (0.5, 0.5, 0.0)}, "set it above 0"),
+        ({"seed": -1}, "config.seed"),
+        ({"total": {"steps": 0}}, "config.total: steps must be above 0"),
+        ({"total": {"steps": "soon"}}, "config.total: steps must be a number, got 'soon'"),
+        ({"total": {"epochs": 1e30}}, "more than 2,147,483,647 steps"),
+        ({"log_every": {"steps": 0}}, "config.log_every"),
+        ({"data__split__folds": 2**40}, "config.data.split.folds"),
+        ({"data__split__fractions": {"train": "half"}}, "'half'; set it to a share"),
+        ({"data__edits__drop": {"gender": 1}}, "set it to the name of a class"),
+        ({"optim__lr_multipliers": ((".*", "slow"),)}, "'slow' of '.*' is no number"),
+        ({"optim__lr_multipliers": (("(", 1.0),)}, "not a list of"),
+        ({"optim": {"b1": 0.9}}, "config.optim.accumulate is missing"),
     ],
 )
 def test_a_wrong_setting_is_named(changes, message, faces, cache, tmp_path):
     with pytest.raises(UserError, match=message):
         train.train(config_with(faces, cache, **changes), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (5, "config.heads.age: 5; set it to"),
+        ({"kind": "regression", "range": 5}, r"age\.range: 5; set it to a list"),
+        ({"kind": "regression", "range": (0.0,)}, r"need 0 <= low < high <= 1000, got \(0\.0,\)"),
+        ({"kind": "distribution", "sigma": "wide"}, r"age\.sigma: 'wide'; set it to a number"),
+        ({"kind": "buckets", "edges": ("a",)}, r"age\.edges: .* set it to a list, such as"),
+        ({"kind": "regression", "weight": float("inf")}, r"age\.weight: inf; set it to a number"),
+        ({"kind": "regression", "neck": "wide"}, r"age\.neck: 'wide'; set it to a dict"),
+    ],
+)
+def test_a_wrong_head_is_named(head, message):
+    facts = heads.Facts(["age"], {"age": 30.0}, {"age": 9.0}, {"age": 30.0}, {}, {"age": [1] * 90})
+    with pytest.raises(UserError, match=message):
+        heads.create({"age": head}, facts)
 
 
 def test_a_workdir_of_another_config_is_refused_and_left_alone(trained, faces, cache):

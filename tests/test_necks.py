@@ -109,7 +109,8 @@ def test_every_kind_of_backbone_carries_a_branch(name, options):
         ({"pool": "max"}, r"neck\.pool: 'max' is not one of mean, flatten"),
         ({"activation": "tanh"}, r"neck\.activation: 'tanh' is not one of"),
         ({"dropout": 1.0}, r"neck\.dropout: need 0 <= dropout < 1"),
-        ({"convs": (0,)}, "above 0"),
+        ({"convs": (0,)}, r"neck\.convs: \(0,\); set it within 1\.\.65536"),
+        ({"hidden": ("a",)}, r"neck\.hidden: \('a',\); set it to a list"),
     ],
 )
 def test_a_wrong_neck_is_one_clear_line(given, message):

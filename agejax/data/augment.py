@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from agejax.errors import UserError, check_keys
+from agejax.errors import UserError, check_keys, is_number
 
 # Training and evaluation sample bilinearly from images up to this much larger than the network's.
 # From images no larger, a face that is moved comes out blurred and one in its place does not: a
@@ -484,10 +484,8 @@ def _checked(config: Mapping[str, Any], where: str) -> ml_collections.ConfigDict
     for key, (low, high) in LIMITS.items():
         value = config.get(key, c[key])
         pair = isinstance(c[key], tuple)
-        numbers = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-        fits = len(numbers) == 1 + pair and all(
-            isinstance(n, (int, float)) and low <= n <= high for n in numbers
-        )
+        numbers = (value,) if not pair else value if isinstance(value, (tuple, list)) else ()
+        fits = len(numbers) == 1 + pair and all(is_number(n) and low <= n <= high for n in numbers)
         if not fits or list(numbers) != sorted(numbers):
             want = f"(low, high) within {low}..{high}" if pair else f"a number in {low}..{high}"
             raise UserError(f"{where}.{key}: {value!r}; set it to {want}")

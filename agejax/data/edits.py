@@ -42,7 +42,7 @@ def apply(source: Source, config: Any) -> Source:
         stays[rows] = False
 
     for label, names in config.drop.items():
-        for name in _names(names):
+        for name in _names(names, f"{WHERE}.drop.{label}"):
             number = _class(source, label, name, f"{WHERE}.drop")
             remove(f"{label} {name}", source.labels[label] == number)
     age = source.labels["age"]
@@ -51,9 +51,10 @@ def apply(source: Source, config: Any) -> Source:
     if config.max_age is not None:
         remove(f"older than {config.max_age:g}", age > config.max_age)
     for label, names in config.only.items():
-        numbers = [_class(source, label, name, f"{WHERE}.only") for name in _names(names)]
+        names = _names(names, f"{WHERE}.only.{label}")
+        numbers = [_class(source, label, name, f"{WHERE}.only") for name in names]
         others = ~np.isin(source.labels[label], numbers)
-        remove(f"{label} other than {', '.join(_names(names))}", others)
+        remove(f"{label} other than {', '.join(names)}", others)
     for reason, rows in thinned(source, stays, config.keep, config.seed, f"{WHERE}.keep").items():
         remove(reason, rows)
 
@@ -68,7 +69,7 @@ def apply(source: Source, config: Any) -> Source:
         raise UserError(f"{WHERE}: no image of {source.name} is left; removed {counts}")
     if not stays.all():
         source = source.select(np.flatnonzero(stays))
-    dropped = {label: _names(names) for label, names in config.drop.items()}
+    dropped = {label: _names(names, f"{WHERE}.drop") for label, names in config.drop.items()}
     return with_classes(
         source,
         {
@@ -218,5 +219,8 @@ def _class(
     return known[label].index(name)
 
 
-def _names(given: str | Sequence[str]) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)
+def _names(given: Any, where: str) -> tuple[str, ...]:
+    names = (given,) if isinstance(given, str) else given
+    if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{where}: {given!r}; set it to the name of a class, or several")
+    return tuple(names)

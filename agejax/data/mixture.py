@@ -14,9 +14,15 @@ import numpy as np
 
 from agejax.data import builders, duplicates, edits, sources
 from agejax.data.sources import Gathered, Source
-from agejax.errors import UserError, check_keys
+from agejax.errors import UserError, check_values
 
-KEYS = ("name", "source", "weight", "options", "train_only")
+KEYS: dict[str, Any] = {
+    "name": "",
+    "source": "",
+    "weight": None,
+    "options": {},
+    "train_only": False,
+}
 WHERE = "config.data.mixture"
 CHUNK = 256  # images a thread looks at together
 
@@ -35,7 +41,8 @@ def load(parts: Mapping[str, Any], *, image_size: int, cache_dir: str | None = N
     for part, given in parts.items():
         if not hasattr(given, "items"):
             raise UserError(f"{WHERE}.{part}: {given!r}; set it to {{name: ..., source: ...}}")
-        check_keys(given, KEYS, f"{WHERE}.{part}")
+        known = {key: value for key, value in given.items() if value is not None}
+        check_values(known, KEYS, f"{WHERE}.{part}")
         if "name" not in given:
             raise UserError(f"{WHERE}.{part}: name is missing, the data set that it is of")
     loaded = {

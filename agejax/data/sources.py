@@ -34,7 +34,7 @@ from PIL import Image
 
 from agejax.data import builders, duplicates
 from agejax.data.builders import archives
-from agejax.errors import UserError, check_keys, full_disk, one_line
+from agejax.errors import UserError, check_values, full_disk, one_line
 
 if TYPE_CHECKING:
     from agejax.data.builders.base import FaceBuilder
@@ -184,7 +184,7 @@ def load(
     """
     builder = builders.find(name)
     options = dict(options or {})
-    check_keys(options, builder.option_names(), f"config.data.options of {name}")
+    check_values(options, builder.options(), f"config.data.options of {name}")
     if image_size < 1:
         raise UserError(f"config.data.image_size: {image_size} is not 1 or more")
     files = builder.locate(path)

@@ -19,7 +19,7 @@ import numpy as np
 
 from agejax.data import density
 from agejax.data.sources import Source
-from agejax.errors import UserError, check_keys, one_line
+from agejax.errors import UserError, check_keys, check_values, is_number, one_line
 from agejax.metrics import DECADES
 
 AGE_BIN = 5  # years, for stratification
@@ -54,7 +54,8 @@ def make(source: Source, config: Any) -> dict[str, np.ndarray]:
         train, test = fold(source, config.folds, config.fold, config.seed)
         splits = {"train": train, "test": test}
     elif way == "balanced":
-        check_keys(balance, ("split", "n", "over", "short"), f"{WHERE}.balanced")
+        defaults = {"n": 0, "split": "", "over": ("",), "short": ""}
+        check_values(balance, defaults, f"{WHERE}.balanced")
         splits = balanced(source, config.fractions, config.seed, **balance)
     elif way == "fractions":
         splits = by_fraction(source, config.fractions, config.seed)
@@ -139,10 +140,14 @@ def fold(source: Source, folds: int, number: int, seed: int) -> tuple[np.ndarray
     are distributed as the whole's.
 
     Raises:
-      UserError: fewer than 2 folds, a number out of range, or a fold that would be empty.
+      UserError: fewer than 2 folds or more than images, a number out of range, or a fold that would
+        be empty.
     """
-    if folds < 2:
-        raise UserError(f"{WHERE}.folds: {folds} is not 2 or more (0: no folds)")
+    if not 2 <= folds <= len(source.ids):
+        raise UserError(
+            f"{WHERE}.folds: {folds} is not one of 2..{len(source.ids)}, the images there are "
+            "(0: no folds)"
+        )
     if not 0 <= number < folds:
         raise UserError(f"{WHERE}.fold: {number} is not one of 0..{folds - 1}")
     shares = {f"fold {i}": 1 / folds for i in range(folds)}
@@ -264,6 +269,8 @@ def from_files(source: Source, files: Mapping[str, str]) -> dict[str, np.ndarray
     splits, names = {}, {}
     for split, path in files.items():
         where = f"{WHERE}.files.{split}"
+        if not isinstance(path, str):
+            raise UserError(f"{where}: {path!r}; set it to a file's path")
         splits[split], names[split], unknown = read_file(source, path, where)
         if unknown:
             line = (
@@ -364,6 +371,8 @@ def _deal(
 ) -> dict[str, np.ndarray]:
     """Deals the groups in `rows`, ordered by age and shuffled within 5 years, one after another to
     the split that is furthest behind its share."""
+    if wrong := [name for name, share in fractions.items() if not is_number(share)]:
+        raise UserError(f"{where}.{wrong[0]}: {fractions[wrong[0]]!r}; set it to a share in 0..1")
     shares = np.array(list(fractions.values()), float)
     if not len(shares) or not np.all((shares > 0) & (shares <= 1)) or shares.sum() > 1 + 1e-9:
         given = ", ".join(f"{name}={share:g}" for name, share in fractions.items()) or "nothing"

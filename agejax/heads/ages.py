@@ -21,6 +21,7 @@ from agejax.errors import UserError, one_of
 from agejax.heads.head import Facts, Head, Labels, register
 from agejax.models import outputs
 
+MOST_YEARS = 1000  # of a range; an age needs no more outputs
 COMPONENTS = 8  # of the mixture that stands for the training ages in balanced MSE
 
 
@@ -42,9 +43,10 @@ class Age(Head):
         name: str, label: str, weight: float, options: Mapping[str, Any], facts: Facts
     ) -> dict[str, Any]:
         """The fields above and `Head`'s. Raises `UserError` for a label or range that cannot be."""
-        where, (low, high) = f"config.heads.{name}", options["range"]
-        if not 0 <= low < high:
-            raise UserError(f"{where}.range: need 0 <= low < high, got {(low, high)}")
+        where, ends = f"config.heads.{name}", tuple(options["range"])
+        if len(ends) != 2 or not 0 <= ends[0] < ends[1] <= MOST_YEARS:
+            raise UserError(f"{where}.range: need 0 <= low < high <= {MOST_YEARS}, got {ends}")
+        low, high = ends
         if label not in facts.means:
             raise UserError(f"{where}: {label!r} is not a number; use kind binary or categorical")
         return {

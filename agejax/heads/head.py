@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from agejax.errors import UserError, check_keys, one_of
+from agejax.errors import UserError, check_values, one_of
 
 Labels = Mapping[str, jax.Array]
 
@@ -110,7 +110,15 @@ class Head:
 
 
 KINDS: dict[str, type[Any]] = {}
-COMMON = ("kind", "label", "weight", "neck", "fds", "example_weights")  # keys of every head
+# Of every head, beside its kind's own options.
+COMMON: dict[str, Any] = {
+    "kind": "",
+    "label": "",
+    "weight": 1.0,
+    "neck": {},
+    "fds": {},
+    "example_weights": {},
+}
 
 
 def register(kind: str) -> Callable[[type[Any]], type[Any]]:
@@ -140,9 +148,11 @@ def create(configs: Mapping[str, Any], facts: Facts) -> dict[str, Head]:
     heads = {}
     for name, given in configs.items():
         where = f"config.heads.{name}"
+        if not hasattr(given, "items"):
+            raise UserError(f"{where}: {given!r}; set it to {{'kind': ...}}")
         one_of(where, "kind", given.get("kind"), tuple(KINDS))
         kind = KINDS[given["kind"]]
-        check_keys(given, (*COMMON, *kind.options), where)
+        check_values(given, {**COMMON, **kind.options}, where)
         label = given.get("label", name)
         if label not in facts.labels:
             raise UserError(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from agejax.data import density
-from agejax.errors import UserError, check_keys, one_of
+from agejax.errors import UserError, check_values, one_of
 from agejax.heads.ages import Regression
 from agejax.heads.head import Head
 
@@ -49,7 +49,7 @@ def of(
         kind = given.pop("kind", None)
         one_of(where, "kind", kind, tuple(KINDS))
         given.pop("after", None)
-        check_keys(given, KINDS[kind], where)
+        check_values(given, KINDS[kind], where)
         values = labels[head.label][rows]
         weights = np.ones(len(labels[head.label]), np.float32)
         weights[rows] = _weights(kind, {**KINDS[kind], **given}, head, values, where)

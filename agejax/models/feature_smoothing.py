@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from agejax.data.density import lds_window
-from agejax.errors import UserError, check_keys
+from agejax.errors import UserError, check_values
 
 LEAST, MOST = 0.1, 10.0  # of the ratio of variances
 
@@ -42,7 +42,8 @@ class SmoothingOptions:
     @classmethod
     def of(cls, given: Mapping[str, Any], where: str) -> SmoothingOptions:
         """Raises `UserError` for an unknown key or a value that cannot be."""
-        check_keys(given, [field.name for field in dataclasses.fields(cls)], where)
+        defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+        check_values(given, defaults, where, {"oldest": (1, 1000)})
         options = cls(**given)
         if options.size % 2 == 0 or not 1 <= options.size <= options.oldest:
             raise UserError(f"{where}.size: an odd number of years is needed, not {options.size}")

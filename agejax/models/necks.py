@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from agejax.errors import UserError, check_keys
+from agejax.errors import UserError, check_values
 from agejax.models import layers
 from agejax.models.backbone import Features
 
@@ -20,6 +20,7 @@ ACTIVATIONS: dict[str, layers.Activation] = {
     "gelu": jax.nn.gelu,
 }
 POOLS = ("mean", "flatten")
+MOST_WIDTH = 2**16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,9 @@ class NeckOptions:
     @classmethod
     def of(cls, given: Mapping[str, Any], where: str) -> NeckOptions:
         """Raises `UserError` for an unknown key or a value that cannot be."""
-        check_keys(given, [field.name for field in dataclasses.fields(cls)], where)
+        defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+        widths = {"convs": (0,), "hidden": (0,)}  # such as these
+        check_values(given, defaults | widths, where, dict.fromkeys(widths, (1, MOST_WIDTH)))
         values: dict[str, Any] = {
             k: tuple(v) if k in ("convs", "hidden") else v for k, v in given.items()
         }
@@ -59,8 +62,6 @@ class NeckOptions:
                 )
         if not 0 <= options.dropout < 1:
             raise UserError(f"{where}.dropout: need 0 <= dropout < 1, got {options.dropout}")
-        if any(width < 1 for width in (*options.convs, *options.hidden)):
-            raise UserError(f"{where}: convs and hidden must be numbers of channels above 0")
         return options
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from agejax.errors import UserError, check_keys, nearest
+from agejax.errors import UserError, check_values, nearest
 from agejax.models import cnn, efficientnet, mlp, mobilenet_v3, nasnet, resnet, vgg, vit
 from agejax.models.backbone import Backbone
 
@@ -48,6 +49,10 @@ MODELS: dict[str, functools.partial[Any]] = {
     "vit_b16": vit.b16,
     "vit_l16": vit.l16,
 }
+LIMITS = {  # of options that are numbers; both ends are allowed
+    **{"widths": (1, 2**16), "width": (0.1, 10), "dropout": (0, 0.99), "epsilon": (0, 1)},
+    "norm_momentum": (0, 1),
+}
 OURS = ("num_classes", "dtype", "rngs", "image_size")  # given by `create`, not by options
 
 
@@ -74,15 +79,21 @@ def create(
     Raises:
       UserError: an unknown name or option.
     """
-    if name not in MODELS:
-        raise UserError(f"config.model.name: no model {name!r}; {nearest(name, MODELS)}")
+    check_options(name, options)
     make = MODELS[name]
-    accepted = [
-        key
-        for key, parameter in inspect.signature(make.func.__init__).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    ]
-    check_keys(options, [k for k in accepted if k not in OURS], "config.model.options")
-    size = {"image_size": image_size} if "image_size" in accepted else {}
+    size = {"image_size": image_size} if "image_size" in _parameters(name) else {}
     backbone: Backbone = make(num_classes=num_classes, dtype=dtype, rngs=rngs, **size, **options)
     return backbone
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raises `UserError` for an unknown model, or options that are not its own or cannot be."""
+    if name not in MODELS:
+        raise UserError(f"config.model.name: no model {name!r}; {nearest(name, MODELS)}")
+    defaults = {k: p.default for k, p in _parameters(name).items() if k not in OURS}
+    check_values(options, defaults, "config.model.options", LIMITS)
+
+
+def _parameters(name: str) -> dict[str, inspect.Parameter]:
+    every = inspect.signature(MODELS[name].func.__init__).parameters.items()
+    return {key: parameter for key, parameter in every if parameter.kind is parameter.KEYWORD_ONLY}

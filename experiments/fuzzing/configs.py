@@ -40,7 +40,6 @@ def get_config():
     c.log_every = {"steps": 2}
     c.sharding.devices = 1
 """
-TRACED = 0.1  # share of the accepted configs whose step is traced too
 HEAVY = 0.02  # share of the inputs that name another model, whose shapes take their time
 PLACES = ("data.source", "data.cache_dir")  # stay as they are: others are no config's matter
 ODD: tuple[Any, ...] = (
@@ -58,6 +57,14 @@ ODD: tuple[Any, ...] = (
         {"a": 1},
     ),
     *({"epochs": 1.0}, {"percent": -5.0}, {"steps": 3, "epochs": 1}, {"steps": "soon"}, "x", ""),
+)
+
+# Of options that are one of several.
+WORDS = (
+    *("ce", "focal", "ldam", "lmf", "dldl", "mean_variance", "sord", "l1", "l2", "huber", "bmc"),
+    *("gai", "log", "unit", "identity", "median", "expectation", "mode", "corn", "or_cnn", "sqrt"),
+    *("inverse", "density", "lds", "oversample", "age", "gender", "apparent_age_std", "flatten"),
+    *("constant", "exponential", "warmup_cosine", "sgd", "adam", "bfloat16", "take", "rollback"),
 )
 
 
@@ -98,9 +105,8 @@ def prepare(folder: pathlib.Path) -> Target:
         config = _parsed(["main", f"--config={path}", *_arguments(rng, settings)])
         with contextlib.suppress(Reached):
             train.train(config, folder / "run")
-        if rng.random() < TRACED:
-            batch = next(settled["batches"].iterate(0, 1, 0))
-            jax.eval_shape(settled["step"], settled["state"], batch)
+        batch = next(settled["batches"].iterate(0, 1, 0))
+        jax.eval_shape(settled["step"], settled["state"], batch)
         return True
 
     # What the first use reads and prepares is no input's doing.
@@ -124,9 +130,10 @@ def _leaves(config: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted path -> value, of settings and of groups of them."""
     found = {}
     for key, value in config.items():
-        found[f"{prefix}{key}"] = value
         if isinstance(value, ml_collections.ConfigDict):
             found |= _leaves(value, f"{prefix}{key}.")
+            value = value.to_dict()
+        found[f"{prefix}{key}"] = value
     return found
 
 
@@ -135,16 +142,9 @@ def _arguments(rng: random.Random, settings: dict[str, Any]) -> list[str]:
     made = []
     for _ in range(rng.choice((0, 0, 1, 1, 2, 3))):
         path = rng.choice(tuple(settings))
-        value = rng.choice((*ODD_TEXTS, *map(str, ODD)))
-        match settings[path]:
-            case bool() | int() if rng.random() < 0.8:
-                value = str(rng.choice((0, 1, 2, 3, 7, 16, 100, -1, 10**6, 2**40)))
-            case float() if rng.random() < 0.8:
-                value = str(rng.choice((0, 0.1, 0.5, 1, 2, 30, 1e9, 1e-12, -1, "nan", "inf")))
-            case tuple() if rng.random() < 0.8:
-                value = str(rng.choice((("gender",), ("age", "decade"), (0.5, 0.9), *ODD)))
-        if rng.random() < 0.05:
-            value = text(rng)
+        value = str(_other(rng, settings[path]))
+        if rng.random() < 0.1:
+            value = rng.choice((rng.choice(ODD_TEXTS), text(rng)))
         if rng.random() < 0.05:
             path = changed_text(rng, path)
         form = rng.choice(("--config.{}={}",) * 20 + ("--config.{} {}", "--noconfig.{}", "{}={}"))
@@ -162,11 +162,29 @@ def _statements(rng: random.Random) -> str:
     return "".join(lines).replace("nan", 'float("nan")').replace("inf", 'float("inf")')
 
 
-def _some(rng: random.Random, options: dict[str, Any], odd: float = 0.5) -> dict[str, Any]:
-    """A few of the options, with their own values or odd ones, and at times one that is none."""
+def _some(rng: random.Random, options: dict[str, Any]) -> dict[str, Any]:
+    """A few of the options, with their own values or others, and at times one that is none."""
     keys = rng.sample(sorted(options), min(len(options), rng.randint(0, 3)))
-    made = {key: rng.choice(ODD) if rng.random() < odd else options[key] for key in keys}
-    return made | ({changed_text(rng, "weight"): 1} if rng.random() < 0.1 else {})
+    made = {key: _other(rng, options[key]) for key in keys}
+    return made | ({changed_text(rng, "weight"): 1} if rng.random() < 0.05 else {})
+
+
+def _other(rng: random.Random, value: Any) -> Any:
+    """The value, or mostly one of its type, or an odd one."""
+    if rng.random() < 0.15:
+        return rng.choice(ODD)
+    match value:
+        case bool():
+            return rng.choice((True, False))
+        case int() | None:
+            return rng.choice((value, 0, 1, 2, 3, 7, 16, -1, 10**6, 2**40))
+        case float():
+            return value * rng.choice((1, 1, 0, 0.5, 2, 100, -1, 1e12, 1e-12))
+        case str():
+            return rng.choice((value, value, *WORDS))
+        case tuple():
+            return rng.choice((value, value, value[::-1], value[:1], value + value, ()))
+    return value
 
 
 def _head(rng: random.Random) -> tuple[str, Any]:

@@ -67,10 +67,11 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         super().__init__(**{"file_format": "array_record"} | kwargs)
 
     @classmethod
-    def option_names(cls) -> list[str]:
-        """The keys of config.data.options that this data set knows."""
+    def options(cls) -> dict[str, Any]:
+        """The keys of config.data.options that this data set knows, with their defaults."""
         parameters = inspect.signature(cls.__init__).parameters.values()
-        return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "source"]
+        own = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "source"]
+        return {p.name: p.default for p in own}
 
     @classmethod
     def locate(cls, path: str | None) -> pathlib.Path | None:

@@ -52,9 +52,10 @@ class ImageFolder(FaceBuilder):
         self.labels = labels
         self.names: dict[str, tuple[str, ...]] = {}
         for label, names in {"gender": gender_names, "ethnicity": ethnicity_names}.items():
-            if isinstance(names, str):
+            if isinstance(names, str) or not all(isinstance(name, str) for name in names):
                 raise UserError(
-                    f"config.data.options.{label}_names of image_folder: {names!r} is not a list"
+                    f"config.data.options.{label}_names of image_folder: {names!r} is no list of "
+                    "names"
                 )
             self.names[label] = tuple(names)
         super().__init__(**kwargs)  # type: ignore[arg-type]
