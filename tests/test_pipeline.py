@@ -1,3 +1,6 @@
+import multiprocessing
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -58,6 +61,31 @@ def test_reading_from_any_step_with_any_workers_gives_the_same_batches(source, w
     read = batches.iterate(11, 15, workers)
     for step, batch in zip(range(11, 15), read, strict=True):
         same(batch, batches[step])
+
+
+class Deadly(pipeline.TrainBatches):
+    """Whoever reads it dies."""
+
+    def __getitem__(self, step):
+        os._exit(1)
+
+
+def test_others_go_on_where_a_worker_died(source, capsys):
+    batches = batches_of(source)
+    read = batches.iterate(0, 60, workers=1)
+    same(next(read), batches[0])
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    for step, batch in zip(range(1, 60), read, strict=True):
+        same(batch, batches[step])
+    assert "a worker of the input died before step" in capsys.readouterr().err
+
+
+def test_workers_that_die_of_the_same_batch_are_an_error(source):
+    made = batches_of(source)
+    read = Deadly(made.source, made.rows, made.sampler, made.batch_size).iterate(0, 9, workers=1)
+    with pytest.raises(UserError, match=r"config\.data\.workers: 1; they die before .* of step 1,"):
+        list(read)
 
 
 def test_later_draws_of_a_row_in_an_epoch_are_augmented_harder(source):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -13,8 +14,11 @@ from absl import flags
 
 from agejax.data import draws, sampling
 from agejax.data.sources import Source
+from agejax.errors import UserError
 
 HostBatch = dict[str, np.ndarray]
+
+WORKER_DIED = "Worker process was terminated unexpectedly"  # in what grain raises then
 
 
 def make_sampler(config: Any, source: Source, rows: np.ndarray, seed: int) -> sampling.Sampler:
@@ -66,8 +70,32 @@ class TrainBatches:
         """Batches of steps `start` to `stop`, read ahead by threads or grain worker processes.
 
         The position is the step itself and not grain's iterator state, which binds a checkpoint to
-        the number of workers.
+        the number of workers. Where a worker dies, as of memory, others read on from there.
+
+        Raises:
+          UserError: workers die though no batch came since the last did.
         """
+        step, died_at = start, -1
+        while step < stop:
+            try:
+                for batch in self._read(step, stop, workers):
+                    yield batch
+                    step += 1
+            except RuntimeError as error:
+                if WORKER_DIED not in str(error):
+                    raise
+                if step == died_at:
+                    raise UserError(
+                        f"config.data.workers: {workers}; they die before they have read the batch "
+                        f"of step {step + 1}, perhaps of memory: set fewer, or 0 to read in threads"
+                    ) from error
+                died_at = step
+                print(
+                    f"a worker of the input died before step {step + 1}; new ones go on from there",
+                    file=sys.stderr, flush=True,
+                )  # fmt: skip
+
+    def _read(self, start: int, stop: int, workers: int) -> Generator[HostBatch, None, None]:
         steps = grain.MapDataset.range(start, stop).map(self.__getitem__)
         dataset = steps.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
         if workers:
