@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import shutil
 import sys
 from typing import Any
 
@@ -14,6 +15,8 @@ from orbax.checkpoint import checkpoint_managers as managers
 
 from agejax.errors import UserError, full_disk
 from agejax.state import TrainState
+
+SPARE = 2**20  # bytes that a checkpoint takes beside its arrays
 
 
 class Checkpoints:
@@ -43,6 +46,9 @@ class Checkpoints:
                 preservation_policy=managers.AnyPreservationPolicy([managers.LatestN(2), best]),
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
+                # orbax asks the wall clock: no jump of it is as wide as this. The watchdog sees
+                # what really hangs.
+                async_options=ocp.AsyncOptions(timeout_secs=10**10),
             ),
         )
 
@@ -83,6 +89,11 @@ class Checkpoints:
         meta = meta | {"checksum": checksum(state)}
         metrics = None if value is None else {"value": float(value)}
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        # Asked first, as what a disk that fills up meanwhile ends is many threads of orbax.
+        size = sum(shard.data.nbytes for leaf in jax.tree.leaves(state)
+                   for shard in leaf.addressable_shards if shard.replica_id == 0)  # fmt: skip
+        if shutil.disk_usage(self._folder).free < size + SPARE:
+            raise UserError(self._full)
         with full_disk(self._full):
             self._manager.save(step, args=items, metrics=metrics, force=True)
 
@@ -155,7 +166,9 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        self._manager.close()
+        """Waits as `wait` does, and raises what it does."""
+        with full_disk(self._full):
+            self._manager.close()
 
 
 def checksum(state: Any) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import logging
 import math
 import os
 import struct
@@ -49,7 +50,7 @@ def one_line(text: str) -> str:
 
 def run_command(main: Callable[..., Any], *args: Any) -> int:
     """Runs `main(*args)`; a `UserError` becomes one line on stderr and exit code 2."""
-    threading.excepthook = _of_a_thread
+    _say_a_full_disk_once()
     try:
         main(*args)
     except UserError as error:
@@ -79,10 +80,27 @@ def _disk_was_full(error: BaseException | None) -> bool:
     return False
 
 
+def _say_a_full_disk_once() -> None:
+    """Quietens orbax's threads: each dies at length of a full disk, as the main one does."""
+    threading.excepthook, sys.unraisablehook = _of_a_thread, _of_nobody
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_of_other_than_the_disk)
+
+
 def _of_a_thread(failure: threading.ExceptHookArgs) -> None:
-    """Prints what a thread dies of, but for a full disk: orbax raises that in the main one too."""
     if not _disk_was_full(failure.exc_value):
         threading.__excepthook__(failure)
+
+
+def _of_nobody(failure: sys.UnraisableHookArgs) -> None:
+    """Writes that come to their end when nobody waits for them any more are no news either."""
+    late = str(failure.exc_value).endswith(("Event loop is closed", "likely shutting down"))
+    if not late and not _disk_was_full(failure.exc_value):
+        sys.__unraisablehook__(failure)
+
+
+def _of_other_than_the_disk(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and _disk_was_full(record.exc_info[1]))
 
 
 def nearest(given: str, known: Iterable[str]) -> str:

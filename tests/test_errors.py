@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import pathlib
 import re
@@ -70,21 +71,38 @@ def test_a_user_error_is_exit_code_2_and_a_bug_keeps_its_traceback(capsys):
     assert run_command(lambda: None) == 0
 
 
-def test_a_full_disk_in_a_thread_is_said_once_by_the_main_one(capsys, monkeypatch):
-    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)  # put back afterwards
+def in_a_thread(error):
+    def fail():
+        raise error
 
-    def fails_in_a_thread(error):
-        def fail():
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
+
+
+def in_a_finalizer(error):
+    class Fails:
+        def __del__(self):
             raise error
 
-        thread = threading.Thread(target=fail)
-        thread.start()
-        thread.join()
+    Fails()
 
-    assert run_command(fails_in_a_thread, OSError(errno.ENOSPC, "No space left on device")) == 0
-    assert capsys.readouterr().err == ""
-    assert run_command(fails_in_a_thread, ZeroDivisionError("of a bug")) == 0
-    assert "ZeroDivisionError: of a bug" in capsys.readouterr().err
+
+def in_a_log(error):
+    try:
+        raise error
+    except Exception:
+        logging.getLogger("absl").exception("a thread of orbax's")
+
+
+@pytest.mark.parametrize("fails", [in_a_thread, in_a_finalizer, in_a_log])
+def test_a_full_disk_is_said_once_by_the_main_thread(fails, capsys, caplog, monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)  # put back afterwards
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+    assert run_command(fails, OSError(errno.ENOSPC, "No space left on device")) == 0
+    assert capsys.readouterr().err + caplog.text == ""
+    assert run_command(fails, ZeroDivisionError("of a bug")) == 0
+    assert "ZeroDivisionError: of a bug" in capsys.readouterr().err + caplog.text
 
 
 def test_a_message_is_one_line_that_no_terminal_obeys_whatever_it_quotes(capsys):
@@ -212,6 +230,16 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(
     with pytest.raises(UserError, match="disk full"):
         train.train(config, fresh)
     assert Checkpoints(workdir / "checkpoints").last == saved
+
+
+def test_a_checkpoint_that_has_no_room_is_not_begun(faces, cache, tmp_path, monkeypatch):
+    import orbax.checkpoint as ocp
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", None)
+    usage = shutil.disk_usage(tmp_path)._replace(free=2**20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(UserError, match=r"disk full while saving a checkpoint in .*/checkpoints"):
+        train.train(config_with(faces, cache, total={"steps": 2}), tmp_path / "run")
 
 
 def test_evaluate_and_predict_name_what_is_wrong(trained, faces, tmp_path, capsys):
