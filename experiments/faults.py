@@ -1,0 +1,390 @@
+"""Faults of many kinds, one after the other, over a small training:
+
+    python -m experiments.faults [--faults=210] [--seed=0] [--only=REGEX]
+
+A training of 40 steps is disturbed once, at random but by the seed, and then started again until it
+is through. It must end with the parameters of the training that nothing disturbed, bit for bit; on
+the way each process must have ended by itself with one clear line (exit code 2), or because the
+fault killed it, and never with a traceback. Writes experiments/results/faults.json and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from agejax.errors import UserError, run_command
+from agejax.logging import records
+from configs import quickstart
+from experiments.arms import commit
+
+OUTPUT = pathlib.Path(__file__).parent / "results" / "faults"
+STEPS, SAVED_EVERY, STARTS = 40, 4, 6
+
+
+def get_config(cache: pathlib.Path) -> ml_collections.ConfigDict:
+    config = quickstart.get_config()
+    config.total = {"steps": STEPS}
+    config.data.cache_dir = str(cache)
+    config.data.image_size, config.model.image_size = 48, 32
+    config.data.batch_size = config.eval.batch_size = 16
+    config.data.options = {"count": 240}
+    config.model.name, config.model.options = "cnn", {"widths": (8, 16)}
+    config.optim.ema = 0.9
+    config.checkpoint.every = {"steps": SAVED_EVERY}
+    config.eval.every = {"steps": 2 * SAVED_EVERY}
+    config.log_every = {"steps": 2}
+    config.eval.final_split = ""
+    return config
+
+
+# ---- the process that is disturbed ---------------------------------------------------------------
+
+
+def child(workdir: pathlib.Path, cache: pathlib.Path, fault: str, at: int) -> None:
+    """Trains, meets `fault` right before step number `at` of this process, prints a digest."""
+    import jax
+
+    from agejax import sharding, train
+    from agejax.checkpoint import Checkpoints
+    from agejax.data.pipeline import TrainBatches
+
+    sharding.start()
+    config = get_config(cache)
+    config.data.workers = 1 if fault == "a worker dies" else 0
+    config.watchdog = 1.0 if fault == "a process hangs" else 0.0
+    iterate, save, saves, now = TrainBatches.iterate, Checkpoints.save, [0], time.time
+
+    def disturbed(*args: Any) -> Iterator[Any]:
+        with contextlib.closing(iterate(*args)) as batches:
+            for number, batch in enumerate(batches, 1):
+                yield meet(batch) if number == at else batch
+
+    def meet(batch: Any) -> Any:
+        match fault:
+            case "SIGKILL":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "SIGTERM" | "SIGINT":
+                os.kill(os.getpid(), getattr(signal, fault))
+            case "a worker dies":
+                for worker in _workers():
+                    os.kill(worker, signal.SIGKILL)
+            case "a process hangs":
+                time.sleep(3600)
+            case "the disk is full":
+                _fill(workdir / "ballast")
+            case "the clock jumps":
+                jump = random.Random(at).choice([-1e6, 1e6])
+                time.time = lambda: now() + jump
+            case "a loss is not finite":
+                return batch | {"weight": batch["weight"] * np.float32(np.nan)}
+        return batch
+
+    def die_while_saving(*args: Any, **kwargs: Any) -> None:
+        save(*args, **kwargs)  # returns while orbax still writes
+        saves[0] += 1
+        if saves[0] == 1 + at // SAVED_EVERY:
+            time.sleep(random.Random(at).uniform(0, 0.05))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    TrainBatches.iterate = disturbed  # type: ignore[assignment,method-assign]
+    if fault == "SIGKILL while saving":
+        Checkpoints.save = die_while_saving  # type: ignore[method-assign]
+    if train.train(config, workdir) is None:
+        return
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    last = checkpoints.last
+    checkpoints.close()
+    import orbax.checkpoint as ocp
+
+    state = ocp.StandardCheckpointer().restore(workdir / "checkpoints" / str(last) / "state")
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
+    print(f"digest {last} {digest.hexdigest()}")
+
+
+def _workers() -> Iterator[int]:
+    """This process's children but for Python's own that cleans up after them."""
+    for task in pathlib.Path("/proc/self/task").iterdir():
+        for pid in map(int, (task / "children").read_text().split()):
+            if b"resource_tracker" not in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes():
+                yield pid
+
+
+def _fill(ballast: pathlib.Path) -> None:
+    """Leaves no room where the run writes."""
+    with ballast.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(2**16))
+        except OSError:
+            pass
+
+
+# ---- what is done to it from outside -------------------------------------------------------------
+
+
+def _newest(workdir: pathlib.Path) -> pathlib.Path:
+    steps = [p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()]
+    return max(steps, key=lambda p: int(p.name))
+
+
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size)
+
+
+def flip(workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) -> None:
+    """A bit of the newest checkpoint's arrays."""
+    arrays = [p for p in _files(_newest(workdir) / "state") if "d" in p.parent.name]
+    path = rng.choice(arrays)
+    data = bytearray(path.read_bytes())
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    path.write_bytes(data)
+
+
+def cut(workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) -> None:
+    """A file of the newest checkpoint loses its end."""
+    path = rng.choice(_files(_newest(workdir)))
+    os.truncate(path, rng.randrange(path.stat().st_size))
+
+
+def lose(workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) -> None:
+    """A file of the newest checkpoint is gone."""
+    rng.choice(_files(_newest(workdir))).unlink()
+
+
+def cut_cache(workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) -> None:
+    """A file of the decoded images' cache loses its end."""
+    path = rng.choice([p for p in _files(cache / "procedural_faces") if p.name != "whole.json"])
+    os.truncate(path, rng.randrange(path.stat().st_size))
+
+
+def cut_log(workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) -> None:
+    """metrics.jsonl loses its end."""
+    path = workdir / "metrics.jsonl"
+    os.truncate(path, rng.randrange(path.stat().st_size))
+
+
+Outside = Callable[[pathlib.Path, pathlib.Path, random.Random], None]
+# Each comes after a SIGKILL.
+BETWEEN: dict[str, Outside] = {
+    "a bit of the newest checkpoint flips": flip,
+    "the newest checkpoint is cut short": cut,
+    "the newest checkpoint loses a file": lose,
+    "the cache is cut short": cut_cache,
+    "the log is cut short": cut_log,
+}
+INSIDE = (
+    "SIGKILL", "SIGTERM", "SIGINT", "SIGKILL while saving", "a worker dies", "a process hangs",
+    "the disk is full", "the clock jumps", "a loss is not finite",
+)  # fmt: skip
+STORM, TWICE = "killed five times", "a second run in its folder"
+KINDS = (*INSIDE, *BETWEEN, STORM, TWICE)
+
+
+# ---- one fault -----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Process:
+    """A child that has ended: its exit code and all it printed."""
+
+    code: int
+    text: str
+
+    @property
+    def digest(self) -> str | None:
+        found = re.search(r"^digest (.*)$", self.text, re.MULTILINE)
+        return found[1] if found else None
+
+    @property
+    def said(self) -> str:
+        """The line that names the fault."""
+        named = re.compile("^agejax: |^a worker of|: set aside$|is made again$")
+        return next((line for line in self.text.splitlines() if named.search(line)), "")
+
+    @property
+    def clear(self) -> bool:
+        """Ended by itself as it should, or was killed."""
+        by_itself = self.code in (0, 2) and "Traceback" not in self.text
+        return (by_itself and (self.code == 0 or bool(self.said))) or self.code == -signal.SIGKILL
+
+
+def begin(
+    workdir: pathlib.Path, cache: pathlib.Path, fault: str = "none", at: int = 0
+) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "experiments.faults", "--child", fault, str(at)]
+    return subprocess.Popen(
+        [*command, str(workdir), str(cache)], text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str], hangs: bool = False) -> Process:
+    """Waits for it; one that hangs is killed once the watchdog has spoken."""
+    lines: list[str] = []
+    assert process.stdout is not None
+    for line in process.stdout:
+        lines.append(line)
+        if hangs and "nothing has happened" in line:
+            os.kill(process.pid, signal.SIGKILL)
+            hangs = False
+    code = process.wait()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # grain's workers outlive a killed parent
+    return Process(code, "".join(lines))
+
+
+def disturb(
+    kind: str, at: int, rng: random.Random, workdir: pathlib.Path, cache: pathlib.Path
+) -> list[Process]:
+    """The training with one fault of `kind`, from its first start to its end."""
+    done: list[Process] = []
+    if kind == STORM:
+        for _ in range(5):
+            done.append(finish(begin(workdir, cache, "SIGKILL", rng.randint(1, 2 * SAVED_EVERY))))
+    elif kind == TWICE:
+        first = begin(workdir, cache, "a process hangs", at)
+        while first.poll() is None and not (workdir / "metrics.jsonl").exists():
+            time.sleep(0.1)
+        done.append(finish(begin(workdir, cache)))
+        if "is being trained by process" not in done[0].said:
+            done[0].code = 1  # it should have refused
+        done.append(finish(first, hangs=True))
+    elif kind in BETWEEN:
+        done.append(finish(begin(workdir, cache, "SIGKILL", at)))
+        BETWEEN[kind](workdir, cache, rng)
+    else:
+        done.append(finish(begin(workdir, cache, kind, at), hangs=kind == "a process hangs"))
+        (workdir / "ballast").unlink(missing_ok=True)
+    while not done[-1].digest and len(done) < STARTS + 5 * (kind == STORM):
+        done.append(finish(begin(workdir, cache)))
+    return done
+
+
+def place(kind: str, folder: pathlib.Path) -> pathlib.Path:
+    """Where a run of this kind is kept: a full disk is a small one of its own."""
+    workdir = folder / "run"
+    workdir.mkdir()
+    if kind == "the disk is full":
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(workdir)], check=True
+        )
+    return workdir
+
+
+# ---- the campaign --------------------------------------------------------------------------------
+
+
+def campaign(count: int, seed: int, only: str) -> dict[str, Any]:
+    """`count` faults, of each kind as many.
+
+    Raises:
+      UserError: `only` matches no kind.
+    """
+    kinds = [kind for kind in KINDS if re.search(only, kind)]
+    if os.geteuid() and "the disk is full" in kinds:
+        print("no full disk: that takes root, to mount a small one", file=sys.stderr)
+        kinds.remove("the disk is full")
+    if not kinds:
+        raise UserError(f"--only={only}: there are {', '.join(KINDS)}")
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        cache = pathlib.Path(name) / "cache"
+        expected = finish(begin(pathlib.Path(name) / "undisturbed", cache))
+        if not expected.digest:
+            raise UserError(f"the undisturbed training failed: {expected.text[-2000:]}")
+        for i in range(count):
+            kind, rng = kinds[i % len(kinds)], random.Random(f"{seed} {i}")
+            # Before the first checkpoint but one there is nothing to fall back to.
+            at = rng.randint(2 * SAVED_EVERY + 1, STEPS - 1)
+            folder = pathlib.Path(tempfile.mkdtemp(dir=name))
+            own_cache = folder / "cache"
+            shutil.copytree(cache, own_cache)
+            workdir = place(kind, folder)
+            try:
+                done = disturb(kind, at, rng, workdir, own_cache)
+            finally:
+                if kind == "the disk is full":
+                    subprocess.run(["umount", "--lazy", str(workdir)], check=True)
+            rows.append(
+                {
+                    "kind": kind,
+                    "step": at,
+                    "starts": len(done),
+                    "bit_equal": done[-1].digest == expected.digest,
+                    "clear": all(process.clear for process in done),
+                    "codes": [process.code for process in done],
+                    "said": next((p.said for p in done if p.said), "").replace(str(folder), ""),
+                }
+            )
+            good = rows[-1]["bit_equal"] and rows[-1]["clear"]
+            print(f"{i + 1}/{count} {kind} at {at}: {'good' if good else rows[-1]}", flush=True)
+            if not good:
+                for number, process in enumerate(done, 1):
+                    print(f"---- start {number}\n{process.text}", file=sys.stderr, flush=True)
+            shutil.rmtree(folder, ignore_errors=True)
+    return {"faults": count, "seed": seed, "commit": commit(), "rows": rows}
+
+
+def table(result: dict[str, Any]) -> str:
+    """A row a kind."""
+    by_kind = collections.defaultdict(list)
+    for row in result["rows"]:
+        by_kind[row["kind"]].append(row)
+    lines = [
+        "| fault | n | ended bit-equal | every end clear | starts, mean | what it said |",
+        "|---|---|---|---|---|---|",
+    ]
+    for kind, rows in by_kind.items():
+        equal, clear = (sum(row[key] for row in rows) for key in ("bit_equal", "clear"))
+        starts = sum(row["starts"] for row in rows) / len(rows)
+        said = next((row["said"] for row in rows if row["said"]), "")
+        said = said.removeprefix("agejax: error: ")[:160].replace("|", "\\|")
+        lines.append(f"| {kind} | {len(rows)} | {equal} | {clear} | {starts:.1f} | {said} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str]) -> None:
+    if argv[1:2] == ["--child"]:
+        fault, at, workdir, cache = argv[2:]
+        child(pathlib.Path(workdir), pathlib.Path(cache), fault, int(at))
+        return
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.faults",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--faults", type=int, default=210)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="regex of the kinds")
+    parser.add_argument("--output", type=pathlib.Path, default=OUTPUT)
+    args = parser.parse_args(argv[1:])
+    result = campaign(args.faults, args.seed, args.only)
+    records.write_json(args.output.with_suffix(".json"), result)
+    records.write_text(args.output.with_suffix(".md"), table(result))
+    print(table(result) + json.dumps({"written": str(args.output.with_suffix(".json"))}))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv))
