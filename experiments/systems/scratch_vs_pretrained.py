@@ -25,7 +25,7 @@ def base(setting: Setting) -> ml_collections.ConfigDict:
     for head in config.heads.values():
         del head.neck  # each arm has its own
     if setting.scale == "cpu":
-        config.total = {"epochs": 20.0}
+        config.total = {"epochs": 12.0}
         config.data.image_size, config.model.image_size = 100, 64
     return setting.place(config)
 
