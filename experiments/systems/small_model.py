@@ -25,7 +25,7 @@ def base(setting: Setting) -> ml_collections.ConfigDict:
     config = small_model_utk.get_config()
     config.model.pretrained = setting.pretrained(config.model.name)
     if setting.scale == "cpu":
-        config.total = {"examples": 60_000}  # about 5 epochs; the same of each arm
+        config.total = {"examples": 240_000}  # about 20 epochs, as published; the same of each arm
         config.data.batch_size = 128
         config.data.image_size, config.model.image_size = 100, 64
         config.schedule.lr = 0.003
