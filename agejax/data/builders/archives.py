@@ -45,13 +45,24 @@ class Unread(str):
 NO_FILE = Unread("no plain file, but a link, a device or one with holes")
 
 
+class Elsewhere(bytes):
+    """In place of the contents of a file that another worker reads."""
+
+
+ELSEWHERE = Elsewhere()
+
+
 def read(
-    source: pathlib.Path, wanted: Wanted = lambda path: True, limit: int | None = None
+    source: pathlib.Path,
+    wanted: Wanted = lambda path: True,
+    limit: int | None = None,
+    mine: Wanted = lambda path: True,
 ) -> Iterator[tuple[str, bytes | Unread]]:
     """Yields (path inside, contents) of the wanted files in a folder, .zip or .tar of any kind.
 
-    What is larger than `limit`, by default `MAX_BYTES`, or no file, is `Unread`. Hidden files
-    (macOS's ._ among them) are left out. The order is the archive's own; of a folder, sorted.
+    What is larger than `limit`, by default `MAX_BYTES`, or no file, is `Unread`; what is not `mine`
+    is not opened, and `ELSEWHERE`. Hidden files (macOS's ._ among them) are left out. The order is
+    the archive's own; of a folder, sorted.
 
     Raises:
       UserError: not such an archive, a damaged or truncated one, one with a name that leads out of
@@ -70,11 +81,11 @@ def read(
 
     try:
         if source.is_dir():
-            yield from _folder(source, plain, most)
+            yield from _folder(source, plain, mine, most)
         elif _is_zip(source):
-            yield from _zip(source, safe, most)
+            yield from _zip(source, safe, mine, most)
         else:
-            yield from _tar(source, safe, most)
+            yield from _tar(source, safe, mine, most)
     except DAMAGE as error:
         raise UserError(
             f"{source} is damaged or its download broke off ({error}); download it again"
@@ -100,16 +111,20 @@ class _Budget:
 
 
 def _folder(
-    source: pathlib.Path, wanted: Wanted, most: int
+    source: pathlib.Path, wanted: Wanted, mine: Wanted, most: int
 ) -> Iterator[tuple[str, bytes | Unread]]:
     for folder, subfolders, names in os.walk(source):
         subfolders.sort()
         for name in sorted(names):
             path = pathlib.Path(folder, name)
             inside = path.relative_to(source).as_posix()
-            if wanted(inside) and path.is_file():
-                with path.open("rb") as file:
-                    yield _text(inside), _contents(file, most)
+            if not wanted(inside) or not path.is_file():
+                continue
+            if not mine(inside):
+                yield _text(inside), ELSEWHERE
+                continue
+            with path.open("rb") as file:
+                yield _text(inside), _contents(file, most)
 
 
 def _is_zip(source: pathlib.Path) -> bool:
@@ -120,7 +135,9 @@ def _is_zip(source: pathlib.Path) -> bool:
     return not tar and zipfile.is_zipfile(source)
 
 
-def _zip(source: pathlib.Path, wanted: Wanted, most: int) -> Iterator[tuple[str, bytes | Unread]]:
+def _zip(
+    source: pathlib.Path, wanted: Wanted, mine: Wanted, most: int
+) -> Iterator[tuple[str, bytes | Unread]]:
     budget = _Budget(source)
     with zipfile.ZipFile(source) as archive:
         for info in archive.infolist():
@@ -130,6 +147,9 @@ def _zip(source: pathlib.Path, wanted: Wanted, most: int) -> Iterator[tuple[str,
             if kind not in (0, stat.S_IFREG):
                 yield _text(info.filename), NO_FILE
                 continue
+            if not mine(info.filename):
+                yield _text(info.filename), ELSEWHERE
+                continue
             try:
                 with archive.open(info) as file:
                     data = _contents(file, most, budget)
@@ -138,7 +158,9 @@ def _zip(source: pathlib.Path, wanted: Wanted, most: int) -> Iterator[tuple[str,
             yield _text(info.filename), data
 
 
-def _tar(source: pathlib.Path, wanted: Wanted, most: int) -> Iterator[tuple[str, bytes | Unread]]:
+def _tar(
+    source: pathlib.Path, wanted: Wanted, mine: Wanted, most: int
+) -> Iterator[tuple[str, bytes | Unread]]:
     with _unpacked(source) as file:
         stream = _Stream(file, _Budget(source))
         try:
@@ -156,7 +178,9 @@ def _tar(source: pathlib.Path, wanted: Wanted, most: int) -> Iterator[tuple[str,
             end = tar.offset
             if member.isdir() or not wanted(member.name):
                 continue
-            if member.isfile() and not member.issparse():
+            if not mine(member.name):
+                yield _text(member.name), ELSEWHERE
+            elif member.isfile() and not member.issparse():
                 packed = tar.extractfile(member)
                 assert packed is not None
                 yield _text(member.name), _contents(packed, most)

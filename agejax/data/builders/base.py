@@ -6,9 +6,11 @@ import csv
 import dataclasses
 import inspect
 import io
+import json
 import math
 import pathlib
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -60,17 +62,24 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
     USUAL_NAMES: ClassVar[Sequence[str]] = ()  # of the user's archive or folder; (): reads none
     DOWNLOAD: ClassVar[str] = ""  # what to get, and from where
 
-    def __init__(self, *, source: str | pathlib.Path | None = None, **kwargs: Any) -> None:
-        """`source` is the archive or folder to read, as `locate` gives it."""
+    def __init__(
+        self, *, source: str | pathlib.Path | None = None, parts: int = 0, **kwargs: Any
+    ) -> None:
+        """`source`: the archive or folder to read, as `locate` gives it; `parts`: of the images,
+        each read by a worker of Beam's; 0: all by this process."""
         self.source = None if source is None else pathlib.Path(source)
         self.skipped: list[str] = []  # "name: reason" of what `faces` could not use
+        self.label_names = dict(self.LABEL_NAMES)  # `faces` may find others
+        self.part, self.parts = 0, parts
+        self._reader = dict(vars(self))  # what a worker needs: tfds' own state does not travel
         super().__init__(**{"file_format": "array_record"} | kwargs)
 
     @classmethod
     def options(cls) -> dict[str, Any]:
         """The keys of config.data.options that this data set knows, with their defaults."""
         parameters = inspect.signature(cls.__init__).parameters.values()
-        own = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "source"]
+        ours = ("source", "parts")
+        own = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ours]
         return {p.name: p.default for p in own}
 
     @classmethod
@@ -107,8 +116,16 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         return []
 
     def faces(self) -> Iterator[Face]:
-        """Every usable face once, in any order; appends to `skipped` what is not usable."""
+        """Every usable face once, in any order; appends to `skipped` what is not usable.
+
+        The image of one that another worker reads is `archives.ELSEWHERE`.
+        """
         raise NotImplementedError
+
+    def mine(self, name: str) -> bool:
+        """Whether the image of this name is in the part of them that this process reads."""
+        name_hash = zlib.crc32(name.encode(errors="surrogateescape"))
+        return not self.parts or name_hash % self.parts == self.part
 
     def images(
         self,
@@ -130,7 +147,9 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         assert source is not None
         seen: set[str] = set()
         for path, data in archives.read(
-            source, lambda path: inside in path and IMAGE.fullmatch(path) is not None
+            source,
+            lambda path: inside in path and IMAGE.fullmatch(path) is not None,
+            mine=self.mine,
         ):
             if path in seen:
                 continue
@@ -183,19 +202,47 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        return {SPLIT: self._generate_examples()}
+        if not self.parts:
+            return {SPLIT: self._generate_examples()}
+        from agejax.data.builders import on_beam  # which not everybody has
+
+        self.part = self.parts  # nobody's: all names are seen and no image is read
+        for _ in self.examples():
+            pass
+        self._unread = pathlib.Path(self.data_dir) / "unread.jsonl"
+        return {SPLIT: on_beam.Examples(type(self), self._reader, self.parts, self._unread)}
 
     def _generate_examples(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        yield from self.examples()
+        self._keep()
+
+    def examples(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(id, features) of every face whose image is `mine`.
+
+        Raises:
+          UserError: there is no face at all.
+        """
         seen: set[str] = set()
         for face in self.faces():
             if face.id in seen:  # in another folder, say; ids are what people know images by
                 self.skipped.append(f"{face.id}: a second image of this name")
                 continue
             seen.add(face.id)
-            yield face.id, vars(face)
+            if not isinstance(face.image, archives.Elsewhere):
+                yield face.id, vars(face)
         if not seen:
             raise UserError(no_image(self.name, self.source, self.skipped))
-        self.info.metadata["skipped"] = self.skipped
+
+    def _process_pipeline_result(self, pipeline_result: Any) -> None:
+        for line in self._unread.read_text().splitlines():
+            self.skipped += json.loads(line)
+        self._keep()
+
+    def _keep(self) -> None:
+        """Writes what was found beside the examples into the records' folder."""
+        metadata = self.info.metadata
+        metadata["label_names"] = {label: list(names) for label, names in self.label_names.items()}
+        metadata["skipped"] = list(dict.fromkeys(self.skipped))
 
 
 def table(data: bytes, where: str, needed: Sequence[str]) -> list[dict[str, str]]:

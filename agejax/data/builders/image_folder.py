@@ -69,7 +69,7 @@ class ImageFolder(FaceBuilder):
 
     def faces(self) -> Iterator[Face]:
         rows = self._rows() if self.labels else {}
-        self.info.metadata["label_names"] = {k: list(v) for k, v in self.names.items() if v}
+        self.label_names = {label: names for label, names in self.names.items() if names}
         used: set[str] = set()
         for path, _, data in self.images():
             if not self.labels:

@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
+from agejax.data.builders import archives
 from agejax.data.builders.base import Face, FaceBuilder
 from agejax.errors import UserError, run_command
 
@@ -690,9 +691,13 @@ class ProceduralFaces(FaceBuilder):
 
     def faces(self) -> Iterator[Face]:
         for i in range(self.count):
+            name = f"{self.seed}-{i:06d}"
+            if not self.mine(name):
+                yield Face(id=name, image=archives.ELSEWHERE)
+                continue
             image, labels = draw(self.seed, i, self.size)
             yield Face(
-                id=f"{self.seed}-{i:06d}", image=_jpeg(image), age=float(labels.age),
+                id=name, image=_jpeg(image), age=float(labels.age),
                 gender=labels.gender, ethnicity=labels.colouring, apparent_age=labels.looks,
             )  # fmt: skip
 
