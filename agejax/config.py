@@ -153,26 +153,26 @@ LIMITS: dict[str, dict[str, tuple[float, float]]] = {
     "config.data.split": {"seed": (0, 2**31 - 1), "val_of_train": (0, 0.99)},
     "config.data.split.balanced": {"n": (0, 2**31 - 1)},
     "config.sampling": {
-        **{"alpha": (0, 1000), "lds_sigma": (1e-3, 100), "lds_size": (1, 100)},
-        **{"keep_seed": (0, 2**31 - 1), "copy_strength": (0, 100)},
+        "alpha": (0, 1000), "lds_sigma": (1e-3, 100), "lds_size": (1, 100),
+        "keep_seed": (0, 2**31 - 1), "copy_strength": (0, 100),
     },
     "config.model": {"image_size": (1, 4096), "hidden": (0, 2**16), "dropout": (0, 0.99)},
     "config.optim": {
-        **{"b1": (0, 0.9999), "b2": (0, 0.999999), "eps": (0, 1), "clip_norm": (0, 1e9)},
-        **{"accumulate": (1, 2**16), "weight_decay": (0, 1e3), "ema": (0, 0.999999)},
+        "b1": (0, 0.9999), "b2": (0, 0.999999), "eps": (0, 1), "clip_norm": (0, 1e9),
+        "accumulate": (1, 2**16), "weight_decay": (0, 1e3), "ema": (0, 0.999999),
     },
     "config.schedule": {
-        **{"lr": (1e-12, 1e6), "div": (1e-3, 1e12), "final_div": (1e-3, 1e12)},
+        "lr": (1e-12, 1e6), "div": (1e-3, 1e12), "final_div": (1e-3, 1e12),
         "decay_rate": (1e-6, 1e3),
     },
     "config.eval": {"batch_size": (1, 2**16), "patience": (0, 2**31 - 1)},
     "config.sharding": {"devices": (0, 2**20), "fsdp": (1, 2**20)},
-}
+}  # fmt: skip
 # Groups whose keys are the user's, or one of several, and that are checked where they are used.
 OPEN = (
-    *("total", "log_every", "eval.every", "checkpoint.every", "schedule.warmup"),
-    *("schedule.decay_every", "data.split.fractions"),
-)
+    "total", "log_every", "eval.every", "checkpoint.every", "schedule.warmup",
+    "schedule.decay_every", "data.split.fractions",
+)  # fmt: skip
 
 
 def check(config: ml_collections.ConfigDict) -> None:
