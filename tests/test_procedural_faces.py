@@ -160,3 +160,11 @@ def test_contact_sheet(tmp_path):
     assert sheet.shape == (8 * pf.SIZE, len(pf.SHEET_AGES) * pf.SIZE, 3)
     with pytest.raises(UserError, match="png"):
         pf.contact_sheet(tmp_path / "faces.text")
+
+
+def test_a_folder_of_faces_is_the_data_set_without_its_labels(tmp_path):
+    pf.main(["", f"--output={tmp_path}/faces", "--count=3", "--seed=5"])
+    drawn = {face.id: face.image for face in ProceduralFaces(count=3, seed=5).faces()}
+    assert {p.stem: p.read_bytes() for p in (tmp_path / "faces").iterdir()} == drawn
+    with pytest.raises(UserError, match="--count=-1"):
+        pf.main(["", f"--output={tmp_path}/faces", "--count=-1"])

@@ -702,7 +702,7 @@ class ProceduralFaces(FaceBuilder):
             )  # fmt: skip
 
 
-# ---------------------------------------------------------------------------- the contact sheet
+# ------------------------------------------------------------------ the contact sheet, and files
 
 SHEET_AGES = (2, 5, 9, 14, 19, 25, 32, 40, 48, 56, 65, 75, 85, 95)
 
@@ -727,12 +727,29 @@ def contact_sheet(path: str | pathlib.Path, seed: int = 0, size: int = SIZE) -> 
     cv2.imwrite(str(path), sheet[..., ::-1])
 
 
+def write(folder: pathlib.Path, count: int, seed: int = 0, size: int = SIZE) -> None:
+    """Writes the first faces of the data set as files without labels, such as a generator's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        image, _ = draw(seed, i, size)
+        (folder / f"{seed}-{i:06d}.jpg").write_bytes(_jpeg(image))
+
+
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description="Writes a contact sheet of procedural faces.")
-    parser.add_argument("--output", required=True, help="the picture to write, .png or .jpg")
+    parser = argparse.ArgumentParser(
+        prog="python -m agejax.data.builders.procedural_faces",
+        description="Writes a contact sheet of procedural faces, or a folder of them.",
+    )
+    parser.add_argument("--output", required=True, help="a picture, .png or .jpg; or a folder")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=0, help="faces for a folder; 0: a sheet")
     args = parser.parse_args(argv[1:])
-    contact_sheet(args.output, args.seed)
+    if args.count < 0:
+        raise UserError(f"--count={args.count}: must be 0 or more")
+    if args.count:
+        write(pathlib.Path(args.output), args.count, args.seed)
+    else:
+        contact_sheet(args.output, args.seed)
 
 
 if __name__ == "__main__":
