@@ -158,6 +158,16 @@ def test_recomputing_in_the_backward_pass_changes_nothing():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_attention_equals_that_of_jax(dtype):
+    def plain(qkv):
+        return jax.nn.dot_product_attention(*(qkv[:, :, i] for i in range(3)))
+
+    near = {"rtol": 2e-2, "atol": 2e-2} if dtype == jnp.bfloat16 else {}
+    qkv = random(3, 11, 3, 2, 8, dtype=dtype)
+    assert_same_with_gradients(layers.attention, plain, qkv, **near)
+
+
 def test_plain_lowering_is_plain_and_equal():
     x, kernel = random(2, 8, 8, 4), random(3, 3, 1, 4, seed=1)
 

@@ -401,6 +401,24 @@ class BatchNorm(nnx.Module):
         return y
 
 
+def attention(qkv: jax.Array) -> jax.Array:
+    """softmax(q k^T / sqrt(D)) v of every head: [B, T, 3, H, D] -> [B, T, H, D]."""
+
+    def by_heads(qkv: jax.Array) -> jax.Array:
+        # XLA:CPU takes two thirds of the time where the axes of a product are side by side.
+        q, k, v = qkv.transpose(2, 0, 3, 1, 4)
+        scores = jnp.einsum(
+            "bhtd,bhsd->bhts", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32
+        )
+        shares = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+        return jnp.einsum("bhts,bhsd->bhtd", shares, v).swapaxes(1, 2)
+
+    def plain(qkv: jax.Array) -> jax.Array:
+        return jax.nn.dot_product_attention(*jnp.moveaxis(qkv, 2, 0))
+
+    return plain(qkv) if _plain else lax.platform_dependent(qkv, cpu=by_heads, default=plain)
+
+
 class Linear(nnx.Module):
     """Dense layer; parameters float32."""
 

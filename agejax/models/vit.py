@@ -15,7 +15,7 @@ from flax import nnx
 
 from agejax.errors import UserError, nearest
 from agejax.models.backbone import Backbone, Features
-from agejax.models.layers import Dropout, LayerNorm, Linear
+from agejax.models.layers import Dropout, LayerNorm, Linear, attention
 
 PATCH = 16
 Gelu = Literal["exact", "tanh"]
@@ -45,8 +45,7 @@ class Block(nnx.Module):
         drop = functools.partial(self.dropout, train=train, rngs=rngs)
         batch, tokens, dim = x.shape
         qkv = self.qkv(self.norm1(x)).reshape(batch, tokens, 3, self.heads, dim // self.heads)
-        attended = jax.nn.dot_product_attention(*(qkv[:, :, i] for i in range(3)))
-        x = x + drop(self.proj(attended.reshape(batch, tokens, dim)))
+        x = x + drop(self.proj(attention(qkv).reshape(batch, tokens, dim)))
         hidden = jax.nn.gelu(self.fc1(self.norm2(x)), approximate=self.gelu == "tanh")
         return x + drop(self.fc2(drop(hidden)))
 
