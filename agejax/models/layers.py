@@ -449,11 +449,39 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(features))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x32 = x.astype(jnp.float32)
-        mean = jnp.mean(x32, axis=-1, keepdims=True)
-        variance = jnp.var(x32, axis=-1, keepdims=True)
-        y = (x32 - mean) * lax.rsqrt(variance + self.epsilon)
-        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+        return _layer_norm(x, self.scale[...], self.bias[...], self.epsilon)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
+    return _layer_norm_forward(x, scale, bias, epsilon)[0]
+
+
+def _layer_norm_forward(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    x32 = x.astype(jnp.float32)
+    mean = jnp.mean(x32, axis=-1, keepdims=True)
+    inverse = lax.rsqrt(jnp.mean(jnp.square(x32 - mean), axis=-1, keepdims=True) + epsilon)
+    y = (x32 - mean) * inverse * scale + bias
+    return y.astype(x.dtype), (x, scale, mean, inverse)
+
+
+def _layer_norm_backward(
+    epsilon: float, kept: tuple[jax.Array, ...], dy: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x, scale, mean, inverse = kept
+    dy = dy.astype(jnp.float32)
+    normal = (x.astype(jnp.float32) - mean) * inverse
+    scaled = dy * scale
+    inner = jnp.mean(scaled, axis=-1, keepdims=True)
+    along = jnp.mean(scaled * normal, axis=-1, keepdims=True)
+    dx = (scaled - inner - normal * along) * inverse
+    rows = tuple(range(x.ndim - 1))
+    return dx.astype(x.dtype), jnp.sum(dy * normal, axis=rows), jnp.sum(dy, axis=rows)
+
+
+_layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 class Dropout(nnx.Module):
