@@ -186,6 +186,21 @@ def config(**changes) -> ml_collections.ConfigDict:
     return split.lock()
 
 
+def test_a_share_of_train_leaves_the_other_splits_as_they_are():
+    source = make_source(400)
+    whole, part = splits.make(source, config()), splits.make(source, config(train_share=0.25))
+    assert part.keys() == whole.keys()
+    for name in ("val", "test"):
+        np.testing.assert_array_equal(part[name], whole[name])
+    assert set(part["train"]) < set(whole["train"])
+    largest = np.unique(source.groups, return_counts=True)[1].max()
+    assert abs(len(part["train"]) - len(whole["train"]) / 4) <= 1.5 * largest
+    left_out = np.setdiff1d(whole["train"], part["train"])
+    assert not np.isin(source.groups[part["train"]], source.groups[left_out]).any()
+    with pytest.raises(UserError, match=r"config\.data\.split\.train_share=0"):
+        splits.make(source, config(train_share=0.0))
+
+
 def test_make_follows_the_config(tmp_path):
     source = make_source(100)
     assert {k: len(v) for k, v in splits.make(source, config()).items()}.keys() == FRACTIONS.keys()

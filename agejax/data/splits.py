@@ -30,7 +30,8 @@ def make(source: Source, config: Any) -> dict[str, np.ndarray]:
     """The splits that config.data.split asks for, train and val for sure.
 
     They come from one of `official`, `files`, `folds`, `balanced`, else from `fractions` alone. A
-    val that none of them names is carved out of train, by `val_of_train`. Images that may only
+    val that none of them names is carved out of train, by `val_of_train`; `train_share` of what is
+    left is trained on, whatever it is the others stay as they are. Images that may only
     train are put into train, but those with a copy elsewhere; the others are split as without them.
 
     Returns:
@@ -75,6 +76,9 @@ def make(source: Source, config: Any) -> dict[str, np.ndarray]:
                 f"{WHERE}: there is no {name!r}, only {', '.join(splits)}; name one"
                 + (", or set val_of_train above 0" if name == "val" else "")
             )
+    if (share := config.get("train_share", 1.0)) != 1:
+        where = f"{WHERE}.train_share={share:g}"
+        splits |= _deal(source, splits["train"], {"train": share}, config.seed, where)
     return splits
 
 

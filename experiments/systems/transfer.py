@@ -74,7 +74,7 @@ def ladder(setting: Setting, backbone: str) -> dict[str, Arm]:
         last3, augment__rotate=10.0, augment__flip=0.5, augment__shift=0.1, augment__zoom=0.1,
         augment__brightness=0.1, augment__contrast=0.1, optim__l2=((".*/kernel", 1e-4),),
     )  # fmt: skip
-    more = changed(augmented, data__split__fractions={"train": 0.8, "val": 0.1, "test": 0.1})
+    more = changed(augmented, data__split__train_share=1.0)
     whole = changed(more, optim__lr_multipliers=((".*", 1.0),), model__dropout=0.2)
     ours = changed(
         whole,
