@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from packing import jpeg, pack
 
 from agejax.data import builders, sources, splits
-from agejax.data.builders import archives, base
-from agejax.errors import UserError
+from agejax.data.builders import archives, base, matlab
+from agejax.errors import DAMAGE, UserError
 
 AAF = pathlib.Path(__file__).parents[2] / "shared/data/aaf/AAF_chips.tar.gz"
 
@@ -307,6 +307,37 @@ def test_imdb_wiki(tmp_path):
             read("imdb_wiki", packed({"wiki_crop/wiki.mat": content}, tmp_path / "y.zip"))
     with pytest.raises(UserError, match=r"no imdb\.mat or wiki\.mat"):
         read("imdb_wiki", packed(images, tmp_path / "z.zip"))
+
+
+@pytest.mark.parametrize("version", ["6.1_SOL2", "6.5.1_GLNX86", "7.1_GLNX86", "7.4_GLNX86"])
+def test_a_struct_of_matlab_itself_is_read_as_scipy_does(version):  # in either order of bytes
+    path = pathlib.Path(scipy.io.matlab.__file__).with_name("tests") / "data"
+    data = (path / f"teststruct_{version}.mat").read_bytes()
+    expected = scipy.io.loadmat(io.BytesIO(data), squeeze_me=True)["teststruct"]
+    found = matlab.read(data, "teststruct", ("stringfield", "doublefield"))
+    assert found["stringfield"] == expected["stringfield"].item()
+    np.testing.assert_array_equal(found["doublefield"], expected["doublefield"].item())
+    with pytest.raises(DAMAGE):
+        matlab.read(data, "other", ())
+
+
+def test_a_table_of_matlab_with_any_code_wrong_ends_in_no_crash():
+    whole, refused = wiki(), 0
+    for at in range(matlab.HEADER, len(whole), 4):
+        for code in (0, 8, 20, 2**16 - 1, 2**31):
+            data = whole[:at] + code.to_bytes(4, "little") + whole[at + 4 :]
+            try:
+                matlab.read(data, "wiki", ("dob", "full_path"))
+            except DAMAGE:
+                refused += 1
+    assert refused > 200
+
+
+def test_a_table_of_matlab_that_unpacks_to_far_more_than_its_size_is_refused():
+    columns = {"dob": np.zeros(archives.ALWAYS // 8 + 1)}
+    scipy.io.savemat(out := io.BytesIO(), {"wiki": columns}, do_compression=True)
+    with pytest.raises(ValueError, match="far more than its size"):
+        matlab.read(out.getvalue(), "wiki", ["dob"])
 
 
 def test_imdb_wiki_counts_what_it_does_not_list_and_survives_odd_cells(tmp_path):
