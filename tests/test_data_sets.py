@@ -373,6 +373,20 @@ def test_a_table_may_be_larger_than_an_image_but_not_without_end(tmp_path, monke
         read("image_folder", source, labels="labels.csv")
 
 
+def test_the_cells_of_a_table_have_a_limit_even_where_its_rows_leave_them_out(monkeypatch):
+    monkeypatch.setattr(base, "MAX_CELLS", 6)
+    data = csv("file,age,gender", "a", "b")
+    assert len(list(base.table(data, "x.csv", ()))) == 2
+    with pytest.raises(UserError, match="has over 6 cells; leave out columns or rows"):
+        list(base.table(data + b"\nc", "x.csv", ()))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_table_may_end_its_lines_as_any_system_does(end):
+    data = csv("file,age", '"a\nb",3', "c,4").replace(b"\n", end.encode())
+    assert [row["age"] for row in base.table(data, "x.csv", ("file",))] == ["3", "4"]
+
+
 LABELLED = {
     "images/a.jpg": 1,
     "images/b.png": 2,
