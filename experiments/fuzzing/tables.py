@@ -66,7 +66,10 @@ def prepare(folder: pathlib.Path) -> Target:
 
     def image_folder(rng: random.Random, folder: pathlib.Path) -> bool:
         columns = (rng.choice(FILE), *rng.sample((*AGES, *CLASSES, *MORE), rng.randint(0, 4)))
-        data = _csv(rng, columns) if rng.random() < 0.98 else rng.choice(BOMBS)
+        if rng.random() < 0.02:
+            path = archive(folder / "x.zip", {"labels.csv": rng.choice(BOMBS)}, "{}")
+            return read(rng, "image_folder", path, labels="labels.csv")
+        data = _csv(rng, columns)
         if rng.random() < 0.3:
             labels = folder / "labels.csv"
             labels.write_bytes(data)
