@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from packing import jpeg, pack
 
 from agejax.data import builders, sources, splits
-from agejax.data.builders import archives, base
-from agejax.errors import UserError
+from agejax.data.builders import archives, base, matlab
+from agejax.errors import DAMAGE, UserError
 
 AAF = pathlib.Path(__file__).parents[2] / "shared/data/aaf/AAF_chips.tar.gz"
 
@@ -309,6 +309,37 @@ def test_imdb_wiki(tmp_path):
         read("imdb_wiki", packed(images, tmp_path / "z.zip"))
 
 
+@pytest.mark.parametrize("version", ["6.1_SOL2", "6.5.1_GLNX86", "7.1_GLNX86", "7.4_GLNX86"])
+def test_a_struct_of_matlab_itself_is_read_as_scipy_does(version):  # in either order of bytes
+    path = pathlib.Path(scipy.io.matlab.__file__).with_name("tests") / "data"
+    data = (path / f"teststruct_{version}.mat").read_bytes()
+    expected = scipy.io.loadmat(io.BytesIO(data), squeeze_me=True)["teststruct"]
+    found = matlab.read(data, "teststruct", ("stringfield", "doublefield"))
+    assert found["stringfield"] == expected["stringfield"].item()
+    np.testing.assert_array_equal(found["doublefield"], expected["doublefield"].item())
+    with pytest.raises(DAMAGE):
+        matlab.read(data, "other", ())
+
+
+def test_a_table_of_matlab_with_any_code_wrong_ends_in_no_crash():
+    whole, refused = wiki(), 0
+    for at in range(matlab.HEADER, len(whole), 4):
+        for code in (0, 8, 20, 2**16 - 1, 2**31):
+            data = whole[:at] + code.to_bytes(4, "little") + whole[at + 4 :]
+            try:
+                matlab.read(data, "wiki", ("dob", "full_path"))
+            except DAMAGE:
+                refused += 1
+    assert refused > 200
+
+
+def test_a_table_of_matlab_that_unpacks_to_far_more_than_its_size_is_refused():
+    columns = {"dob": np.zeros(archives.ALWAYS // 8 + 1)}
+    scipy.io.savemat(out := io.BytesIO(), {"wiki": columns}, do_compression=True)
+    with pytest.raises(ValueError, match="far more than its size"):
+        matlab.read(out.getvalue(), "wiki", ["dob"])
+
+
 def test_imdb_wiki_counts_what_it_does_not_list_and_survives_odd_cells(tmp_path):
     files = {f"wiki_crop/30/{i}.jpg": i for i in range(8)}
     files["wiki_crop/17/a.jpg"] = 20
@@ -340,6 +371,20 @@ def test_a_table_may_be_larger_than_an_image_but_not_without_end(tmp_path, monke
     monkeypatch.setattr(archives, "MAX_TABLE", 1)
     with pytest.raises(UserError, match=r"labels\.csv is larger than"):
         read("image_folder", source, labels="labels.csv")
+
+
+def test_the_cells_of_a_table_have_a_limit_even_where_its_rows_leave_them_out(monkeypatch):
+    monkeypatch.setattr(base, "MAX_CELLS", 6)
+    data = csv("file,age,gender", "a", "b")
+    assert len(list(base.table(data, "x.csv", ()))) == 2
+    with pytest.raises(UserError, match="has over 6 cells; leave out columns or rows"):
+        list(base.table(data + b"\nc", "x.csv", ()))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_table_may_end_its_lines_as_any_system_does(end):
+    data = csv("file,age", '"a\nb",3', "c,4").replace(b"\n", end.encode())
+    assert [row["age"] for row in base.table(data, "x.csv", ("file",))] == ["3", "4"]
 
 
 LABELLED = {

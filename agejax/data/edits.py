@@ -97,8 +97,7 @@ def relabelled(source: Source, path: str) -> Source:
         data = pathlib.Path(path).expanduser().read_bytes()
     except OSError as error:
         raise UserError(f"{where} cannot be read: {error.strerror}") from error
-    cells = base.table(data, where, ())
-    header = cells[0].keys() if cells else ()
+    header = next(base.table(data, where, ()), {}).keys()
     column = next((name for name in image_folder.FILE if name in header), None)
     given = [label for label in source.labels if label in header]
     if column is None or not given:
@@ -109,11 +108,12 @@ def relabelled(source: Source, path: str) -> Source:
     names = dict(source.label_names)
     for label in given:
         if label in image_folder.CLASSES and not names.get(label):
-            names[label] = tuple(sorted({cell[label] for cell in cells} - {""}))
+            cells = {row[label] for row in base.table(data, where, ())}
+            names[label] = tuple(sorted(cells - {""}))
     labels = {label: values.copy() for label, values in source.labels.items()}
     row_of = {name: row for row, name in enumerate(source.ids.tolist())}
     changed = 0
-    for number, cell in enumerate(cells, 2):  # as an editor counts lines
+    for number, cell in enumerate(base.table(data, where, ()), 2):  # as an editor counts lines
         row = row_of.get(cell[column])
         if row is None:
             continue

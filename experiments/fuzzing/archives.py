@@ -16,7 +16,7 @@ from collections.abc import Callable
 from agejax.data import align, detection, sources
 from experiments.fuzzing import Target
 from experiments.fuzzing.images import GEOMETRY, jpeg
-from experiments.fuzzing.mutations import mutated, text
+from experiments.fuzzing.mutations import encodable, mutated, text
 
 GOOD = "26_1_2_2017011618475{}.jpg"
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
@@ -71,7 +71,7 @@ def prepare(folder: pathlib.Path) -> Target:
         out = io.BytesIO()
         with zipfile.ZipFile(out, "w") as archive:
             for _ in range(rng.randint(0, 6)):
-                info = zipfile.ZipInfo(name(rng).encode(errors="replace").decode() or "x")
+                info = zipfile.ZipInfo(encodable(name(rng)) or "x")
                 info.compress_type = rng.choice(
                     (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
                 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 
 # What parsers trip over: ends of ranges, signs, other digits, ends of lines, paths, escapes.
 ODD_TEXTS = (
@@ -66,6 +65,11 @@ def text(rng: random.Random, alphabet: str = "", most: int = 20) -> str:
     return "".join(draw() for _ in range(rng.randint(0, most)))
 
 
+def encodable(given: str) -> str:
+    """Without the halves of characters that no file in Unicode can hold."""
+    return given.encode(errors="replace").decode()
+
+
 def changed_text(rng: random.Random, given: str) -> str:
     """A text with a few characters replaced, removed, doubled or added."""
     letters = list(given)
@@ -73,12 +77,3 @@ def changed_text(rng: random.Random, given: str) -> str:
         at = rng.randint(0, len(letters))
         letters[at : at + rng.randint(0, 2)] = rng.choice(("", given[at : at + 3], text(rng)))
     return "".join(letters)
-
-
-def pick(rng: random.Random, items: Sequence[bytes]) -> bytes:
-    """One of them: as it is, mutated, or random bytes instead."""
-    kind = rng.random()
-    data = rng.choice(items)
-    if kind < 0.15:
-        return data
-    return mutated(rng, data) if kind < 0.95 else rng.randbytes(rng.randint(0, 200))

@@ -10,7 +10,7 @@ from agejax.data import builders, sources
 from agejax.errors import UserError
 from experiments.fuzzing import Target
 from experiments.fuzzing.images import jpeg
-from experiments.fuzzing.mutations import changed_text, text
+from experiments.fuzzing.mutations import changed_text, encodable, text
 
 RIGHT = {
     "utkface": "26_1_2_20170116184751526.jpg.chip.jpg",
@@ -56,4 +56,4 @@ def _name(rng: random.Random, right: str) -> str:
         case _:
             name = text(rng, LETTERS) + rng.choice(("", ".jpg", ".JPG", ".png"))
     # What a zip archive can hold.
-    return name.encode(errors="replace").decode().replace("\x00", "")[:60000] or "x"
+    return encodable(name).replace("\x00", "")[:60000] or "x"

@@ -23,7 +23,7 @@ from agejax.errors import UserError
 from agejax.heads import Facts
 from experiments.fuzzing import Target
 from experiments.fuzzing.images import jpeg
-from experiments.fuzzing.mutations import mutated, text
+from experiments.fuzzing.mutations import encodable, mutated, text
 
 IMAGES = [f"{i}.jpg" for i in range(6)]
 CELLS = {
@@ -32,7 +32,12 @@ CELLS = {
     "ethnicity": ("Asian", "0", "17", "999", "-1", ""),
     "split": ("train", "val", "test", "dev", ""),
 }
-BOMB = 64 * 2**20  # bytes of rows that pack to almost nothing
+ROWS = 4 * 2**20 // 9 * b"0.jpg,30\n"
+BOMBS = (
+    b"file,age\n" + ROWS,  # takes its time
+    b"file,age\n" + 16 * ROWS,  # packs to almost nothing
+    b"file,age%s\n" % (10_000 * b",x") + ROWS,  # leave out most of their cells
+)
 WHOLE = 0.2  # share of the inputs that go through preparing and decoding too
 
 
@@ -61,9 +66,10 @@ def prepare(folder: pathlib.Path) -> Target:
 
     def image_folder(rng: random.Random, folder: pathlib.Path) -> bool:
         columns = (rng.choice(FILE), *rng.sample((*AGES, *CLASSES, *MORE), rng.randint(0, 4)))
+        if rng.random() < 0.02:
+            path = archive(folder / "x.zip", {"labels.csv": rng.choice(BOMBS)}, "{}")
+            return read(rng, "image_folder", path, labels="labels.csv")
         data = _csv(rng, columns)
-        if rng.random() < 0.01:
-            data = b"file,age\n" + b"0.jpg,30\n" * (BOMB // 9)
         if rng.random() < 0.3:
             labels = folder / "labels.csv"
             labels.write_bytes(data)
@@ -187,14 +193,14 @@ def _mat(rng: random.Random) -> bytes:
         "photo_taken": numbers(2000),
         "full_path": np.array([[f"17/{name}"] for name in IMAGES], object).T,
         "gender": numbers(1.0),
-        "name": np.array([[text(rng)] for _ in IMAGES], object).T,
+        "name": np.array([[encodable(text(rng))] for _ in IMAGES], object).T,
         "face_score": numbers(2.0),
         "second_face_score": numbers(math.nan),
     }
     if rng.random() < 0.1:
         columns[rng.choice(tuple(columns))] = np.zeros(rng.randint(0, 2))
     if rng.random() < 0.02:
-        columns["dob"] = np.zeros(BOMB // 8)
+        columns["dob"] = np.zeros(8 * 2**20)
     packed = rng.random() < 0.5
     scipy.io.savemat(out := io.BytesIO(), {"wiki": columns}, do_compression=packed)
     return mutated(rng, out.getvalue()) if rng.random() < 0.6 else out.getvalue()

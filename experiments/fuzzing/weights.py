@@ -23,7 +23,7 @@ from agejax.errors import UserError
 from agejax.models import pretrained, registry
 from agejax.models.pretrained.layout import fit
 from experiments.fuzzing import Target
-from experiments.fuzzing.mutations import changed_text, mutated
+from experiments.fuzzing.mutations import changed_text, encodable, mutated
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of torch.save before 1.6
 # Keys that lead into the rules of each library; shapes are drawn.
@@ -97,7 +97,7 @@ def _tensors(
         if rng.random() < 0.5:
             shape = rng.choice(small)
         kind = rng.choice((np.float32, np.float32, np.float16, np.int64))
-        made[key.encode(errors="replace").decode() or "x"] = np.ones(shape, kind)
+        made[encodable(key) or "x"] = np.ones(shape, kind)
     return made
 
 

@@ -26,9 +26,9 @@ Wanted = Callable[[str], bool]  # of a path inside
 
 MAX_BYTES = 50 * 2**20  # of one file; no face photo is larger
 MAX_TABLE = 2**30  # of one with labels
-# An archive may unpack to so many times its size, or to this many bytes where it is small. Photos
+# What is packed may unpack to so many times its size, or to this many bytes if it is small. Photos
 # hardly pack, tables to a tenth; deflate could reach 1,032 times, and members can overlap.
-INFLATION, ALWAYS = 100, 64 * 2**20
+INFLATION, ALWAYS = 100, 16 * 2**20
 CHUNK = 2**20  # bytes read at a time; no header of a tar is larger
 DAMAGE = (*errors.DAMAGE, tarfile.TarError, gzip.BadGzipFile, lzma.LZMAError)
 OPENERS: dict[bytes, Callable[[IO[bytes]], Any]] = {

@@ -22,6 +22,7 @@ from agejax.errors import UserError
 
 MANUAL = pathlib.Path("~/tensorflow_datasets/downloads/manual")
 IMAGE = re.compile(r".*\.(jpe?g|png|bmp|webp)", re.IGNORECASE | re.DOTALL)
+MAX_CELLS = 20_000_000  # of a table: rows times columns
 OLDEST = 120  # years; nobody in a photo is older
 SPLIT = "train"  # tfds' name for the one split of a data set that has no official ones
 
@@ -245,14 +246,15 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         metadata["skipped"] = list(dict.fromkeys(self.skipped))
 
 
-def table(data: bytes, where: str, needed: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a CSV file with a header, cells stripped.
+def table(data: bytes, where: str, needed: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Yields the rows of a CSV file with a header, cells stripped; all together are far larger.
 
     Raises:
-      UserError: not UTF-8, or without one of the needed columns.
+      UserError: not UTF-8, without one of the needed columns, or of more than `MAX_CELLS`.
     """
+    lines = io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline="")
     try:
-        rows = csv.DictReader(io.StringIO(data.decode("utf-8-sig")), skipinitialspace=True)
+        rows = csv.DictReader(lines, skipinitialspace=True)
         header = [" ".join(name.split()) for name in rows.fieldnames or ()]
         missing = [name for name in needed if name not in header]
         if missing:
@@ -260,9 +262,10 @@ def table(data: bytes, where: str, needed: Sequence[str]) -> list[dict[str, str]
                 f"{where}: no column {', '.join(missing)}; there are {', '.join(header) or 'none'}"
             )
         rows.fieldnames = header
-        return [
-            {k: (v or "").strip() for k, v in row.items() if isinstance(k, str)} for row in rows
-        ]
+        for number, row in enumerate(rows, 1):
+            if number * len(header) > MAX_CELLS:  # of a short file too: rows may leave out cells
+                raise UserError(f"{where} has over {MAX_CELLS:,} cells; leave out columns or rows")
+            yield {k: (v or "").strip() for k, v in row.items() if isinstance(k, str)}
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{where} is no CSV file: {error}") from error
 

@@ -96,10 +96,14 @@ class ImageFolder(FaceBuilder):
           UserError: no such CSV, or one without rows or the columns it needs.
         """
         where = f"config.data.options.labels: {self.labels}"
-        cells = [{k.lower(): v for k, v in row.items()} for row in table(self._csv(), where, ())]
-        if not cells:
+        data = self._csv()
+
+        def cells() -> Iterator[dict[str, str]]:
+            return ({k.lower(): v for k, v in row.items()} for row in table(data, where, ()))
+
+        header = list(next(cells(), ()))
+        if not header:
             raise UserError(f"{where}: no rows in it; the first line names the columns")
-        header = list(cells[0])
         file = next((name for name in FILE if name in header), None)
         if file is None:
             raise UserError(f"{where}: no column {', '.join(FILE)}; there are {', '.join(header)}")
@@ -108,9 +112,10 @@ class ImageFolder(FaceBuilder):
                 f"{where}: none of the columns {', '.join((*AGES, *CLASSES, *MORE))} in it"
             )
         for label in CLASSES:
-            self.names[label] = self.names[label] or _names({row.get(label, "") for row in cells})
+            if label in header and not self.names[label]:
+                self.names[label] = _names({row[label] for row in cells()})
         rows: dict[str, dict[str, Any] | str] = {}
-        for number, row in enumerate(cells, 1):
+        for number, row in enumerate(cells(), 1):
             if not row[file]:
                 self.skipped.append(f"row {number} of {self.labels}: no {file}")
                 continue
@@ -119,7 +124,8 @@ class ImageFolder(FaceBuilder):
                 labels: dict[str, Any] | str = self._labels(row)
             except ValueError as error:
                 labels = str(error)
-            if repr(rows.setdefault(key, labels)) != repr(labels):  # where NaN equals NaN
+            first = rows.setdefault(key, labels)
+            if first is not labels and repr(first) != repr(labels):  # where NaN equals NaN
                 rows[key] = "two rows with different labels"
         return rows
 

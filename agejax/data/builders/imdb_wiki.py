@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import datetime
-import io
 import math
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import scipy.io
 import tensorflow_datasets as tfds
 
+from agejax.data.builders import matlab
 from agejax.data.builders.base import Face, FaceBuilder
-from agejax.errors import UserError
+from agejax.errors import DAMAGE, UserError
 
 MATLAB_DAY_ONE = 366  # MATLAB's day number of 31 December of the year 0, Python's day 0
 DAYS = 365.2425  # of a year
@@ -77,11 +76,10 @@ class IMDBWIKI(FaceBuilder):
         """
         kind = "imdb" if path.endswith("imdb.mat") else "wiki"
         try:
-            struct = scipy.io.loadmat(io.BytesIO(data), squeeze_me=True)[kind]
-            numbers = [np.atleast_1d(struct[name].item()).astype(np.float64) for name in NUMBERS]
-            texts = [np.atleast_1d(struct[name].item()) for name in TEXTS]
-            cells = list(zip(*numbers, *texts, strict=True))
-        except Exception as error:  # of a damaged file, scipy raises whatever it runs into
+            columns = matlab.read(data, kind, (*NUMBERS, *TEXTS))
+            numbers = [np.asarray(columns[name], np.float64) for name in NUMBERS]
+            cells = list(zip(*numbers, *(columns[name] for name in TEXTS), strict=True))
+        except DAMAGE as error:
             raise UserError(f"{path} is no IMDB-WIKI table ({error}); get it again") from error
         rows: dict[str, dict[str, Any] | str] = {}
         for born, taken, gender, score, second, file, name in cells:
