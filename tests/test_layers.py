@@ -88,6 +88,25 @@ def test_bfloat16_is_near_float32_and_stays_bfloat16(channels, size, groups):
     assert_same_with_gradients(half, full, x, kernel, rtol=0.03, atol=0.05)
 
 
+@pytest.mark.parametrize(("size", "stride", "parts"), [(3, 1, 1), (3, 2, 2), (5, 2, 1), (1, 2, 3)])
+def test_the_kernel_gradient_of_many_pixels_equals_the_convolution_s(
+    size, stride, parts, monkeypatch
+):
+    monkeypatch.setattr(layers, "PIXELS", 0)
+    monkeypatch.setattr(layers, "CACHE", 2**11)  # two images at a time, at most
+    monkeypatch.setattr(layers, "_parts", parts)
+    x, kernel = random(6, 8, 7, 5), random(size, size, 5, 6, seed=1)
+
+    def ours(x, k):
+        return layers._dense(x, k, stride, size // 2)
+
+    jaxpr = str(jax.make_jaxpr(jax.grad(lambda k: ours(x, k).sum()))(kernel))
+    assert "scan" in jaxpr
+    assert_same_with_gradients(
+        ours, lambda x, k: layers.plain_conv(x, k, stride, size // 2), x, kernel, atol=1e-4
+    )
+
+
 def test_one_pass_batch_norm_equals_the_definition():
     x, scale, bias = random(4, 5, 6, 7) * 3 + 2, random(7, seed=1), random(7, seed=2)
 
