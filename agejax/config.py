@@ -163,8 +163,8 @@ LIMITS: dict[str, dict[str, tuple[float, float]]] = {
         "accumulate": (1, 2**16), "weight_decay": (0, 1e3), "ema": (0, 0.999999),
     },
     "config.schedule": {
-        "lr": (1e-12, 1e6), "div": (1e-3, 1e12), "final_div": (1e-3, 1e12),
-        "decay_rate": (1e-6, 1e3),
+        "lr": (1e-30, 1e30), "div": (1e-3, 1e12), "final_div": (1e-3, 1e12),
+        "decay_rate": (1e-12, 1e12),
     },
     "config.eval": {"batch_size": (1, 2**16), "patience": (0, 2**31 - 1)},
     "config.sharding": {"devices": (0, 2**20), "fsdp": (1, 2**20)},

@@ -528,7 +528,9 @@ def test_an_image_of_any_name_is_a_face_or_is_skipped(name, text):
     file = text.replace("/", "") + ".jpg"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            archives, "read", lambda _, wanted, *more: ((p, b"") for p in [file] if wanted(p))
+            archives,
+            "read",
+            lambda _, wanted, *more, **mine: ((p, b"") for p in [file] if wanted(p)),
         )
         faces, skipped = read(name, pathlib.Path("x"))
     if base.IMAGE.fullmatch(file):
@@ -541,7 +543,9 @@ def test_any_csv_is_read_or_is_one_clear_line(data):
     contents = {"a.jpg": b"", "labels.csv": data, "good.csv": b"file,age\n" + data}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            archives, "read", lambda _, wanted, *more: (f for f in contents.items() if wanted(f[0]))
+            archives,
+            "read",
+            lambda _, wanted, *more, **mine: (f for f in contents.items() if wanted(f[0])),
         )
         for labels in ("labels.csv", "good.csv"):
             message = ""
