@@ -90,7 +90,7 @@ class Model:
 def create_model(config: Any, heads: Mapping[str, Head]) -> tuple[Model, Initialise]:
     """config.model and heads -> (model, initialise(key) -> (params, batch_stats))."""
     c = config.model
-    registry.check_options(c.name, c.options)
+    registry.check_options(c.name, c.options)  # before they are arguments beside our own
     if c.dtype not in DTYPES:
         raise UserError(f"config.model.dtype: {c.dtype!r} is not one of {', '.join(DTYPES)}")
     necks = {

@@ -31,8 +31,8 @@ def make(source: Source, config: Any) -> dict[str, np.ndarray]:
 
     They come from one of `official`, `files`, `folds`, `balanced`, else from `fractions` alone. A
     val that none of them names is carved out of train, by `val_of_train`; `train_share` of what is
-    left is trained on, whatever it is the others stay as they are. Images that may only
-    train are put into train, but those with a copy elsewhere; the others are split as without them.
+    left is trained on, and the others stay as they are. Images that may only train are put into
+    train, but those with a copy elsewhere; the others are split as without them.
 
     Returns:
       {split: rows int64, sorted}.

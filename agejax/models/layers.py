@@ -12,7 +12,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +89,7 @@ def conv(
     """As `plain_conv`, in the way that suits the platform and the shape.
 
     Depthwise (groups = C = F), other groups, 1x1, and few input channels (an RGB stem) have their
-    own lowering.
+    own lowering, other kernels their own gradient.
     """
     size, _, inputs, outputs = kernel.shape
     if _plain:
@@ -121,15 +121,20 @@ def _pointwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     return matmul(x[:, ::stride, ::stride], kernel[0, 0])
 
 
+def _keeping_inputs(convolve: Callable[..., jax.Array]) -> Callable[..., Any]:
+    """The forward rule of a convolution whose gradient needs x and the kernel."""
+
+    def forward(
+        x: jax.Array, kernel: jax.Array, stride: int, padding: int
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        return convolve(x, kernel, stride, padding), (x, kernel)
+
+    return forward
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _dense(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
     return plain_conv(x, kernel, stride, padding)
-
-
-def _dense_forward(
-    x: jax.Array, kernel: jax.Array, stride: int, padding: int
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return plain_conv(x, kernel, stride, padding), (x, kernel)
 
 
 def _dense_backward(
@@ -150,7 +155,7 @@ def _dense_backward(
     return dx, lax.platform_dependent(x, dy, cpu=on_cpu, default=plain)
 
 
-_dense.defvjp(_dense_forward, _dense_backward)
+_dense.defvjp(_keeping_inputs(plain_conv), _dense_backward)
 
 
 def _dense_kernel_gradient(padded: jax.Array, dy: jax.Array, size: int, stride: int) -> jax.Array:
@@ -210,12 +215,6 @@ def _depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> ja
     )
 
 
-def _depthwise_forward(
-    x: jax.Array, kernel: jax.Array, stride: int, padding: int
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _depthwise(x, kernel, stride, padding), (x, kernel)
-
-
 def _depthwise_backward(
     stride: int, padding: int, saved: tuple[jax.Array, jax.Array], dy: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -232,7 +231,7 @@ def _depthwise_backward(
     )
 
 
-_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+_depthwise.defvjp(_keeping_inputs(_depthwise), _depthwise_backward)
 
 
 def _depthwise_taps(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:

@@ -235,15 +235,16 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
             raise UserError(no_image(self.name, self.source, self.skipped))
 
     def _process_pipeline_result(self, pipeline_result: Any) -> None:
+        known = set(self.skipped)  # every worker says again what this process has seen
         for line in self._unread.read_text().splitlines():
-            self.skipped += json.loads(line)
+            self.skipped += [skipped for skipped in json.loads(line) if skipped not in known]
         self._keep()
 
     def _keep(self) -> None:
         """Writes what was found beside the examples into the records' folder."""
         metadata = self.info.metadata
         metadata["label_names"] = {label: list(names) for label, names in self.label_names.items()}
-        metadata["skipped"] = list(dict.fromkeys(self.skipped))
+        metadata["skipped"] = self.skipped
 
 
 def table(data: bytes, where: str, needed: Sequence[str]) -> Iterator[dict[str, str]]:

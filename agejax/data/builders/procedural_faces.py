@@ -730,9 +730,8 @@ def contact_sheet(path: str | pathlib.Path, seed: int = 0, size: int = SIZE) -> 
 def write(folder: pathlib.Path, count: int, seed: int = 0, size: int = SIZE) -> None:
     """Writes the first faces of the data set as files without labels, such as a generator's."""
     folder.mkdir(parents=True, exist_ok=True)
-    for i in range(count):
-        image, _ = draw(seed, i, size)
-        (folder / f"{seed}-{i:06d}.jpg").write_bytes(_jpeg(image))
+    for face in ProceduralFaces(count=count, seed=seed, size=size).faces():
+        (folder / f"{face.id}.jpg").write_bytes(face.image)
 
 
 def main(argv: Sequence[str]) -> None:
