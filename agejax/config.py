@@ -93,6 +93,11 @@ def default() -> ml_collections.ConfigDict:
 
     c.heads = ml_collections.ConfigDict()  # name -> {kind, weight, ...}: agejax/heads/
 
+    # Runs trained before on the same data and split, whose mean this one learns to say too.
+    c.distill = ml_collections.ConfigDict()
+    c.distill.runs = ()  # their folders
+    c.distill.share = 0.5  # of the loss; the labels have the rest
+
     c.optim = ml_collections.ConfigDict()
     c.optim.name = "adamw"  # adamw | adam | sgd
     c.optim.b1 = 0.9  # adam's first moment, and sgd's momentum
@@ -158,6 +163,7 @@ LIMITS: dict[str, dict[str, tuple[float, float]]] = {
         "keep_seed": (0, 2**31 - 1), "copy_strength": (0, 100),
     },
     "config.model": {"image_size": (1, 4096), "hidden": (0, 2**16), "dropout": (0, 0.99)},
+    "config.distill": {"share": (0, 1)},
     "config.optim": {
         "b1": (0, 0.9999), "b2": (0, 0.999999), "eps": (0, 1), "clip_norm": (0, 1e9),
         "accumulate": (1, 2**16), "weight_decay": (0, 1e3), "ema": (0, 0.999999),

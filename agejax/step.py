@@ -5,19 +5,22 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from agejax import optim
+from agejax import losses, optim
 from agejax.data import augment as augment_lib
 from agejax.heads import weights
 from agejax.models import layers
 from agejax.state import Flat, Model, TrainState
 
-Batch = Mapping[str, jax.Array]
+if TYPE_CHECKING:
+    from agejax.distill import Teachers  # which opens runs, whose predictions are made here
+
+Batch = Mapping[str, Any]  # name -> array; "teachers": theirs
 Sums = dict[str, jax.Array]  # name -> float32 [2]: a sum and its count
 LABELS = ("age", "gender", "ethnicity", "apparent_age", "apparent_age_std")
 
@@ -30,6 +33,7 @@ def make_train_step(
     *,
     steps_per_epoch: float = math.inf,
     switches: Mapping[str, int] | None = None,
+    teachers: Teachers | None = None,
 ) -> jax.stages.Wrapped:
     """The jitted `train_step(state, batch) -> (state, sums)`; the given state is donated.
 
@@ -40,11 +44,13 @@ def make_train_step(
       like: the abstract state; the new state stays where it says.
       steps_per_epoch: what feature smoothing calls an epoch.
       switches: head -> the step from which on its example weights count.
+      teachers: whose arrays are the batch's entry "teachers".
     """
     augment = augment_lib.build(config.augment, config.model.image_size)
     seed, ema, micro = config.seed, config.optim.ema, config.optim.accumulate
     penalty = optim.create_penalty(config.optim, model.parameters)
     after = dict(switches or {})
+    share_of_teachers = teachers.share if teachers is not None else 0.0
 
     def loss_and_sums(
         trainable: Flat, rest: Flat, stats: Flat, part: Any, key: jax.Array, step: jax.Array
@@ -71,12 +77,17 @@ def make_train_step(
                     term *= jnp.where(counts_now, labels[weights.PREFIX + name], 1.0)
                 loss += term
             # Divided by the whole batch's count, so that micro-batches add up to the same loss.
-            mean = jnp.sum(part["weight"] * loss) / part["counts"][name]
-            total += head.weight * mean
+            mean = jnp.sum(part["weight"] * loss) / part["counts"]["labels"][name]
+            total += head.weight * (1 - share_of_teachers) * mean
             known = part["weight"] * head.known(part["targets"][0][0])
             sums[f"{name}/loss"] = jnp.stack([mean, 1.0 / micro])
             for metric, value in head.metrics(outputs[name], part["targets"][0][0]).items():
                 sums[f"{name}/{metric}"] = jnp.stack([jnp.sum(known * value), jnp.sum(known)])
+        for name, targets in part["taught"].items():
+            loss = losses.soft_cross_entropy(model.heads[name].logits(outputs[name]), targets)
+            mean = jnp.sum(part["weight"] * loss) / part["counts"]["images"]
+            total += model.heads[name].weight * share_of_teachers * mean
+            sums[f"{name}/distill"] = jnp.stack([mean, 1.0 / micro])
         if penalty is not None:
             term = penalty(rest | trainable) / micro
             total += term
@@ -88,7 +99,8 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         key_augment, key_dropout = jax.random.split(key)
         images, mix = augment(key_augment, batch["image"], batch["strength"])
-        whole = _targets(model, batch, mix) | {"images": images}
+        taught = teachers.say(batch["teachers"], images) if teachers is not None else {}
+        whole = _targets(model, batch, mix) | {"images": images, "taught": taught}
 
         trainable, rest = optimizer.split(state.params)
         gradient = layers.batch_split(like.step.sharding.num_devices)(
@@ -163,7 +175,7 @@ def make_eval_step(
 
 
 def _targets(model: Model, batch: Batch, mix: augment_lib.Mix | None) -> dict[str, Any]:
-    """What the losses need of a batch: [(labels, share [B])], weights, and per head its count."""
+    """What the losses need of a batch: [(labels, share [B])], weights, and what to divide by."""
     labels = {k: v for k, v in batch.items() if k in LABELS or k.startswith(weights.PREFIX)}
     weight = batch["weight"]
     if mix is None:
@@ -175,4 +187,5 @@ def _targets(model: Model, batch: Batch, mix: augment_lib.Mix | None) -> dict[st
         name: jnp.maximum(sum(jnp.sum(weight * s * head.known(y)) for y, s in targets), 1.0)
         for name, head in model.heads.items()
     }
-    return {"targets": targets, "weight": weight, "counts": counts}
+    counted = {"labels": counts, "images": jnp.maximum(jnp.sum(weight), 1.0)}
+    return {"targets": targets, "weight": weight, "counts": counted}

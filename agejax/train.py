@@ -23,6 +23,7 @@ from agejax import step as step_lib
 from agejax.checkpoint import Checkpoints
 from agejax.config import check
 from agejax.data import draws, opening, pipeline, splits
+from agejax.distill import Teachers
 from agejax.errors import NotFiniteError, UserError, one_of
 from agejax.heads import weights
 from agejax.logging import records
@@ -119,6 +120,8 @@ def _train(
 
     # ---- model, optimizer, steps ----------------------------------------------------------------
     model, initialise = state_lib.create_model(config, heads)
+    teachers = Teachers.open(config, heads, source)
+    taught = {} if teachers is None else {"teachers": teachers.arrays}
     schedule = optim.create_schedule(
         config.schedule,
         total_steps,
@@ -135,6 +138,7 @@ def _train(
         abstract,
         steps_per_epoch=steps_per_epoch,
         switches=weights.switches(config.heads, lambda d, name: to_steps(d, name, total_steps)),
+        teachers=teachers,
     )
     eval_step = step_lib.make_eval_step(config, model)
 
@@ -242,7 +246,7 @@ def _train(
                 break
 
             with clock("input"):
-                batch = sharding.put_batch(next(read), mesh)
+                batch = sharding.put_batch(next(read), mesh) | taught
             if step + 1 in skipped:
                 step += 1
                 state = dataclasses.replace(state, step=state.step + 1)

@@ -334,6 +334,9 @@ class Distribution(Age):
         p = jax.nn.softmax(output)
         return median(p, self.ages) if self.median else expectation(p, self.ages)
 
+    def logits(self, output: jax.Array) -> jax.Array:
+        return output
+
     def extras(self, output: jax.Array) -> dict[str, jax.Array]:
         p, ages = jax.nn.softmax(output), self.ages
         error = ages - expectation(p, ages)[:, None]

@@ -62,6 +62,9 @@ class Binary(Head):
         p = jax.nn.sigmoid(output[:, 0])
         return jnp.stack([1 - p, p], axis=-1)
 
+    def logits(self, output: jax.Array) -> jax.Array:
+        return jnp.stack([jnp.zeros_like(output[:, 0]), output[:, 0]], axis=-1)
+
     def metrics(self, output: jax.Array, labels: Labels) -> dict[str, jax.Array]:
         return {"accuracy": ((output[:, 0] > 0) == (labels[self.label] == 1)).astype(jnp.float32)}
 
@@ -139,9 +142,13 @@ class ClassLoss:
                 )
         return losses.cross_entropy(output, target, self.smoothing)
 
-    def probabilities(self, output: jax.Array) -> jax.Array:
+    def logits(self, output: jax.Array) -> jax.Array:
         """[B, K]. Margins belong to training alone."""
-        return jax.nn.softmax(self.scale * output if self.margins else output)
+        return self.scale * output if self.margins else output
+
+    def probabilities(self, output: jax.Array) -> jax.Array:
+        """[B, K]."""
+        return jax.nn.softmax(self.logits(output))
 
 
 @register("categorical")
@@ -170,6 +177,9 @@ class Categorical(Head):
 
     def decode(self, output: jax.Array) -> jax.Array:
         return self.class_loss.probabilities(output)
+
+    def logits(self, output: jax.Array) -> jax.Array:
+        return self.class_loss.logits(output)
 
     def metrics(self, output: jax.Array, labels: Labels) -> dict[str, jax.Array]:
         hit = jnp.argmax(output, axis=-1) == labels[self.label]
@@ -233,6 +243,9 @@ class Buckets(Head):
 
     def extras(self, output: jax.Array) -> dict[str, jax.Array]:
         return {"bucket": self.class_loss.probabilities(output)}
+
+    def logits(self, output: jax.Array) -> jax.Array:
+        return self.class_loss.logits(output)
 
     def derived(self, label: np.ndarray) -> dict[str, tuple[np.ndarray, Sequence[str]]]:
         bucket = np.searchsorted(self.edges, label, side="right")

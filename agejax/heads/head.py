@@ -96,6 +96,10 @@ class Head:
         """Per-example training metrics, [B] each."""
         raise NotImplementedError
 
+    def logits(self, output: jax.Array) -> jax.Array:
+        """[B, K], whose softmax is the distribution that the output stands for, if it does."""
+        raise NotImplementedError
+
     def extras(self, output: jax.Array) -> dict[str, jax.Array]:
         """What else the output says, by a name that is put behind the label's.
 
