@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -89,12 +90,20 @@ def declare_torchvision_operators() -> None:
     """Of torchvision we use the models alone, in Python. Its compiled part may be for another torch
     than the one here, and the import then fails over two operators that nobody declared."""
     global _library
-    if _library is None:
-        import torch
+    if _library is not None:
+        return
+    import torch
 
-        _library = torch.library.Library("torchvision", "FRAGMENT")
-        for name in ("nms", "qnms"):
-            _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+    else:
+        return
+    _library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
 _library: Any = None

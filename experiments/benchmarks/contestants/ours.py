@@ -117,8 +117,15 @@ class TrainStep(Step):
         misses what such calls, and the later rounds of loops, move.
         """
         compiled = self.step.lower(self.state, self.batch).compile().cost_analysis()
+        # Only of what is lowered for a CPU does XLA tell before it is compiled.
+        on_cpu = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
+        state, batch = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_cpu),
+            (self.like, self.batch),
+        )
         with layers.plain_lowering():
-            traced = self.make_step().lower(self.state, self.batch).cost_analysis()
+            step = step_lib.make_train_step(self.config, self.model, self.optimizer, state)
+            traced = step.lower(state, batch).cost_analysis()
         return {"flops": traced["flops"], "bytes": compiled["bytes accessed"]}
 
 
