@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import shutil
 import sys
@@ -24,6 +25,9 @@ class Checkpoints:
 
     Args:
       best_mode: "min" or "max" of the value given to `save`.
+
+    orbax reads the value of every step when it opens the folder, and ends where it cannot: such a
+    step is set aside first, as `restore` does with others that are damaged.
     """
 
     def __init__(self, folder: pathlib.Path, best_mode: str = "min") -> None:
@@ -34,6 +38,14 @@ class Checkpoints:
         self._full = (
             f"disk full while saving a checkpoint in {folder}: free some space and start again; "
             "the run resumes from the checkpoint before"
+        )
+        values = sorted(folder.glob("[0-9]*/metrics/metrics")) if jax.process_index() == 0 else []
+        self._set_aside(
+            {
+                int(path.parents[1].name): ValueError(f"{path} is damaged")
+                for path in values
+                if not _is_json(path)
+            }
         )
         best = managers.BestN(get_metric_fn=self._rank, n=1, keep_checkpoints_without_metrics=False)
         self._manager = ocp.CheckpointManager(
@@ -110,7 +122,7 @@ class Checkpoints:
         """
         if step is not None:
             return self._restore(like, step)
-        damaged: dict[int, UserError] = {}
+        damaged: dict[int, Exception] = {}
         for each in reversed(self.steps):
             try:
                 restored = self._restore(like, each)
@@ -118,6 +130,8 @@ class Checkpoints:
                 damaged[each] = error
                 continue
             self._set_aside(damaged)
+            if damaged:
+                self._manager.reload()
             return restored
         raise next(iter(damaged.values()))
 
@@ -148,17 +162,16 @@ class Checkpoints:
             f"from another ({', '.join(str(s) for s in self.steps if s != step) or 'none left'})"
         )
 
-    def _set_aside(self, damaged: dict[int, UserError]) -> None:
+    def _set_aside(self, damaged: dict[int, Exception]) -> None:
+        """Called by all processes at once; it is the first one that moves them."""
         for step, error in damaged.items():
             print(f"{error}: set aside", file=sys.stderr, flush=True)
             if jax.process_index() == 0:
                 target = self._folder.parent / "damaged"
                 target.mkdir(exist_ok=True)
                 (self._folder / str(step)).rename(target / f"{step}-{len(list(target.iterdir()))}")
-        if damaged and jax.process_count() > 1:
+        if jax.process_count() > 1:
             multihost_utils.sync_global_devices("damaged checkpoints are set aside")
-        if damaged:
-            self._manager.reload()
 
     def wait(self) -> None:
         """Blocks until everything saved is on disk; raises `UserError` if the disk was full."""
@@ -169,6 +182,14 @@ class Checkpoints:
         """Waits as `wait` does, and raises what it does."""
         with full_disk(self._full):
             self._manager.close()
+
+
+def _is_json(path: pathlib.Path) -> bool:
+    try:
+        json.loads(path.read_text())
+    except ValueError:
+        return False
+    return True
 
 
 def checksum(state: Any) -> int:

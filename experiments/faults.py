@@ -126,9 +126,10 @@ def child(workdir: pathlib.Path, cache: pathlib.Path, fault: str, at: int) -> No
 def _workers() -> Iterator[int]:
     """This process's children but for Python's own that cleans up after them."""
     for task in pathlib.Path("/proc/self/task").iterdir():
-        for pid in map(int, (task / "children").read_text().split()):
-            if b"resource_tracker" not in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes():
-                yield pid
+        with contextlib.suppress(FileNotFoundError):  # a thread that has just ended
+            for pid in map(int, (task / "children").read_text().split()):
+                if b"resource_tracker" not in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes():
+                    yield pid
 
 
 def _fill(ballast: pathlib.Path) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -95,23 +96,32 @@ def test_a_run_stopped_five_times_at_random_steps_ends_bit_equal(
     assert keep(lines(tmp_path / "run")) == keep(lines(uninterrupted[0]))
 
 
+def flip_a_bit(checkpoint):
+    arrays = max((checkpoint / "state").rglob("d/*"), key=lambda p: p.stat().st_size)
+    data = bytearray(arrays.read_bytes())
+    data[len(data) // 2] ^= 1
+    arrays.write_bytes(data)
+
+
+def cut_its_value_short(checkpoint):
+    os.truncate(checkpoint / "metrics" / "metrics", 0)
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, cut_its_value_short])
 def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(
-    faces, cache, uninterrupted, tmp_path, capsys
+    faces, cache, uninterrupted, tmp_path, capsys, damage
 ):
     workdir = tmp_path / "run"
     shutil.copytree(uninterrupted[0], workdir)
     folder = workdir / "checkpoints"
     before, newest = sorted(int(p.name) for p in folder.iterdir())[-2:]
-    arrays = max((folder / str(newest) / "state").rglob("d/*"), key=lambda p: p.stat().st_size)
-    data = bytearray(arrays.read_bytes())
-    data[len(data) // 2] ^= 1  # one bit
-    arrays.write_bytes(data)
+    damage(folder / str(newest))
 
     config = tiny.get_config()
     config.data.source, config.data.cache_dir = str(faces), str(cache)
     train.train(config, workdir)
     said = capsys.readouterr()
-    assert f"checkpoints/{newest} cannot be restored" in said.err
+    assert re.search(rf"checkpoints/{newest}\b.*: set aside", said.err)
     assert f"resuming {workdir} at step {before}" in said.out
     assert [p.name for p in (workdir / "damaged").iterdir()] == [f"{newest}-0"]
     jax.tree.map(
