@@ -113,9 +113,11 @@ def run(
     columns = [c for c in system.COLUMNS if c.count("/") == 1 or "gender" in base.columns]
     rows = {arm: measure(of, base, columns) for arm, of in scores.items()}
     n, ids = len(base.columns["id"]), len(np.unique(base.columns["group"]))
+    devices = sorted({run["device"] for of in scores.values() for run in of.runs})
     text = table(f"{system.TITLE}, at scale {setting.scale}", columns, chosen, rows) + (
         f"\n{n:,} test images ({ids:,} without copies) of {setting.dataset}, {len(seeds)} seeds. "
-        "Intervals of 95 % resample seeds and groups of copies; differences are paired.\n"
+        "Intervals of 95 % resample seeds and groups of copies; differences are paired. "
+        f"Trained on {' and '.join(devices)}.\n"
     )
     return (
         text,
@@ -124,6 +126,7 @@ def run(
             "commit": arms.commit(),
             "seeds": list(seeds),
             "dataset": setting.dataset,
+            "devices": devices,
             "reference": system.REFERENCE,
             "arms": {
                 arm: {"what": chosen[arm].what, "theirs": dict(chosen[arm].theirs)}
