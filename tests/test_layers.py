@@ -57,6 +57,26 @@ def test_pointwise_and_stem_equal_the_convolution(channels, size, stride):
     )
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "channels", "size", "stride", "padding"),
+    [(1, 1, 8, 3, 1, 1), (2, 3, 8, 3, 1, 1), (5, 5, 8, 3, 2, 1), (7, 6, 384, 3, 1, 1),
+     (9, 8, 384, 3, 2, 1), (6, 4, 8, 5, 2, 1), (4, 4, 8, 2, 2, 0)],
+)  # fmt: skip
+def test_a_convolution_to_few_pixels_equals_the_plain_one(
+    height, width, channels, size, stride, padding
+):
+    x, kernel = random(2, height, width, channels), random(size, size, channels, 6, seed=1)
+    jaxpr = str(jax.make_jaxpr(lambda x, k: layers.conv(x, k, stride, padding))(x, kernel))
+    assert "dot_general" in jaxpr
+    assert_same_with_gradients(
+        lambda x, k: layers.conv(x, k, stride, padding),
+        lambda x, k: layers.plain_conv(x, k, stride, padding),
+        x,
+        kernel,
+        atol=1e-3,
+    )
+
+
 @pytest.mark.parametrize(("size", "stride", "groups"), [(3, 1, 2), (3, 2, 4), (1, 2, 2), (3, 2, 8)])
 def test_a_convolution_in_groups_equals_the_plain_one(size, stride, groups):
     x, kernel = random(2, 7, 10, 8), random(size, size, 8 // groups, 16, seed=1)
