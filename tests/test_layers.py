@@ -266,6 +266,28 @@ def test_max_pool_sends_its_gradient_to_the_maximum(dtype):
     )
 
 
+@pytest.mark.parametrize(
+    ("size", "stride", "padding", "ceil"),
+    [(2, 2, 0, False), (3, 2, 1, False), (3, 2, 0, True), (3, 1, 1, False)],
+)
+def test_max_pool_equals_xla_s_with_equal_values_and_nan(size, stride, padding, ceil):
+    """Of equal values the first has the gradient, bit for bit; a NaN stays one."""
+    values = jnp.round(random(2, 9, 8, 3))  # many are equal
+    scale = random(*layers.max_pool(values, size, stride, padding, ceil=ceil).shape, seed=1)
+
+    def pool(x):
+        return layers.max_pool(x, size, stride, padding, ceil=ceil)
+
+    def results():
+        gradient = jax.jit(jax.grad(lambda x: (pool(x) * scale).sum()))(values)
+        return pool(values), pool(values.at[0, 4, 4].set(jnp.nan)), gradient
+
+    ours = results()
+    with layers.plain_lowering():
+        for a, b in zip(ours, results(), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
 @pytest.mark.parametrize(("n", "stride"), [(1, 1), (4, 1), (5, 1), (4, 2), (5, 2)])
 def test_mean_pool_equals_the_mean_of_its_windows(n, stride):
     x = random(2, n, n + 1, 3)

@@ -613,11 +613,23 @@ def max_pool(
         (padding, padding + (size - n - 2 * padding) % stride * ceil) for n in x.shape[1:3]
     )
     pads = ((0, 0), height, width, (0, 0))
-    window, strides = (1, size, size, 1), (1, stride, stride, 1)
-    # A constant of numpy's: a traced one hides from JAX that this is a maximum, which it could
-    # then not differentiate.
-    lowest = np.array(-np.inf, x.dtype)
-    return lax.reduce_window(x, lowest, lax.max, window, strides, pads)
+
+    def plain(x: jax.Array) -> jax.Array:
+        # A constant of numpy's: a traced one hides from JAX that this is a maximum, which it could
+        # then not differentiate.
+        lowest = np.array(-np.inf, x.dtype)
+        return lax.reduce_window(
+            x, lowest, lax.max, (1, size, size, 1), (1, stride, stride, 1), pads
+        )
+
+    def on_cpu(x: jax.Array) -> jax.Array:
+        # The first of equal ones has the gradient, as above, which XLA:CPU scatters one number
+        # after the other: 10 times as long.
+        padded = jnp.pad(x, pads, constant_values=-np.inf)
+        taps = (tap for _, tap in _taps(padded, size, stride))
+        return functools.reduce(lambda y, tap: jnp.where((tap > y) | (tap != tap), tap, y), taps)
+
+    return plain(x) if _plain else lax.platform_dependent(x, cpu=on_cpu, default=plain)
 
 
 def mean_pool(x: jax.Array, size: int, stride: int, *, count_padding: bool) -> jax.Array:
