@@ -18,6 +18,7 @@ from agejax.errors import UserError
 
 HostBatch = dict[str, np.ndarray]
 
+READ_AHEAD = 4  # batches
 WORKER_DIED = "Worker process was terminated unexpectedly"  # in what grain raises then
 
 
@@ -97,7 +98,9 @@ class TrainBatches:
 
     def _read(self, start: int, stop: int, workers: int) -> Generator[HostBatch, None, None]:
         steps = grain.MapDataset.range(start, stop).map(self.__getitem__)
-        dataset = steps.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+        dataset = steps.to_iter_dataset(
+            grain.ReadOptions(num_threads=2, prefetch_buffer_size=READ_AHEAD)
+        )
         if workers:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # grain hands absl's flags on to its workers

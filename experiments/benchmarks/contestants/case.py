@@ -97,10 +97,16 @@ class Contestant:
         return {"bytes": peak_bytes(), "device_bytes": self.device_bytes()}
 
 
-def timed(step: Callable[[], Any], wait: Callable[[], Any] = lambda: None) -> Turn:
-    """A turn of steps; `wait` is for a device that is still at work."""
+def timed(step: Callable[[], Any], wait: Callable[[], Any] = lambda: None, ahead: int = 0) -> Turn:
+    """A turn of steps; `wait` is for a device that is still at work.
+
+    The first `ahead` do not count: that many batches were read while others had their turn.
+    """
 
     def turn(steps: int) -> float:
+        for _ in range(ahead):
+            step()
+        wait()
         start = time.perf_counter()
         for _ in range(steps):
             step()

@@ -216,7 +216,7 @@ class Ours(case_lib.Contestant):
         batches = read_ahead(self.source(self.case.image_size), self.case.batch)
         read = batches.iterate(0, ENDLESS, workers)
         next(read)
-        return timed(functools.partial(next, read))
+        return timed(functools.partial(next, read), ahead=pipeline.READ_AHEAD + 2 * workers)
 
     def cost(self) -> dict[str, float]:
         """As `TrainStep.cost`, of what was trained last."""

@@ -22,6 +22,7 @@ from experiments.benchmarks.contestants.case import Case, Data, Turn, timed
 from experiments.parity.torch_reference import declare_torchvision_operators
 
 ENDLESS = 10**9  # draws of a sampler that nobody waits for
+PREFETCHED = 2  # batches that a DataLoader's worker reads ahead
 Batch = tuple[torch.Tensor, ...]  # images uint8 [B, S, S, 3], age f32 [B], gender and ethnicity [B]
 
 
@@ -184,7 +185,7 @@ class WithTorch(case_lib.Contestant):
         images = None if files else self.data.images(self.data.edge)
         faces = Faces(self.data, augmentation(self.case.image_size), images)
         read, train = self.read(faces, case_lib.CORES), self.make_step()
-        return self.ready(lambda: train(self.put(next(read))))
+        return self.ready(lambda: train(self.put(next(read))), PREFETCHED * case_lib.CORES)
 
     def input(self, workers: int, files: bool) -> Turn:
         """Batches alone, from JPEG files or from the decoded images."""
@@ -193,7 +194,7 @@ class WithTorch(case_lib.Contestant):
             read = self.read(Faces(self.data, functools.partial(resized, size=size)), workers)
         else:
             read = self.read(Decoded(self.data, self.data.images(size)), workers, whole)
-        return self.ready(functools.partial(next, read))
+        return self.ready(functools.partial(next, read), PREFETCHED * workers)
 
     # ---- parts ----------------------------------------------------------------------------------
 
@@ -227,9 +228,10 @@ class WithTorch(case_lib.Contestant):
         low = self.case.dtype == "bfloat16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=low)
 
-    def ready(self, step: Callable[[], Any]) -> Turn:
+    def ready(self, step: Callable[[], Any], ahead: int = 0) -> Turn:
         """The turn of a step, after one that compiles."""
-        turn = timed(step, torch.cuda.synchronize if self.device.type == "cuda" else lambda: None)
+        wait = torch.cuda.synchronize if self.device.type == "cuda" else lambda: None
+        turn = timed(step, wait, ahead)
         turn(1)
         return turn
 
