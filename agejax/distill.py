@@ -26,10 +26,11 @@ Arrays = tuple[tuple[Flat, Flat], ...]  # (params, batch_stats) of each teacher
 
 @dataclasses.dataclass(frozen=True)
 class Teachers:
-    """Trained networks, their arrays, and their share of the loss."""
+    """Trained networks, their arrays, the heads that learn of them, and their share of the loss."""
 
     models: Sequence[Model]
     arrays: Arrays
+    heads: Sequence[str]
     share: float
 
     @classmethod
@@ -66,16 +67,16 @@ class Teachers:
                 if type(other) is not type(head) or _shapes(other) != _shapes(head):
                     raise UserError(f"{where} has no head {name} with the same classes")
         models = [run.model for run in runs if run.model is not None]
-        return cls(models, tuple((run.params, run.batch_stats) for run in runs),
-                   config.distill.share)  # fmt: skip
+        arrays = tuple((run.params, run.batch_stats) for run in runs)
+        return cls(models, arrays, tuple(heads), config.distill.share)
 
     def say(self, arrays: Arrays, images: jax.Array) -> dict[str, jax.Array]:
         """Images [B, S, S, 3] in 0..1 -> head -> the mean of their probabilities, f32 [B, K]."""
         said: dict[str, jax.Array] = {}
         for model, (params, batch_stats) in zip(self.models, arrays, strict=True):
             outputs, _ = model.apply(params, batch_stats, images)
-            for name, output in outputs.items():
-                p = jax.nn.softmax(model.heads[name].logits(output)) / len(self.models)
+            for name in self.heads:  # a teacher may have others
+                p = jax.nn.softmax(model.heads[name].logits(outputs[name])) / len(self.models)
                 said[name] = said[name] + p if name in said else p
         return said
 

@@ -73,6 +73,17 @@ def test_a_student_of_its_teacher_alone_comes_to_say_what_it_says(config_of, tea
     assert np.sum(q * np.log(q / p), axis=1).mean() < 0.1
 
 
+def test_a_student_may_lack_a_head_of_its_teachers(config_of, teachers, tmp_path):
+    config = config_of(distill__runs=teachers, total={"steps": 1}, log_every={"steps": 1}).unlock()
+    del config.heads.ethnicity
+    train.train(config, tmp_path / "run")
+    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert {name for name in first if name.endswith("/distill")} == {
+        "age/distill",
+        "gender/distill",
+    }
+
+
 @pytest.mark.parametrize("micro", [1, 2])
 def test_shares_of_labels_and_teachers_add_up(config_of, teachers, tmp_path, micro):
     """The first step's loss is linear in the share; micro-batches see the same whole."""

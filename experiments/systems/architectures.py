@@ -44,7 +44,7 @@ def arms(setting: Setting) -> dict[str, Arm]:
     real = base(setting)
     classes = {"kind": "distribution", "loss": "ce"}
     chosen = {
-        "real": Arm(real, "ResNet-50 on real faces, regression", {"age/mae": 8.6}),
+        "real": Arm(real, f"{real.model.name} on real faces, regression", {"age/mae": 8.6}),
         "classes": Arm(changed(real, heads__age=classes), "the same, a class for each year"),
         "uniform-ages": Arm(
             changed(real, sampling__kind="inverse", sampling__over=("age",), sampling__power=0.5),
