@@ -18,7 +18,7 @@ from flax import nnx
 from agejax.data.sources import Source
 from agejax.errors import UserError
 from agejax.heads import Head
-from agejax.run import Run, plain
+from agejax.run import Run
 from agejax.state import Flat, Model
 
 Arrays = tuple[tuple[Flat, Flat], ...]  # (params, batch_stats) of each teacher
@@ -52,10 +52,10 @@ class Teachers:
                     "distribution, categorical, binary or buckets"
                 )
         runs = [Run.open(path, config.sharding.devices) for path in config.distill.runs]
-        split, size = plain(config.data.split), config.model.image_size
+        size = config.model.image_size
         for run in runs:
             where = f"config.distill.runs: {run.workdir}"
-            if run.fingerprint != source.fingerprint or plain(run.config.data.split) != split:
+            if not run.has_splits(source.fingerprint, config):
                 raise UserError(
                     f"{where} was trained on other data or another split, and may have seen what "
                     "this run is judged on; train it on this one's"

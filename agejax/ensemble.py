@@ -35,8 +35,7 @@ def fit_weights(members: Sequence[Run], views: Sequence[str]) -> dict[str, list[
     """
     first = members[0]
     for member in members:
-        same_split = member.config.data.split == first.config.data.split
-        if member.fingerprint != first.fingerprint or not same_split:
+        if not member.has_splits(first.fingerprint, first.config):
             raise UserError(
                 f"--weights=fit: {member.workdir} was trained on other data or another split than "
                 f"{first.workdir}; give the weights"

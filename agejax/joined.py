@@ -83,10 +83,7 @@ def join(
         return {name: mean for label, parts in said.items() for name, mean in _mean(label, parts)}
 
     # Where one has trained on what another was tested on, no split is left to test on.
-    alike = all(
-        run.fingerprint == first.fingerprint and run.config.data.split == first.config.data.split
-        for run in members
-    )
+    alike = all(run.has_splits(first.fingerprint, first.config) for run in members)
     return dataclasses.replace(
         first,
         workdir=workdir,

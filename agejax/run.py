@@ -129,6 +129,11 @@ class Run:
             batch_stats, make_eval_step(config, model),
         )  # fmt: skip
 
+    def has_splits(self, fingerprint: str, config: ml_collections.ConfigDict) -> bool:
+        """Whether it was trained on this data, split as this config does."""
+        same = plain(self.config.data.split) == plain(config.data.split)
+        return same and self.fingerprint == fingerprint
+
     def predict(self, batches: Iterable[HostBatch]) -> dict[str, np.ndarray]:
         """{label: years [N] or probabilities [N, K]} of every row with weight > 0."""
         return predict_batches(
