@@ -96,6 +96,14 @@ def test_a_gpu_has_rows_of_bfloat16_and_a_cpu_contestants():
         assert next(iter(some.entries)) == "agejax"
 
 
+def test_rows_and_contestants_are_chosen_by_their_names():
+    rows = peers.chosen(peers.ON_CPU, False, "(train|end).*vit", "^torch(,.*images)?$")
+    assert [(row.kind, row.case.network, [*row.entries]) for row in rows] == [
+        ("train step", "vit_s16", ["agejax", "torch"]),
+        ("end to end", "vit_s16", ["agejax", "torch, decoded images"]),
+    ]
+
+
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
@@ -103,6 +111,9 @@ def test_a_gpu_has_rows_of_bfloat16_and_a_cpu_contestants():
         ("--steps=-1", "--steps=-1: give 1 or more"),
         ("--only=(", "--only=(: not a regex"),
         ("--only=resnet51", "no such row; there are train step: mobilenet_v3_small, float32, 128"),
+        ("--beside=(", "--beside=(: not a regex"),
+        ("--beside=jit", "--beside=jit: nobody in train step: mobilenet_v3_small, float32, 128 px"),
+        ("--beside=plain", "nobody in end to end: mobilenet_v3_small, float32, 128 px, batch 64; "),
     ],
 )
 def test_bad_arguments_are_told_in_one_line(flag, message, tmp_path, monkeypatch, capsys):

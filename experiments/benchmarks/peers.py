@@ -1,6 +1,6 @@
 """agejax beside PyTorch, Keras and plain Flax: make bench, or
 
-    .venv-bench/bin/python -m experiments.benchmarks.peers [--only=REGEX] [--smoke]
+    .venv-bench/bin/python -m experiments.benchmarks.peers [--only=REGEX] [--beside=REGEX] [--smoke]
 
 The same network, heads, loss, optimizer and batch for all, on all cores. Each contestant is a
 process of its own, asleep while the others have their turn: A B C, C B A, ..., so that a noisy
@@ -474,13 +474,26 @@ def write(output: pathlib.Path, result: Mapping[str, Any]) -> str:
     return text
 
 
-def chosen(scale: Scale, on_gpu: bool, only: str) -> list[Row]:
-    """The rows whose title holds the regex; raises `UserError` where that is none."""
+def chosen(scale: Scale, on_gpu: bool, only: str, beside: str = "") -> list[Row]:
+    """The rows whose title holds the one regex, of the contestants whose label holds the other.
+
+    Raises:
+      UserError: one is no regex, or leaves no row, or a row in which agejax is alone.
+    """
+    for option, regex in (("only", only), ("beside", beside)):
+        try:
+            re.compile(regex)
+        except re.error as error:
+            raise UserError(f"--{option}={regex}: not a regex: {error}") from error
     rows = rows_of(scale, on_gpu)
-    try:
-        some = [row for row in rows if re.search(only, row.title)]
-    except re.error as error:
-        raise UserError(f"--only={only}: not a regex: {error}") from error
+    some = []
+    for row in rows:
+        if re.search(only, row.title):
+            lines = {k: e for k, e in row.entries.items() if k == FIRST or re.search(beside, k)}
+            if len(lines) == 1:
+                there = "; ".join(row.entries)
+                raise UserError(f"--beside={beside}: nobody in {row.title}; there are {there}")
+            some.append(dataclasses.replace(row, entries=lines))
     if not some:
         raise UserError(f"--only={only}: no such row; there are {'; '.join(r.title for r in rows)}")
     return some
@@ -493,6 +506,9 @@ def main(argv: Sequence[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--only", default="", help="regex of the rows, such as 'train.*vit'")
+    parser.add_argument(
+        "--beside", default="", help="regex of the contestants beside agejax, such as '^torch$'"
+    )
     parser.add_argument("--repeats", type=int, default=7, help="turns of each contestant")
     parser.add_argument("--steps", type=int, default=20, help="steps a turn, at most")
     parser.add_argument("--smoke", action="store_true", help="tiny, one turn: does it work?")
@@ -512,7 +528,7 @@ def main(argv: Sequence[str]) -> None:
     platform, kind = find_device()
     on_gpu = platform == "gpu"
     scale = SMOKE if args.smoke else ON_GPU if on_gpu else ON_CPU
-    rows = chosen(scale, on_gpu, args.only)
+    rows = chosen(scale, on_gpu, args.only, args.beside)
     result: dict[str, Any] = {
         "command": " ".join(["python -m experiments.benchmarks.peers", *argv[1:]]),
         "commit": commit(),
