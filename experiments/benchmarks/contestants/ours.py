@@ -216,7 +216,9 @@ class Ours(case_lib.Contestant):
         batches = read_ahead(self.source(self.case.image_size), self.case.batch)
         read = batches.iterate(0, ENDLESS, workers)
         next(read)
-        return timed(functools.partial(next, read), ahead=pipeline.READ_AHEAD + 2 * workers)
+        # Each worker has threads that read ahead, one batch in its queue and one in hand.
+        ahead = (pipeline.READ_AHEAD + 2) * workers or pipeline.READ_AHEAD
+        return timed(functools.partial(next, read), ahead=ahead)
 
     def cost(self) -> dict[str, float]:
         """As `TrainStep.cost`, of what was trained last."""
