@@ -159,8 +159,13 @@ def evaluate_baseline(
     which: str = "run",
     split: str = "test",
     output: str | pathlib.Path | None = None,
+    *,
+    write_report: bool = True,
 ) -> dict[str, Any]:
     """Fits, scores and reports.
+
+    Args:
+      write_report: as in `evaluate.evaluate`.
 
     Returns:
       The contents of metrics.json, as `evaluate.evaluate` returns them.
@@ -201,7 +206,7 @@ def evaluate_baseline(
 
     val = scored("val")
     calibration = Calibration.fit(val.predictions, val.labels, val.duplicates, run.step)
-    return evaluate.publish(scored(split), output, calibration)
+    return evaluate.publish(scored(split), output, calibration, write_report=write_report)
 
 
 def main(argv: Sequence[str]) -> None:

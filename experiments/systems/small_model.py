@@ -74,6 +74,7 @@ def baseline(estimator: str) -> Callable[[pathlib.Path, int, pathlib.Path], None
     """A classical estimator on what the reference's run has learnt, as an arm."""
 
     def make(folder: pathlib.Path, seed: int, scores: pathlib.Path) -> None:
-        baselines.evaluate_baseline(folder / REFERENCE / f"seed-{seed}", estimator, output=scores)
+        reference = folder / REFERENCE / f"seed-{seed}"
+        baselines.evaluate_baseline(reference, estimator, output=scores, write_report=False)
 
     return make
