@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import pathlib
 
-# Before JAX starts: tests that need one device take the first.
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# Before JAX starts: tests that need one device take the first. Most of their time is the
+# compiler's, half of which goes into speed that so few steps of so small networks do not need.
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax

@@ -30,9 +30,11 @@ def start(faces, cache, workdir, name="SIGCONT", at=0):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    env |= {"PYTHONPATH": f"{HERE.parent}:{HERE}", "JAX_COORDINATOR_ADDRESS": address,
-            "JAX_NUM_PROCESSES": "2"}  # fmt: skip
+    env = os.environ | {
+        "PYTHONPATH": f"{HERE.parent}:{HERE}", "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_NUM_PROCESSES": "2",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # as conftest's, of one device
+    }  # fmt: skip
     processes = [
         subprocess.Popen(
             [sys.executable, HERE / "interrupted_run.py", faces, cache, workdir, "0",
