@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 
@@ -24,7 +25,6 @@ import numpy as np
 from agejax.errors import UserError, run_command
 from agejax.logging import records
 from experiments.arms import commit
-from experiments.benchmarks.contestants.case import peak_bytes
 
 OUTPUT = pathlib.Path(__file__).parents[1] / "results" / "growth"
 POINTS: dict[str, dict[str, int]] = {
@@ -105,11 +105,35 @@ def steps(batch: int, devices: int = 1) -> dict[str, float]:
 
 def point(examples: int = 0, **sizes: int) -> dict[str, float]:
     """One row, measured in this process."""
-    figures = data(examples) if examples else steps(**sizes)
-    # What it has mapped of files, the images above all, the kernel takes back when it needs room.
-    mapped = re.search(r"RssFile:\s+(\d+) kB", pathlib.Path("/proc/self/status").read_text())
-    files = 1024 * int(mapped[1]) if mapped else 0
-    return figures | {"MiB at the peak, without files": (peak_bytes() - files) / 2**20}
+    with Peak() as peak:
+        figures = data(examples) if examples else steps(**sizes)
+    return figures | {"MiB at the peak, without files": peak.bytes / 2**20}
+
+
+class Peak:
+    """The most memory that this process has while inside, but for files that it has mapped.
+
+    Those are the images above all, and the kernel takes them back when it needs room; that is why
+    the most that it knows of, which counts them, does not do.
+    """
+
+    bytes = 0
+
+    def __enter__(self) -> Peak:
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.02):
+            status = pathlib.Path("/proc/self/status").read_text()
+            used = sum(int(kb) for kb in re.findall(r"Rss(?:Anon|Shmem):\s+(\d+) kB", status))
+            self.bytes = max(self.bytes, 1024 * used)
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
 
 
 def measure(names: Sequence[str]) -> dict[str, dict[str, float]]:
