@@ -31,6 +31,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from agejax.errors import UserError, run_command
+from experiments import memory
 from experiments.arms import commit
 from experiments.fuzzing import Prepare, archives, configs, images, names, tables, weights
 
@@ -161,23 +162,16 @@ def work(
         sandbox = Sandbox(root)
         prepared = prepare(root / "shared")
         sandbox.ready()
-        have = _status("VmSize")
+        have = memory.status("VmSize")
         resource.setrlimit(resource.RLIMIT_AS, (have + MEMORY, resource.RLIM_INFINITY))
-        first = _status("VmHWM")
+        first = memory.status("VmHWM")
         results.send("ready")
         for name in names:
             log.truncate(0)
             start = time.process_time()
             outcome, detail = attempt(prepared, random.Random(f"{seed}/{name}"), sandbox)
             seconds = time.process_time() - start
-            results.send((outcome, detail, seconds, (_status("VmHWM") - first) / 2**20))
-
-
-def _status(field: str) -> int:
-    """Bytes of memory, of this process, as Linux says."""
-    status = pathlib.Path("/proc/self/status").read_text()
-    match = re.search(rf"^{field}:\s*(\d+) kB", status, re.MULTILINE)
-    return 1024 * int(match[1]) if match else 0
+            results.send((outcome, detail, seconds, (memory.status("VmHWM") - first) / 2**20))
 
 
 def run(

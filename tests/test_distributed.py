@@ -33,7 +33,7 @@ def start(faces, cache, workdir, name="SIGCONT", at=0):
     env = os.environ | {
         "PYTHONPATH": f"{HERE.parent}:{HERE}", "JAX_COORDINATOR_ADDRESS": address,
         "JAX_NUM_PROCESSES": "2",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # as conftest's, of one device
+        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"),
     }  # fmt: skip
     processes = [
         subprocess.Popen(

@@ -16,7 +16,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 
@@ -25,6 +24,7 @@ import numpy as np
 from agejax.errors import UserError, run_command
 from agejax.logging import records
 from experiments.arms import commit
+from experiments.memory import Peak
 
 OUTPUT = pathlib.Path(__file__).parents[1] / "results" / "growth"
 POINTS: dict[str, dict[str, int]] = {
@@ -108,32 +108,6 @@ def point(examples: int = 0, **sizes: int) -> dict[str, float]:
     with Peak() as peak:
         figures = data(examples) if examples else steps(**sizes)
     return figures | {"MiB at the peak, without files": peak.bytes / 2**20}
-
-
-class Peak:
-    """The most memory that this process has while inside, but for files that it has mapped.
-
-    Those are the images above all, and the kernel takes them back when it needs room; that is why
-    the most that it knows of, which counts them, does not do.
-    """
-
-    bytes = 0
-
-    def __enter__(self) -> Peak:
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.02):
-            status = pathlib.Path("/proc/self/status").read_text()
-            used = sum(int(kb) for kb in re.findall(r"Rss(?:Anon|Shmem):\s+(\d+) kB", status))
-            self.bytes = max(self.bytes, 1024 * used)
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
 
 
 def measure(names: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -474,7 +474,7 @@ def write(output: pathlib.Path, result: Mapping[str, Any]) -> str:
     return text
 
 
-def chosen(scale: Scale, on_gpu: bool, only: str, beside: str = "") -> list[Row]:
+def chosen(scale: Scale, on_gpu: bool, only: str, beside: str) -> list[Row]:
     """The rows whose title holds the one regex, of the contestants whose label holds the other.
 
     Raises:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-import re
 import resource
 import sys
 import time
@@ -13,6 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+from experiments import memory
 
 Turn = Callable[[int], float]  # steps -> seconds a step
 
@@ -118,10 +119,5 @@ def timed(step: Callable[[], Any], wait: Callable[[], Any] = lambda: None, ahead
 
 def peak_bytes() -> int:
     """Of this process. Linux starts ru_maxrss at the parent's, VmHWM is the program's own."""
-    status = pathlib.Path("/proc/self/status")
-    if status.exists():
-        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
-        if found:
-            return 1024 * int(found[1])
     unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return memory.status("VmHWM") or unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
