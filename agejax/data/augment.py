@@ -396,10 +396,12 @@ def _turn_hue(images: jax.Array, turn: jax.Array) -> jax.Array:
     value = jnp.maximum(jnp.maximum(red, green), blue)
     chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
     by = 1 / jnp.where(chroma > 0, chroma, 1)
+    # Which is the largest is not asked of `value`: a compiler may make red anew for each use, and
+    # round it otherwise. Where two are level, so are their hues.
     hue = jnp.where(
-        value == red,
+        (red >= green) & (red >= blue),
         (green - blue) * by,
-        jnp.where(value == green, (blue - red) * by + 2, (red - green) * by + 4),
+        jnp.where(green >= blue, (blue - red) * by + 2, (red - green) * by + 4),
     )  # sixths of a turn from red
     hue = hue + 6 * turn
 
