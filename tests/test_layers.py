@@ -1,5 +1,7 @@
 """The CPU lowerings equal the plain convolution and batch norm, values and gradients."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -205,6 +207,14 @@ def test_attention_equals_that_of_jax(dtype):
     near = {"rtol": 2e-2, "atol": 2e-2} if dtype == jnp.bfloat16 else {}
     qkv = random(3, 11, 3, 2, 8, dtype=dtype)
     assert_same_with_gradients(layers.attention, plain, qkv, **near)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gelu_equals_that_of_jax(dtype):
+    near = {"rtol": 2e-2, "atol": 2e-2} if dtype == jnp.bfloat16 else {}
+    x = jnp.concatenate([random(500, dtype=dtype) * 3, jnp.array([0, -30, 30], dtype)])
+    exact = functools.partial(jax.nn.gelu, approximate=False)
+    assert_same_with_gradients(layers.gelu, exact, x, **near)
 
 
 def test_plain_lowering_is_plain_and_equal():

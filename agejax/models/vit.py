@@ -15,7 +15,7 @@ from flax import nnx
 
 from agejax.errors import UserError, nearest
 from agejax.models.backbone import Backbone, Features
-from agejax.models.layers import Dropout, LayerNorm, Linear, attention
+from agejax.models.layers import Dropout, LayerNorm, Linear, attention, gelu
 
 PATCH = 16
 Gelu = Literal["exact", "tanh"]
@@ -46,7 +46,8 @@ class Block(nnx.Module):
         batch, tokens, dim = x.shape
         qkv = self.qkv(self.norm1(x)).reshape(batch, tokens, 3, self.heads, dim // self.heads)
         x = x + drop(self.proj(attention(qkv).reshape(batch, tokens, dim)))
-        hidden = jax.nn.gelu(self.fc1(self.norm2(x)), approximate=self.gelu == "tanh")
+        hidden = self.fc1(self.norm2(x))
+        hidden = gelu(hidden) if self.gelu == "exact" else jax.nn.gelu(hidden, approximate=True)
         return x + drop(self.fc2(drop(hidden)))
 
 
