@@ -132,6 +132,7 @@ def create_model(config: Any, heads: Mapping[str, Head]) -> tuple[Model, Initial
     graphdef, (params, stats) = _split(abstract)
     params_paths, stats_paths = _flatten(params)[1], _flatten(stats)[1]
 
+    @jax.jit  # built once for its shapes and its arrays
     def initialise(key: jax.Array) -> tuple[Flat, Flat]:
         _, (params, stats) = _split(build(key))
         return _flatten(params)[0], _flatten(stats)[0]
@@ -165,7 +166,7 @@ def create(
     key = jax.random.key(config.seed)
     if not config.model.pretrained:
         return jax.jit(lambda key: start(*initialise(key)), out_shardings=shardings)(key)
-    params, batch_stats = jax.jit(initialise)(key)
+    params, batch_stats = initialise(key)
     shapes = {name: value.shape for name, value in (params | batch_stats).items()}
     loaded = pretrained.load(config.model.pretrained, config.model.name, shapes)
     print(f"{loaded}; images normalised with mean {config.model.mean} and std {config.model.std}",
