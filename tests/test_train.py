@@ -203,5 +203,6 @@ def test_example_weights_count_from_the_step_they_are_deferred_to(config_of, tmp
     train.train(config_of(**changes), tmp_path / "weighted")
     plain, weighted = losses(tmp_path / "plain"), losses(tmp_path / "weighted")
     assert np.isfinite(weighted).all()
-    np.testing.assert_array_equal(weighted[:4], plain[:4])
-    assert (weighted[4:] != plain[4:]).all()
+    # Two programs, which may round otherwise.
+    np.testing.assert_allclose(weighted[:4], plain[:4], rtol=1e-6)
+    assert (np.abs(weighted[4:] / plain[4:] - 1) > 1e-3).all()
