@@ -10,7 +10,8 @@ from flax import nnx
 from jax import export
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from agejax.models import layers
+from agejax.errors import UserError
+from agejax.models import layers, registry
 
 
 def random(*shape, seed=0, dtype=jnp.float32):
@@ -265,6 +266,13 @@ def test_a_ceiled_max_pool_counts_the_last_window_that_is_not_full(n, expected):
     x = jnp.arange(float(n)).reshape(1, 1, n, 1)
     y = layers.max_pool(jnp.broadcast_to(x, (1, n, n, 1)), 3, 2, ceil=True)
     np.testing.assert_array_equal(y[0, :, :, 0], np.tile(expected, (len(expected), 1)))
+
+
+def test_a_pool_of_more_pixels_than_are_left_is_refused():
+    cnn = registry.create("cnn", image_size=4, rngs=nnx.Rngs(0), widths=(2, 2, 2))
+    with pytest.raises(UserError, match="image_size: at a pool of 2x2 pixels 1x1 are left"):
+        cnn(random(1, 4, 4, 3))
+    assert layers.max_pool(random(1, 1, 1, 2), 3, 2, 1).shape == (1, 1, 1, 2)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -20,6 +20,8 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from agejax.errors import UserError
+
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 Initializer = jax.nn.initializers.Initializer
 
@@ -657,7 +659,15 @@ def max_pool(
 
     Args:
       ceil: whether a last window that the padded image does not fill counts too.
+
+    Raises:
+      UserError: fewer pixels are left than a window has.
     """
+    if min(x.shape[1:3]) + 2 * padding < size:
+        raise UserError(
+            f"config.model.image_size: at a pool of {size}x{size} pixels {x.shape[1]}x{x.shape[2]} "
+            "are left; give the network larger images or fewer pools"
+        )
     height, width = (
         (padding, padding + (size - n - 2 * padding) % stride * ceil) for n in x.shape[1:3]
     )
