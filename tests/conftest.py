@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 # Before JAX starts: tests that need one device take the first. Most of their time is the
 # compiler's, most of which goes into speed that so few steps of so small networks do not need:
@@ -29,6 +32,12 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 # A first example compiles, and a busy machine is no bug.
 settings.register_profile("agejax", deadline=None)
 settings.load_profile("agejax")
+
+
+@pytest.fixture
+def users_jit() -> Callable[..., Any]:
+    """`jax.jit` with fusions compiled as users' runs have them, where a rounding matters."""
+    return functools.partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": True})
 
 
 @pytest.fixture(scope="session")
