@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 # Before JAX starts: tests that need one device take the first. Most of their time is the
@@ -55,10 +55,17 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A cache folder for prepared sources."""
-    return tmp_path_factory.mktemp("cache")
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pathlib.Path]:
+    """The cache folder of this session and of the processes it starts; never the user's own."""
+    folder = tmp_path_factory.mktemp("cache")
+    # Compiled programs are kept from session to session.
+    compiled = ROOT / ".cache" / "xla"
+    compiled.mkdir(parents=True, exist_ok=True)
+    (folder / "xla").symlink_to(compiled)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AGEJAX_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -13,10 +13,7 @@ from experiments.systems import setting
 
 
 @pytest.mark.parametrize("system", run.SYSTEMS)
-def test_every_arm_runs_and_is_compared(
-    system, faces, cache, trained, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setenv("AGEJAX_CACHE", str(cache))
+def test_every_arm_runs_and_is_compared(system, faces, trained, tmp_path, capsys):
     (tmp_path / "drawn").mkdir()
     for i, path in enumerate(sorted(faces.iterdir())[:20]):
         shutil.copy(path, tmp_path / "drawn" / f"{i}.jpg")
