@@ -29,6 +29,7 @@ from agejax import state as state_lib
 from agejax.calibration import Calibration
 from agejax.data import augment, opening, pipeline, splits
 from agejax.errors import UserError, run_command
+from agejax.paths import expand
 from agejax.run import Run, predict_batches
 
 FEATURES = ("run", "pretrained")
@@ -190,7 +191,7 @@ def evaluate_baseline(
             predictions[name][label] = say(fitted, x[name], len(names) if names else None)
     seconds = time.perf_counter() - start
     print(f"fitted in {seconds:.0f} s")
-    output = pathlib.Path(output or run.workdir / "baselines" / f"{estimator}-{which}-{split}")
+    output = expand(output or run.workdir / "baselines" / f"{estimator}-{which}-{split}")
 
     def scored(name: str) -> evaluate.Scored:
         return evaluate.Scored(

@@ -19,6 +19,7 @@ from agejax import calibration, evaluate, joined, sharding
 from agejax.errors import UserError, run_command
 from agejax.joined import FILE, VIEWS, open_member
 from agejax.logging import records
+from agejax.paths import expand
 from agejax.run import Run
 
 COMBINE = ("predictions", "weights")
@@ -140,7 +141,7 @@ def create(
     shares = parse_weights(weights, members, views)
     joined.join(output, members, combine, shares, views)  # raises where they do not fit together
     output.mkdir(parents=True, exist_ok=True)
-    paths = [str(pathlib.Path(path).absolute()) for path in given]
+    paths = [str(expand(path).absolute()) for path in given]
     spec = {"members": paths, "combine": combine, "weights": shares, "views": list(views)}
     (output / calibration.FILE).unlink(missing_ok=True)  # of what was here before
     records.write_json(output / FILE, spec)
@@ -165,7 +166,7 @@ def main(argv: Sequence[str]) -> None:
     if args.weights == "fit" and args.combine == "weights":
         raise UserError("--weights=fit: predictions are fitted, weights of networks are given")
     sharding.start()
-    output = pathlib.Path(args.output)
+    output = expand(args.output)
     weights = create(output, args.members, args.combine, args.weights, views)
     for label, values in weights.items():
         shares = ", ".join(f"{value / sum(values):.3f}" for value in values)

@@ -26,6 +26,7 @@ from agejax.data.sources import Source
 from agejax.errors import UserError, run_command
 from agejax.joined import open_run
 from agejax.logging import records
+from agejax.paths import expand
 from agejax.reporting import quality, report, uncertainty
 from agejax.run import Run
 
@@ -306,9 +307,7 @@ def evaluate(
         if own is None:
             warn_of_frame(scored, calibration)
     place = run.workdir / "evaluation" / f"{scored.source.name}-{scored.split}"
-    return publish(
-        scored, pathlib.Path(output or place), calibration, other, write_report=write_report
-    )
+    return publish(scored, expand(output or place), calibration, other, write_report=write_report)
 
 
 def publish(

@@ -31,6 +31,7 @@ from agejax.logging import records
 from agejax.models.backbone import Backbone, Features
 from agejax.models.layers import global_mean
 from agejax.models.vit import ViT
+from agejax.paths import expand
 from agejax.predict import find_images
 from agejax.reporting.plots import TEXT
 from agejax.run import Run
@@ -451,7 +452,7 @@ def explain(
     """
     run = Run.open(workdir, devices=1)
     explain_one = explainer(run, target, method, seed)
-    output = pathlib.Path(output or run.workdir / "explanations" / f"{target}-{method}")
+    output = expand(output or run.workdir / "explanations" / f"{target}-{method}")
     output.mkdir(parents=True, exist_ok=True)
     names: set[str] = set()
     for path in paths:

@@ -24,6 +24,7 @@ from agejax import heads, metrics, onnx_export, sharding
 from agejax import state as state_lib
 from agejax.errors import UserError, run_command
 from agejax.logging import records
+from agejax.paths import expand
 from agejax.run import Run
 from agejax.step import make_eval_step
 
@@ -54,7 +55,7 @@ def export(
     run = Run.open(workdir, devices=1)
     for name in formats:
         require(name)
-    output = pathlib.Path(output)
+    output = expand(output)
     output.mkdir(parents=True, exist_ok=True)
     images = random_images(run.config.data.image_size)
     info = describe(run, jax.eval_shape(prediction(run), images))

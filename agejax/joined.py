@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from agejax.errors import UserError, check_keys
+from agejax.paths import expand
 from agejax.run import Run
 
 FILE = "ensemble.json"
@@ -32,7 +33,7 @@ def open_run(workdir: str | pathlib.Path) -> Run:
     Raises:
       UserError: neither, or a member that is missing or says other things than the first.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = expand(workdir)
     if not (workdir / FILE).exists():
         return Run.open(workdir)
     try:

@@ -13,6 +13,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from agejax.errors import UserError, run_command
+from agejax.paths import expand
 
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file("config", None, "The config file to train.")
@@ -26,6 +27,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; default: runs/
 
 def parse(argv: Sequence[str]) -> ml_collections.ConfigDict:
     """The config of a command line; what absl or the config objects to is a `UserError`."""
+    argv = [f"--config={expand(a[9:])}" if a.startswith("--config=~") else a for a in argv]
     try:
         extra = FLAGS(argv)[1:]
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
@@ -66,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
     sharding.join(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     sharding.start()
     name = pathlib.Path(config_flags.get_config_filename(FLAGS["config"])).stem
-    workdir = pathlib.Path(WORKDIR.value or pathlib.Path("runs") / name)
+    workdir = expand(WORKDIR.value or pathlib.Path("runs") / name)
     summary = train.train(config, workdir)
     if summary is None or not config.eval.final_split:
         return

@@ -33,6 +33,7 @@ from agejax.data.pipeline import HostBatch
 from agejax.errors import UserError, one_line, run_command
 from agejax.joined import open_run
 from agejax.logging import records
+from agejax.paths import expand
 from agejax.run import Run
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -71,12 +72,12 @@ def find_images(paths: Sequence[str]) -> list[pathlib.Path]:
     """
     found: list[pathlib.Path] = []
     for given in paths:
-        path = pathlib.Path(given)
+        path = expand(given)
         if path.is_dir():
             found += sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
         elif path.exists():
             found.append(path)
-        elif matched := sorted(glob.glob(given, recursive=True)):
+        elif matched := sorted(glob.glob(str(path), recursive=True)):
             found += [p for p in map(pathlib.Path, matched) if p.is_file()]
         else:
             raise UserError(f"{path}: no such file or folder")
@@ -218,6 +219,7 @@ def destination(path: str | None) -> Iterator[TextIO]:
             sys.stdout.reconfigure(errors="surrogateescape")
         yield sys.stdout
         return
+    path = str(expand(path))
     with (
         records.disk(path),
         open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file,

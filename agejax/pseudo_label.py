@@ -20,6 +20,7 @@ from agejax import evaluate, joined, sharding
 from agejax.data import sources
 from agejax.errors import UserError, check_keys, run_command
 from agejax.logging import records
+from agejax.paths import expand
 from agejax.run import Run
 
 LABELS = ("age", "gender", "ethnicity")  # that a CSV of `image_folder` can hold
@@ -81,7 +82,7 @@ def pseudo_label(
                 names[k] if yes else ""
                 for k, yes in zip(values.argmax(axis=1).tolist(), sure, strict=True)
             ]
-    output = pathlib.Path(output)
+    output = expand(output)
     output.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     rows = csv.writer(text)
@@ -118,7 +119,7 @@ def uncertainty_of(said: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def config_lines(run: Run, dataset: str, source_path: str | None, labels: pathlib.Path) -> str:
     """A mixture of the run's data and the labelled images; of a data set, its own labels edited."""
-    place = None if source_path is None else str(pathlib.Path(source_path).absolute())
+    place = None if source_path is None else str(expand(source_path).absolute())
     if dataset != "image_folder":
         lines = {"name": dataset, "source": place, "edits.labels": str(labels.absolute())}
         return "\n".join(f"config.data.{key} = {value!r}" for key, value in lines.items())

@@ -29,6 +29,7 @@ from agejax.config import default
 from agejax.data.pipeline import HostBatch
 from agejax.errors import NotFiniteError, UserError
 from agejax.logging import records
+from agejax.paths import expand
 from agejax.step import make_eval_step
 
 # A restart may change where the data lies and how the work is spread, never what is computed.
@@ -97,7 +98,7 @@ class Run:
         Raises:
           UserError: no run there, no checkpoint yet, or none of that step.
         """
-        workdir = pathlib.Path(workdir)
+        workdir = expand(workdir)
         config = read_config(workdir)
         if config is None:
             ensemble = "; this takes one run, not an ensemble"

@@ -13,6 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from agejax.errors import UserError
+from agejax.paths import cache_folder
 
 # Smaller parameters are cheaper to keep everywhere than to gather.
 MIN_SHARDED_SIZE = 2**14
@@ -92,8 +93,7 @@ def local_gpus(environment: Mapping[str, str]) -> list[int] | None:
 
 def start() -> None:
     """Sets the compile cache. After `join`: it asks for the backend."""
-    cache = os.environ.get("AGEJAX_CACHE", os.path.expanduser("~/.cache/agejax"))
-    jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "xla"))
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

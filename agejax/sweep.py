@@ -28,6 +28,7 @@ from agejax import main as main_lib
 from agejax import sharding, train
 from agejax.errors import UserError, check_keys, run_command
 from agejax.logging import records
+from agejax.paths import expand
 from agejax.reporting import sweep_page
 
 KEYS = ("low", "high", "log", "step", "choices")
@@ -44,9 +45,10 @@ def read_space(path: str) -> dict[str, dict[str, Any]]:
     Raises:
       UserError: no such file, no get_space() in it, or a range that makes no sense.
     """
-    if not pathlib.Path(path).is_file():
+    file = expand(path)
+    if not file.is_file():
         raise UserError(f"--space={path}: no such file")
-    spec = importlib.util.spec_from_file_location("space", path)
+    spec = importlib.util.spec_from_file_location("space", file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -283,7 +285,7 @@ def main(argv: Sequence[str]) -> None:
     firsts = {k: v["choices"][0] if "choices" in v else v["low"] for k, v in space.items()}
     config_lib.replaced(config, firsts)  # raises where a setting is not there
     sharding.start()
-    folder = pathlib.Path(args.study)
+    folder = expand(args.study)
     folder.mkdir(parents=True, exist_ok=True)
     study = create_study(
         folder,

@@ -32,6 +32,7 @@ from agejax.logging.stopwatch import Stopwatch
 from agejax.logging.train_log import TrainLog
 from agejax.logging.watchdog import Watchdog
 from agejax.models import pretrained
+from agejax.paths import expand
 
 StopAfter = Callable[[int, float], bool]
 
@@ -54,6 +55,7 @@ def train(
     Raises:
       UserError: bad input, or a loss that is not finite (the last good checkpoint stays).
     """
+    workdir = expand(workdir)
     check(config)
     one_of("config", "nonfinite", config.nonfinite, ("stop", "skip", "rollback"))
     while True:

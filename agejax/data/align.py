@@ -27,6 +27,7 @@ from agejax.data.detection import Geometry
 from agejax.errors import UserError, run_command
 from agejax.joined import open_run
 from agejax.logging import records
+from agejax.paths import expand
 
 WORKERS = 4  # threads; the detector uses the cores itself
 QUALITY = 95  # of JPEG
@@ -116,14 +117,14 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--output", required=True, help="a folder that is not there yet")
     parser.add_argument("--size", type=int, default=200, help="pixels; default 200, as UTKFace")
     args = parser.parse_args(argv[1:])
-    output = pathlib.Path(args.output)
+    output, source = expand(args.output), expand(args.source)
     if output.exists():
         raise UserError(f"--output={output}: is there already; name a new folder")
-    if not pathlib.Path(args.source).exists():
+    if not source.exists():
         raise UserError(f"--source={args.source}: no such file or folder")
     run = open_run(args.like)
     geometry = known_geometry(run.workdir, run.step)
-    done = align(pathlib.Path(args.source), geometry, args.size, output)
+    done = align(source, geometry, args.size, output)
     for what, paths in done.items():
         some = ", ".join(paths[:10]) + (", ..." if len(paths) > 10 else "")
         print(f"{what}: {len(paths):,}" + (f" ({some})" if paths and what != "aligned" else ""))

@@ -27,6 +27,7 @@ from agejax.data import duplicates, prepare, sources, splits
 from agejax.data.sources import Source
 from agejax.errors import UserError, run_command
 from agejax.logging import records
+from agejax.paths import expand
 from agejax.reporting import audit_figures, audit_page
 
 Splits = Mapping[str, np.ndarray]  # name -> rows int64
@@ -397,7 +398,7 @@ def main(argv: Sequence[str]) -> None:
         cache_dir=args.cache_dir,
         options=prepare.options(args.option),
     )
-    output = pathlib.Path(args.output or pathlib.Path("runs/audit") / args.dataset)
+    output = expand(args.output or pathlib.Path("runs/audit") / args.dataset)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

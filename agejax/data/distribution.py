@@ -6,7 +6,6 @@ of the draws of the first epochs. Prints tables; to a folder also as JSON and as
 
 from __future__ import annotations
 
-import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ from agejax.data import draws, opening, sampling, splits
 from agejax.data.sources import Source
 from agejax.errors import UserError, run_command
 from agejax.logging import records
+from agejax.paths import expand
 from agejax.reporting import plots
 
 EPOCHS = flags.DEFINE_integer("epochs", 1, "How many epochs to draw.")
@@ -118,7 +118,7 @@ def main(argv: Sequence[str]) -> None:
     print(text(measured, title))
     if OUTPUT.value is None:
         return
-    output = pathlib.Path(OUTPUT.value)
+    output = expand(OUTPUT.value)
     output.mkdir(parents=True, exist_ok=True)
     records.write_json(output / "distribution.json", measured)
     records.write_text(output / "distribution.txt", text(measured, title) + "\n")

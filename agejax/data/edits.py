@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 
 from agejax.data.sources import Source
 from agejax.errors import UserError, check_keys, nearest
+from agejax.paths import expand
 
 MAJORITY = "majority"  # stands for the largest class
 WHERE = "config.data.edits"
@@ -94,7 +94,7 @@ def relabelled(source: Source, path: str) -> Source:
 
     where = f"{WHERE}.labels: {path}"
     try:
-        data = pathlib.Path(path).expanduser().read_bytes()
+        data = expand(path).read_bytes()
     except OSError as error:
         raise UserError(f"{where} cannot be read: {error.strerror}") from error
     header = next(base.table(data, where, ()), {}).keys()

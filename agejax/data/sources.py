@@ -35,6 +35,7 @@ from PIL import Image
 from agejax.data import builders, duplicates
 from agejax.data.builders import archives
 from agejax.errors import UserError, check_values, full_disk, one_line
+from agejax.paths import cache_folder
 
 if TYPE_CHECKING:
     from agejax.data.builders.base import FaceBuilder
@@ -222,8 +223,7 @@ def cached(
     Raises:
       UserError: a disk that is full or read-only.
     """
-    cache = pathlib.Path(cache_dir or os.environ.get("AGEJAX_CACHE") or "~/.cache/agejax")
-    folder = cache.expanduser().absolute() / name
+    folder = cache_folder(cache_dir) / name
     with _disk_errors(folder.parent):
         if not _whole(folder):
             _make(folder, make)

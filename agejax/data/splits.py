@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,6 +20,7 @@ from agejax.data import density
 from agejax.data.sources import Source
 from agejax.errors import UserError, check_keys, check_values, is_number, one_line
 from agejax.metrics import DECADES
+from agejax.paths import expand
 
 AGE_BIN = 5  # years, for stratification
 WHERE = "config.data.split"
@@ -301,7 +301,7 @@ def read_file(source: Source, path: str, where: str) -> tuple[np.ndarray, set[st
     """
     row_of = {_name(id): row for row, id in enumerate(source.ids)}
     try:
-        lines = pathlib.Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+        lines = expand(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{where}: {path} cannot be read: {error}") from error
     names = {_name(line.strip()) for line in lines if line.strip()}

@@ -19,6 +19,7 @@ import tensorflow_datasets as tfds
 
 from agejax.data.builders import archives
 from agejax.errors import UserError
+from agejax.paths import expand
 
 MANUAL = pathlib.Path("~/tensorflow_datasets/downloads/manual")
 IMAGE = re.compile(r".*\.(jpe?g|png|bmp|webp)", re.IGNORECASE | re.DOTALL)
@@ -96,10 +97,10 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
                     f"{path}: the data set {cls.name} reads no files; leave the source out"
                 )
             return None
-        manual = MANUAL.expanduser()
+        manual = MANUAL if path is not None else expand(MANUAL)
         places = [manual / name for name in cls.USUAL_NAMES]
         if path is not None:
-            places = [pathlib.Path(path).expanduser()]
+            places = [expand(path)]
         for place in places:
             if place.exists():
                 return place

@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 
 from agejax.data.builders.base import Face, FaceBuilder, table, years
 from agejax.errors import UserError
+from agejax.paths import expand
 
 FILE = ("file", "file_name", "filename", "path", "image", "id")
 AGES = ("age", "apparent_age", "apparent_age_std")
@@ -64,7 +65,7 @@ class ImageFolder(FaceBuilder):
     def also_reads(
         cls, options: Mapping[str, Any], source: pathlib.Path | None
     ) -> list[pathlib.Path]:
-        outside = pathlib.Path(options.get("labels") or ".").expanduser()
+        outside = expand(options.get("labels") or ".")
         return [outside] if outside.is_file() else []
 
     def faces(self) -> Iterator[Face]:
@@ -131,7 +132,7 @@ class ImageFolder(FaceBuilder):
 
     def _csv(self) -> bytes:
         inside = self.files(rf"(?:.*/)?{re.escape(self.labels)}")
-        outside = pathlib.Path(self.labels).expanduser()
+        outside = expand(self.labels)
         if self.labels in inside:
             return inside[self.labels]
         if not inside and outside.is_file():

@@ -22,6 +22,7 @@ import tensorflow_datasets as tfds
 from agejax.data.builders import archives
 from agejax.data.builders.base import Face, FaceBuilder
 from agejax.errors import UserError, run_command
+from agejax.paths import expand
 
 GENDERS = ("male", "female")
 COLOURINGS = ("fair", "tan", "brown", "dark")  # of skin, hair and eyes; not groups of people
@@ -720,7 +721,7 @@ def contact_sheet(path: str | pathlib.Path, seed: int = 0, size: int = SIZE) -> 
         rows.append([draw_face(_generator(seed, person), age, gender, colouring, size)
                      for age in SHEET_AGES])  # fmt: skip
     sheet = np.concatenate([np.concatenate(row, axis=1) for row in rows])
-    path = pathlib.Path(path)
+    path = expand(path)
     if not cv2.haveImageWriter(str(path)):
         raise UserError(f"{path}: not a name of a picture; end it in .png or .jpg")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -746,7 +747,7 @@ def main(argv: Sequence[str]) -> None:
     if args.count < 0:
         raise UserError(f"--count={args.count}: must be 0 or more")
     if args.count:
-        write(pathlib.Path(args.output), args.count, args.seed)
+        write(expand(args.output), args.count, args.seed)
     else:
         contact_sheet(args.output, args.seed)
 

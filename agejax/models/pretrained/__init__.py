@@ -21,6 +21,7 @@ from agejax.models.pretrained.layout import (
     Tensors,
     fit,
 )
+from agejax.paths import expand
 
 __all__ = ["Loaded", "identify", "load", "settle"]
 
@@ -107,7 +108,7 @@ def identify(path: str, model_name: str) -> tuple[Tensors, Layout]:
             f"{_where(path)}: no rules to read weights of {model_name!r}; "
             f"{nearest(model_name, LAYOUTS)}"
         )
-    tensors = files.read(path, _where(path))
+    tensors = files.read(str(expand(path)), _where(path))
     return tensors, max(LAYOUTS[model_name], key=lambda layout: layout.covered(tensors))
 
 

@@ -1,0 +1,45 @@
+"""Paths as users write them: `expand` is called wherever a command or a setting names one."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+from agejax.errors import UserError
+
+
+def expand(path: str | os.PathLike[str]) -> pathlib.Path:
+    """The path with the home folder in place of a leading ~, or ~USER, as a shell writes it.
+
+    A shell does so only at the start of a word, and not in `--output=~/x` or in a config file.
+    A name that merely begins with ~ and is no user's stays as it is.
+
+    Raises:
+      UserError: nobody knows the home folder (no HOME, and a user without an account).
+    """
+    path = pathlib.Path(path)
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        if path.parts[0] != "~":
+            return path
+        raise UserError(
+            f"{path}: the home folder is not known; set HOME, or write the path without ~"
+        ) from error
+
+
+def cache_folder(given: str | os.PathLike[str] | None = None) -> pathlib.Path:
+    """The absolute cache folder: `given`, else $AGEJAX_CACHE, else ~/.cache/agejax.
+
+    Raises:
+      UserError: as `expand`.
+    """
+    given = given or os.environ.get("AGEJAX_CACHE")
+    if given:
+        return expand(given).absolute()
+    try:
+        return expand("~/.cache/agejax")
+    except UserError as error:
+        raise UserError(
+            "there is no home folder to keep the cache in; set AGEJAX_CACHE to a folder"
+        ) from error
