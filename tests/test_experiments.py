@@ -9,6 +9,7 @@ from sklearn.metrics import f1_score
 
 from agejax.errors import UserError, run_command
 from experiments import arms, cross_data, run
+from experiments.mutations import __main__ as mutations
 from experiments.systems import setting
 
 
@@ -111,3 +112,39 @@ def test_data_sets_are_crossed_on_the_images_that_all_arms_share():
     assert chosen["alone"].predicted["age"].tolist() == [[2.0, 1.0]]
     assert chosen["both"].predicted["age"].tolist() == [[5.0, 6.0]]
     assert chosen["both"].columns["id"].tolist() == ["utk/a.jpg", "utk/b.jpg"]
+
+
+def test_the_table_of_mutations_fits_the_code(tmp_path):
+    mutations.check(mutations.MUTATIONS)
+    names = [each.name for each in mutations.MUTATIONS]
+    assert len(set(names)) == len(names)
+    # And says where it does not.
+    first = mutations.MUTATIONS[0]
+    (tmp_path / first.file).parent.mkdir()
+    (tmp_path / first.file).write_text(f"{first.old}\n{first.old}")
+    with pytest.raises(
+        UserError, match=rf"{first.name}: found 2 times in {first.file}(.|\n)*tests"
+    ):
+        mutations.check([first], tmp_path)
+
+
+def test_a_mutation_is_caught_by_the_test_that_fails_and_taken_back(tmp_path):
+    """On a checkout of one function and its two tests."""
+    code, tests = tmp_path / "agejax" / "sign.py", tmp_path / "tests"
+    code.parent.mkdir()
+    tests.mkdir()
+    code.write_text("def sign(x):\n    return 1 if x > 0 else -1\n")
+    (tests / "test_sign.py").write_text(
+        "from agejax.sign import sign\n\n\n"
+        "def test_above():\n    assert sign(2) == 1\n\n\n"
+        "def test_below():\n    assert sign(-2) == -1\n"
+    )
+    of = lambda new: mutations.Mutation("x", "agejax/sign.py", "else -1", new, ("test_sign.py",))  # noqa: E731
+    caught = mutations.judge(of("else 1"), tmp_path)
+    assert (caught["caught"], caught["by"]) == (True, "test_sign.py::test_below")
+    missed = mutations.judge(of("else  -1"), tmp_path)
+    assert (missed["caught"], missed["by"]) == (False, "")
+    broken = mutations.judge(of("else ("), tmp_path)  # no test ran: that catches nothing
+    assert not broken["caught"]
+    assert code.read_text() == "def sign(x):\n    return 1 if x > 0 else -1\n"
+    assert "**nothing**" in mutations.table([caught, missed])
