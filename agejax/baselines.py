@@ -178,6 +178,10 @@ def evaluate_baseline(
     rows = splits.make(source, run.config.data.split)
     if split not in rows:
         raise UserError(f"--split={split}: the run has {', '.join(rows)}")
+    if "val" not in rows:
+        raise UserError(
+            f"--workdir={workdir}: the run has no val split, which chooses an estimator's options"
+        )
     rows = {name: rows[name] for name in dict.fromkeys(("train", "val", split))}
     x = {name: features(run, source, some, which) for name, some in rows.items()}
     start = time.perf_counter()

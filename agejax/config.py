@@ -56,7 +56,8 @@ def default() -> ml_collections.ConfigDict:
     c.data.split.balanced.split = "test"
     c.data.split.balanced.over = ("gender", "ethnicity", "decade")
     c.data.split.balanced.short = "error"  # cells of too few images; "take": half of these
-    # Where none of these makes a val, this share of train is held out as val.
+    # Where none of these makes a val, this share of train is held out as val. 0: no val at all;
+    # its images are trained on, for a length that is known to be right.
     c.data.split.val_of_train = 0.1
     c.data.split.train_share = 1.0  # of train that is trained on; the other splits stay
     # Official splits and files: train does without the images that have a copy in another split.

@@ -120,9 +120,12 @@ def calibrate(run: Run, source: Source | None = None) -> Calibration | None:
     except UserError as error:
         print(f"no calibration: the run's validation images are not here: {error}", file=sys.stderr)
         return None
-    rows = splits.make(source, run.config.data.split).get("val", np.zeros(0, np.int64))
-    if source.fingerprint != run.fingerprint or not len(rows):
+    if source.fingerprint != run.fingerprint:
         print("no calibration: the run's validation images are not here", file=sys.stderr)
+        return None
+    rows = splits.make(source, run.config.data.split).get("val")
+    if rows is None:
+        print("no calibration: the run was trained without a val split", file=sys.stderr)
         return None
     val = score_rows(run, source, rows, "val")
     fitted = Calibration.fit(val.predictions, val.labels, val.duplicates, run.step)

@@ -32,9 +32,12 @@ from agejax.logging import records
 from agejax.paths import expand
 from agejax.step import make_eval_step
 
-# A restart may change where the data lies and how the work is spread, never what is computed.
+# What a restart may change: where the data lies, how the work is spread, when the run looks at
+# itself and saves itself, and what it does about a loss that is not finite. None of these changes
+# what a step computes.
 FREE_KEYS = re.compile(
-    r"data\.(source|cache_dir|workers|mixture\.\w+\.source)|log_every\..*|eval\.final_split|"
+    r"data\.(source|cache_dir|workers|mixture\.\w+\.source)|log_every\..*|checkpoint\.every\..*|"
+    r"eval\.(every\..*|batch_size|patience|final_split)|nonfinite|"
     r"model\.pretrained|watchdog|profile|sharding\.(devices|fsdp)"
 )
 
@@ -159,9 +162,28 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict | None:
         raise UserError(f"{path} is not JSON ({error}); use another --workdir") from error
 
 
-def check_same_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-    """Raises `UserError` where `workdir` was written by a config that computes something else."""
-    stored = read_config(workdir)
+def stored_config(workdir: pathlib.Path) -> ml_collections.ConfigDict | None:
+    """The config of the newest checkpoint: what a run there goes on with.
+
+    None where nothing is saved yet: a run that was refused, or stopped, before its first checkpoint
+    binds nobody. Not config.json, which may be lost, or of such a run.
+    """
+    folder = workdir / "checkpoints"
+    steps = [int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()]
+    for step in sorted(steps, reverse=True):
+        # A step may be damaged, or be deleted just now: the one before it has the same config.
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            meta = json.loads((folder / str(step) / "meta" / "metadata").read_text())
+            return ml_collections.ConfigDict(meta["config"])
+    return read_config(workdir) if steps else None
+
+
+def check_same_config(
+    workdir: pathlib.Path,
+    stored: ml_collections.ConfigDict | None,
+    config: ml_collections.ConfigDict,
+) -> None:
+    """Raises `UserError` where `config` computes something else than `stored`, of the run there."""
     if stored is None:
         return
     old, new = _leaves(stored), _leaves(plain(config))
@@ -175,8 +197,9 @@ def check_same_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) 
     ]
     if changed:
         raise UserError(
-            f"{workdir} was written by another config: {', '.join(changed)}; "
-            "use another --workdir, or undo these"
+            f"{workdir} was trained by another config: {', '.join(changed)}; undo these to go on "
+            "with this run, or start a new one from its weights: "
+            f"--config.model.pretrained={workdir} --workdir=ANOTHER"
         )
 
 

@@ -284,6 +284,11 @@ def main(argv: Sequence[str]) -> None:
     config = main_lib.parse([argv[0], *rest])
     firsts = {k: v["choices"][0] if "choices" in v else v["low"] for k, v in space.items()}
     config_lib.replaced(config, firsts)  # raises where a setting is not there
+    if not config.data.split.val_of_train:
+        raise UserError(
+            "config.data.split.val_of_train: 0 leaves no val split to compare trials on; set it "
+            "above 0"
+        )
     sharding.start()
     folder = expand(args.study)
     folder.mkdir(parents=True, exist_ok=True)

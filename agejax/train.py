@@ -16,15 +16,14 @@ import ml_collections
 from jax.experimental import multihost_utils
 
 import agejax
-from agejax import durations, metrics, optim, run, sharding
+from agejax import checks, durations, metrics, optim, run, sharding
 from agejax import heads as heads_lib
 from agejax import state as state_lib
 from agejax import step as step_lib
 from agejax.checkpoint import Checkpoints
-from agejax.config import check
 from agejax.data import draws, opening, pipeline, splits
 from agejax.distill import Teachers
-from agejax.errors import NotFiniteError, UserError, one_of
+from agejax.errors import NotFiniteError, UserError
 from agejax.heads import weights
 from agejax.logging import records
 from agejax.logging.profile import Profile
@@ -56,8 +55,7 @@ def train(
       UserError: bad input, or a loss that is not finite (the last good checkpoint stays).
     """
     workdir = expand(workdir)
-    check(config)
-    one_of("config", "nonfinite", config.nonfinite, ("stop", "skip", "rollback"))
+    checks.values(config)
     while True:
         try:
             return _train(config, workdir, stop_after)
@@ -71,20 +69,23 @@ def _train(
     config: ml_collections.ConfigDict, workdir: pathlib.Path, stop_after: StopAfter
 ) -> dict[str, Any] | None:
     clock = Stopwatch()
-    config = pretrained.settle(config, run.read_config(workdir))
-    run.check_same_config(workdir, config)
+    stored = run.stored_config(workdir)
+    config = pretrained.settle(config, stored)
+    run.check_same_config(workdir, stored, config)
     mesh = sharding.create_mesh(config.sharding.devices, config.sharding.fsdp)
     sharding.check_batch_size(
         "data.batch_size", config.data.batch_size, mesh, config.optim.accumulate
     )
     sharding.check_batch_size("eval.batch_size", config.eval.batch_size, mesh)
+    checks.before_data(config)
 
     # ---- data -----------------------------------------------------------------------------------
     with clock("data"):
         source = opening.open_source(config.data)
         rows = splits.make(source, config.data.split)
         rows["train"] = draws.keep(config.sampling, source, rows["train"])
-        train_rows, val_rows = rows["train"], rows["val"]
+        checks.with_data(config, rows)
+        train_rows, val_rows = rows["train"], rows.get("val")
         facts = heads_lib.Facts.of(
             {k: v[train_rows] for k, v in source.labels.items()}, source.label_names
         )
@@ -175,7 +176,9 @@ def _train(
     )
 
     def evaluate() -> dict[str, Any] | None:
-        """Metrics of the val split, None where SIGTERM came first."""
+        """Metrics of the val split; None where there is none, or SIGTERM came first."""
+        if val_rows is None:
+            return None
         val = pipeline.evaluation_batches(source, val_rows, config.eval.batch_size)
         predictions = run.predict_batches(
             eval_step, *state.averaged(), val, mesh, stop=lambda: stop.requested
@@ -216,6 +219,7 @@ def _train(
             profile.at(step, state)
             value = None
             eval_due = step > 0 and (step % eval_every == 0 or step == total_steps)
+            eval_due &= val_rows is not None
             save_due = step % checkpoint_every == 0 or stop.requested
             if (step > start_step and (eval_due or save_due)) or not evaluated:
                 log.flush()  # raises where a loss was not finite: such a state is never saved

@@ -1,7 +1,6 @@
 """What a user can do wrong: one line, exit code 2, no traceback, nothing written is harmed."""
 
 import errno
-import json
 import logging
 import os
 import pathlib
@@ -14,7 +13,7 @@ import threading
 import pytest
 
 import tiny
-from agejax import evaluate, heads, main, predict, train
+from agejax import evaluate, heads, main, predict, run, train
 from agejax.errors import UserError, run_command
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -180,19 +179,16 @@ def test_a_workdir_of_another_config_is_refused_and_left_alone(trained, faces, c
     assert {p: p.read_bytes() for p in trained.rglob("*") if p.is_file()} == before
 
 
-def test_a_run_from_before_a_setting_came_to_be_goes_on_with_its_default(
-    trained, faces, cache, tmp_path
-):
-    workdir = tmp_path / "run"
-    shutil.copytree(trained, workdir)
-    stored = json.loads((workdir / "config.json").read_text())
-    del stored["schedule"]["lr_batch_size"]
-    (workdir / "config.json").write_text(json.dumps(stored))
-    assert train.train(config_with(faces, cache, total={"steps": 2}), workdir)["steps"] == 2
-    (workdir / "config.json").write_text(json.dumps(stored))
-    config = config_with(faces, cache, total={"steps": 2}, schedule__lr_batch_size=8)
+def test_a_run_from_before_a_setting_came_to_be_goes_on_with_its_default(trained):
+    config = run.read_config(trained)
+    older = config.copy_and_resolve_references()
+    with older.unlocked():
+        del older.schedule["lr_batch_size"]
+    run.check_same_config(trained, older, config)
+    with config.unlocked():
+        config.schedule.lr_batch_size = 8
     with pytest.raises(UserError, match=r"schedule\.lr_batch_size \(0 -> 8\)"):
-        train.train(config, workdir)
+        run.check_same_config(trained, older, config)
 
 
 def test_a_workdir_trained_on_other_data_is_refused(trained, faces, cache, tmp_path):

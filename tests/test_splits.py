@@ -201,11 +201,39 @@ def test_a_share_of_train_leaves_the_other_splits_as_they_are():
         splits.make(source, config(train_share=0.0))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"fractions": {"train": 0.9, "test": 0.1}},
+        {"folds": 5, "fold": 2},
+        {"balanced": {"n": 2, "over": ("gender",)}, "fractions": {"train": 0.8, "val": 0.2}},
+        {"official": True},
+    ],
+)
+def test_without_a_val_its_images_train_and_the_test_split_stays(changes):
+    source = with_official(make_source(100), ["train"] * 60 + ["val"] * 20 + ["test"] * 20)
+    with_val = splits.make(source, config(**changes, val_of_train=0.1))
+    without = splits.make(source, config(**changes, val_of_train=0.0))
+    assert without.keys() == {"train", "test"}
+    np.testing.assert_array_equal(without["test"], with_val["test"])
+    np.testing.assert_array_equal(
+        without["train"], np.sort(np.concatenate([with_val["train"], with_val["val"]]))
+    )
+
+
+def test_images_of_val_that_train_are_left_out_where_test_has_a_copy_of_them():
+    source = with_official(make_source(30, copies=0), ["train"] * 10 + ["val"] * 10 + ["test"] * 10)
+    source.groups[25] = source.groups[15]
+    chosen = config(official=True, val_of_train=0.0, drop_copies_from_train=True)
+    np.testing.assert_array_equal(
+        splits.make(source, chosen)["train"], [*range(15), *range(16, 20)]
+    )
+
+
 def test_make_follows_the_config(tmp_path):
     source = make_source(100)
     assert {k: len(v) for k, v in splits.make(source, config()).items()}.keys() == FRACTIONS.keys()
-    with pytest.raises(UserError, match=r"'val'.*val_of_train"):
-        splits.make(source, config(fractions={"train": 0.9, "test": 0.1}, val_of_train=0.0))
     with pytest.raises(UserError, match="'train'"):
         splits.make(source, config(fractions={"val": 0.9, "test": 0.1}))
     with pytest.raises(UserError, match="official and folds are set"):

@@ -24,25 +24,69 @@ from agejax.paths import expand
 
 AGE_BIN = 5  # years, for stratification
 WHERE = "config.data.split"
+BALANCED: dict[str, Any] = {
+    "n": 0,
+    "split": "test",
+    "over": ("gender", "ethnicity", "decade"),
+    "short": "error",
+}
 
 
 def make(source: Source, config: Any) -> dict[str, np.ndarray]:
-    """The splits that config.data.split asks for, train and val for sure.
+    """The splits that config.data.split asks for: always train, and val unless there is none.
 
     They come from one of `official`, `files`, `folds`, `balanced`, else from `fractions` alone. A
-    val that none of them names is carved out of train, by `val_of_train`; `train_share` of what is
-    left is trained on, and the others stay as they are. Images that may only train are put into
-    train, but those with a copy elsewhere; the others are split as without them.
+    val that none of them names is carved out of train, by `val_of_train`. With `val_of_train` 0
+    there is no val: the images of a val that the others make are trained on, too, and the test
+    split stays as it is. `train_share` of what is left is trained on. Images that may only train
+    are put into train, unless they have a copy elsewhere; the others are split as without them.
 
     Returns:
       {split: rows int64, sorted}.
 
     Raises:
-      UserError: more than one way is set, or train or val is missing; or as `official`,
-        `from_files`, `fold`, `balanced`, `by_fraction`, `without_copies` and `carve`.
+      UserError: more than one way is set, or there is no train; or as `official`, `from_files`,
+        `fold`, `balanced`, `by_fraction`, `without_copies` and `carve`.
     """
     if source.train_only is not None:
         return _with_train_only(source, config)
+    way = way_of(config)
+    if way == "folds":
+        train, test = fold(source, config.folds, config.fold, config.seed)
+        splits = {"train": train, "test": test}
+    elif way == "balanced":
+        splits = balanced(source, config.fractions, config.seed, **config.balanced)
+    elif way == "fractions":
+        splits = by_fraction(source, config.fractions, config.seed)
+    else:
+        splits = official(source) if way == "official" else from_files(source, config.files)
+    if not config.val_of_train and "val" in splits:
+        both = [splits.get("train", np.zeros(0, np.int64)), splits.pop("val")]
+        splits["train"] = np.sort(np.concatenate(both))
+    if way in ("official", "files"):
+        if config.get("drop_copies_from_train"):
+            splits = without_copies(source, splits)
+        _say_torn(source, splits)
+    if "train" not in splits:
+        raise UserError(f"{WHERE}: there is no 'train', only {', '.join(splits)}; name one")
+    if config.val_of_train and "val" not in splits:
+        splits["train"], splits["val"] = carve(
+            source, splits["train"], config.val_of_train, config.seed
+        )
+    if (share := config.get("train_share", 1.0)) != 1:
+        where = f"{WHERE}.train_share={share:g}"
+        splits |= _deal(source, splits["train"], {"train": share}, config.seed, where)
+    return splits
+
+
+def way_of(config: Any) -> str:
+    """Which of official, files, folds, balanced and fractions makes the splits of a config.
+
+    It needs no data, so that wrong settings are found before any is read.
+
+    Raises:
+      UserError: several are set, or one has settings that cannot be.
+    """
     ways = [way for way in ("official", "files", "folds") if config.get(way)]
     # Runs older than a setting have none of it in their config.
     balance = dict(config.get("balanced") or {})
@@ -50,36 +94,14 @@ def make(source: Source, config: Any) -> dict[str, np.ndarray]:
     if len(ways) > 1:
         raise UserError(f"{WHERE}: {' and '.join(ways)} are set; keep one of them")
     way = ways[0] if ways else "fractions"
-
+    if way in ("balanced", "fractions"):
+        _check_shares(config.fractions, f"{WHERE}.fractions")
+    if way == "balanced":
+        check_values(balance, BALANCED, f"{WHERE}.balanced")
+        _check_balanced(config.fractions, **{**BALANCED, **balance})
     if way == "folds":
-        train, test = fold(source, config.folds, config.fold, config.seed)
-        splits = {"train": train, "test": test}
-    elif way == "balanced":
-        defaults = {"n": 0, "split": "", "over": ("",), "short": ""}
-        check_values(balance, defaults, f"{WHERE}.balanced")
-        splits = balanced(source, config.fractions, config.seed, **balance)
-    elif way == "fractions":
-        splits = by_fraction(source, config.fractions, config.seed)
-    else:
-        splits = official(source) if way == "official" else from_files(source, config.files)
-        if config.get("drop_copies_from_train"):
-            splits = without_copies(source, splits)
-        _say_torn(source, splits)
-
-    if "train" in splits and "val" not in splits and config.val_of_train:
-        splits["train"], splits["val"] = carve(
-            source, splits["train"], config.val_of_train, config.seed
-        )
-    for name in ("train", "val"):
-        if name not in splits:
-            raise UserError(
-                f"{WHERE}: there is no {name!r}, only {', '.join(splits)}; name one"
-                + (", or set val_of_train above 0" if name == "val" else "")
-            )
-    if (share := config.get("train_share", 1.0)) != 1:
-        where = f"{WHERE}.train_share={share:g}"
-        splits |= _deal(source, splits["train"], {"train": share}, config.seed, where)
-    return splits
+        _check_fold(config.folds, config.fold)
+    return way
 
 
 def _with_train_only(source: Source, config: Any) -> dict[str, np.ndarray]:
@@ -147,13 +169,7 @@ def fold(source: Source, folds: int, number: int, seed: int) -> tuple[np.ndarray
       UserError: fewer than 2 folds or more than images, a number out of range, or a fold that would
         be empty.
     """
-    if not 2 <= folds <= len(source.ids):
-        raise UserError(
-            f"{WHERE}.folds: {folds} is not one of 2..{len(source.ids)}, the images there are "
-            "(0: no folds)"
-        )
-    if not 0 <= number < folds:
-        raise UserError(f"{WHERE}.fold: {number} is not one of 0..{folds - 1}")
+    _check_fold(folds, number, len(source.ids))
     shares = {f"fold {i}": 1 / folds for i in range(folds)}
     rows = np.arange(len(source.ids))
     test = _deal(source, rows, shares, seed, f"{WHERE}.folds={folds}")[f"fold {number}"]
@@ -166,9 +182,9 @@ def balanced(
     seed: int,
     *,
     n: int,
-    split: str = "test",
-    over: Sequence[str] = ("gender", "ethnicity", "decade"),
-    short: str = "error",
+    split: str = BALANCED["split"],
+    over: Sequence[str] = BALANCED["over"],
+    short: str = BALANCED["short"],
 ) -> dict[str, np.ndarray]:
     """A split of n images of every crossing of labels, and the rest by fraction.
 
@@ -189,12 +205,7 @@ def balanced(
       UserError: unknown labels, a fraction for `split` too, short cells, or as `by_fraction`.
     """
     where = f"{WHERE}.balanced"
-    if n < 1:
-        raise UserError(f"{where}.n: {n} is not 1 or more")
-    if short not in ("error", "take"):
-        raise UserError(f"{where}.short: {short!r} is not one of error, take")
-    if split in fractions:
-        raise UserError(f"{where}: it makes {split!r}; leave that out of {WHERE}.fractions")
+    _check_balanced(fractions, n, split, over, short)
     cell, names = _cells(source, over, where)
 
     known = np.flatnonzero(cell >= 0)
@@ -350,8 +361,6 @@ def _cells(source: Source, over: Sequence[str], where: str) -> tuple[np.ndarray,
 
     Every combination of values that occur is a cell, also one that nobody is in.
     """
-    if not over:
-        raise UserError(f"{where}.over is empty; name a label, such as ('gender', 'decade')")
     check_keys(over, ("decade", *source.label_names), f"{where}.over")
     cell, names = np.zeros(len(source.ids), np.int64), [""]
     for label in over:
@@ -375,12 +384,7 @@ def _deal(
 ) -> dict[str, np.ndarray]:
     """Deals the groups in `rows`, ordered by age and shuffled within 5 years, one after another to
     the split that is furthest behind its share."""
-    if wrong := [name for name, share in fractions.items() if not is_number(share)]:
-        raise UserError(f"{where}.{wrong[0]}: {fractions[wrong[0]]!r}; set it to a share in 0..1")
-    shares = np.array(list(fractions.values()), float)
-    if not len(shares) or not np.all((shares > 0) & (shares <= 1)) or shares.sum() > 1 + 1e-9:
-        given = ", ".join(f"{name}={share:g}" for name, share in fractions.items()) or "nothing"
-        raise UserError(f"{where}: fractions must lie above 0 and sum to at most 1, not {given}")
+    shares = _check_shares(fractions, where)
     shares = np.append(shares, max(0.0, 1 - shares.sum()))  # the last is left out
 
     groups, of_row = np.unique(source.groups[rows], return_inverse=True)
@@ -406,6 +410,41 @@ def _deal(
         behind[split] -= size
     split_of_row = split_of_group[of_row]
     return {name: _filled(name, rows[split_of_row == i], where) for i, name in enumerate(fractions)}
+
+
+def _check_shares(fractions: Mapping[str, float], where: str) -> np.ndarray:
+    """The shares, f64 [K]; raises `UserError` where they cannot be."""
+    if wrong := [name for name, share in fractions.items() if not is_number(share)]:
+        raise UserError(f"{where}.{wrong[0]}: {fractions[wrong[0]]!r}; set it to a share in 0..1")
+    shares = np.array(list(fractions.values()), float)
+    if not len(shares) or not np.all((shares > 0) & (shares <= 1)) or shares.sum() > 1 + 1e-9:
+        given = ", ".join(f"{name}={share:g}" for name, share in fractions.items()) or "nothing"
+        raise UserError(f"{where}: fractions must lie above 0 and sum to at most 1, not {given}")
+    return shares
+
+
+def _check_fold(folds: int, number: int, images: int | None = None) -> None:
+    """Raises `UserError` for folds that `images` (None: not known yet) cannot be divided into."""
+    if folds < 2 or (images is not None and folds > images):
+        most = "" if images is None else f"{images}, the images there are"
+        raise UserError(f"{WHERE}.folds: {folds} is not one of 2..{most} (0: no folds)")
+    if not 0 <= number < folds:
+        raise UserError(f"{WHERE}.fold: {number} is not one of 0..{folds - 1}")
+
+
+def _check_balanced(
+    fractions: Mapping[str, float], n: int, split: str, over: Sequence[str], short: str
+) -> None:
+    """Raises `UserError` for arguments of `balanced` that cannot be, whatever the data."""
+    where = f"{WHERE}.balanced"
+    if n < 1:
+        raise UserError(f"{where}.n: {n} is not 1 or more")
+    if short not in ("error", "take"):
+        raise UserError(f"{where}.short: {short!r} is not one of error, take")
+    if split in fractions:
+        raise UserError(f"{where}: it makes {split!r}; leave that out of {WHERE}.fractions")
+    if not over:
+        raise UserError(f"{where}.over is empty; name a label, such as ('gender', 'decade')")
 
 
 def _key(seed: int, name: str) -> tuple[bytes, str]:

@@ -1,0 +1,133 @@
+"""What can be wrong with a run, found as early as it can be: before the data, or just after it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import optax
+
+from agejax import durations, metrics, optim, run, state
+from agejax import heads as heads_lib
+from agejax.config import check
+from agejax.data import augment, draws, sources, splits
+from agejax.errors import UserError, one_of
+from agejax.heads import ages, weights
+from agejax.paths import expand
+
+DURATIONS = ("total", "log_every", "eval.every", "checkpoint.every")
+
+
+def values(config: Any) -> None:
+    """Raises `UserError` for a setting that is unknown, of another type, or out of its limits."""
+    check(config)
+    one_of("config", "nonfinite", config.nonfinite, ("stop", "skip", "rollback"))
+
+
+def before_data(config: Any) -> None:
+    """Raises `UserError` for every setting that is wrong whatever the data is.
+
+    All that a run builds from its config is built here once, from stand-in labels and without
+    arrays: it takes half a second, and a wrong setting is found before hours of preparing.
+
+    Args:
+      config: as `pretrained.settle` returns it.
+    """
+    splits.way_of(config.data.split)
+    for path in config.distill.runs:
+        if run.read_config(expand(path)) is None:
+            raise UserError(f"config.distill.runs: {path} holds no run (no config.json)")
+
+    def to_steps(duration: Mapping[str, float], name: str, total: int | None = 1) -> int:
+        batch = config.data.batch_size
+        return durations.to_steps(
+            duration, name=name, batch_size=batch, examples=batch, total_steps=total
+        )
+
+    for name in DURATIONS:
+        duration = config
+        for key in name.split("."):
+            duration = duration[key]
+        to_steps(duration, name, None if name == "total" else 1)
+    weights.switches(config.heads, to_steps)
+    # How many steps a run has is not known yet: any warm-up fits this one.
+    optim.lr_scale(config)
+    optim.create_schedule(config.schedule, 2, lambda d, name: min(to_steps(d, name), 1))
+
+    stand_in = _stand_in(config.heads)
+    labels, rows = stand_in.labels, np.arange(len(stand_in.ids))
+    heads = heads_lib.create(config.heads, heads_lib.Facts.of(labels, stand_in.label_names))
+    draws.weigh(config.sampling, stand_in, rows)
+    weights.of(config.heads, heads, labels, rows)
+    augment.build(config.augment, config.model.image_size)
+    model, _ = state.create_model(config, heads)
+    optim.create_optimizer(config.optim, optax.constant_schedule(0.0), model.parameters)
+    optim.create_penalty(config.optim, model.parameters)
+    metrics.lookup(_perfect_scores(heads, stand_in), config.eval.best)
+
+
+def with_data(config: Any, rows: Mapping[str, np.ndarray]) -> None:
+    """Raises `UserError` for settings that do not fit the splits {name: rows int64 [N]}."""
+    batch, images = config.data.batch_size, len(rows["train"])
+    if batch > images:
+        raise UserError(
+            f"config.data.batch_size: {batch} is more than the {images:,} training images; lower it"
+        )
+    if "val" not in rows and config.eval.patience:
+        raise UserError(
+            "config.eval.patience: stopping early takes a val split, and "
+            "config.data.split.val_of_train=0 leaves none; set one of them otherwise"
+        )
+    final = config.eval.final_split
+    if final and final not in (*rows, "all"):
+        raise UserError(
+            f"config.eval.final_split: the splits are {', '.join(rows)}; name one of them, all, or "
+            f"'' for none, not {final!r}"
+        )
+    if "val" not in rows:
+        print(
+            "no val split: nothing is evaluated while it trains, the last checkpoint counts as the "
+            "best, and nothing is calibrated",
+            file=sys.stderr,
+        )
+
+
+def _stand_in(heads: Mapping[str, Any]) -> sources.Source:
+    """A source with every label and every age, of images of one pixel.
+
+    A label has two classes where a head asks for two, else five: the data's number is not known.
+    """
+    years = np.arange(ages.MOST_YEARS + 1)
+    binary = {
+        head.get("label", name)
+        for name, head in heads.items()
+        if hasattr(head, "items") and head.get("kind") == "binary"
+    }
+    counts = {name: 2 if name in binary else 5 for name in ("gender", "ethnicity")}
+    labels = {
+        name: (years % counts[name] if name in counts else years).astype(dtype)
+        for name, dtype in sources.LABELS.items()
+    }
+    return sources.Source(
+        name="stand-in",
+        images=np.zeros((len(years), 1, 1, 3), np.uint8),
+        labels=labels,
+        ids=years.astype(str),
+        groups=years,
+        label_names={name: tuple(map(str, range(count))) for name, count in counts.items()},
+        fingerprint="",
+        skipped=(),
+    )
+
+
+def _perfect_scores(heads: Mapping[str, heads_lib.Head], source: sources.Source) -> dict[str, Any]:
+    """`metrics.evaluate` of predictions that equal the labels: the same names as any."""
+    labels, names = heads_lib.derive(heads, source.labels, source.label_names)
+    targets = {head.label for head in heads.values()} | (labels.keys() - source.labels.keys())
+    predictions = {
+        name: np.eye(len(names[name]))[labels[name]] if name in names else labels[name]
+        for name in sorted(targets)
+    }
+    return metrics.evaluate(predictions, labels, names, resamples=1)

@@ -1,0 +1,198 @@
+"""A wrong setting is found before the data is read, and a refused run bars no mended one."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import tiny
+from agejax import baselines, checks, evaluate, run, sweep, train
+from agejax.data import opening
+from agejax.errors import UserError, run_command
+
+
+@pytest.fixture
+def config(faces, cache):
+    config = tiny.get_config()
+    config.data.source, config.data.cache_dir = str(faces), str(cache)
+    config.total = {"steps": 2}
+    return config
+
+
+def changed(config, **changes):
+    for path, value in changes.items():
+        *groups, key = path.split("__")
+        group = config
+        for name in groups:
+            group = group[name]
+        group[key] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"eval__best": "age/mea"}, r"eval\.best: no metric 'age/mea'; there are age/mae, "),
+        ({"eval__best": "apparent_age/mae"}, r"no metric 'apparent_age/mae'"),
+        ({"model__name": "cn"}, "no model 'cn'; did you mean 'cnn'"),
+        ({"model__dtype": "float16"}, "'float16' is not one of float32, bfloat16"),
+        ({"heads__age": {"kind": "regresion"}}, "kind: 'regresion' is not one of"),
+        ({"heads__years": {"kind": "regression"}}, "the training data has no 'years' label"),
+        ({"heads__age": {"kind": "regression", "neck": {"with": 3}}}, "unknown key 'with'"),
+        (
+            {"heads__age": {"kind": "regression", "example_weights": {"kind": "rare"}}},
+            r"example_weights\.kind: 'rare' is not one of dense",
+        ),
+        ({"sampling__kind": "even"}, "'even' is not one of uniform"),
+        ({"sampling__kind": "inverse", "sampling__over": ("race",)}, "over: 'race' is not one of"),
+        ({"optim__name": "lion"}, "'lion' is not one of adamw"),
+        ({"optim__lr_multipliers": (("heads/.*", 1.0),)}, "no group covers backbone/"),
+        ({"optim__l1": (("(", 1.0),)}, r"optim\.l1: not a list of \(regex, value\)"),
+        ({"schedule__kind": "cycle"}, "'cycle' is not one of one_cycle"),
+        ({"schedule__warmup": {"step": 3}}, r"schedule\.warmup: give exactly one of steps"),
+        ({"log_every": {"epochs": "1"}}, r"log_every: epochs must be a number"),
+        ({"total": {"percent": 5.0}}, "percent needs a total"),
+        ({"augment__crop": (2.0, 3.0)}, r"crop: .* within 0\.01\.\.1"),
+        ({"data__split__folds": 3, "data__split__fold": 3}, r"fold: 3 is not one of 0\.\.2"),
+        ({"data__split__fractions": {"train": 1.2}}, "sum to at most 1"),
+        ({"distill__runs": ("nowhere",)}, "nowhere holds no run"),
+        ({"nonfinite": "ignore"}, "'ignore' is not one of stop, skip"),
+    ],
+)
+def test_what_is_wrong_whatever_the_data_is_found_before_it_is_opened(
+    config, tmp_path, monkeypatch, changes, message
+):
+    def too_late(*args, **kwargs):
+        raise AssertionError("the data was opened first")
+
+    monkeypatch.setattr(opening, "open_source", too_late)
+    with pytest.raises(UserError, match=message):
+        train.train(changed(config, **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_config_that_suits_data_with_other_classes_passes(config):
+    config.heads.ethnicity = {"kind": "binary"}
+    config.heads.buckets = {"kind": "buckets", "label": "age", "edges": (3, 18, 90)}
+    config.eval.best, config.eval.best_mode = "age_bucket/accuracy", "max"
+    config.schedule.warmup = {"steps": 10_000}  # of a total that is not known yet
+    checks.before_data(changed(config, model__mean=(0.5,) * 3, model__std=(0.5,) * 3))
+
+
+def test_a_batch_larger_than_the_training_split_is_refused(config, tmp_path):
+    with pytest.raises(UserError, match=r"batch_size: 64 is more than the 5\d training images"):
+        train.train(changed(config, data__batch_size=64), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"eval__final_split": "tset"}, "the splits are test, train, val; .* not 'tset'"),
+        ({"data__split__val_of_train": 0.0, "eval__patience": 2}, "takes a val split"),
+    ],
+)
+def test_settings_that_the_splits_do_not_suit_are_refused(config, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        train.train(changed(config, **changes), tmp_path / "run")
+
+
+def test_a_run_refused_before_its_first_checkpoint_bars_no_mended_one(config, tmp_path):
+    workdir = tmp_path / "run"
+    wrong = changed(config.copy_and_resolve_references(), schedule__lr=1e30, optim__clip_norm=0.0)
+    with pytest.raises(UserError, match=r"is (nan|inf) at step"):
+        train.train(changed(wrong, total={"steps": 4}, optim__name="sgd"), workdir)
+    assert train.train(config, workdir)["steps"] == 2
+    assert run.read_config(workdir).schedule.lr == config.schedule.lr
+
+
+@pytest.mark.parametrize("state", ["deleted", "another lr"])
+def test_what_binds_a_run_is_saved_with_its_checkpoints(trained, config, tmp_path, state):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    config.total = {"steps": 4}
+    changed(config, schedule__lr=1.0)
+    if state == "deleted":
+        (workdir / "config.json").unlink()
+    else:
+        (workdir / "config.json").write_text(json.dumps(run.plain(config)))
+    with pytest.raises(UserError, match=r"trained by another config: schedule\.lr \(0\.003 -> 1\."):
+        train.train(config, workdir)
+
+
+def test_the_refusal_of_another_config_names_the_way_to_start_from_the_weights(trained, config):
+    stored = run.stored_config(trained)
+    mended = stored.copy_and_resolve_references()
+    with mended.unlocked():
+        mended.schedule.lr = 1.0
+    with pytest.raises(UserError, match=f"--config.model.pretrained={trained} --workdir=ANOTHER"):
+        run.check_same_config(trained, stored, mended)
+
+
+def test_what_changes_nothing_that_is_computed_may_change_on_resume(trained):
+    stored = run.stored_config(trained)
+    free = stored.copy_and_resolve_references()
+    with free.unlocked():
+        free.eval.every = {"epochs": 2.0}
+        free.checkpoint.every = {"epochs": 2.0}
+        free.log_every = {"percent": 1.0}
+        changed(free, eval__batch_size=8, eval__patience=3, eval__final_split="", nonfinite="skip",
+                data__workers=2, data__source="/elsewhere", watchdog=0.0)  # fmt: skip
+    run.check_same_config(trained, stored, free)
+    for path, value in (
+        ("eval.best", "gender/accuracy"), ("eval.best_mode", "max"), ("seed", 1),
+        ("data.batch_size", 8), ("optim.accumulate", 2), ("optim.ema", 0.5),
+    ):  # fmt: skip
+        other = stored.copy_and_resolve_references()
+        with other.unlocked():
+            changed(other, **{path.replace(".", "__"): value})
+        with pytest.raises(UserError, match=rf"another config: {path} \("):
+            run.check_same_config(trained, stored, other)
+
+
+@pytest.fixture(scope="module")
+def without_val(faces, cache, tmp_path_factory):
+    config = tiny.get_config()
+    config.data.source, config.data.cache_dir = str(faces), str(cache)
+    config.data.split.val_of_train = 0.0
+    config.total = {"steps": 4}
+    workdir = tmp_path_factory.mktemp("without") / "run"
+    return workdir, train.train(config, workdir)
+
+
+def test_without_a_val_a_run_trains_on_all_and_its_last_checkpoint_counts(without_val, trained):
+    workdir, summary = without_val
+    with_val = json.loads((trained / "summary.json").read_text())["examples"]
+    assert summary["examples"]["train"] == with_val["train"] + with_val["val"]
+    assert summary["examples"]["test"] == with_val["test"]
+    assert summary["best"] == {"value": None, "step": None, "stale": 0}
+    assert summary["last"] is None
+    assert "val/" not in (workdir / "metrics.jsonl").read_text()
+    assert run.Run.open(workdir, devices=1).step == 4
+
+
+def test_a_run_without_a_val_is_evaluated_without_a_calibration(without_val, capsys):
+    workdir, _ = without_val
+    result = evaluate.evaluate(workdir)
+    assert "trained without a val split" in capsys.readouterr().err
+    assert "uncertainty" not in result
+    assert np.isfinite(result["age"]["mae"])
+    assert not (workdir / "calibration.json").exists()
+    with pytest.raises(UserError, match="--split=val: the run has test, train, and all"):
+        evaluate.evaluate(workdir, split="val")
+
+
+def test_what_takes_a_val_says_that_there_is_none(without_val, tmp_path, capsys):
+    workdir, _ = without_val
+    assert run_command(baselines.main, ["baselines", f"--workdir={workdir}"]) == 2
+    assert "the run has no val split" in capsys.readouterr().err
+    file, space = tmp_path / "config.py", tmp_path / "space.py"
+    file.write_text(
+        "import tiny\ndef get_config():\n    config = tiny.get_config()\n"
+        "    config.data.split.val_of_train = 0.0\n    return config\n"
+    )
+    space.write_text("def get_space():\n    return {'schedule.lr': {'low': 1e-4, 'high': 1e-2}}\n")
+    arguments = [f"--config={file}", f"--space={space}", f"--study={tmp_path / 'study'}"]
+    assert run_command(sweep.main, ["sweep", *arguments]) == 2
+    assert "leaves no val split to compare trials on" in capsys.readouterr().err
+    assert not (tmp_path / "study").exists()
