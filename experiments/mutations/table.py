@@ -31,6 +31,7 @@ STEP = "agejax/step.py"
 STATE = "agejax/state.py"
 OPTIM = "agejax/optim.py"
 TRAIN = "agejax/train.py"
+RUN = "agejax/run.py"
 
 # ---- what tests once let through ----------------------------------------------------------------
 
@@ -118,6 +119,75 @@ SURVIVORS = (
         'finite = jnp.isfinite(sums["loss"][0])',
         ("test_step.py::test_an_infinite_gradient_beside_a_finite_loss_is_skipped_and_nothing_moves",),
     ),
+    Mutation(
+        "an opened run has the last step's own weights", RUN,
+        "params, batch_stats = state.averaged()",
+        "params, batch_stats = state.params, state.batch_stats",
+        ("test_state.py::test_an_opened_run_has_the_averages",),
+    ),
+    Mutation(
+        "training evaluates the last step's own weights", TRAIN,
+        "eval_step, *state.averaged(), val", "eval_step, state.params, state.batch_stats, val",
+        ("test_state.py::test_the_evaluation_in_training_is_that_of_the_averages_on_val",),
+    ),
+    Mutation(
+        "averaged() is never of the averages", STATE,
+        "if self.ema is None:", "if True:",
+        ("test_state.py::test_the_averages_are_what_to_evaluate_with_where_they_are_kept",),
+    ),
+    Mutation(
+        "averages of parameters, statistics of the last step", STATE,
+        'return self.ema["params"], self.ema["batch_stats"]',
+        'return self.ema["params"], self.batch_stats',
+        ("test_state.py::test_the_averages_are_what_to_evaluate_with_where_they_are_kept",),
+    ),
+    Mutation(
+        "training evaluates on its own images", TRAIN,
+        "evaluation_batches(source, val_rows,",
+        "evaluation_batches(source, train_rows[: len(val_rows)],",
+        ("test_state.py::test_the_evaluation_in_training_is_that_of_the_averages_on_val",),
+    ),
+    Mutation(
+        "facts are of all images", TRAIN,
+        "{k: v[train_rows] for k, v in source.labels.items()}", "dict(source.labels)",
+        ("test_state.py::test_facts_are_of_the_training_images_alone",),
+    ),
+    Mutation(
+        "sampling.keep does nothing", TRAIN,
+        'draws.keep(config.sampling, source, rows["train"])', 'rows["train"]',
+        ("test_loop.py::test_only_what_sampling_keep_leaves_is_trained_on_and_counted",),
+    ),
+    Mutation(
+        "an epoch is the training images once", TRAIN,
+        "examples=sampler.size", "examples=len(train_rows)",
+        ("test_loop.py::test_an_epoch_is_as_many_draws_as_the_sampler_makes",),
+    ),
+    Mutation(
+        "logged epochs are the training images once", TRAIN,
+        "steps_per_epoch = sampler.size / ", "steps_per_epoch = len(train_rows) / ",
+        ("test_loop.py::test_an_epoch_is_as_many_draws_as_the_sampler_makes",),
+    ),
+    Mutation(
+        "the summary's epochs are the training images once", TRAIN,
+        '"epochs": step * config.data.batch_size / sampler.size',
+        '"epochs": step * config.data.batch_size / len(train_rows)',
+        ("test_loop.py::test_an_epoch_is_as_many_draws_as_the_sampler_makes",),
+    ),
+    Mutation(
+        "no evaluation at a last step that is no multiple", TRAIN,
+        "(step % eval_every == 0 or step == total_steps)", "(step % eval_every == 0)",
+        ("test_loop.py::test_val_is_looked_at_when_due_and_at_the_last_step",),
+    ),
+    Mutation(
+        "stop_after is not asked", TRAIN,
+        "enough |= stop_after(step, value)", "pass",
+        ("test_loop.py::test_whoever_is_asked_may_end_the_run_after_an_evaluation",),
+    ),
+    Mutation(
+        "stop_after is asked for the best value", TRAIN,
+        "enough |= stop_after(step, value)", "enough |= stop_after(step, best.value)",
+        ("test_loop.py::test_val_is_looked_at_when_due_and_at_the_last_step",),
+    ),
 )  # fmt: skip
 
 # ---- further wiring ------------------------------------------------------------------------------
@@ -202,6 +272,66 @@ OTHERS = (
         "optax.scale_by_adam(config.b1, config.b2, config.eps)",
         "optax.scale_by_adam(config.b1, config.b1, config.eps)",
         ("test_step.py::test_two_steps_of_adamw_by_hand_clip_the_gradient_before_its_moments",),
+    ),
+    Mutation(
+        "the schedule takes another epoch", TRAIN,
+        "lambda d, name: to_steps(d, name, total_steps),\n        optim",
+        "lambda d, name: 1 + to_steps(d, name, total_steps),\n        optim",
+        ("test_loop.py::test_the_schedule_counts_in_the_same_epochs",),
+    ),
+    Mutation(
+        "copies are augmented like the original", TRAIN,
+        "            config.sampling.copy_strength,\n", "            1.0,\n",
+        ("test_loop.py::test_later_draws_of_a_row_reach_the_step_with_their_strength",),
+    ),
+    Mutation(
+        "a run that is stopped is not saved", TRAIN,
+        "if step == total_steps or stop.requested or enough:",
+        "if step == total_steps or stop.requested or (enough and step % 10):",
+        ("test_loop.py::test_whoever_is_asked_may_end_the_run_after_an_evaluation",),
+    ),
+    Mutation(
+        "the floor is the mean age", TRAIN,
+        'floor_age=facts.medians.get("age")', 'floor_age=facts.means.get("age")',
+        ("test_state.py::test_the_evaluation_in_training_is_that_of_the_averages_on_val",),
+    ),
+    Mutation(
+        "parameters are not drawn from the seed", STATE,
+        "key = jax.random.key(config.seed)", "key = jax.random.key(0)",
+        ("test_state.py::test_parameters_are_drawn_from_the_seed",),
+    ),
+    Mutation(
+        "averages start at 0", STATE,
+        "ema=jax.tree.map(jnp.copy, average)", "ema=jax.tree.map(jnp.zeros_like, average)",
+        ("test_state.py::test_a_fresh_state_has_done_no_step_and_its_averages_begin_where_it_does",),
+    ),
+    Mutation(
+        "evaluate scores the training images", "agejax/evaluate.py",
+        "rows = by_name[split]", 'rows = by_name["train"]',
+        ("test_state.py::test_evaluate_on_val_gives_the_figures_that_training_gave",),
+    ),
+    Mutation(
+        "evaluate takes another floor", "agejax/evaluate.py",
+        'floor_age=scored.run.facts.medians.get("age")',
+        'floor_age=scored.run.facts.means.get("age")',
+        ("test_state.py::test_evaluate_on_val_gives_the_figures_that_training_gave",),
+    ),
+    Mutation(
+        "evaluation forgets the last, padded batch's weights", "agejax/run.py",
+        "v[weight > 0] for k, v in out.items()", "v for k, v in out.items()",
+        ("test_state.py::test_evaluate_and_predict_give_what_the_averages_give",),
+    ),
+    Mutation(
+        "evaluation batches arrive in another order", "agejax/run.py",
+        "out, weight = multihost_utils.process_allgather(running.popleft(), tiled=True)",
+        "out, weight = multihost_utils.process_allgather(running.pop(), tiled=True)",
+        ("test_state.py::test_evaluate_and_predict_give_what_the_averages_give",),
+    ),
+    Mutation(
+        "predict gives the classes of another order", "agejax/predict.py",
+        "c: round(float(p), 4) for c, p in zip(classes[name], values[i], strict=True)",
+        "c: round(float(p), 4) for c, p in zip(classes[name][::-1], values[i], strict=True)",
+        ("test_evaluate.py::test_predict_says_what_evaluate_says",),
     ),
 )  # fmt: skip
 

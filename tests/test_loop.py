@@ -1,0 +1,139 @@
+"""The loop: what is drawn, how long it goes on, when it looks at val, and who may stop it."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+import tiny
+from agejax import train
+from agejax.data import opening, pipeline, splits
+
+BATCH, EVAL_EVERY = 8, 5
+
+
+def get_config(faces):
+    config = tiny.get_config()
+    config.data.source = str(faces)  # in the cache that AGEJAX_CACHE names
+    config.data.batch_size = BATCH
+    config.model.options = {"widths": (4,)}
+    config.sampling.kind = "oversample"
+    config.sampling.copy_strength = 3.0
+    config.sampling.keep = {"gender": {"female": 0.5}}
+    config.total = {"epochs": 1.5}
+    config.schedule.kind, config.schedule.lr = "exponential", 1e-3
+    config.schedule.decay_every, config.schedule.decay_rate = {"epochs": 0.5}, 0.5
+    config.eval.every = config.checkpoint.every = {"steps": EVAL_EVERY}
+    config.log_every = {"steps": 1}
+    return config.lock()
+
+
+@pytest.fixture(scope="module")
+def seen(faces, tmp_path_factory):
+    """A run, what it returned, the batches it read, and what `stop_after` was asked."""
+    workdir = tmp_path_factory.mktemp("loop") / "run"
+    read, batches, asked = pipeline.TrainBatches.__getitem__, {}, []
+
+    def noted(self, step):
+        batches[step] = read(self, step)
+        return batches[step]
+
+    def stop_after(step, value):
+        asked.append((step, value))
+        return False
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline.TrainBatches, "__getitem__", noted)
+        summary = train.train(get_config(faces), workdir, stop_after)
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+    return summary, batches, asked, lines
+
+
+@pytest.fixture(scope="module")
+def source(faces):
+    return opening.open_source(get_config(faces).data)
+
+
+@pytest.fixture(scope="module")
+def kept(faces, source, seen):
+    """The training rows that were drawn; in 1.5 epochs each comes up."""
+    drawn = np.unique(np.concatenate([batch["index"] for batch in seen[1].values()]))
+    assert set(drawn) <= set(splits.make(source, get_config(faces).data.split)["train"])
+    return drawn
+
+
+def size_of(ages):
+    """Draws in an epoch of oversampling: every row, and copies of the rarer decades."""
+    counts = np.bincount(np.minimum(ages // 10, 8).astype(int), minlength=9)
+    most = counts.max()
+    return len(ages) + sum(int(0.3 * (most - n) + 1e-9) + most // 10 for n in counts if n)
+
+
+def test_only_what_sampling_keep_leaves_is_trained_on_and_counted(faces, source, kept, seen):
+    train_rows = splits.make(source, get_config(faces).data.split)["train"]
+    gender = source.labels["gender"]
+    males, females = (train_rows[gender[train_rows] == k] for k in range(2))
+    assert set(males) <= set(kept)
+    half = np.isin(females, kept).sum()
+    assert abs(half - len(females) / 2) <= 1
+    assert seen[0]["examples"]["train"] == len(males) + half
+    facts = seen[0]["facts"]
+    assert facts["counts"]["gender"] == [len(males), half]
+    assert facts["means"]["age"] == pytest.approx(source.labels["age"][kept].mean(dtype=float))
+
+
+def test_an_epoch_is_as_many_draws_as_the_sampler_makes(source, kept, seen):
+    summary, _, _, lines = seen
+    size = size_of(source.labels["age"][kept])
+    assert size > len(kept) + 5
+    steps = round(1.5 * size / BATCH)
+    assert summary["steps"] == steps
+    assert summary["epochs"] == pytest.approx(steps * BATCH / size)
+    assert lines[-1]["step"] == steps
+    for line in lines:
+        assert line["epoch"] == pytest.approx(line["step"] * BATCH / size)
+
+
+def test_the_schedule_counts_in_the_same_epochs(source, kept, seen):
+    every = round(0.5 * size_of(source.labels["age"][kept]) / BATCH)
+    rates = {line["step"]: line["learning_rate"] for line in seen[3] if "learning_rate" in line}
+    assert len(rates) == seen[0]["steps"]
+    for step, rate in rates.items():  # the first step has the rate that is set
+        assert rate == pytest.approx(1e-3 * 0.5 ** ((step - 1) / every), rel=1e-5)
+
+
+def test_later_draws_of_a_row_reach_the_step_with_their_strength(seen):
+    strengths = np.concatenate([batch["strength"] for batch in seen[1].values()])
+    assert set(strengths) == {1.0, 3.0}
+
+
+def test_val_is_looked_at_when_due_and_at_the_last_step(seen):
+    summary, _, asked, lines = seen
+    total = summary["steps"]
+    assert total % EVAL_EVERY  # no multiple
+    due = [*range(EVAL_EVERY, total, EVAL_EVERY), total]
+    evaluated = {line["step"]: line["val/age/mae"] for line in lines if "val/age/mae" in line}
+    assert list(evaluated) == due
+    assert summary["last"]["age"]["mae"] == evaluated[total]
+    assert summary["best"]["value"] == min(evaluated.values())
+    assert evaluated[summary["best"]["step"]] == summary["best"]["value"]
+    # Who may stop the run is asked after each, with what config.eval.best names.
+    assert asked == list(evaluated.items())
+
+
+def test_whoever_is_asked_may_end_the_run_after_an_evaluation(faces, seen, tmp_path):
+    summary = train.train(get_config(faces), tmp_path / "run", lambda step, value: step >= 10)
+    assert summary["steps"] == 10
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert max(line["step"] for line in lines) == 10
+    assert [line["step"] for line in lines if "val/age/mae" in line] == [5, 10]
+    # So far it is the run that nobody stopped.
+    whole = {line["step"]: line["val/age/mae"] for line in seen[3] if "val/age/mae" in line}
+    assert summary["last"]["age"]["mae"] == whole[10]
+    assert (tmp_path / "run" / "checkpoints" / "10").is_dir()
+
+
+def test_data_is_prepared_in_the_cache_that_the_environment_names(seen, cache):
+    assert list(cache.glob("utkface/*-32px*"))
+    assert cache.resolve() != pathlib.Path("~/.cache/agejax").expanduser().resolve()
