@@ -159,6 +159,25 @@ def test_zoom_scales_up_to_its_limit_both_ways() -> None:
     assert 1.25 < factor.max() < 1.55
 
 
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_a_crop_has_the_width_and_height_of_its_area_and_ratio(strength: float) -> None:
+    # 0.8 x 0.6 of the edges: an area of 0.48, 4 : 3. Half as strong: the square roots of these.
+    across, along = 0.8**strength, 0.6**strength
+    x = np.arange(64, dtype=np.uint8) * 3
+    ramps = np.broadcast_to(np.stack([*np.meshgrid(x, x), 0 * np.add.outer(x, x)], axis=-1),
+                            (32, 64, 64, 3))  # fmt: skip
+    out, _ = run({"crop": (0.48, 0.48), "crop_ratio": (4 / 3, 4 / 3)}, ramps, strength, size=64)
+    out = out * 255 / 3  # where each pixel comes from, in pixels
+    inner = slice(4, -4)  # at the edges there is nothing to sample between
+    np.testing.assert_allclose(np.diff(out[:, inner, inner, 0], axis=2), across, atol=2e-3)
+    np.testing.assert_allclose(np.diff(out[:, inner, inner, 1], axis=1), along, atol=2e-3)
+    # It lies anywhere within the image.
+    middles = out[:, 31:33, 31:33, :2].mean(axis=(1, 2)) + 0.5
+    for place, share in zip(middles.T, (across, along), strict=True):
+        assert share * 32 - 0.1 <= place.min() < place.max() <= 64 - share * 32 + 0.1
+        assert np.ptp(place) > 0.7 * (1 - share) * 64
+
+
 def test_crop_keeps_a_part_of_the_image_of_the_configured_area() -> None:
     ramp = np.zeros((64, 64, 64, 3), np.uint8)
     ramp[..., 0], ramp[..., 1] = np.arange(64) * 3, np.arange(64)[:, None] * 3

@@ -11,6 +11,9 @@ from agejax.errors import UserError
         ({"epochs": 2}, 20),
         ({"epochs": 0.25}, 2),
         ({"examples": 320}, 5),
+        ({"examples": 344}, 5),  # 5.375: to the nearest
+        ({"epochs": 0.57}, 6),  # 5.7
+        ({"percent": 0.8}, 2),  # 1.6
         ({"percent": 50}, 100),
         ({"epochs": 0.001}, 1),
         ({"steps": 0}, 0),

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import by_hand
 import jax
 import ml_collections
 import numpy as np
@@ -147,6 +148,51 @@ def test_the_card_of_a_run_without_counts_of_its_labels_is_written(workdir):
     assert "- age in training: mean" in card
     assert "- gender in training" not in card
     assert "- gender in training: male" in export.model_card(run, export.describe(run, {}))
+
+
+def test_a_difference_is_the_largest_of_all_in_units_of_each_outputs_largest_value():
+    expected = {
+        "age": np.float32([50, 20, -80]),
+        "gender": np.float32([[0.25, 0.75], [0.5, 0.5]]),
+    }
+    given = {
+        "age": np.float32([50, 20.5, -79.8]),  # 0.5 of 80
+        "gender": np.float32([[0.25, 0.744], [0.5, 0.5]]),  # 0.006 of 0.75
+    }
+    assert export.difference(given, expected) == pytest.approx(0.008, rel=1e-3)
+    given["age"][1] = 21
+    assert export.difference(given, expected) == pytest.approx(1 / 80, rel=1e-3)
+    assert export.difference(expected, expected) == 0
+    given["gender"][1, 1] = np.nan
+    assert np.isnan(export.difference(given, expected))
+
+
+@pytest.mark.parametrize("form", ["jax", "onnx"])
+def test_a_file_says_what_layers_by_hand_say_of_the_saved_averages(trained, tmp_path, form):
+    package = {"jax": "flatbuffers", "onnx": "onnxruntime"}[form]
+    pytest.importorskip(package, reason=f"{package} is not installed")
+    export.export(trained, tmp_path, [form])
+    data = (tmp_path / export.FILES[form]).read_bytes()
+    model = (export.load_jax if form == "jax" else onnx_export.load)(data)
+    said, expected = model(images(5)), by_hand.predict(trained, 4, images(5))
+    assert said.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(said[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_a_file_that_is_off_in_one_output_is_not_written(workdir, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("flatbuffers", reason="jax.export writes with it")
+    load = export.load_jax
+
+    def off(data):
+        model = load(data)
+        return lambda x: (said := model(x)) | {"gender": said["gender"] * np.float32(1.001)}
+
+    monkeypatch.setattr(export, "load_jax", off)
+    flags = [f"--workdir={workdir}", f"--output={tmp_path / 'out'}"]
+    assert run_command(export.main, ["export", *flags]) == 2
+    assert "differs from the run by 1.0e-03 of the largest" in capsys.readouterr().err
+    assert not (tmp_path / "out" / export.FILES["jax"]).exists()
 
 
 def with_model(run, image_size=None, **model):

@@ -10,6 +10,7 @@ from flax import nnx
 
 from agejax.errors import UserError
 from agejax.models import layers, outputs, registry
+from agejax.models.backbone import Backbone, Features
 from agejax.models.face_model import FaceModel
 from agejax.models.necks import NeckOptions
 
@@ -88,6 +89,54 @@ def test_dropout_of_a_neck_works_in_training_only():
     first, second = (model(images(), train=True, rngs=k)["gender"] for k in keys)
     assert np.abs(first - second).max() > 1e-4
     np.testing.assert_array_equal(run(model, images())["gender"], run(model, images())["gender"])
+
+
+class Ones(Backbone):
+    """Sees a one in each of its features, whatever the image."""
+
+    feature_dim = 64
+
+    def embed(self, x, *, train=False, rngs=None):
+        return Features(jnp.ones((len(x), 1, 1, self.feature_dim)), jnp.ones((len(x), 64)))
+
+
+def outputs_of_ones(necks, kernels, hidden=0):
+    """In training with a dropout of 0.5, where the last layer passes its inputs on, [8, 64]."""
+    dropped = {name: NeckOptions.of(v | {"dropout": 0.5}, name) for name, v in necks.items()}
+    model = FaceModel(
+        Ones(), {"age": functools.partial(output, width=64)}, dropped, {}, image_size=8,
+        mean=(0.5,) * 3, std=(1.0,) * 3, hidden=hidden, dropout=0.5, dtype=jnp.float32,
+        rngs=nnx.Rngs(0),
+    )  # fmt: skip
+    layers_ = [*model.necks["age"].hidden] if necks else [model.hidden]
+    for layer, kernel in zip([*layers_, model.heads["age"]], [*kernels, np.eye(64)], strict=True):
+        layer.kernel.set_value(jnp.float32(kernel))
+        layer.bias.set_value(jnp.zeros(64))
+    x = jnp.zeros((8, 8, 8, 3))
+    return np.asarray(model(x, train=True, rngs=nnx.Rngs(dropout=3))["age"])
+
+
+MEAN = np.full((64, 64), 1 / 64)
+
+
+def test_a_neck_drops_before_each_dense_layer_but_the_first_and_before_the_output():
+    # The first layer's mean is 1 only if nothing was dropped before. Kept twice: 2 x 2.
+    out = outputs_of_ones({"age": {"hidden": (64, 64)}}, [MEAN, np.eye(64)])
+    np.testing.assert_allclose(np.unique(out.round(4)), [0, 4])
+    assert 0.15 < (out > 0).mean() < 0.35
+    # The second layer's mean is that of what was kept before it, the same for all; kept: twice it.
+    out = outputs_of_ones({"age": {"hidden": (64, 64)}}, [np.eye(64), MEAN])
+    for row in out:
+        (mean,) = np.unique((row[row > 0] / 2).round(4))
+        assert 0.5 < mean < 1.5
+        assert mean * 32 == pytest.approx(round(mean * 32), abs=0.01)  # so many were kept
+        assert 0.25 < (row > 0).mean() < 0.75
+    assert len(np.unique(out.round(4))) > 3
+
+
+def test_the_shared_layer_is_before_the_dropout():
+    out = outputs_of_ones({}, [MEAN], hidden=64)
+    np.testing.assert_allclose(np.unique(out.round(3)), [0, 1.333])  # hard swish of 1, times 2
 
 
 @pytest.mark.parametrize(
