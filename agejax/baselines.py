@@ -24,7 +24,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, SVR
 
-from agejax import evaluate, optim, sharding
+from agejax import evaluate, optim, sharding, warm_start
 from agejax import state as state_lib
 from agejax.calibration import Calibration
 from agejax.data import augment, opening, pipeline, splits
@@ -97,7 +97,8 @@ def features(run: Run, source: Any, rows: np.ndarray, which: str) -> np.ndarray:
         frozen = optim.create_optimizer(
             config.optim, optax.constant_schedule(0.0), model.parameters
         )
-        state = state_lib.create(config, initialise, frozen, mesh)
+        trained = warm_start.of(config, run.heads, source)
+        state = state_lib.create(config, initialise, frozen, mesh, trained)
         params, batch_stats = state.params, state.batch_stats
     size = config.model.image_size
 

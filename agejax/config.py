@@ -89,7 +89,8 @@ def default() -> ml_collections.ConfigDict:
     # Of RGB in 0..1; default: as the pretrained weights expect, ImageNet's without any.
     c.model.mean = config_dict.placeholder(tuple)
     c.model.std = config_dict.placeholder(tuple)
-    # A weights file of torchvision, timm, Keras, AugReg, ...: agejax/models/pretrained.
+    # A weights file of torchvision, timm, Keras, AugReg, ..., or the folder of a run to start from:
+    # docs/models.md.
     c.model.pretrained = config_dict.placeholder(str)
 
     c.heads = ml_collections.ConfigDict()  # name -> {kind, weight, ...}: agejax/heads/

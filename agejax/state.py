@@ -22,6 +22,8 @@ from agejax.models.necks import NeckOptions
 from agejax.optim import Flat
 
 Initialise = Callable[[jax.Array], tuple[Flat, Flat]]  # key -> (params, batch_stats)
+Arrays = Mapping[str, jax.typing.ArrayLike]
+Start = Callable[[Flat, Flat], tuple[Arrays, Arrays]]  # initialised arrays -> those to train from
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -155,23 +157,34 @@ def abstract(
 
 
 def create(
-    config: Any, initialise: Initialise, optimizer: optim.Optimizer, mesh: Mesh
+    config: Any,
+    initialise: Initialise,
+    optimizer: optim.Optimizer,
+    mesh: Mesh,
+    start_from: Start | None = None,
 ) -> TrainState:
-    """A fresh state on the mesh, from pretrained weights where config.model.pretrained names them.
+    """A fresh state on the mesh. Everything is made in one jit, each array where it will live.
 
-    Everything is initialised in one jit, each array where it will live.
+    Args:
+      start_from: replaces initialised arrays by trained ones; default: those of the weights file in
+        config.model.pretrained, where it names one.
     """
     shardings = jax.tree.map(lambda x: x.sharding, abstract(config, initialise, optimizer, mesh))
     start = functools.partial(_start, config, optimizer)
     key = jax.random.key(config.seed)
-    if not config.model.pretrained:
+    if start_from is None and config.model.pretrained:
+        start_from = functools.partial(_from_file, config.model)
+    if start_from is None:
         return jax.jit(lambda key: start(*initialise(key)), out_shardings=shardings)(key)
-    params, batch_stats = initialise(key)
+    return jax.jit(start, out_shardings=shardings)(*start_from(*initialise(key)))
+
+
+def _from_file(config: Any, params: Flat, batch_stats: Flat) -> tuple[Arrays, Arrays]:
+    """Replaces the backbone's arrays by those of the weights file that config.model names."""
     shapes = {name: value.shape for name, value in (params | batch_stats).items()}
-    loaded = pretrained.load(config.model.pretrained, config.model.name, shapes)
-    print(f"{loaded}; images normalised with mean {config.model.mean} and std {config.model.std}",
-          flush=True)  # fmt: skip
-    return jax.jit(start, out_shardings=shardings)(
+    loaded = pretrained.load(config.pretrained, config.name, shapes)
+    print(f"{loaded}; images normalised with mean {config.mean} and std {config.std}", flush=True)
+    return (
         {name: loaded.arrays.get(name, value) for name, value in params.items()},
         {name: loaded.arrays.get(name, value) for name, value in batch_stats.items()},
     )

@@ -16,7 +16,7 @@ import ml_collections
 from jax.experimental import multihost_utils
 
 import agejax
-from agejax import checks, durations, metrics, optim, run, sharding
+from agejax import checks, durations, metrics, optim, run, sharding, warm_start
 from agejax import heads as heads_lib
 from agejax import state as state_lib
 from agejax import step as step_lib
@@ -30,7 +30,6 @@ from agejax.logging.profile import Profile
 from agejax.logging.stopwatch import Stopwatch
 from agejax.logging.train_log import TrainLog
 from agejax.logging.watchdog import Watchdog
-from agejax.models import pretrained
 from agejax.paths import expand
 
 StopAfter = Callable[[int, float], bool]
@@ -70,7 +69,7 @@ def _train(
 ) -> dict[str, Any] | None:
     clock = Stopwatch()
     stored = run.stored_config(workdir)
-    config = pretrained.settle(config, stored)
+    config = warm_start.settle(config, workdir, stored)
     run.check_same_config(workdir, stored, config)
     mesh = sharding.create_mesh(config.sharding.devices, config.sharding.fsdp)
     sharding.check_batch_size(
@@ -160,7 +159,8 @@ def _train(
         print(f"resuming {workdir} at step {int(state.step):,}", flush=True)
     else:
         with clock("compile"):
-            state = state_lib.create(config, initialise, optimizer, mesh)
+            trained = warm_start.of(config, heads, source)
+            state = state_lib.create(config, initialise, optimizer, mesh, trained)
         best, evaluated = Best(), True
     start_step = step = int(state.step)
     skipped = run.skipped_steps(workdir)

@@ -18,7 +18,7 @@ from flax import nnx
 
 from agejax import losses
 from agejax.errors import UserError, one_of
-from agejax.heads.head import Facts, Head, Labels, register
+from agejax.heads.head import Adapted, Arrays, Facts, Head, Labels, adapt_columns, register
 from agejax.models import outputs
 
 MOST_YEARS = 1000  # of a range; an age needs no more outputs
@@ -121,6 +121,27 @@ class Scale:
                 years = value
         return jnp.clip(years, self.low, self.high)
 
+    def line_from(self, other: Scale) -> tuple[float, float] | None:
+        """(a, b): a · value + b means the same years here that `value` means on another scale.
+
+        None where no line leads from one to the other.
+        """
+        if self.kind == other.kind == "log":
+            return 1.0, 0.0
+        if "log" in (self.kind, other.kind):
+            return None
+        (theirs, their_zero), (ours, our_zero) = other._line(), self._line()
+        return theirs / ours, (their_zero - our_zero) / ours
+
+    def _line(self) -> tuple[float, float]:
+        """(a, b) of years = a · value + b."""
+        match self.kind:
+            case "unit":
+                return self.high - self.low, self.low
+            case "standard":
+                return self.std, self.mean
+        return 1.0, 0.0
+
 
 @register("regression")
 @dataclasses.dataclass(frozen=True)
@@ -187,6 +208,19 @@ class Regression(Age):
             return outputs.Noisy(inputs, rngs, start, noise)
         return outputs.linear(inputs, 1, rngs, start)
 
+    def adapt(self, other: Regression, theirs: Arrays, fresh: Arrays) -> Adapted | None:
+        line = self.scale.line_from(other.scale)
+        if line is None:
+            return None
+        slope, start = line
+        # The losses with a noise keep kernel and bias one level deeper: outputs.Noisy.
+        layer = {key.rpartition("/")[2]: array for key, array in theirs.items()}
+        layer["kernel"], layer["bias"] = layer["kernel"] * slope, layer["bias"] * slope + start
+        if "noise" in layer:
+            layer["noise"] = layer["noise"] + np.log(slope)
+        arrays = {key: layer.get(key.rpartition("/")[2], array) for key, array in fresh.items()}
+        return Adapted(arrays)
+
     def decode(self, output: jax.Array) -> jax.Array:
         return self.scale.decode(output[:, 0])
 
@@ -229,6 +263,16 @@ class Gaussian(Age):
 
     def output(self, inputs: int, rngs: nnx.Rngs) -> nnx.Module:
         return outputs.linear(inputs, 2, rngs)
+
+    def adapt(self, other: Gaussian, theirs: Arrays, fresh: Arrays) -> Adapted | None:
+        line = self.scale.line_from(other.scale)
+        assert line is not None  # both scales are "standard"
+        slope, start = line
+        kernel, bias = np.array(theirs["kernel"]), np.array(theirs["bias"])
+        kernel[:, 0] *= slope
+        bias[0] = bias[0] * slope + start
+        bias[1] += 2 * np.log(slope)  # the logarithm of a variance
+        return Adapted({"kernel": kernel, "bias": bias})
 
     def decode(self, output: jax.Array) -> jax.Array:
         return self.scale.decode(output[:, 0])
@@ -316,6 +360,10 @@ class Distribution(Age):
 
     def output(self, inputs: int, rngs: nnx.Rngs) -> nnx.Module:
         return outputs.linear(inputs, len(self.ages), rngs, jnp.array(self.start))
+
+    def adapt(self, other: Distribution, theirs: Arrays, fresh: Arrays) -> Adapted | None:
+        their_ages, ages = (range(round(h.low), round(h.high) + 1) for h in (other, self))
+        return adapt_columns(theirs, fresh, their_ages, ages, "ages")
 
     def loss(self, output: jax.Array, labels: Labels) -> jax.Array:
         years, ages = jnp.clip(self.years(labels), self.low, self.high), self.ages
@@ -414,6 +462,22 @@ class Ordinal(Age):
         if self.method == "coral":
             return outputs.Ranks(inputs, rngs, jnp.array(self.start))
         return outputs.linear(inputs, len(self.start), rngs, jnp.array(self.start))
+
+    def adapt(self, other: Ordinal, theirs: Arrays, fresh: Arrays) -> Adapted | None:
+        # CORN's questions take the one before for granted, and the first is about `low`.
+        if self.method != other.method or round(self.low) != round(other.low):
+            return None
+        shared = {"score"} & theirs.keys()  # CORAL's scores, which are the same for every question
+        biases = adapt_columns(
+            {k: v for k, v in theirs.items() if k not in shared},
+            {k: v for k, v in fresh.items() if k not in shared},
+            range(len(other.start)),
+            range(len(self.start)),
+            "ages",
+        )
+        assert biases is not None
+        arrays = {**biases.arrays, **{key: theirs[key] for key in shared}}
+        return Adapted(arrays, biases.note)
 
     def loss(self, output: jax.Array, labels: Labels) -> jax.Array:
         rank = jnp.clip(jnp.round(self.years(labels)) - round(self.low), 0, len(self.start))

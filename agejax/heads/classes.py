@@ -13,15 +13,29 @@ from flax import nnx
 
 from agejax import losses
 from agejax.errors import UserError, one_of
-from agejax.heads.head import Facts, Head, Labels, class_names, register
+from agejax.heads.head import (
+    Adapted,
+    Arrays,
+    Facts,
+    Head,
+    Labels,
+    adapt_columns,
+    class_names,
+    register,
+)
 from agejax.models import outputs
 
 
 @register("binary")
 @dataclasses.dataclass(frozen=True)
 class Binary(Head):
-    """Two classes from one logit."""
+    """Two classes from one logit.
 
+    Attributes:
+      classes: their names; the logit is the second one's.
+    """
+
+    classes: tuple[str, ...]
     loss_name: str
     smoothing: float
     gamma: float
@@ -46,11 +60,18 @@ class Binary(Head):
         one_of(where, "loss", options["loss"], ("ce", "focal"))
         check_numbers(where, options)
         return cls(
-            name, label, weight, options["loss"], float(options["smoothing"]), options["gamma"]
-        )
+            name, label, weight, tuple(classes), options["loss"], float(options["smoothing"]),
+            options["gamma"],
+        )  # fmt: skip
 
     def output(self, inputs: int, rngs: nnx.Rngs) -> nnx.Module:
         return outputs.linear(inputs, 1, rngs)
+
+    def adapt(self, other: Binary, theirs: Arrays, fresh: Arrays) -> Adapted | None:
+        if set(self.classes) != set(other.classes):
+            return None
+        sign = 1 if self.classes == other.classes else -1
+        return Adapted({key: sign * array for key, array in theirs.items()})
 
     def loss(self, output: jax.Array, labels: Labels) -> jax.Array:
         logit, target = output[:, 0], jnp.maximum(labels[self.label], 0)
@@ -128,6 +149,21 @@ class ClassLoss:
             return outputs.Cosine(inputs, width, rngs)
         return outputs.linear(inputs, width, rngs)
 
+    def adapt(
+        self,
+        other: ClassLoss,
+        theirs: Arrays,
+        fresh: Arrays,
+        their_names: Sequence[str],
+        our_names: Sequence[str],
+    ) -> Adapted | None:
+        """As `Head.adapt`, of last layers with one output per class."""
+        if self.cosine != other.cosine or (self.cosine and self.scale != other.scale):
+            return None
+        factor = other._factor / self._factor
+        theirs = {key: factor * array for key, array in theirs.items()}
+        return adapt_columns(theirs, fresh, their_names, our_names, "classes")
+
     def __call__(self, output: jax.Array, target: jax.Array) -> jax.Array:
         """Output [B, K], classes int [B] -> [B]."""
         margins = jnp.array(self.margins)
@@ -146,6 +182,10 @@ class ClassLoss:
         """[B, K]. Margins belong to training alone."""
         return self.scale * output if self.margins else output
 
+    @property
+    def _factor(self) -> float:
+        return self.scale if self.margins else 1.0
+
     def probabilities(self, output: jax.Array) -> jax.Array:
         """[B, K]."""
         return jax.nn.softmax(self.logits(output))
@@ -154,9 +194,13 @@ class ClassLoss:
 @register("categorical")
 @dataclasses.dataclass(frozen=True)
 class Categorical(Head):
-    """K classes."""
+    """K classes.
 
-    width: int
+    Attributes:
+      classes: their names.
+    """
+
+    classes: tuple[str, ...]
     class_loss: ClassLoss
 
     options: ClassVar[dict[str, Any]] = ClassLoss.options
@@ -165,12 +209,15 @@ class Categorical(Head):
     def build(
         cls, name: str, label: str, weight: float, options: Mapping[str, Any], facts: Facts
     ) -> Categorical:
-        width = len(class_names(name, label, facts))
+        classes = tuple(class_names(name, label, facts))
         loss = ClassLoss.of(f"config.heads.{name}", options, facts.counts.get(label, ()))
-        return cls(name, label, weight, width, loss)
+        return cls(name, label, weight, classes, loss)
 
     def output(self, inputs: int, rngs: nnx.Rngs) -> nnx.Module:
-        return self.class_loss.layer(inputs, self.width, rngs)
+        return self.class_loss.layer(inputs, len(self.classes), rngs)
+
+    def adapt(self, other: Categorical, theirs: Arrays, fresh: Arrays) -> Adapted | None:
+        return self.class_loss.adapt(other.class_loss, theirs, fresh, other.classes, self.classes)
 
     def loss(self, output: jax.Array, labels: Labels) -> jax.Array:
         return self.class_loss(output, jnp.maximum(labels[self.label], 0))
@@ -233,6 +280,14 @@ class Buckets(Head):
 
     def output(self, inputs: int, rngs: nnx.Rngs) -> nnx.Module:
         return self.class_loss.layer(inputs, len(self.ages), rngs)
+
+    def adapt(self, other: Buckets, theirs: Arrays, fresh: Arrays) -> Adapted | None:
+        names = (bucket_names(head.edges) for head in (other, self))
+        adapted = self.class_loss.adapt(other.class_loss, theirs, fresh, *names)
+        note = "with the new data's mean age of each bucket"
+        return adapted and Adapted(
+            adapted.arrays, f"{adapted.note}, {note}" if adapted.note else note
+        )
 
     def loss(self, output: jax.Array, labels: Labels) -> jax.Array:
         return self.class_loss(output, self._bucket(labels))

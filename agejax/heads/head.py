@@ -14,6 +14,7 @@ from flax import nnx
 from agejax.errors import UserError, check_values, one_of
 
 Labels = Mapping[str, jax.Array]
+Arrays = Mapping[str, np.ndarray]  # of a last layer: kernel [C, width], bias [width], ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,9 +109,67 @@ class Head:
         """
         return {}
 
+    def adapt(self, other: Any, theirs: Arrays, fresh: Arrays) -> Adapted | None:
+        """Turns the trained last layer of `other` into one for this head.
+
+        The result predicts what `other` predicts, although the labels of the new data may have
+        another mean or their classes another order.
+
+        Args:
+          other: a head of the same class as this one, from another run.
+          theirs: its trained last layer.
+          fresh: this head's last layer as initialised.
+
+        Returns:
+          None where nothing of `theirs` can be used.
+        """
+        same = dataclasses.replace(
+            other, name=self.name, label=self.label, weight=self.weight
+        ) == self and {k: v.shape for k, v in theirs.items()} == {
+            k: v.shape for k, v in fresh.items()
+        }
+        return Adapted(theirs) if same else None
+
     def derived(self, label: np.ndarray) -> dict[str, tuple[np.ndarray, Sequence[str]]]:
         """Labels [N] to score extras with, and the names of their classes."""
         return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+    """A last layer made from another run's.
+
+    Attributes:
+      arrays: by the names of the new head's last layer.
+      note: what is not as it was, such as "4 of 5 classes".
+    """
+
+    arrays: Arrays
+    note: str = ""
+
+
+def adapt_columns(
+    theirs: Arrays, fresh: Arrays, their_names: Sequence[Any], our_names: Sequence[Any], unit: str
+) -> Adapted | None:
+    """Adapts arrays [..., K] whose last axis has one entry per class: those of known classes.
+
+    Args:
+      their_names, our_names: what the entries stand for, each name once.
+      unit: what they are in a message, such as "classes".
+
+    Returns:
+      None where no class is in both.
+    """
+    places = {name: i for i, name in enumerate(their_names)}
+    known = [i for i, name in enumerate(our_names) if name in places]
+    if not known:
+        return None
+    source = [places[our_names[i]] for i in known]
+    arrays = {key: np.array(array) for key, array in fresh.items()}
+    for key, array in arrays.items():
+        array[..., known] = theirs[key][..., source]
+    whole = len(known) == len(our_names)
+    return Adapted(arrays, "" if whole else f"{len(known)} of {len(our_names)} {unit}")
 
 
 KINDS: dict[str, type[Any]] = {}

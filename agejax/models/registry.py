@@ -88,10 +88,18 @@ def create(
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
     """Raises `UserError` for an unknown model, or options that are not its own or cannot be."""
+    check_values(options, default_options(name), "config.model.options", LIMITS)
+
+
+def default_options(name: str) -> dict[str, Any]:
+    """Returns a model's own options with their defaults.
+
+    Raises:
+      UserError: an unknown model.
+    """
     if name not in MODELS:
         raise UserError(f"config.model.name: no model {name!r}; {nearest(name, MODELS)}")
-    defaults = {k: p.default for k, p in _parameters(name).items() if k not in OURS}
-    check_values(options, defaults, "config.model.options", LIMITS)
+    return {k: p.default for k, p in _parameters(name).items() if k not in OURS}
 
 
 def _parameters(name: str) -> dict[str, inspect.Parameter]:

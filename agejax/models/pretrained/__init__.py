@@ -12,6 +12,7 @@ from typing import Any
 import ml_collections
 
 from agejax.errors import UserError, nearest
+from agejax.models import registry
 from agejax.models.pretrained import augreg, files, keras, lite, timm, torchvision
 from agejax.models.pretrained.layout import (
     IMAGENET_MEAN,
@@ -56,12 +57,18 @@ def load(
 
 
 def settle(
-    config: ml_collections.ConfigDict, stored: ml_collections.ConfigDict | None = None
+    config: ml_collections.ConfigDict,
+    stored: ml_collections.ConfigDict | None = None,
+    of_run: ml_collections.ConfigDict | None = None,
 ) -> ml_collections.ConfigDict:
-    """A copy of `config` in which config.model leaves nothing open.
+    """Returns a copy of `config` in which config.model leaves nothing open.
 
-    What a run's `stored` config says wins, so that going on needs no weights file; else what the
+    What a run's `stored` config has wins, so that a resumed run needs no weights; else what the
     weights expect; without weights, ImageNet's mean and standard deviation.
+
+    Args:
+      stored: the config of the run to resume.
+      of_run: the config of the run that config.model.pretrained names, where it names one.
 
     Raises:
       UserError: settings that contradict what the weights expect.
@@ -75,6 +82,16 @@ def settle(
     if stored is not None:
         expected = {key: tuple(stored.model[key]) for key in expected}
         options = stored.model.options
+    elif of_run is not None:
+        if of_run.model.name != c.name:
+            raise UserError(
+                f"{_where(c.pretrained)} is a run of {of_run.model.name}, and config.model.name is "
+                f"{c.name}; set config.model.name={of_run.model.name}, or name another run"
+            )
+        expected = {key: tuple(of_run.model[key]) for key in expected}
+        defaults = registry.default_options(c.name)
+        options = {key: defaults[key] for key in c.options if key in defaults}
+        options |= of_run.model.options.to_dict()
     elif c.pretrained:
         layout = identify(c.pretrained, c.name)[1]
         expected = {"mean": layout.mean, "std": layout.std}

@@ -1,0 +1,235 @@
+"""Starting from the weights of another run: config.model.pretrained names its folder.
+
+The data, the recipe and the length are the new run's. From the other run come the backbone, what
+stands between backbone and heads, and the heads that fit, converted so that they predict the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from agejax import state as state_lib
+from agejax.data.sources import Source
+from agejax.errors import UserError
+from agejax.heads import KINDS, Head
+from agejax.models import pretrained
+from agejax.models.necks import NeckOptions
+from agejax.models.pretrained import positions
+from agejax.optim import Flat
+from agejax.paths import expand
+from agejax.run import Run, read_config
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def settle(
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    stored: ml_collections.ConfigDict | None,
+) -> ml_collections.ConfigDict:
+    """`pretrained.settle` for a run in `workdir`, whose weights may come from another run.
+
+    Args:
+      stored: the config of the run to resume there.
+
+    Raises:
+      UserError: as `pretrained.settle`; or config.model.pretrained is a folder that is no run, a
+        run without a checkpoint, an ensemble, or `workdir` itself.
+    """
+    path = expand(config.model.pretrained) if config.model.pretrained else None
+    if path is not None and path.resolve() == workdir.resolve():
+        raise UserError(
+            f"config.model.pretrained: {path} is the folder of this run itself; set --workdir to "
+            "a new folder to start from its weights, or leave config.model.pretrained out to resume"
+        )
+    of_run = None if stored is not None or path is None else _config_of(path)
+    return pretrained.settle(config, stored, of_run)
+
+
+def of(
+    config: ml_collections.ConfigDict, heads: Mapping[str, Head], source: Source
+) -> state_lib.Start | None:
+    """Returns what `state.create` starts from; None where config.model.pretrained names no run.
+
+    Args:
+      heads, source: the new run's.
+    """
+    path = config.model.pretrained
+    if not path or not _is_run(expand(path)):
+        return None
+    return functools.partial(_start, config, heads, source)
+
+
+def _start(
+    config: ml_collections.ConfigDict,
+    heads: Mapping[str, Head],
+    source: Source,
+    params: Flat,
+    batch_stats: Flat,
+) -> tuple[Arrays, Arrays]:
+    """Replaces initialised arrays by those of the run's best step, and prints which."""
+    run = Run.open(config.model.pretrained, config.sharding.devices)
+    theirs = {k: np.asarray(v) for k, v in (run.params | run.batch_stats).items()}
+    fresh = {k: np.asarray(v) for k, v in (params | batch_stats).items()}
+    arrays, taken, left = adapt(run.config, run.heads, theirs, config, heads, fresh)
+    if jax.process_index() == 0:
+        done = "" if (run.workdir / "summary.json").exists() else ", which is not finished"
+        print(
+            f"starting from step {run.step:,} of {run.workdir}{done}: took {', '.join(taken)}"
+            + (f"; fresh: {', '.join(left)}" if left else ""),
+            flush=True,
+        )
+        if run.fingerprint == source.fingerprint and not run.has_splits(run.fingerprint, config):
+            print(
+                f"warning: {run.workdir} was trained on the same data with other splits; it may "
+                "have seen images that this run is scored on, and then its scores are too good",
+                file=sys.stderr,
+                flush=True,
+            )
+    return {k: arrays[k] for k in params}, {k: arrays[k] for k in batch_stats}
+
+
+def adapt(
+    their_config: Any,
+    their_heads: Mapping[str, Head],
+    theirs: Arrays,
+    config: Any,
+    heads: Mapping[str, Head],
+    fresh: Arrays,
+) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
+    """Makes the arrays of a new run from those of a trained one.
+
+    A head is taken where all that it reads is taken too. Statistics of feature smoothing stay
+    fresh, since they count the epochs of their own run.
+
+    Args:
+      theirs: trained parameters and batch statistics by flat name.
+      fresh: the new run's, as initialised.
+
+    Returns:
+      (all arrays of the new run, the parts that were taken, the parts that stay fresh and why).
+
+    Raises:
+      UserError: a backbone that does not fit.
+    """
+    where = f"config.model.pretrained: {config.model.pretrained}"
+    arrays = dict(fresh)
+    arrays.update(_backbone(_part(theirs, "backbone/"), _part(fresh, "backbone/"), where))
+    taken, left = ["the backbone"], []
+
+    same_features = _fits(hidden := _part(theirs, "hidden/"), _part(fresh, "hidden/"))
+    if same_features:
+        arrays.update(hidden)
+        taken += ["the hidden layer"] if hidden else []
+    elif config.model.hidden:
+        left.append(f"the hidden layer ({their_config.model.hidden or 'none'} wide there)")
+    for name, head in heads.items():
+        part = f"heads/{name}/"
+        other = their_heads.get(name)
+        if other is None:
+            left.append(f"head {name} (not there)")
+            continue
+        neck = _part(theirs, f"necks/{name}/")
+        if not (
+            _neck(their_config, name) == _neck(config, name)
+            and _fits(neck, _part(fresh, f"necks/{name}/"))
+            and (same_features or _neck(config, name))
+        ):
+            left.append(f"head {name} (it reads other features)")
+            continue
+        arrays.update(neck)
+        taken += [f"the neck of {name}"] if neck else []
+        if type(other) is not type(head):
+            kinds = {cls: kind for kind, cls in KINDS.items()}
+            left.append(f"head {name} (of kind {kinds.get(type(other))} there)")
+            continue
+        adapted = head.adapt(
+            other,
+            {k.removeprefix(part): v for k, v in _part(theirs, part).items()},
+            {k.removeprefix(part): v for k, v in _part(fresh, part).items()},
+        )
+        if adapted is None:
+            left.append(f"head {name} (its outputs mean something else there)")
+            continue
+        arrays.update(
+            {part + k: np.asarray(v, fresh[part + k].dtype) for k, v in adapted.arrays.items()}
+        )
+        taken.append(f"head {name}" + (f" ({adapted.note})" if adapted.note else ""))
+    return arrays, taken, left
+
+
+def _backbone(theirs: Arrays, fresh: Arrays, where: str) -> dict[str, np.ndarray]:
+    """The backbone's arrays, with a transformer's positions for this run's image size.
+
+    Raises:
+      UserError: other arrays or other shapes.
+    """
+    taken, wrong = {}, []
+    for name, ours in fresh.items():
+        array = theirs.get(name)
+        if array is not None and name == "backbone/pos_embed":
+            array = positions.resize(array, ours.shape[1])
+        if array is None or array.shape != ours.shape:
+            wrong.append(f"{name} {ours.shape}: {'none' if array is None else array.shape} there")
+        else:
+            taken[name] = array
+    if wrong or theirs.keys() - fresh.keys():
+        raise UserError(
+            f"{where}: its backbone does not fit ({'; '.join(wrong[:3]) or 'it has more layers'}); "
+            "set config.model.options and config.model.image_size as that run has them"
+        )
+    return taken
+
+
+def _part(arrays: Arrays, prefix: str) -> Arrays:
+    return {name: array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _fits(theirs: Arrays, ours: Arrays) -> bool:
+    shapes = ({name: array.shape for name, array in part.items()} for part in (theirs, ours))
+    return next(shapes) == next(shapes)
+
+
+def _neck(config: Any, name: str) -> dict[str, Any] | None:
+    """A head's own neck without what trains it only; None for the shared one."""
+    given = config.heads[name].get("neck")
+    if given is None:
+        return None
+    options = vars(NeckOptions.of(given, f"config.heads.{name}.neck"))
+    return {key: value for key, value in options.items() if key != "dropout"}
+
+
+# ---- which folder --------------------------------------------------------------------------------
+
+
+def _is_run(path: pathlib.Path) -> bool:
+    """Whether it is a run's folder. Model hubs write a config.json of another kind."""
+    config = read_config(path) if path.is_dir() else None
+    return config is not None and "model" in config and "heads" in config
+
+
+def _config_of(path: pathlib.Path) -> ml_collections.ConfigDict | None:
+    """The config of the run in a folder to start from; None where it is no run's folder.
+
+    Raises:
+      UserError: an ensemble, a folder inside of a run, or a run without a checkpoint.
+    """
+    where = f"config.model.pretrained: {path}"
+    if (path / "ensemble.json").exists():
+        raise UserError(f"{where} is an ensemble; name the folder of one of its runs")
+    if not _is_run(path):
+        around = next((p for p in path.absolute().parents if _is_run(p)), None)
+        if around is not None and path.is_dir():
+            raise UserError(f"{where} is a part of the run in {around}; name that folder")
+        return None
+    if not any(step.name.isdigit() for step in (path / "checkpoints").glob("*")):
+        raise UserError(f"{where} has no checkpoint yet; let that run train on")
+    return read_config(path)
