@@ -1,4 +1,4 @@
-"""What a user can do wrong, said in one line: what, where, and what to do about it."""
+"""Errors that a user can mend, each as one line: what, where, and what to do about it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ import errno
 import logging
 import math
 import os
+import pathlib
+import select
+import signal
 import struct
 import sys
 import threading
+import traceback
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from types import MappingProxyType
+from types import FrameType, MappingProxyType
 from typing import Any
 
 # What parsers raise on bytes that are not as they should be.
@@ -23,12 +27,49 @@ DAMAGE = (
     *(struct.error, zlib.error, zipfile.BadZipFile),
 )
 
+INTERRUPTED, CLOSED_PIPE = 130, 141  # exit codes: what shells report for SIGINT and SIGPIPE
+LONGEST = 700  # characters of a message
+
+# Errors of the file system and the machine, by number, and what to do about each. An error with
+# another number is a bug.
+REMEDIES = {
+    errno.EACCES: "change its permissions, or use another path",
+    errno.EBUSY: "another program uses it; wait for that, or use another path",
+    errno.EDQUOT: "free some space and start again",
+    errno.EEXIST: "remove it, or use another path",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f) and start again",
+    errno.EIO: "check that disk, or use another",
+    errno.EISDIR: "name a file, not a folder",
+    errno.ELOOP: "its links lead in a circle; use another path",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENAMETOOLONG: "use a shorter path",
+    errno.ENFILE: "too many files are open on this machine; close some programs",
+    errno.ENODEV: "use a file or folder on a disk",
+    errno.ENOENT: "check the path",
+    errno.ENOMEM: "free some memory and start again",
+    errno.ENOSPC: "free some space and start again",
+    errno.ENOTDIR: "a part of this path is a file; check the path",
+    errno.ENOTEMPTY: "empty it, or use another path",
+    errno.ENXIO: "use a file or folder on a disk",
+    errno.EPERM: "change its permissions, or use another path",
+    errno.EROFS: "use a path on a disk that can be written",
+    errno.ESTALE: "mount that file system again",
+    errno.ETXTBSY: "another program runs it; use another path",
+}
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class UserError(Exception):
-    """Bad input. The message is one line that names the thing, its place and the remedy."""
+    """Bad input. The message is one line that names the thing, its place and the remedy.
+
+    A message longer than `LONGEST` loses its middle: the thing stands first, the remedy last.
+    """
 
     def __init__(self, message: str) -> None:
-        super().__init__(one_line(message))
+        line = one_line(message)
+        if len(line) > LONGEST:
+            line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+        super().__init__(line)
 
 
 class NotFiniteError(UserError):
@@ -49,35 +90,173 @@ def one_line(text: str) -> str:
 
 
 def run_command(main: Callable[..., Any], *args: Any) -> int:
-    """Runs `main(*args)`; a `UserError` becomes one line on stderr and exit code 2."""
+    """Runs `main(*args)` and returns the exit code of the process.
+
+    0: done. 2: one line on stderr, for a `UserError`, an error of the file system (`REMEDIES`), or
+    no memory. 130: interrupted by Ctrl-C, one line. 141: the reader of the output has closed it, as
+    `| head -1` does; no line.
+
+    Raises:
+      Exception: any other one. It is a bug, and its traceback says where.
+    """
     _say_a_full_disk_once()
+    if signal.getsignal(signal.SIGINT) is leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        code = _run(main, args)
+    finally:
+        flushed = _flush()
+    return code or (0 if flushed else CLOSED_PIPE)
+
+
+def _run(main: Callable[..., Any], args: Sequence[Any]) -> int:
     try:
         main(*args)
-    except UserError as error:
-        print(f"agejax: error: {error}", file=sys.stderr)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        # Threads may still have to end; a second Ctrl-C does not wait for them.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        _say("agejax: interrupted")
+        return INTERRUPTED
+    except Exception as error:
+        if any(isinstance(each, BrokenPipeError) for each in _chain(error)) and (
+            _is_closed(sys.stdout) or _is_closed(sys.stderr)
+        ):
+            return CLOSED_PIPE
+        line = _line(error)
+        if line is None:
+            raise
+        _say(f"agejax: error: {line}")
         return 2
     return 0
 
 
+def leave(number: int, frame: FrameType | None) -> None:
+    """Ends the process by one line: the handler of SIGINT while a command imports its modules.
+
+    A KeyboardInterrupt raised there would come out of some library's import, or be lost in it.
+    """
+    _say("agejax: interrupted")
+    os._exit(INTERRUPTED)  # nothing was begun yet
+
+
+def _line(error: Exception) -> str | None:
+    """The one line of an error that the user can mend; None for a bug."""
+    if isinstance(error, UserError):
+        return str(error)
+    text = str(error).strip()
+    if isinstance(error, MemoryError) or text.startswith("RESOURCE_EXHAUSTED"):  # XLA's
+        what = text.splitlines()[0] if text else "an allocation failed"
+        return str(UserError(f"out of memory: {what}; use smaller batches, or a larger machine"))
+    if isinstance(error, OSError) and error.errno in REMEDIES and not _is_ours(error.filename):
+        name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else ""
+        return str(UserError(f"{name}: {reason(error)}" if name else reason(error)))
+    return None
+
+
+def reason(error: OSError) -> str:
+    """What is wrong with a path, and what to do about it; the number must be in `REMEDIES`."""
+    assert error.errno is not None
+    return f"{os.strerror(error.errno)}; {REMEDIES[error.errno]}"
+
+
+def _is_ours(filename: Any) -> bool:
+    """Whether a path lies in this package: an error there is a bug."""
+    return isinstance(filename, str) and pathlib.Path(__file__).parent in pathlib.Path(
+        os.path.abspath(filename)
+    ).parents  # fmt: skip
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # nobody reads stderr
+        print(line, file=sys.stderr, flush=True)
+
+
+def _is_closed(stream: Any) -> bool:
+    """Whether a stream is a pipe that nobody reads any more."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)  # errors are always reported
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    except (AttributeError, OSError, ValueError):
+        return False
+
+
+def _flush() -> bool:
+    """Writes out stdout and stderr; False where that fails.
+
+    Such a stream leads nowhere from then on, as Python reports at length what it cannot flush when
+    it exits.
+    """
+    flushed = True
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            flushed = False
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return flushed
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what caused it, and what was being handled when it was raised."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def line_in(path: str, error: BaseException) -> str | None:
+    """ "line 3: NameError: ..." where a Python file that the user wrote raised an error, or did not
+    compile; None where the error is not of that file."""
+
+    def is_it(name: str | None) -> bool:
+        return name is not None and os.path.abspath(name) == os.path.abspath(path)
+
+    for each in _chain(error):
+        kind, text = type(each).__name__, " ".join(str(each).split())
+        if isinstance(each, SyntaxError) and (is_it(each.filename) or not each.filename):
+            place = f"line {each.lineno}: " if each.lineno else ""  # a file of NUL bytes has none
+            return f"{place}{kind}: {each.msg}"
+        steps = traceback.walk_tb(each.__traceback__)
+        lines = [line for frame, line in steps if is_it(frame.f_code.co_filename)]
+        if lines:
+            return f"line {lines[-1]}: " + (
+                text if isinstance(each, UserError) else f"{kind}: {text}"
+            )
+    return None
+
+
 @contextlib.contextmanager
 def full_disk(message: str) -> Iterator[None]:
-    """Turns the error of a full disk, however deep a library has wrapped it, into a `UserError`."""
+    """Turns the error of a full disk, however deep a library has wrapped it, into a `UserError`.
+
+    A quota and a limit on the size of files (`ulimit -f`) are as full, and are named.
+    """
     try:
         yield
     except Exception as error:
-        if _disk_was_full(error):
-            raise UserError(message) from error
-        raise
+        number = next((number for number in NO_ROOM if _has_number(error, number)), None)
+        if number is None:
+            raise
+        limit = f" ({os.strerror(number)}; {REMEDIES[number]})" if number != errno.ENOSPC else ""
+        raise UserError(message + limit) from error
 
 
 def _disk_was_full(error: BaseException | None) -> bool:
-    while error is not None:
-        # array_record and orbax give some of theirs a text but no number.
-        number = getattr(error, "errno", None)
-        if number in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    return any(_has_number(error, number) for number in NO_ROOM)
+
+
+def _has_number(error: BaseException | None, number: int) -> bool:
+    # array_record and orbax give some of theirs a text but no number.
+    return any(
+        getattr(each, "errno", None) == number or os.strerror(number) in str(each)
+        for each in _chain(error)
+    )
 
 
 def _say_a_full_disk_once() -> None:

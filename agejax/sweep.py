@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import importlib.machinery
 import importlib.util
 import io
 import json
@@ -26,7 +27,7 @@ import ml_collections
 from agejax import config as config_lib
 from agejax import main as main_lib
 from agejax import sharding, train
-from agejax.errors import UserError, check_keys, run_command
+from agejax.errors import UserError, check_keys, line_in, run_command
 from agejax.logging import records
 from agejax.paths import expand
 from agejax.reporting import sweep_page
@@ -48,17 +49,21 @@ def read_space(path: str) -> dict[str, dict[str, Any]]:
     file = expand(path)
     if not file.is_file():
         raise UserError(f"--space={path}: no such file")
-    spec = importlib.util.spec_from_file_location("space", file)
+    loader = importlib.machinery.SourceFileLoader("space", str(file))  # whatever its name ends in
+    spec = importlib.util.spec_from_loader("space", loader)
     assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        space: dict[str, dict[str, Any]] = dict(module.get_space())
-    except Exception as error:
-        raise UserError(f"--space={path} cannot be loaded: {error!r}") from error
+        loader.exec_module(module)
+        get_space = getattr(module, "get_space", dict)
+        space: dict[str, dict[str, Any]] = dict(get_space())
+    except (Exception, SystemExit) as error:
+        where = line_in(str(file), error)
+        raise UserError(
+            f"--space={path}, {where}" if where else f"--space={path} cannot be loaded: {error!r}"
+        ) from error
     if not space:
-        raise UserError(f"--space={path}: get_space() names no setting")
+        raise UserError(f"--space={path} has no get_space(), or it names no setting")
     for name, given in space.items():
         where = f"--space={path}: {name}"
         check_keys(given, KEYS, where)

@@ -201,9 +201,104 @@ def test_json_on_a_full_disk_leaves_the_old_file(number, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["summary.json"]
 
 
-def test_another_error_keeps_its_kind(tmp_path):
-    with pytest.raises(FileNotFoundError):
+def test_what_cannot_be_written_is_named_and_what_is_no_error_of_a_disk_keeps_its_kind(tmp_path):
+    with pytest.raises(UserError, match=r"^cannot write .*/missing/x.json: No such file or direct"):
         records.write_json(tmp_path / "missing" / "x.json", {})
+    with pytest.raises(ZeroDivisionError), records.disk(tmp_path):
+        raise ZeroDivisionError
+
+
+def test_a_file_that_is_not_written_to_its_end_leaves_the_old_one_and_nothing_else(tmp_path):
+    path = tmp_path / "x"
+    records.write_bytes(path, b"old")
+
+    def interrupted():
+        with records.replacing(path) as file:
+            file.write(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert os.listdir(tmp_path) == ["x"]
+    assert path.read_bytes() == b"old"
+    with records.replacing(path) as file:
+        file.write(b"new")
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+
+
+def test_a_folder_that_cannot_be_written_is_named_and_none_is_made(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("nowhere")
+    for name, message in {
+        "file": "/file is not a folder; use another path",
+        "file/a/b": "/file is not a folder; use another path",
+        "pipe": "/pipe is not a folder",
+        "link": "/link is a link to nowhere; remove it",
+        "link/a": "/link is a link to nowhere; remove it",
+        "x" * 256: "File name too long; use a shorter path",
+        f"new/{'é' * 128}": "File name too long; use a shorter path",
+        "x/" * 2500: r"( \.\.\. |File name too long)",
+    }.items():
+        with pytest.raises(UserError, match=f"^--output: .*{message}"):
+            records.check_folder(tmp_path / name, "--output")
+    records.check_folder(tmp_path / "new" / ("é" * 127), "--output")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match=r"^--output: .*/new cannot be written: Permission denied"):
+        records.check_folder(tmp_path / "new", "--output")
+    assert sorted(os.listdir(tmp_path)) == ["file", "link", "pipe"]
+
+
+def test_a_folder_on_a_read_only_disk_is_named():
+    read_only = next(
+        (
+            pathlib.Path(line.split()[1])
+            for line in pathlib.Path("/proc/mounts").read_text().splitlines()
+            if line.split()[3].split(",")[0] == "ro" and pathlib.Path(line.split()[1]).is_dir()
+        ),
+        None,
+    )
+    if read_only is None:
+        pytest.skip("no file system is mounted read-only here")
+    with pytest.raises(UserError, match=r"cannot be written: Read-only file system; use a path"):
+        records.check_folder(read_only / "run", "--workdir")
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    records.check_file(tmp_path / "new" / "x.csv", "--output")
+    records.check_file(pathlib.Path("/dev/null"), "--output")
+    with pytest.raises(UserError, match=r"^--output: .* is a folder; name a file"):
+        records.check_file(tmp_path, "--output")
+    (tmp_path / "x.csv").write_text("")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match=r"x\.csv cannot be written; use another path"):
+        records.check_file(tmp_path / "x.csv", "--output")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is not JSON .*; remove it"),
+        (b"\xff\xfe\0", "is not JSON .*; remove it"),
+        (b"[" * 100_000, "is not JSON .*; remove it"),
+        (b"[1]", "holds a list instead of an object; remove it"),
+        (b"null", "holds null instead of an object; remove it"),
+        (b"true", "holds true instead of an object; remove it"),
+    ],
+)
+def test_json_that_is_damaged_or_of_another_kind_is_named(content, message, tmp_path):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(UserError, match=f"/x.json {message}"):
+        records.read_json(tmp_path / "x.json", dict, "remove it")
+
+
+def test_json_in_what_is_no_file_is_named_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.json")
+    (tmp_path / "y.json").mkdir()
+    for name in ("x.json", "y.json"):
+        with pytest.raises(UserError, match="is not a file; remove it"):
+            records.read_json(tmp_path / name, dict, "remove it")
 
 
 # ---- TensorBoard --------------------------------------------------------------------------------

@@ -1,47 +1,152 @@
-"""Files that a run leaves: JSON written whole or not at all, and metrics.jsonl line by line."""
+"""Files that a run leaves, written whole or not at all, and metrics.jsonl line by line."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
 import pathlib
 import uuid
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
-from agejax.errors import full_disk
+from agejax.errors import REMEDIES, UserError, full_disk, reason
+
+T = TypeVar("T")
+JSON_TYPES = {dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number"}
 
 
 @contextlib.contextmanager
 def disk(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns the error of a full disk, met while writing `path`, into a `UserError`."""
-    with full_disk(f"disk full: cannot write {os.fspath(path)}; free some space and start again"):
-        yield
+    """Turns an error of the file system, met while writing `path`, into a `UserError`."""
+    name = os.fspath(path)
+    try:
+        with full_disk(f"disk full: cannot write {name}; free some space and start again"):
+            yield
+    except OSError as error:
+        if error.errno not in REMEDIES:
+            raise
+        raise UserError(f"cannot write {name}: {reason(error)}") from error
 
 
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file in one go: a reader, or a crash, sees the old one or the new one.
+def check_folder(path: pathlib.Path, flag: str) -> None:
+    """Checks that files can be written to a folder that is there, or can be made. Makes nothing.
+
+    Commands call it before their long work. Root may write in spite of permissions.
+
+    Args:
+      flag: names the path in the message.
 
     Raises:
-      UserError: the disk is full; the old file stays.
+      UserError: it cannot be written.
+    """
+    place, new = path, 0  # the nearest folder that is there, and how many are to be made below it
+    while not _is_there(place, flag):
+        place, new = place.parent, new + 1
+    if not place.is_dir():
+        what = f"{place} is not a folder; use another path"
+    elif not os.access(place, os.W_OK | os.X_OK):
+        read_only = os.statvfs(place).f_flag & os.ST_RDONLY
+        what = f"{path} cannot be written: " + reason(
+            OSError(errno.EROFS if read_only else errno.EACCES, "")
+        )
+    elif any(
+        len(os.fsencode(part)) > os.pathconf(place, "PC_NAME_MAX")
+        for part in path.parts[len(path.parts) - new :]
+    ):
+        what = f"{path}: {reason(OSError(errno.ENAMETOOLONG, ''))}"
+    else:
+        return
+    raise UserError(f"{flag}: {what}")
+
+
+def check_file(path: pathlib.Path, flag: str) -> None:
+    """`check_folder` for a file; its folder may have to be made."""
+    if not _is_there(path, flag):
+        check_folder(path.parent, flag)
+    elif path.is_dir():
+        raise UserError(f"{flag}: {path} is a folder; name a file")
+    elif not os.access(path, os.W_OK):
+        raise UserError(f"{flag}: {path} cannot be written; use another path")
+
+
+def _is_there(path: pathlib.Path, flag: str) -> bool:
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if path.is_symlink():
+            raise UserError(f"{flag}: {path} is a link to nowhere; remove it") from error
+        return False
+    except OSError as error:
+        if error.errno not in REMEDIES:
+            raise
+        raise UserError(f"{flag}: {path}: {reason(error)}") from error
+    return True
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes the place of `path` when it is complete.
+
+    A reader, or a crash, sees the old file or the new one; an interrupted command leaves no part.
+
+    Raises:
+      UserError: `path` cannot be written; the old file stays.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         with disk(path):
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
+            with temporary.open("wb") as file:
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: pathlib.Path, data: bytes) -> None:
+    """Writes a file in one go, as `replacing` says."""
+    with replacing(path) as file:
+        file.write(data)
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a file of UTF-8 in one go, as `replacing` says."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """`write_text` of JSON; what is not finite becomes null, arrays become lists."""
     write_text(path, json.dumps(clean(value), indent=2) + "\n")
+
+
+def read_json(path: pathlib.Path, kind: type[T], remedy: str) -> T:
+    """The value in a JSON file, which must be of type `kind`.
+
+    Args:
+      remedy: what to do where it is damaged.
+
+    Raises:
+      UserError: it cannot be read, is not JSON, or holds a value of another type.
+    """
+    try:
+        if not path.is_file():  # a pipe would never end
+            raise UserError(f"{path} is not a file; {remedy}")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        if error.errno not in REMEDIES:
+            raise
+        raise UserError(f"{path} cannot be read: {reason(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({error}); {remedy}") from error
+    if not isinstance(value, kind):
+        found = JSON_TYPES.get(type(value), json.dumps(value))
+        raise UserError(f"{path} holds {found} instead of {JSON_TYPES[kind]}; {remedy}")
+    return value
 
 
 def clean(value: Any) -> Any:
