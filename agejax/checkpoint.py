@@ -1,12 +1,20 @@
-"""Checkpoints by orbax: the last two and the best; restored onto whatever devices are there."""
+"""Checkpoints by orbax: the last two and the best; restored onto whatever devices are there.
+
+`Checkpoints` reads a run's checkpoints and changes nothing, so that any number of processes may
+look at a run while it trains. `CheckpointWriter` is for the process that holds the run's claim (or
+the processes of one run): only it saves, removes, cleans up and sets damaged checkpoints aside.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import pathlib
 import shutil
 import sys
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -18,44 +26,219 @@ from agejax.errors import UserError, full_disk
 from agejax.state import TrainState
 
 SPARE = 2**20  # bytes that a checkpoint takes beside its arrays
+SIGNS = {"min": 1.0, "max": -1.0}  # what makes the best value the smallest
+DELETED = "deleted"  # where checkpoints go that are about to be removed
+PARTS = ("meta/metadata", "state/_METADATA", "state/manifest.ocdbt")  # in every whole checkpoint
+# What `meta` held before it had a digest.
+KEYS_WITHOUT_DIGEST = {
+    "config", "fingerprint", "facts", "best", "evaluated", "seconds", "versions", "checksum",
+}  # fmt: skip
+
+READS = 20  # how often a reader looks for another checkpoint where its own was removed
+
+Restored = tuple[TrainState, dict[str, Any]]
+T = TypeVar("T")
+
+
+class VanishedError(UserError):
+    """A checkpoint that was removed while it was read: the run that trains keeps the last two."""
 
 
 class Checkpoints:
-    """The checkpoints of one run, in `folder`, each with items `state` and `meta` (JSON).
+    """The checkpoints of one run, each with the items `state` and `meta` (JSON), to read only.
+
+    Every call looks at the folder anew, for another process may save and remove checkpoints there.
 
     Args:
-      best_mode: "min" or "max" of the value given to `save`.
-
-    orbax reads the value of every step when it opens the folder, and ends where it cannot: such a
-    step is set aside first, as `restore` does with others that are damaged.
+      folder: holds one folder per step.
+      best_mode: "min" or "max" of the value given to `CheckpointWriter.save`.
     """
 
     def __init__(self, folder: pathlib.Path, best_mode: str = "min") -> None:
-        sign = {"min": -1.0, "max": 1.0}.get(best_mode)
-        if sign is None:
+        if best_mode not in SIGNS:
             raise UserError(f"config.eval.best_mode: {best_mode!r} is not one of min, max")
-        self._sign, self._folder = sign, folder
+        self._folder, self._mode = folder, best_mode
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps there are, ascending, without what a killed process left of a removed one."""
+        leftovers = self._leftovers()
+        return [step for step in self._folders() if step not in leftovers]
+
+    @property
+    def last(self) -> int | None:
+        """The newest step."""
+        return max(self.steps, default=None)
+
+    @property
+    def best(self) -> int | None:
+        """The step with the best value, the newest one where none was evaluated.
+
+        Of equal values the earliest is the best, as `train.Best` has it.
+
+        Raises:
+          UserError: the value of a step is damaged, so that the best is not known.
+        """
+        ranked = self._ranked(self.steps)
+        return ranked[0] if ranked else None
+
+    def value(self, step: int) -> float | None:
+        """What config.eval.best named at a step, None where it was not evaluated.
+
+        Raises:
+          UserError: it is damaged.
+        """
+        meta = self.meta(step)
+        value = meta["value"] if "value" in meta else self._value_beside(step)
+        return None if value is None or math.isnan(value) else value
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """The JSON data saved with a step.
+
+        Raises:
+          UserError: it is damaged: what it says is not what was saved.
+        """
+        meta = self._read(step, lambda folder: json.loads((folder / "meta/metadata").read_text()))
+        known = isinstance(meta, dict) and (
+            meta.keys() <= KEYS_WITHOUT_DIGEST
+            if "digest" not in meta
+            else meta["digest"] == digest(meta)
+        )
+        if not known:
+            raise self._damaged(step, "its facts and settings are not those that were saved")
+        return meta
+
+    def restore(self, like: Any, step: int) -> Restored:
+        """(state, meta) of a step.
+
+        Args:
+          like: a TrainState of jax.ShapeDtypeStruct with shardings, as `state.abstract` makes.
+
+        Raises:
+          UserError: it is damaged.
+          VanishedError: it was removed meanwhile.
+        """
+        meta = self.meta(step)
+        reader = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+        arguments = ocp.args.StandardRestore(like)
+        state = self._read(
+            step, lambda folder: reader.restore((folder / "state").absolute(), args=arguments)
+        )
+        if "checksum" in meta and checksum(state) != meta["checksum"]:
+            raise self._damaged(step, "its numbers are not those that were saved")
+        return state, meta
+
+    def _read(self, step: int, read: Callable[[pathlib.Path], T]) -> T:
+        folder = self._folder / str(step)
+        before = _identity(folder)
+        try:
+            return read(folder)
+        except Exception as error:  # of every kind, as each layer below has its own
+            if before is None or _identity(folder) != before:
+                raise VanishedError(
+                    f"{folder} is not there any more; the run that trains there removed it"
+                ) from error
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise self._damaged(step, reason) from error
+
+    def _value_beside(self, step: int) -> float | None:
+        """The value in the file that orbax keeps of it."""
+
+        def read(folder: pathlib.Path) -> float | None:
+            path = folder / "metrics" / "metrics"
+            return float(json.loads(path.read_text())["value"]) if path.exists() else None
+
+        return self._read(step, read)
+
+    def _ranked(self, steps: Iterable[int]) -> list[int]:
+        return rank({step: self.value(step) for step in steps}, self._mode)
+
+    def _folders(self) -> list[int]:
+        if not self._folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdigit())
+
+    def _leftovers(self) -> set[int]:
+        """The steps of which a killed removal left a part.
+
+        Nothing removes the newest step or the best one: where these lack a part, they are damaged.
+        """
+        steps = self._folders()
+        parts = {step for step in steps if not _is_whole(self._folder / str(step))}
+        whole = [step for step in steps if step not in parts]
+        if not parts or not whole:
+            return set()
+        try:
+            best = self.meta(whole[-1])["best"]["step"]
+        except UserError:
+            return set()
+        return {step for step in parts if step < whole[-1] and step != best}
+
+    def _damaged(self, step: int, reason: str) -> UserError:
+        others = ", ".join(str(s) for s in self._folders() if s != step) or "none left"
+        return UserError(
+            f"{self._folder / str(step)} cannot be restored: {reason[:200]}; remove it to go on "
+            f"from another ({others})"
+        )
+
+
+def again_if_vanished(read: Callable[[], T]) -> T:
+    """What `read` returns, which is called anew where a checkpoint was removed while it read.
+
+    Raises:
+      VanishedError: it was so every time.
+    """
+    for _ in range(READS - 1):
+        try:
+            return read()
+        except VanishedError:
+            continue
+    return read()
+
+
+class CheckpointWriter(Checkpoints):
+    """The checkpoints of the run that this process trains; its claim is held already.
+
+    Opening removes what a killed process left, and sets aside, in `damaged` beside the folder, the
+    checkpoints whose facts or value are damaged.
+
+    Args:
+      folder, best_mode: as for `Checkpoints`.
+
+    Raises:
+      UserError: every checkpoint is damaged. Nothing is moved then.
+    """
+
+    def __init__(self, folder: pathlib.Path, best_mode: str = "min") -> None:
+        super().__init__(folder, best_mode)
         self._full = (
             f"disk full while saving a checkpoint in {folder}: free some space and start again; "
             "the run resumes from the checkpoint before"
         )
-        values = sorted(folder.glob("[0-9]*/metrics/metrics")) if jax.process_index() == 0 else []
-        self._set_aside(
-            {
-                int(path.parents[1].name): ValueError(f"{path} is damaged")
-                for path in values
-                if not _is_json(path)
-            }
-        )
-        best = managers.BestN(get_metric_fn=self._rank, n=1, keep_checkpoints_without_metrics=False)
+        damaged = {}
+        for step in self.steps:
+            try:
+                self._check_value(step)
+            except UserError as error:
+                damaged[step] = error
+        if damaged and len(damaged) == len(self.steps):
+            raise damaged[max(damaged)]
+        leftovers = self._leftovers()
+        self._set_aside(damaged)
+        if jax.process_index() == 0:
+            self._remove_deleted()
+            for step in leftovers:
+                shutil.rmtree(folder / str(step))
+        _wait_for_others("leftovers are removed")
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
             item_names=("state", "meta"),
             options=ocp.CheckpointManagerOptions(
                 # best_fn makes orbax keep the metrics; the policy decides what stays.
-                best_fn=self._rank,
-                best_mode="max",
-                preservation_policy=managers.AnyPreservationPolicy([managers.LatestN(2), best]),
+                best_fn=lambda metrics: metrics["value"],
+                preservation_policy=_LastTwoAndBest(best_mode),
+                # Renamed first, and removed then: no reader takes a part for a checkpoint.
+                todelete_subdir=DELETED,
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
                 # orbax asks the wall clock: no jump of it is as wide as this. The watchdog sees
@@ -64,26 +247,8 @@ class Checkpoints:
             ),
         )
 
-    def _rank(self, metrics: dict[str, float]) -> float:
-        return self._sign * metrics["value"]
-
-    @property
-    def last(self) -> int | None:
-        """The newest complete step."""
-        return self._manager.latest_step()
-
-    @property
-    def steps(self) -> list[int]:
-        """All complete steps there are."""
-        return sorted(self._manager.all_steps())
-
-    @property
-    def best(self) -> int | None:
-        """The step with the best value, the newest one where none was evaluated."""
-        return self._manager.best_step() or self.last
-
-    def save(self, state: TrainState, meta: dict[str, Any], value: float | None = None) -> None:
-        """Writes a checkpoint of `state`; returns once it may be donated.
+    def save(self, state: TrainState, meta: Mapping[str, Any], value: float | None = None) -> None:
+        """Writes a checkpoint of `state`; returns once the state may be donated.
 
         Args:
           meta: JSON data.
@@ -93,103 +258,129 @@ class Checkpoints:
           UserError: the disk is full. Earlier checkpoints stay whole.
         """
         step = int(state.step)
+        value = None if value is None else float(value)
+        kept = json.loads(json.dumps({**meta, "value": value, "checksum": checksum(state)}))
+        kept["digest"] = digest(kept)
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(kept))
         if step in self._manager.all_steps():
             if value is None:
                 return
             # Saved when a signal cut its evaluation short; now it has a value.
             self._manager.delete(step)
-        meta = meta | {"checksum": checksum(state)}
-        metrics = None if value is None else {"value": float(value)}
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         # Asked first, as what a disk that fills up meanwhile ends is many threads of orbax.
         size = sum(shard.data.nbytes for leaf in jax.tree.leaves(state)
                    for shard in leaf.addressable_shards if shard.replica_id == 0)  # fmt: skip
+        self.wait()
         if shutil.disk_usage(self._folder).free < size + SPARE:
             raise UserError(self._full)
+        metrics = None if value is None else {"value": value}
         with full_disk(self._full):
             self._manager.save(step, args=items, metrics=metrics, force=True)
 
-    def restore(self, like: Any, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
-        """(state, meta) of a step, by default the last; where that is damaged, the one before it.
+    def resume(self, like: Any) -> Restored:
+        """(state, meta) of the newest checkpoint that is whole.
 
-        What is damaged is set aside in `damaged`, beside the folder, and said on stderr.
+        The best checkpoint is verified as well, for it is what predicts. What is damaged is set
+        aside in `damaged`, beside the folder, and named on stderr.
 
         Args:
-          like: a TrainState of jax.ShapeDtypeStruct with shardings, as `state.abstract` makes.
+          like: as for `restore`.
 
         Raises:
-          UserError: that step, or every step, is damaged. Nothing is moved then.
+          UserError: every checkpoint is damaged. Nothing is moved then.
         """
-        if step is not None:
-            return self._restore(like, step)
-        damaged: dict[int, Exception] = {}
-        for each in reversed(self.steps):
+        damaged: dict[int, UserError] = {}
+        steps = self.steps
+        restored = self._first_whole(like, self._ranked(steps), damaged)
+        if restored is None:
+            raise damaged[max(damaged)]
+        newest = [step for step in reversed(steps) if step not in damaged]
+        if int(restored[0].step) != newest[0]:
+            del restored  # two states may be more than the devices hold
+            restored = self._first_whole(like, newest, damaged)
+            assert restored is not None  # the best is
+        self._set_aside(damaged)
+        if damaged:
+            self._manager.reload()
+        return restored
+
+    def wait(self) -> None:
+        """Blocks until everything saved is on disk; raises `UserError` if the disk was full."""
+        with full_disk(self._full):
+            self._manager.wait_until_finished()
+        if jax.process_index() == 0:
+            self._remove_deleted()
+
+    def close(self) -> None:
+        """Waits as `wait` does, and raises what it does."""
+        with full_disk(self._full):
+            self._manager.close()
+        if jax.process_index() == 0:
+            self._remove_deleted()
+
+    def _first_whole(
+        self, like: Any, steps: Iterable[int], damaged: dict[int, UserError]
+    ) -> Restored | None:
+        """The first of `steps` that can be restored; adds those that cannot to `damaged`."""
+        for step in steps:
             try:
-                restored = self._restore(like, each)
+                return self.restore(like, step)
             except UserError as error:
-                damaged[each] = error
-                continue
-            self._set_aside(damaged)
-            if damaged:
-                self._manager.reload()
-            return restored
-        raise next(iter(damaged.values()))
+                damaged[step] = error
+        return None
 
-    def _restore(self, like: Any, step: int) -> tuple[TrainState, dict[str, Any]]:
-        items = self._read(step, state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore())
-        if checksum(items.state) != items.meta.get("checksum", checksum(items.state)):
-            raise self._damaged(step, "its numbers are not those that were saved")
-        return items.state, items.meta
+    def _check_value(self, step: int) -> None:
+        """Raises `UserError` where a step's facts are damaged, or the value that orbax reads."""
+        meta, beside = self.meta(step), self._value_beside(step)
+        value = meta.get("value", beside)
+        if value != beside and not (value is not None and math.isnan(value)):
+            raise self._damaged(step, "its value is not the one that was saved")
 
-    def meta(self, step: int) -> dict[str, Any]:
-        """The JSON data saved with a step.
-
-        Raises:
-          UserError: it is damaged.
-        """
-        return self._read(step, meta=ocp.args.JsonRestore()).meta
-
-    def _read(self, step: int, **items: Any) -> Any:
-        try:
-            return self._manager.restore(step, args=ocp.args.Composite(**items))
-        except Exception as error:  # of every kind, as each layer below has its own
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise self._damaged(step, reason) from error
-
-    def _damaged(self, step: int, reason: str) -> UserError:
-        return UserError(
-            f"{self._folder / str(step)} cannot be restored: {reason[:200]}; remove it to go on "
-            f"from another ({', '.join(str(s) for s in self.steps if s != step) or 'none left'})"
-        )
-
-    def _set_aside(self, damaged: dict[int, Exception]) -> None:
+    def _set_aside(self, damaged: Mapping[int, Exception]) -> None:
         """Called by all processes at once; it is the first one that moves them."""
+        _wait_for_others("damaged checkpoints are found")
         for step, error in damaged.items():
             print(f"{error}: set aside", file=sys.stderr, flush=True)
             if jax.process_index() == 0:
                 target = self._folder.parent / "damaged"
                 target.mkdir(exist_ok=True)
                 (self._folder / str(step)).rename(target / f"{step}-{len(list(target.iterdir()))}")
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+        _wait_for_others("damaged checkpoints are set aside")
 
-    def wait(self) -> None:
-        """Blocks until everything saved is on disk; raises `UserError` if the disk was full."""
-        with full_disk(self._full):
-            self._manager.wait_until_finished()
-
-    def close(self) -> None:
-        """Waits as `wait` does, and raises what it does."""
-        with full_disk(self._full):
-            self._manager.close()
+    def _remove_deleted(self) -> None:
+        shutil.rmtree(self._folder / DELETED, ignore_errors=True)
 
 
-def _is_json(path: pathlib.Path) -> bool:
-    try:
-        json.loads(path.read_text())
-    except ValueError:
-        return False
-    return True
+class _LastTwoAndBest:
+    """Which checkpoints orbax keeps."""
+
+    def __init__(self, mode: str) -> None:
+        self._mode = mode
+
+    def should_preserve(
+        self, checkpoints: Sequence[Any], *, context: managers.PreservationContext
+    ) -> Sequence[bool]:
+        values = {c.step: c.metrics["value"] if c.metrics else None for c in checkpoints}
+        kept = {*sorted(values)[-2:], *rank(values, self._mode)[:1]}
+        return [checkpoint.step in kept for checkpoint in checkpoints]
+
+
+def rank(values: Mapping[int, float | None], mode: str) -> list[int]:
+    """Steps, the best first; of equal values the earliest first; those without a value last.
+
+    Args:
+      values: step -> its value, None where it was not evaluated; of those the newest comes first.
+      mode: "min" or "max".
+    """
+    known = {step: v for step, v in values.items() if v is not None and not math.isnan(v)}
+    best_first = sorted(known, key=lambda step: (SIGNS[mode] * known[step], step))
+    return best_first + sorted(values.keys() - known.keys(), reverse=True)
+
+
+def digest(meta: Mapping[str, Any]) -> str:
+    """SHA-256 of JSON data, but for its entry `digest`: any changed value gives another one."""
+    text = json.dumps({k: v for k, v in meta.items() if k != "digest"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def checksum(state: Any) -> int:
@@ -207,3 +398,21 @@ def checksum(state: Any) -> int:
     if jax.process_count() > 1:
         total = int(multihost_utils.process_allgather(np.uint32(total % 2**32)).astype(int).sum())
     return total % 2**32
+
+
+def _wait_for_others(what: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def _is_whole(folder: pathlib.Path) -> bool:
+    return all((folder / part).exists() for part in PARTS)
+
+
+def _identity(folder: pathlib.Path) -> tuple[int, int] | None:
+    """What tells a folder from another one of its name, None where there is none."""
+    try:
+        state = folder.stat()
+    except OSError:
+        return None
+    return state.st_ino, state.st_ctime_ns

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from agejax import heads as heads_lib
 from agejax import optim, sharding
 from agejax import state as state_lib
-from agejax.checkpoint import Checkpoints
+from agejax.checkpoint import Checkpoints, again_if_vanished
 from agejax.config import default
 from agejax.data.pipeline import HostBatch
 from agejax.errors import NotFiniteError, UserError
@@ -92,45 +92,51 @@ class Run:
 
     @classmethod
     def open(cls, workdir: str | pathlib.Path, devices: int = 0, step: int | None = None) -> Run:
-        """A checkpoint of a run's folder.
+        """A checkpoint of a run's folder, which is only read: the run may be training there.
 
         Args:
           devices: how many to use; 0: all.
           step: which checkpoint; None: the best.
 
         Raises:
-          UserError: no run there, no checkpoint yet, or none of that step.
+          UserError: no run there, no checkpoint yet, none of that step, or a damaged one.
         """
         workdir = expand(workdir)
-        config = read_config(workdir)
+        config = opened_config(workdir)
         if config is None:
+            if (workdir / "config.json").exists():
+                raise UserError(
+                    f"--workdir: {workdir} holds no checkpoint yet; let the run train on"
+                )
             ensemble = "; this takes one run, not an ensemble"
             which = ensemble if (workdir / "ensemble.json").exists() else "; train one first"
             raise UserError(f"--workdir: {workdir} holds no run (no config.json){which}")
         mesh = sharding.create_mesh(devices, 1)
         checkpoints = Checkpoints(workdir / "checkpoints", config.eval.best_mode)
-        with contextlib.closing(checkpoints):
-            step = checkpoints.best if step is None else step
-            if step is None:
+
+        def chosen() -> int:
+            there = checkpoints.steps
+            which = checkpoints.best if step is None else step
+            if which is None or which not in there:
                 raise UserError(
-                    f"--workdir: {workdir} holds no checkpoint yet; let the run train on"
+                    f"--workdir: {workdir} has no checkpoint of step {which}; "
+                    f"{', '.join(map(str, there))}"
                 )
-            if step not in checkpoints.steps:
-                there = ", ".join(map(str, checkpoints.steps))
-                raise UserError(f"--workdir: {workdir} has no checkpoint of step {step}; {there}")
-            meta = checkpoints.meta(step)
-            facts = heads_lib.Facts(**meta["facts"])
-            heads = heads_lib.create(config.heads, facts)
-            model, initialise = state_lib.create_model(config, heads)
-            optimizer = optim.create_optimizer(
-                config.optim, optax.constant_schedule(0.0), model.parameters
-            )
-            like = state_lib.abstract(config, initialise, optimizer, mesh)
-            state, _ = checkpoints.restore(like, step)
+            return which
+
+        # All checkpoints of a run have the same facts, so what follows from them is built once.
+        facts = heads_lib.Facts(**again_if_vanished(lambda: checkpoints.meta(chosen()))["facts"])
+        heads = heads_lib.create(config.heads, facts)
+        model, initialise = state_lib.create_model(config, heads)
+        optimizer = optim.create_optimizer(
+            config.optim, optax.constant_schedule(0.0), model.parameters
+        )
+        like = state_lib.abstract(config, initialise, optimizer, mesh)
+        state, meta = again_if_vanished(lambda: checkpoints.restore(like, chosen()))
         params, batch_stats = state.averaged()
         return cls(
-            workdir, config, facts, heads, meta["fingerprint"], step, mesh, model, params,
-            batch_stats, make_eval_step(config, model),
+            workdir, config, facts, heads, meta["fingerprint"], int(state.step), mesh, model,
+            params, batch_stats, make_eval_step(config, model),
         )  # fmt: skip
 
     def has_splits(self, fingerprint: str, config: ml_collections.ConfigDict) -> bool:
@@ -168,14 +174,33 @@ def stored_config(workdir: pathlib.Path) -> ml_collections.ConfigDict | None:
     None where nothing is saved yet: a run that was refused, or stopped, before its first checkpoint
     binds nobody. Not config.json, which may be lost, or of such a run.
     """
-    folder = workdir / "checkpoints"
-    steps = [int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()]
-    for step in sorted(steps, reverse=True):
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    steps = checkpoints.steps
+    for step in reversed(steps):
         # A step may be damaged, or be deleted just now: the one before it has the same config.
-        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-            meta = json.loads((folder / str(step) / "meta" / "metadata").read_text())
-            return ml_collections.ConfigDict(meta["config"])
+        with contextlib.suppress(UserError):
+            return ml_collections.ConfigDict(checkpoints.meta(step)["config"])
     return read_config(workdir) if steps else None
+
+
+def opened_config(workdir: pathlib.Path) -> ml_collections.ConfigDict | None:
+    """The config to open a run with, None where there is no checkpoint.
+
+    config.json says where the data lies now, and what else may change; for the rest it must agree
+    with the checkpoints, which keep theirs under a digest. Where it is lost, theirs serves.
+
+    Raises:
+      UserError: config.json says other than the checkpoints.
+    """
+    kept, written = stored_config(workdir), read_config(workdir)
+    if kept is None or written is None:
+        return kept
+    if changed := _changed(kept, written):
+        raise UserError(
+            f"{workdir / 'config.json'} is not as its checkpoint was trained: "
+            f"{', '.join(changed)}; undo these, or remove the file: the checkpoint has the config"
+        )
+    return written
 
 
 def check_same_config(
@@ -186,21 +211,25 @@ def check_same_config(
     """Raises `UserError` where `config` computes something else than `stored`, of the run there."""
     if stored is None:
         return
-    old, new = _leaves(stored), _leaves(plain(config))
-    # A setting that came to be since then did what its default does.
-    since = {k: v for k, v in _leaves(plain(default())).items() if k in new and k not in old}
-    old |= since
-    changed = [
-        f"{key} ({json.dumps(old.get(key))} -> {json.dumps(new.get(key))})"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not FREE_KEYS.fullmatch(key)
-    ]
-    if changed:
+    if changed := _changed(stored, config):
         raise UserError(
             f"{workdir} was trained by another config: {', '.join(changed)}; undo these to go on "
             "with this run, or start a new one from its weights: "
             f"--config.model.pretrained={workdir} --workdir=ANOTHER"
         )
+
+
+def _changed(old_config: Any, new_config: Any) -> list[str]:
+    """The settings ("key (old -> new)") that differ and decide what is computed."""
+    old, new = _leaves(plain(old_config)), _leaves(plain(new_config))
+    # A setting that came to be since then did what its default does.
+    since = {k: v for k, v in _leaves(plain(default())).items() if k in new and k not in old}
+    old |= since
+    return [
+        f"{key} ({json.dumps(old.get(key))} -> {json.dumps(new.get(key))})"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not FREE_KEYS.fullmatch(key)
+    ]
 
 
 def skipped_steps(workdir: pathlib.Path) -> set[int]:

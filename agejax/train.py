@@ -20,7 +20,7 @@ from agejax import checks, durations, metrics, optim, run, sharding, warm_start
 from agejax import heads as heads_lib
 from agejax import state as state_lib
 from agejax import step as step_lib
-from agejax.checkpoint import Checkpoints
+from agejax.checkpoint import Checkpoints, CheckpointWriter
 from agejax.data import draws, opening, pipeline, splits
 from agejax.distill import Teachers
 from agejax.errors import NotFiniteError, UserError
@@ -146,15 +146,18 @@ def _train(
 
     # ---- start: from the last checkpoint, else fresh (random or pretrained weights) --------------
     claim = run.Claim(workdir)
-    checkpoints = Checkpoints(workdir / "checkpoints", config.eval.best_mode)
+    checkpoints = CheckpointWriter(workdir / "checkpoints", config.eval.best_mode)
     if checkpoints.last is not None:
-        state, meta = checkpoints.restore(abstract)
+        state, meta = checkpoints.resume(abstract)
         if meta["fingerprint"] != source.fingerprint:
             raise UserError(
                 f"{workdir} was trained on other data than {config.data.source or source.name}; "
                 "give it that data again, or use another --workdir"
             )
         best, evaluated = Best(**meta["best"]), meta["evaluated"]
+        if best.step not in (None, *checkpoints.steps):
+            best = Best.left(checkpoints, int(state.step) - (not evaluated), eval_every)
+            print(f"the best checkpoint is lost; from now on it is {best}", flush=True)
         clock.add(meta["seconds"])
         print(f"resuming {workdir} at step {int(state.step):,}", flush=True)
     else:
@@ -309,6 +312,23 @@ class Best:
         if self.value is None or sign * value < sign * self.value:
             return Best(value, step)
         return dataclasses.replace(self, stale=self.stale + 1)
+
+    @classmethod
+    def left(cls, checkpoints: Checkpoints, step: int, eval_every: int) -> Best:
+        """The best of the checkpoints that are left, where the best one was set aside as damaged.
+
+        Args:
+          step: up to which the run has evaluated.
+          eval_every: in steps.
+        """
+        best = checkpoints.best
+        value = None if best is None else checkpoints.value(best)
+        if best is None or value is None:
+            return cls()
+        return cls(value, best, step // eval_every - best // eval_every)
+
+    def __str__(self) -> str:
+        return "none" if self.step is None else f"step {self.step:,} with {self.value:.4g}"
 
 
 class StopOnSignal:

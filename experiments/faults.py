@@ -65,14 +65,14 @@ def child(workdir: pathlib.Path, cache: pathlib.Path, fault: str, at: int) -> No
     import jax
 
     from agejax import sharding, train
-    from agejax.checkpoint import Checkpoints
+    from agejax.checkpoint import Checkpoints, CheckpointWriter
     from agejax.data.pipeline import TrainBatches
 
     sharding.start()
     config = get_config(cache)
     config.data.workers = 1 if fault == "a worker dies" else 0
     config.watchdog = 1.0 if fault == "a process hangs" else 0.0
-    iterate, save, saves, now = TrainBatches.iterate, Checkpoints.save, [0], time.time
+    iterate, save, saves, now = TrainBatches.iterate, CheckpointWriter.save, [0], time.time
 
     def disturbed(*args: Any) -> Iterator[Any]:
         with contextlib.closing(iterate(*args)) as batches:
@@ -108,12 +108,10 @@ def child(workdir: pathlib.Path, cache: pathlib.Path, fault: str, at: int) -> No
 
     TrainBatches.iterate = disturbed  # type: ignore[assignment,method-assign]
     if fault == "SIGKILL while saving":
-        Checkpoints.save = die_while_saving  # type: ignore[method-assign]
+        CheckpointWriter.save = die_while_saving  # type: ignore[method-assign]
     if train.train(config, workdir) is None:
         return
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    last = checkpoints.last
-    checkpoints.close()
+    last = Checkpoints(workdir / "checkpoints").last
     import orbax.checkpoint as ocp
 
     state = ocp.StandardCheckpointer().restore(workdir / "checkpoints" / str(last) / "state")

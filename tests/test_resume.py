@@ -18,8 +18,9 @@ import pytest
 
 import tiny
 from agejax import run, train
-from agejax.checkpoint import Checkpoints
+from agejax.checkpoint import Checkpoints, digest
 from agejax.errors import UserError
+from agejax.run import Run
 
 HERE = pathlib.Path(__file__).parent
 
@@ -28,9 +29,7 @@ def last_checkpoint(workdir):
     """Every array of the newest checkpoint, as saved, on whatever devices."""
     import orbax.checkpoint as ocp
 
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    step = checkpoints.last
-    checkpoints.close()
+    step = Checkpoints(workdir / "checkpoints").last
     path, reader = workdir / "checkpoints" / str(step) / "state", ocp.PyTreeCheckpointer()
     as_numpy = jax.tree.map(
         lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).item_metadata.tree
@@ -132,11 +131,54 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(
     )
 
 
-def test_two_runs_in_one_folder_refuse(faces, cache, tmp_path):
+def test_the_summary_and_what_is_opened_agree_on_the_best_where_the_best_was_damaged(
+    faces, cache, uninterrupted, tmp_path, capsys
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(uninterrupted[0], workdir)
+    folder = workdir / "checkpoints"
+    checkpoints = Checkpoints(folder)
+    before, last = checkpoints.steps[-2:]
+    value = checkpoints.value(last)
+    say(folder / str(before), value=0.5)
+    say(folder / str(last), best={"value": 0.5, "step": before, "stale": 1})
+    assert Run.open(workdir, devices=1).step == before
+    flip_bits(folder / str(before))
+    with pytest.raises(UserError, match=rf"checkpoints/{before} cannot be restored: its numbers"):
+        Run.open(workdir, devices=1)
+
+    config = tiny.get_config()
+    config.data.source, config.data.cache_dir = str(faces), str(cache)
+    summary = train.train(config, workdir)
+    said = capsys.readouterr()
+    assert re.search(rf"checkpoints/{before}\b.*: set aside", said.err)
+    assert f"the best checkpoint is lost; from now on it is step {last} with" in said.out
+    assert summary["best"] == {"value": value, "step": last, "stale": 0}
+    assert json.loads((workdir / "summary.json").read_text())["best"] == summary["best"]
+    assert Run.open(workdir, devices=1).step == last
+
+
+def say(checkpoint, **changes):
+    """Has a checkpoint's facts say something else, as if they had been saved so."""
+    path = checkpoint / "meta" / "metadata"
+    meta = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps(meta | {"digest": digest(meta)}))
+    if "value" in changes:
+        (checkpoint / "metrics").mkdir(exist_ok=True)
+        (checkpoint / "metrics" / "metrics").write_text(json.dumps({"value": changes["value"]}))
+
+
+def test_two_runs_in_one_folder_refuse_and_the_second_removes_nothing(faces, cache, tmp_path):
     claim = run.Claim(tmp_path / "run")
+    saving = tmp_path / "run" / "checkpoints" / "5.orbax-checkpoint-tmp"
+    saving.mkdir(parents=True)
+    temporary = tmp_path / "run" / ".config.json.0a1b2c3d"
+    temporary.touch()
     config = tiny.get_config()
     config.data.source, config.data.cache_dir = str(faces), str(cache)
     with pytest.raises(UserError, match=rf"is being trained by process {os.getpid()} on "):
         train.train(config, tmp_path / "run")
+    assert saving.exists()
+    assert temporary.exists()
     claim.close()
     run.Claim(tmp_path / "run").close()

@@ -1,15 +1,18 @@
 """The loop and the steps, on the tiny config in this process."""
 
 import json
+import re
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from test_resume import last_checkpoint
 
 import tiny
 from agejax import sharding, train
 from agejax import step as step_lib
+from agejax.checkpoint import Checkpoints
 from agejax.data import pipeline
 from agejax.errors import UserError
 
@@ -98,13 +101,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 ):
     config = config_of(optim__clip_norm=0.0, optim__name="sgd", schedule__kind="exponential",
                        schedule__lr=0.01, schedule__decay_rate=1e12,
-                       schedule__decay_every={"steps": 1})  # fmt: skip
-    with pytest.raises(UserError, match=r"(loss|gradient_norm) is (nan|inf) at step \d+"):
+                       schedule__decay_every={"steps": 1},
+                       checkpoint__every={"steps": 1})  # fmt: skip
+    with pytest.raises(UserError, match=r"(loss|gradient_norm) is (nan|inf) at step \d+") as error:
         train.train(config, tmp_path / "run")
-    kept = [int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]
-    for step in kept:
-        import orbax.checkpoint as ocp
-
+    bad = int(re.search(r"at step (\d+)", str(error.value))[1])
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    assert checkpoints.last == bad - 1
+    for step in checkpoints.steps:
         tree = ocp.StandardCheckpointer().restore(
             tmp_path / "run" / "checkpoints" / str(step) / "state"
         )
@@ -168,8 +172,6 @@ def test_early_stopping_counts_evaluations_without_a_better_value(config_of, tmp
 
 
 def test_frozen_parameters_and_their_statistics_do_not_move(config_of, tmp_path):
-    import orbax.checkpoint as ocp
-
     config = config_of(
         optim__lr_multipliers=(("backbone/.*", None), (".*", 1.0)),
         total={"steps": 8}, checkpoint__every={"steps": 4}, eval__every={"steps": 8},
