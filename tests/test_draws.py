@@ -12,7 +12,7 @@ import pytest
 
 import tiny
 from agejax.config import default
-from agejax.data import distribution, draws, pipeline, sampling, sources
+from agejax.data import density, distribution, draws, pipeline, sampling, sources
 from agejax.data.sources import Source
 from agejax.errors import UserError
 
@@ -111,6 +111,22 @@ def test_inverse_counts_draw_all_classes_of_a_crossing_alike():
     counts = np.bincount(ethnicity)
     root = shares(source, settings(kind="inverse", over=("ethnicity",), power=0.5), ethnicity)
     np.testing.assert_allclose(root, np.sqrt(counts) / np.sqrt(counts).sum())
+
+
+def test_settings_of_the_sampler_reach_the_weights(source):
+    ages = source.labels["age"][ROWS]
+    of = lambda **changes: draws.weigh(settings(**changes), source, ROWS).weights  # noqa: E731
+    np.testing.assert_array_equal(
+        of(kind="density", alpha=0.9), density.dense_weight(ages, alpha=0.9)
+    )
+    lds = {"reweight": "inverse", "sigma": 3.0, "size": 9}
+    np.testing.assert_array_equal(
+        of(kind="lds", **{f"lds_{k}" if k != "reweight" else k: v for k, v in lds.items()}),
+        density.lds_weight(ages, **lds),
+    )
+    gender = source.labels["gender"][ROWS]
+    few, many = (of(kind="inverse", over=("gender",), power=0.5)[gender == k] for k in range(2))
+    assert few[0] / many[0] == pytest.approx(((gender == 1).sum() / (gender == 0).sum()) ** 0.5)
 
 
 def test_oversampling_adds_the_copies_of_its_formula():

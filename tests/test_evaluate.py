@@ -10,7 +10,9 @@ from sklearn import metrics as sklearn_metrics
 
 import tiny
 from agejax import evaluate, predict, train
+from agejax.data import opening, splits
 from agejax.errors import UserError, run_command
+from agejax.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,14 @@ def test_every_image_of_the_split_is_scored_once(run, scored):
     assert result["n"] == run[1]["examples"]["test"] == len(rows)
     assert len({row["id"] for row in rows}) == len(rows)
     assert json.loads((output / "metrics.json").read_text()) == result
+    # By default the test split; copies are those of the data.
+    config = Run.open(run[0]).config
+    source = opening.open_source(config.data)
+    test = splits.make(source, config.data.split)["test"]
+    assert result["split"] == "test"
+    assert {row["id"]: int(row["group"]) for row in rows} == {
+        source.ids[i]: source.groups[i] for i in test
+    }
 
 
 def test_the_figures_follow_from_the_predictions_written_beside_them(scored):
@@ -103,6 +113,9 @@ def test_after_calibration_predict_says_the_intervals_of_evaluate(trained, faces
     assert run_command(predict.main, ["predict", f"--workdir={trained}", str(faces)]) == 0
     out, err = capsys.readouterr()
     assert "no intervals" not in err
+    calibration = json.loads((trained / "calibration.json").read_text())
+    power = 1 / calibration["temperatures"]["ethnicity"]
+    assert abs(power - 1) > 0.02
     records = [json.loads(line) for line in out.splitlines()]
     assert len(records) == 96
     for record in records:
@@ -110,6 +123,8 @@ def test_after_calibration_predict_says_the_intervals_of_evaluate(trained, faces
         for end in ("low", "high"):
             assert record[f"age_{end}"] == pytest.approx(float(row[f"age_{end}"]), abs=0.02)
         assert record["age_low"] <= record["age"] <= record["age_high"]
+        p = np.array([float(row[f"ethnicity_p{k}"]) for k in range(5)]) ** power
+        assert [*record["ethnicity"].values()] == pytest.approx(p / p.sum(), abs=1e-3)
         assert sum(record["ethnicity"].values()) == pytest.approx(1, abs=1e-3)
 
 

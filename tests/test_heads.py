@@ -71,6 +71,46 @@ def test_regression_losses_are_the_formulas():
         np.testing.assert_allclose(head.loss(output, LABELS)[:3], expected, rtol=1e-6)
 
 
+def test_settings_of_heads_reach_their_losses():
+    """Each loss by hand, of an age of 26 years and of the second class."""
+    one = {k: v[1:2] for k, v in LABELS.items()}
+    z = (26 - 39) / np.std([1, 26, 90])
+    for beta in (0.0, 1.0):  # of a mean of 0.5 and a variance of 4
+        loss = make("age", kind="gaussian", beta=beta).loss(jnp.array([[0.5, np.log(4)]]), one)
+        assert float(loss[0]) == pytest.approx(0.5 * ((z - 0.5) ** 2 / 4 + np.log(4)) * 4**beta)
+    for delta in (0.5, 2.0):
+        loss = regression(loss="huber", huber_delta=delta).loss(jnp.array([[z + 3]]), one)
+        assert float(loss[0]) == pytest.approx(delta * (3 - delta / 2), rel=1e-5)
+    p = 1 / (1 + np.exp(-0.7))
+    loss = make("gender", kind="binary", smoothing=0.2).loss(jnp.array([[0.7]]), one)
+    assert float(loss[0]) == pytest.approx(-0.9 * np.log(p) - 0.1 * np.log(1 - p), rel=1e-5)
+    loss = make("gender", kind="binary", loss="focal", gamma=3.0).loss(jnp.array([[0.7]]), one)
+    assert float(loss[0]) == pytest.approx((1 - p) ** 3 * -np.log(p), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "decode", "years"),
+    # The chance of an age above 0, 1 and 2 years: asked alone, or of those above the year before.
+    [
+        ("coral", "count", 3),
+        ("coral", "expectation", 0.7 + 0.7 + 0.9),
+        ("corn", "count", 1),
+        ("corn", "expectation", 0.7 + 0.49 + 0.441),
+    ],
+)
+def test_ranks_are_decoded_by_hand(method, decode, years):
+    head = make("age", kind="ordinal", method=method, decode=decode, range=(0.0, 3.0))
+    output = jnp.array([scipy.special.logit([0.7, 0.7, 0.9])])
+    assert float(head.decode(output)[0]) == pytest.approx(years, rel=1e-5)
+
+
+def test_a_distributions_sigma_is_about_its_mean():
+    head = make("age", kind="distribution", range=(0.0, 3.0))
+    p = np.array([0.6, 0.1, 0.1, 0.2])  # a mean of 0.9, a variance of 1.49
+    sigma = head.extras(jnp.log(p)[None])["sigma"]
+    assert float(sigma[0]) == pytest.approx(1.49**0.5, rel=1e-5)
+
+
 def test_class_losses_and_probabilities_equal_scipy():
     logits = np.array([[0.3], [-1.2], [5.0], [0.1]], np.float32)
     binary = make("gender", kind="binary")

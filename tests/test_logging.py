@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 
 from agejax.errors import UserError
 from agejax.logging import progress, records, tensorboard
+from agejax.logging.stopwatch import Stopwatch
+from agejax.logging.train_log import TrainLog
 from agejax.logging.watchdog import Watchdog
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -354,6 +356,26 @@ def test_tensorboard_forgets_what_a_resumed_run_repeats(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2  # also when started twice in one second
     read = [(e.step, e.value) for e in events(tmp_path).Scalars("loss")]
     assert read == [(s, 1.0) for s in range(1, 6)] + [(s, 2.0) for s in range(6, 11)]
+
+
+def test_a_line_has_the_means_over_the_rows_of_its_steps(tmp_path):
+    log = TrainLog(
+        tmp_path, start_step=4, total_steps=9, batch_size=8, steps_per_epoch=2.0, clock=Stopwatch()
+    )
+
+    def add(step, **sums):  # a sum and its count
+        log.add(step, {k.replace("__", "/"): jnp.float32(v) for k, v in sums.items()})
+
+    with log:  # of step 5 two ages were known, of step 6 six
+        add(5, loss=[2, 1], gradient_norm=[1, 1], age__mae=[10, 2])
+        add(6, loss=[4, 1], gradient_norm=[3, 1], age__mae=[30, 6])
+        log.report()
+        add(7, loss=[8, 1], gradient_norm=[3, 1], age__mae=[0, 0])
+    first, last = map(json.loads, (tmp_path / "metrics.jsonl").open())
+    assert (first["step"], first["epoch"]) == (6, 3)
+    assert (first["loss"], first["gradient_norm"], first["age/mae"]) == (3, 2, 5)
+    assert (last["step"], last["epoch"], last["loss"]) == (7, 3.5, 8)
+    assert "age/mae" not in last  # no age was known
 
 
 def test_other_processes_write_no_files(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 import tiny
 from agejax import train
-from agejax.data import opening, pipeline, splits
+from agejax.data import draws, opening, pipeline, sampling, splits
 
 BATCH, EVAL_EVERY = 8, 5
 
@@ -22,7 +22,12 @@ def get_config(faces):
     config.sampling.copy_strength = 3.0
     config.sampling.keep = {"gender": {"female": 0.5}}
     config.total = {"epochs": 1.5}
-    config.schedule.kind, config.schedule.lr = "exponential", 1e-3
+    config.schedule.kind, config.schedule.lr, config.schedule.lr_batch_size = (
+        "exponential",
+        1e-3,
+        32,
+    )
+    config.seed = 5
     config.schedule.decay_every, config.schedule.decay_rate = {"epochs": 0.5}, 0.5
     config.eval.every = config.checkpoint.every = {"steps": EVAL_EVERY}
     config.log_every = {"steps": 1}
@@ -100,7 +105,17 @@ def test_the_schedule_counts_in_the_same_epochs(source, kept, seen):
     rates = {line["step"]: line["learning_rate"] for line in seen[3] if "learning_rate" in line}
     assert len(rates) == seen[0]["steps"]
     for step, rate in rates.items():  # the first step has the rate that is set
-        assert rate == pytest.approx(1e-3 * 0.5 ** ((step - 1) / every), rel=1e-5)
+        # A quarter of the batch that it was found for: half of it, by the rule for adam.
+        assert rate == pytest.approx(0.5e-3 * 0.5 ** ((step - 1) / every), rel=1e-5)
+
+
+def test_rows_are_drawn_in_the_order_of_the_runs_seed(faces, source, kept, seen):
+    train_rows = splits.make(source, get_config(faces).data.split)["train"]
+    rows = train_rows[np.isin(train_rows, kept)]
+    weights, size = draws.oversampled(source.labels["age"][rows])
+    expected = rows[sampling.Sampler(weights, size, seed=5).indices(0, BATCH * len(seen[1]))]
+    for step, batch in seen[1].items():
+        np.testing.assert_array_equal(batch["index"], expected[step * BATCH :][:BATCH])
 
 
 def test_later_draws_of_a_row_reach_the_step_with_their_strength(seen):

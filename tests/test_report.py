@@ -12,6 +12,8 @@ import pytest
 from agejax import evaluate
 from agejax.calibration import Calibration
 from agejax.errors import UserError
+from agejax.reporting import figures, report
+from agejax.reporting.plots import Chart
 from agejax.run import Run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -63,6 +65,35 @@ def test_charts_lie_beside_the_page_and_are_named_by_what_they_show(written):
         "coverage", "risk", "gates", "quality", "training", "age compared", "gender compared",
         "best faces", "typical faces", "worst faces", "saliency",
     } <= names  # fmt: skip
+
+
+def test_the_faces_shown_are_the_best_and_the_worst_each_under_its_own_caption(
+    trained, monkeypatch
+):
+    shown = {}
+    chart = Chart(b"", "", "")
+    monkeypatch.setattr(figures, "faces", lambda kind, *given: shown.update({kind: given}) or chart)
+    monkeypatch.setattr(
+        figures, "saliency",
+        lambda images, heats, captions: shown.update({"saliency": (images, captions)}) or chart,
+    )  # fmt: skip
+    scored = evaluate.score(Run.open(trained), split="test")
+    charts = report._faces(scored)
+    assert charts.keys() == {"best faces", "typical faces", "worst faces", "saliency"}
+    source, rows = scored.source, scored.rows
+    error = np.abs(scored.predictions["age"] - scored.labels["age"])
+    order = np.argsort(error)
+    assert len(set(error)) == len(error) > 12
+    expected = {"the best": order[:9], "the worst": order[::-1][:9], "saliency": order[::-1][:6]}
+    for kind, which in expected.items():
+        images, captions = shown[kind]
+        np.testing.assert_array_equal(images, source.take(rows[which]))
+        for i, caption in zip(which, captions, strict=True):
+            true, said = caption.split("\n")
+            assert true.startswith(f"true {source.labels['age'][rows[i]]:.0f}, ")
+            assert said.startswith(f"said {scored.predictions['age'][i]:.0f}, ")
+            gender = ("male", "female")[source.labels["gender"][rows[i]]]
+            assert f", {gender}, " in true
 
 
 def test_two_equal_runs_do_not_differ(written):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_step import Bench
+from test_step import Bench, batch_of
 
 from agejax import evaluate, predict
 from agejax.data import opening, splits
@@ -48,6 +48,18 @@ def test_parameters_are_drawn_from_the_seed():
     name = "heads/age/kernel"
     np.testing.assert_array_equal(one[name], again[name])
     assert (one[name] != other[name]).all()
+
+
+def test_the_network_is_as_wide_and_as_exact_as_config_model_says():
+    bench = Bench(model__hidden=6)
+    shapes = {k: v.shape for k, v in bench.start.params.items()}
+    assert shapes["hidden/kernel"] == (4, 6)
+    assert shapes["heads/age/kernel"] == (6, 1)
+    halves, whole = Bench(model__dtype="bfloat16"), Bench()
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(halves.start.params))
+    images = batch_of()["image"]
+    off = np.abs(halves.features(images) - whole.features(images)).max()
+    assert 1e-5 < off < 0.05  # 8 bits of a number near 1
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from agejax import optim, sharding
 from agejax import state as state_lib
 from agejax import step as step_lib
 from agejax.data import augment
+from agejax.distill import Teachers
 from agejax.errors import NotFiniteError
 from agejax.heads import Facts, create
 from agejax.logging.stopwatch import Stopwatch
@@ -431,6 +432,38 @@ def test_feature_smoothing_counts_whole_epochs_and_takes_each_heads_ages():
         assert stats["epoch"] == epoch
         counted = {int(age): n for age, n in enumerate(stats["count"][:, 0]) if n}
         assert counted == {3: 2, 7: 1, 50: 3, 90: 1}
+
+
+def test_teachers_have_their_share_and_see_the_images_as_they_are_augmented():
+    share = 0.3
+    heads = {"gender": {"kind": "binary", "weight": GENDER_WEIGHT}}
+    student = Bench(heads=heads)
+    rng = np.random.default_rng(1)
+    params = {k: v + rng.normal(0, 0.5, v.shape).astype(np.float32)
+              for k, v in student.start.params.items()}  # fmt: skip
+    arrays = ((params, student.start.batch_stats),)
+    teachers = Teachers([student.model], arrays, ("gender",), share)
+    bench = Bench({"teachers": teachers}, heads=heads, augment__brightness=0.5)
+    weight = np.float32([1, 1, 1, 0, 1, 1, 1, 1])
+    batch = batch_of(gender=HALF["gender"], weight=weight)
+    state, _ = bench.step(batch | {"teachers": arrays})
+
+    key = jax.random.split(jax.random.fold_in(jax.random.key(bench.config.seed), 0))[0]
+    brighter, _ = jax.jit(augment.build(bench.config.augment, SIZE))(
+        key, batch["image"], batch["strength"]
+    )
+    features = bench.features(np.asarray(brighter))
+    network = student.model.network(params, student.start.batch_stats)
+    theirs = np.float64(network.features(jnp.float32(brighter)))
+    theirs = theirs @ params["heads/gender/kernel"] + params["heads/gender/bias"]
+    ours = 1 / (1 + np.exp(-outputs(bench, features, "gender")))
+    target = 1 / (1 + np.exp(-theirs[:, 0]))
+    assert np.abs(target - ours).max() > 0.05
+    known = weight * (batch["gender"] >= 0)
+    slope = (1 - share) * known * (ours - batch["gender"]) / known.sum()
+    slope += share * weight * (ours - target) / weight.sum()  # also where the label is unknown
+    expected = gradient(features, {"gender": slope})
+    check({k: bench.start.params[k] - state.params[k] for k in expected}, expected)
 
 
 def test_predictions_are_in_years_and_the_first_of_two_heads_of_a_label_speaks_for_it():

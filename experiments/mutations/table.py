@@ -188,6 +188,81 @@ SURVIVORS = (
         "enough |= stop_after(step, value)", "enough |= stop_after(step, best.value)",
         ("test_loop.py::test_val_is_looked_at_when_due_and_at_the_last_step",),
     ),
+    Mutation(
+        "the gaussian's sigma is its variance", "agejax/heads/ages.py",
+        "jnp.exp(0.5 * self._log_variance(output))", "jnp.exp(self._log_variance(output))",
+        ("test_step.py::test_predictions_are_in_years_and_the_first_of_two_heads_of_a_label_speaks_for_it",),
+    ),
+    Mutation(
+        "the gaussian's sigma is in no years", "agejax/heads/ages.py",
+        "jnp.exp(0.5 * self._log_variance(output)) * self.scale.std",
+        "jnp.exp(0.5 * self._log_variance(output))",
+        ("test_step.py::test_predictions_are_in_years_and_the_first_of_two_heads_of_a_label_speaks_for_it",),
+    ),
+    Mutation(
+        "an exported file is compared with itself", "agejax/export.py",
+        "error = difference(loaded(images), expected)", "error = difference(expected, expected)",
+        ("test_export.py::test_a_file_that_is_off_in_one_output_is_not_written",),
+    ),
+    Mutation(
+        "an exported file may differ in all outputs but one", "agejax/export.py",
+        "        np.max([\n", "        np.min([\n",
+        ("test_export.py::test_a_difference_is_the_largest_of_all_in_units_of_each_outputs_largest_value",),
+    ),
+    Mutation(
+        "an exported file may differ in single images", "agejax/export.py",
+        "np.abs(given[k] - v).max()", "np.abs(given[k] - v).mean()",
+        ("test_export.py::test_a_difference_is_the_largest_of_all_in_units_of_each_outputs_largest_value",),
+    ),
+    Mutation(
+        "an exported file has weights that were never averaged", "agejax/run.py",
+        "params, batch_stats = state.averaged()",
+        "params, batch_stats = state.params, state.batch_stats",
+        ("test_export.py::test_a_file_says_what_layers_by_hand_say_of_the_saved_averages",),
+    ),
+    Mutation(
+        "a crop is wider than its area", "agejax/data/augment.py",
+        "across = jnp.minimum(jnp.sqrt(area * ratio), 1)",
+        "across = jnp.minimum(jnp.sqrt(area) * ratio, 1)",
+        ("test_augment.py::test_a_crop_has_the_width_and_height_of_its_area_and_ratio",),
+    ),
+    Mutation(
+        "a crop is a square", "agejax/data/augment.py",
+        "along = jnp.minimum(jnp.sqrt(area / ratio), 1)", "along = across",
+        ("test_augment.py::test_a_crop_has_the_width_and_height_of_its_area_and_ratio",),
+    ),
+    Mutation(
+        "a crop keeps the whole width", "agejax/data/augment.py",
+        "step_x = across * zoom * width / size", "step_x = zoom * width / size",
+        ("test_augment.py::test_a_crop_has_the_width_and_height_of_its_area_and_ratio",),
+    ),
+    Mutation(
+        "a duration is rounded down", "agejax/durations.py",
+        "return max(1, round(steps)) if value else 0", "return max(1, int(steps)) if value else 0",
+        ("test_durations.py::test_every_unit_becomes_steps",),
+    ),
+    Mutation(
+        "a duration is rounded up", "agejax/durations.py",
+        "return max(1, round(steps)) if value else 0",
+        "return max(1, int(steps + 0.999)) if value else 0",
+        ("test_durations.py::test_every_unit_becomes_steps",),
+    ),
+    Mutation(
+        "a neck drops before its first layer", "agejax/models/necks.py",
+        "x = x if i == 0 else self.dropout(x, train=train, rngs=rngs)",
+        "x = self.dropout(x, train=train, rngs=rngs)",
+        ("test_necks.py::test_a_neck_drops_before_each_dense_layer_but_the_first_and_before_the_output",),
+    ),
+    Mutation(
+        "a neck drops before its output alone", "agejax/models/necks.py",
+        "x = x if i == 0 else self.dropout(x, train=train, rngs=rngs)", "x = x if i == 0 else x",
+        ("test_necks.py::test_a_neck_drops_before_each_dense_layer_but_the_first_and_before_the_output",),
+    ),
+    Mutation(
+        "a state that is not finite is saved", TRAIN,
+        "log.flush()  # raises", "pass  # raises",
+        ("test_train.py::test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint",),
+    ),
 )  # fmt: skip
 
 # ---- further wiring ------------------------------------------------------------------------------
@@ -332,6 +407,184 @@ OTHERS = (
         "c: round(float(p), 4) for c, p in zip(classes[name], values[i], strict=True)",
         "c: round(float(p), 4) for c, p in zip(classes[name][::-1], values[i], strict=True)",
         ("test_evaluate.py::test_predict_says_what_evaluate_says",),
+    ),
+    Mutation(
+        "the learning rate does not follow the batch size", TRAIN,
+        "optim.lr_scale(config),", "1.0,",
+        ("test_loop.py::test_the_schedule_counts_in_the_same_epochs",),
+    ),
+    Mutation(
+        "every run draws in one order", TRAIN,
+        "train_rows, config.seed)", "train_rows, 0)",
+        ("test_loop.py::test_rows_are_drawn_in_the_order_of_the_runs_seed",),
+    ),
+    Mutation(
+        "patience is one evaluation longer", TRAIN,
+        "0 < config.eval.patience <= best.stale", "0 < config.eval.patience < best.stale",
+        ("test_train.py::test_early_stopping_counts_evaluations_without_a_better_value",),
+    ),
+    Mutation(
+        "rollback passes over the step before", TRAIN,
+        "if step + 1 in skipped:", "if step in skipped:",
+        ("test_train.py::test_a_step_that_is_not_finite_is_skipped_or_rolled_back_from",),
+    ),
+    Mutation(
+        "config.model.hidden does nothing", STATE,
+        "hidden=c.hidden,", "hidden=0,",
+        ("test_state.py::test_the_network_is_as_wide_and_as_exact_as_config_model_says",),
+    ),
+    Mutation(
+        "config.model.dtype does nothing", STATE,
+        "rngs=rngs, dtype=DTYPES[c.dtype], **c.options",
+        "rngs=rngs, dtype=jnp.float32, **c.options",
+        ("test_state.py::test_the_network_is_as_wide_and_as_exact_as_config_model_says",),
+    ),
+    Mutation(
+        "config.model.dropout does nothing", STATE,
+        "dropout=c.dropout,", "dropout=0.0,",
+        ("test_step.py::test_every_step_draws_anew_and_the_same_step_the_same",),
+    ),
+    Mutation(
+        "a frozen batch norm goes on", STATE,
+        "_freeze_batch_norm(abstract, config.optim.lr_multipliers)", "pass",
+        ("test_train.py::test_frozen_parameters_and_their_statistics_do_not_move",),
+    ),
+    Mutation(
+        "teachers see images as they were", STEP,
+        'teachers.say(batch["teachers"], images)',
+        'teachers.say(batch["teachers"], augment_lib.eval_images(batch["image"], images.shape[1]))',
+        ("test_step.py::test_teachers_have_their_share_and_see_the_images_as_they_are_augmented",),
+    ),
+    Mutation(
+        "labels keep their whole share beside teachers", STEP,
+        "head.weight * (1 - share_of_teachers) * mean", "head.weight * mean",
+        ("test_step.py::test_teachers_have_their_share_and_see_the_images_as_they_are_augmented",),
+    ),
+    Mutation(
+        "teachers teach of labelled rows' number", STEP,
+        'mean = jnp.sum(part["weight"] * loss) / part["counts"]["images"]',
+        'mean = jnp.sum(part["weight"] * loss) / part["counts"]["labels"][name]',
+        ("test_step.py::test_teachers_have_their_share_and_see_the_images_as_they_are_augmented",),
+    ),
+    Mutation(
+        "teachers teach with rows of weight 0", STEP,
+        'mean = jnp.sum(part["weight"] * loss) / part["counts"]["images"]',
+        'mean = jnp.sum(loss) / part["counts"]["images"]',
+        ("test_step.py::test_teachers_have_their_share_and_see_the_images_as_they_are_augmented",),
+    ),
+    Mutation(
+        "a logged line is of its last step", "agejax/logging/train_log.py",
+        "sum(sums[k] for sums in steps.values()) for k in steps[last]",
+        "steps[last][k] for k in steps[last]",
+        ("test_logging.py::test_a_line_has_the_means_over_the_rows_of_its_steps",),
+    ),
+    Mutation(
+        "calibrated probabilities are not what predict gives", "agejax/predict.py",
+        "said = said | (calibration.probabilities(said) if calibration else {})",
+        "said = dict(said)",
+        ("test_evaluate.py::test_after_calibration_predict_says_the_intervals_of_evaluate",),
+    ),
+    Mutation(
+        "predictions.csv has no groups of copies", "agejax/evaluate.py",
+        '"group": source.groups[rows]}', '"group": np.arange(len(rows))}',
+        ("test_evaluate.py::test_every_image_of_the_split_is_scored_once",),
+    ),
+    Mutation(
+        "evaluate takes val by default", "agejax/evaluate.py",
+        'split = split or ("test" if same_data else "all")',
+        'split = split or ("val" if same_data else "all")',
+        ("test_evaluate.py::test_every_image_of_the_split_is_scored_once",),
+    ),
+    Mutation(
+        "evaluate does not ask which data it is", "agejax/evaluate.py",
+        'split = split or ("test" if same_data else "all")', 'split = split or "test"',
+        ("test_evaluate.py::test_other_data_is_scored_whole_and_has_no_split",),
+    ),
+    Mutation(
+        "calibration is fitted to test", "agejax/evaluate.py",
+        'run.config.data.split).get("val")', 'run.config.data.split).get("test")',
+        ("test_report.py::test_calibration_is_fitted_on_val_and_kept",),
+    ),
+    Mutation(
+        "calibration of another checkpoint is used", "agejax/calibration.py",
+        'if stored["step"] != step:', 'if False:',
+        ("test_calibration.py::test_it_is_read_back_and_only_for_its_own_checkpoint",),
+    ),
+    Mutation(
+        "copies count in calibration", "agejax/calibration.py",
+        "_, first = np.unique(duplicates, return_index=True)", "first = np.arange(len(duplicates))",
+        ("test_calibration.py::test_copies_are_no_evidence",),
+    ),
+    Mutation(
+        "the worst faces are the best", "agejax/reporting/report.py",
+        '"worst": order[::-1][:FACES],', '"worst": order[:FACES],',
+        ("test_report.py::test_the_faces_shown_are_the_best_and_the_worst_each_under_its_own_caption",),
+    ),
+    Mutation(
+        "the faces shown are others than the captions'", "agejax/reporting/report.py",
+        "scored.source.take(scored.rows[some]),", "scored.source.take(some),",
+        ("test_report.py::test_the_faces_shown_are_the_best_and_the_worst_each_under_its_own_caption",),
+    ),
+    Mutation(
+        "the maps shown are of other faces than the captions'", "agejax/reporting/report.py",
+        "images = scored.source.take(scored.rows[explained])",
+        "images = scored.source.take(explained)",
+        ("test_report.py::test_the_faces_shown_are_the_best_and_the_worst_each_under_its_own_caption",),
+    ),
+    Mutation(
+        "a process takes the slice of another", "agejax/data/pipeline.py",
+        "start = step * self.batch_size + self.process_index * share",
+        "start = step * self.batch_size",
+        ("test_pipeline.py::test_the_slices_of_all_processes_make_the_batch_of_one",),
+    ),
+    Mutation(
+        "padding of the last batch counts", "agejax/data/pipeline.py",
+        "real = np.arange(batch_size) < len(mine)", "real = np.arange(batch_size) >= 0",
+        ("test_pipeline.py::test_an_evaluation_counts_every_row_once_and_in_order",),
+    ),
+    Mutation(
+        "originals are augmented as copies", "agejax/data/pipeline.py",
+        "later = self.sampler.occurrence(start, start + share) > 0",
+        "later = self.sampler.occurrence(start, start + share) >= 0",
+        ("test_pipeline.py::test_later_draws_of_a_row_in_an_epoch_are_augmented_harder",),
+    ),
+    Mutation(
+        "sampling.alpha does nothing", "agejax/data/draws.py",
+        'density.dense_weight(source.labels["age"][rows], config.alpha)',
+        'density.dense_weight(source.labels["age"][rows], 0.5)',
+        ("test_draws.py::test_every_row_is_drawn_within_one_of_its_expectation_in_every_epoch",
+         "test_draws.py::test_settings_of_the_sampler_reach_the_weights"),
+    ),
+    Mutation(
+        "sampling.power does nothing", "agejax/data/draws.py",
+        "density.crossing(labels), power=config.power", "density.crossing(labels), power=1.0",
+        ("test_draws.py::test_settings_of_the_sampler_reach_the_weights",),
+    ),
+    Mutation(
+        "sampling.lds_sigma does nothing", "agejax/data/draws.py",
+        "sigma=config.lds_sigma,", "sigma=2.0,",
+        ("test_draws.py::test_settings_of_the_sampler_reach_the_weights",),
+    ),
+    Mutation(
+        "sampling.reweight does nothing", "agejax/data/draws.py",
+        "reweight=config.reweight,", 'reweight="sqrt",',
+        ("test_draws.py::test_settings_of_the_sampler_reach_the_weights",),
+    ),
+    Mutation(
+        "the likelihood's beta does nothing", "agejax/heads/ages.py",
+        "self._log_variance(output), target, self.beta)",
+        "self._log_variance(output), target, 0.5)",
+        ("test_heads.py::test_settings_of_heads_reach_their_losses",),
+    ),
+    Mutation(
+        "corn asks each question alone", "agejax/heads/ages.py",
+        "p = jnp.cumprod(p, axis=1)", "p = p * 1.0",
+        ("test_heads.py::test_ranks_are_decoded_by_hand",),
+    ),
+    Mutation(
+        "a distribution's sigma is about its median", "agejax/heads/ages.py",
+        "error = ages - expectation(p, ages)[:, None]", "error = ages - median(p, ages)[:, None]",
+        ("test_heads.py::test_a_distributions_sigma_is_about_its_mean",),
     ),
 )  # fmt: skip
 
