@@ -46,6 +46,19 @@ def test_classes_are_learned_and_have_probabilities(estimator, classes):
     assert (p.argmax(axis=1) == labels["val"])[known].mean() > 0.7
 
 
+def test_the_options_are_those_with_the_least_error_on_val():
+    x, y = make_regression(90, 60, n_informative=60, noise=80.0, random_state=1)
+    parts, labels = splits_of(x, y, 60)
+    make, _, grid = baselines.ESTIMATORS["linear"]
+    errors = []
+    for options in grid:
+        made = make(**options).fit(parts["train"], labels["train"])
+        errors.append(np.abs(made.predict(parts["val"]) - labels["val"]).mean())
+    assert min(errors) < errors[0]
+    assert min(errors) < errors[-1] or len(set(errors)) == len(errors)
+    assert baselines.fit("linear", parts, labels)[1] == grid[int(np.argmin(errors))]
+
+
 def test_the_command_scores_as_evaluate_does(trained, tmp_path, capsys):
     flags = [f"--workdir={trained}", "--estimator=linear", f"--output={tmp_path / 'out'}"]
     assert run_command(baselines.main, ["baselines", *flags]) == 0

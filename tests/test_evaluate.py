@@ -1,6 +1,7 @@
 """evaluate and predict on a trained run."""
 
 import csv
+import dataclasses
 import json
 import shutil
 
@@ -64,6 +65,16 @@ def test_the_figures_follow_from_the_predictions_written_beside_them(scored):
     assert low < result["age"]["mae"] < high
     classes = np.array([[int(r["gender"]), int(r["gender_predicted"])] for r in rows])
     assert result["gender"]["accuracy"] == sklearn_metrics.accuracy_score(*classes.T)
+
+
+def test_copies_of_one_photo_are_resampled_together(run):
+    scored = evaluate.score(Run.open(run[0]))
+    alike = np.zeros(len(scored.source.ids), np.int64)  # all of them copies of one
+    copies = dataclasses.replace(scored, source=dataclasses.replace(scored.source, groups=alike))
+    result = evaluate.measure(copies)
+    assert result["age"]["mae_ci95"] == pytest.approx([result["age"]["mae"]] * 2)
+    low, high = evaluate.measure(scored)["age"]["mae_ci95"]
+    assert low < high
 
 
 def test_other_data_is_scored_whole_and_has_no_split(run, cache, faces, tmp_path):

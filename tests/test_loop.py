@@ -137,6 +137,22 @@ def test_val_is_looked_at_when_due_and_at_the_last_step(seen):
     assert asked == list(evaluated.items())
 
 
+@pytest.mark.parametrize(
+    ("mode", "values", "best", "stale"),
+    [
+        ("min", [3.0, 1.0, 2.0], (1.0, 20), 1),
+        ("max", [3.0, 1.0, 2.0], (3.0, 10), 2),
+        ("min", [1.0, 1.0, 1.0], (1.0, 10), 2),  # a tie is not better
+        ("max", [0.5, 0.6, 0.7], (0.7, 30), 0),
+    ],
+)
+def test_the_best_of_three_evaluations(mode, values, best, stale):
+    found = train.Best()
+    for step, value in zip((10, 20, 30), values, strict=True):
+        found = found.update(value, step, mode)
+    assert (found.value, found.step, found.stale) == (*best, stale)
+
+
 def test_whoever_is_asked_may_end_the_run_after_an_evaluation(faces, seen, tmp_path):
     summary = train.train(get_config(faces), tmp_path / "run", lambda step, value: step >= 10)
     assert summary["steps"] == 10

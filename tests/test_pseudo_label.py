@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 
+import by_hand
 import ml_collections
 import numpy as np
 import pytest
@@ -53,8 +54,29 @@ def test_the_surest_half_is_kept_with_what_the_run_says(trained, folder, labelle
     for row in rows:
         assert float(row["age"]) == pytest.approx(age[row["file"]], abs=0.006)
         assert row["gender"] in ("male", "female")  # of two classes, one has .5
+    # A class is named where its probability is 0.5 or more.
+    p = dict(zip(source.ids.tolist(), said["ethnicity"], strict=True))
+    names = source.label_names.get("ethnicity") or run.facts.label_names["ethnicity"]
+    for row in rows:
+        best = int(p[row["file"]].argmax())
+        assert row["ethnicity"] == (names[best] if p[row["file"]][best] >= 0.5 else "")
     unknown = [row for row in rows if not row["ethnicity"]]
+    assert len(unknown) > 0
     assert result["labelled"]["ethnicity"] == 20 - len(unknown)
+
+
+def test_every_image_is_asked_about_together_with_its_mirror_image(trained):
+    images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), np.uint8)
+    plain, mirrored = (by_hand.predict(trained, 4, x) for x in (images, images[:, :, ::-1]))
+    run = pseudo_label.twice(joined.open_run(trained))
+    padded = np.concatenate([images, images[:2]])
+    said = run.predict([{"image": padded, "weight": np.ones(8, np.float32)}])
+    assert np.abs(plain["age"] - mirrored["age"]).max() > 0.01
+    for name in ("age", "gender", "ethnicity"):
+        mean = (plain[name] + mirrored[name]) / 2
+        np.testing.assert_allclose(said[name][:6], mean, rtol=1e-4, atol=1e-5)
+    apart = np.abs(plain["age"] - mirrored["age"]) / 2  # the deviation of two answers
+    np.testing.assert_allclose(said["age_spread"][:6], apart, rtol=1e-2, atol=1e-3)
 
 
 def test_the_written_lines_train_on_both(labelled, cache, tmp_path):

@@ -34,10 +34,10 @@ def config(faces, cache):
     return config
 
 
-def study_in(folder, pruner="none", sampler="random"):
+def study_in(folder, pruner="none", sampler="random", mode="min"):
     folder.mkdir(exist_ok=True)
     made = sweep.create_sampler(sampler, 2, seed=0)
-    return sweep.create_study(folder, "", made, sweep.create_pruner(pruner), "min")
+    return sweep.create_study(folder, "", made, sweep.create_pruner(pruner), mode)
 
 
 def rows_of(folder):
@@ -70,6 +70,14 @@ def test_trials_are_drawn_trained_and_ranked(config, tmp_path):
     sweep.sweep(config, SPACE, folder, study_in(folder), trials=5)
     # Whoever goes on with a study draws other points than whoever began it, from the same seed.
     assert len({row["schedule.lr"] for row in rows_of(folder)}) == 5
+
+
+@pytest.mark.parametrize(("mode", "best"), [("min", 1), ("max", 0)])
+def test_the_best_of_three_trials(mode, best, config, tmp_path, monkeypatch):
+    values = iter([3.0, 1.0, 2.0])
+    monkeypatch.setattr(train, "train", lambda *_: {"best": {"value": next(values)}})
+    sweep.sweep(config, SPACE, tmp_path / "study", study_in(tmp_path / "study", mode=mode), 3)
+    assert json.loads((tmp_path / "study" / "best.json").read_text())["number"] == best
 
 
 def test_a_trial_ends_where_the_pruner_says(config, tmp_path, monkeypatch):

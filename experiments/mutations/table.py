@@ -263,6 +263,43 @@ SURVIVORS = (
         "log.flush()  # raises", "pass  # raises",
         ("test_train.py::test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint",),
     ),
+    Mutation(
+        "the best checkpoint is the last", "agejax/run.py",
+        "which = checkpoints.best if step is None else step",
+        "which = checkpoints.last if step is None else step",
+        ("test_checkpoint.py::test_a_run_opens_at_its_best_checkpoint_or_at_the_step_it_is_told",),
+    ),
+    Mutation(
+        "the best of max is the smallest", "agejax/checkpoint.py",
+        'SIGNS = {"min": 1.0, "max": -1.0}', 'SIGNS = {"min": 1.0, "max": 1.0}',
+        ("test_checkpoint.py::test_the_last_two_and_the_best_are_kept",),
+    ),
+    Mutation(
+        "the best of min is the largest", "agejax/checkpoint.py",
+        'SIGNS = {"min": 1.0, "max": -1.0}', 'SIGNS = {"min": -1.0, "max": -1.0}',
+        ("test_checkpoint.py::test_the_last_two_and_the_best_are_kept",),
+    ),
+    Mutation(
+        "readers take another mode than the run's", "agejax/run.py",
+        'Checkpoints(workdir / "checkpoints", config.eval.best_mode)',
+        'Checkpoints(workdir / "checkpoints")',
+        ("test_checkpoint.py::test_a_run_opens_at_its_best_checkpoint_or_at_the_step_it_is_told",),
+    ),
+    Mutation(
+        "the best evaluation is the first", TRAIN,
+        "sign * value < sign * self.value", "False",
+        ("test_loop.py::test_the_best_of_three_evaluations",),
+    ),
+    Mutation(
+        "the best evaluation is the smallest in any mode", TRAIN,
+        'sign = 1 if mode == "min" else -1', "sign = 1",
+        ("test_loop.py::test_the_best_of_three_evaluations",),
+    ),
+    Mutation(
+        "a tie is better", TRAIN,
+        "sign * value < sign * self.value", "sign * value <= sign * self.value",
+        ("test_loop.py::test_the_best_of_three_evaluations",),
+    ),
 )  # fmt: skip
 
 # ---- further wiring ------------------------------------------------------------------------------
@@ -585,6 +622,57 @@ OTHERS = (
         "a distribution's sigma is about its median", "agejax/heads/ages.py",
         "error = ages - expectation(p, ages)[:, None]", "error = ages - median(p, ages)[:, None]",
         ("test_heads.py::test_a_distributions_sigma_is_about_its_mean",),
+    ),
+    Mutation(
+        "a baseline has the options that are worst on val", "agejax/baselines.py",
+        "loss < best[0]", "loss > best[0]",
+        ("test_baselines.py::test_the_options_are_those_with_the_least_error_on_val",),
+    ),
+    Mutation(
+        "a baseline is fitted to val", "agejax/baselines.py",
+        'made.fit(x["train"][known["train"]], y["train"][known["train"]])',
+        'made.fit(x["val"][known["val"]], y["val"][known["val"]])',
+        ("test_baselines.py::test_the_options_are_those_with_the_least_error_on_val",),
+    ),
+    Mutation(
+        "pseudo_label names classes it is not sure of", "agejax/pseudo_label.py",
+        "sure = values.max(axis=1) >= probability", "sure = values.max(axis=1) >= 0",
+        ("test_pseudo_label.py::test_the_surest_half_is_kept_with_what_the_run_says",),
+    ),
+    Mutation(
+        "pseudo_label keeps the least sure", "agejax/pseudo_label.py",
+        'np.argsort(unsure, kind="stable")', 'np.argsort(-unsure, kind="stable")',
+        ("test_pseudo_label.py::test_the_surest_half_is_kept_with_what_the_run_says",),
+    ),
+    Mutation(
+        "pseudo_label does not ask of the mirror image", "agejax/pseudo_label.py",
+        '["plain", "flip"]', '["plain"]',
+        ("test_pseudo_label.py::test_every_image_is_asked_about_together_with_its_mirror_image",),
+    ),
+    Mutation(
+        "a sweep minimises whatever the mode", "agejax/sweep.py",
+        'direction="minimize" if mode == "min" else "maximize"', 'direction="minimize"',
+        ("test_sweep.py::test_the_best_of_three_trials",),
+    ),
+    Mutation(
+        "a pruned trial counts as complete", "agejax/sweep.py",
+        "            raise optuna.TrialPruned\n", "            pass\n",
+        ("test_sweep.py::test_a_trial_ends_where_the_pruner_says",),
+    ),
+    Mutation(
+        "intervals take copies for evidence", "agejax/evaluate.py",
+        "duplicates=scored.duplicates,", "duplicates=None,",
+        ("test_evaluate.py::test_copies_of_one_photo_are_resampled_together",),
+    ),
+    Mutation(
+        "an ensemble ignores its weights", "agejax/joined.py",
+        "share[label][i] / len(seen), one", "1 / len(members) / len(seen), one",
+        ("test_ensemble.py::test_predictions_are_weighted_means_label_by_label",),
+    ),
+    Mutation(
+        "an ensemble's spread forgets how far its members are apart", "agejax/joined.py",
+        "+ jnp.square(said[label] - means[label])", "+ 0 * jnp.square(said[label])",
+        ("test_pseudo_label.py::test_every_image_is_asked_about_together_with_its_mirror_image",),
     ),
 )  # fmt: skip
 
