@@ -11,12 +11,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import datetime
+import fcntl
 import importlib.machinery
 import importlib.util
 import io
 import json
+import os
 import pathlib
+import socket
+import sqlite3
 import sys
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -35,7 +41,8 @@ from agejax.reporting import sweep_page
 KEYS = ("low", "high", "log", "step", "choices")
 SAMPLERS = ("tpe", "random")  # Optuna's Gaussian process would need torch
 PRUNERS = ("none", "asha", "hyperband", "median")
-HEARTBEAT = 60  # seconds; a worker that has been silent for several times as long is dead
+HEARTBEAT = 60  # seconds; a worker that has been silent for twice as long is dead
+POLL = 2.0  # seconds between two looks at the trials of others
 
 Space = Mapping[str, Mapping[str, Any]]
 
@@ -91,23 +98,113 @@ def suggest(trial: Any, name: str, given: Mapping[str, Any]) -> Any:
 def create_study(folder: pathlib.Path, storage: str, sampler: Any, pruner: Any, mode: str) -> Any:
     """A study to go on with, or a new one.
 
-    A worker that died is noticed by its silence: its trial is tried again, and its training goes
-    on from the last checkpoint.
+    Raises:
+      UserError: the database is none of Optuna's, of another version of it, or cannot be opened,
+        or its study searches in the other direction.
     """
     import optuna
+    import sqlalchemy
 
-    return optuna.create_study(
-        study_name=folder.resolve().name,
-        storage=optuna.storages.RDBStorage(
-            storage or f"sqlite:///{folder.absolute()}/study.db",
-            heartbeat_interval=HEARTBEAT,
-            heartbeat_stale_trial_callback=go_on_with,
-        ),
-        sampler=sampler,
-        pruner=pruner,
-        direction="minimize" if mode == "min" else "maximize",
-        load_if_exists=True,
-    )
+    place = f"--storage={storage}" if storage else str(folder / "study.db")
+    if not storage:
+        _check_database(folder / "study.db")
+    directions = optuna.study.StudyDirection
+    direction = directions.MINIMIZE if mode == "min" else directions.MAXIMIZE
+    try:
+        study = optuna.create_study(
+            study_name=folder.resolve().name,
+            storage=optuna.storages.RDBStorage(
+                storage or f"sqlite:///{folder.absolute()}/study.db",
+                heartbeat_interval=HEARTBEAT,
+                heartbeat_stale_trial_callback=go_on_with,
+            ),
+            sampler=sampler,
+            pruner=pruner,
+            direction=direction,
+            load_if_exists=True,
+        )
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UserError(
+            f"{place} cannot be opened as an Optuna study: {reason}; use another --study"
+        ) from error
+    if study.direction != direction:
+        raise UserError(
+            f"{place}: its study searches to {study.direction.name.lower()} and "
+            f"config.eval.best_mode is {mode!r}; use another --study"
+        )
+    return study
+
+
+def _check_database(path: pathlib.Path) -> None:
+    """Raises `UserError` for an SQLite file of something else, to which Optuna would add tables."""
+    if not path.is_file() or not path.stat().st_size:
+        return
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        ) as db:
+            tables = {name for (name,) in db.execute("select name from sqlite_master")}
+    except sqlite3.Error as error:
+        raise UserError(f"{path} is no study ({error}); use another --study") from error
+    if tables and "studies" not in tables:
+        raise UserError(f"{path} is a database of something else; use another --study")
+
+
+class Worker:
+    """This process as a worker of a study: it holds a locked file as long as it lives.
+
+    So whoever shares the folder, on the same machine, sees at once that it has died. On other
+    machines its silence tells, after two minutes: Optuna's heartbeat.
+    """
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self._folder = folder / "workers"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self.name = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
+        self._file = (self._folder / self.name).open("w")
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def has_died(self, name: str) -> bool:
+        """Whether a worker is known to have died; False as well where nothing is known of it."""
+        if not name.startswith(f"{socket.gethostname()}-"):
+            return False
+        try:
+            with (self._folder / name).open("r+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # alive, or its folder is elsewhere
+            return False
+        return True
+
+    def forget(self, name: str) -> None:
+        """Removes the file of a worker that has left no trial behind."""
+        (self._folder / name).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def revive(study: Any, worker: Worker) -> None:
+    """Fails the trials whose workers have died, and queues their settings before all others."""
+    import optuna
+
+    optuna.storages.fail_stale_trials(study)
+    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+        name = trial.user_attrs.get("worker")
+        if name is None:  # killed in its first moment
+            silent = datetime.datetime.now() - trial.datetime_start
+            dead = silent > datetime.timedelta(seconds=2 * HEARTBEAT)
+        else:
+            dead = worker.has_died(name)
+        if not dead:
+            continue
+        # Of several workers that notice it, one comes first.
+        with contextlib.suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+            go_on_with(study, trial)
+        if name is not None:
+            worker.forget(name)
 
 
 def go_on_with(study: Any, trial: Any) -> None:
@@ -141,10 +238,12 @@ def create_pruner(name: str) -> Any:
 def sweep(
     config: ml_collections.ConfigDict, space: Space, folder: pathlib.Path, study: Any, trials: int
 ) -> None:
-    """Runs trials until the study has `trials` that came to an end, and writes its page after each.
+    """Runs trials until `trials` are complete or pruned, and writes the study's page after each.
 
-    Every trial trains in FOLDER/trials/NUMBER. Where its settings make it fail, such as a loss that
-    is not finite, the trial has failed and the study goes on.
+    Every trial trains in FOLDER/trials/NUMBER. If its settings make it fail, for example by a loss
+    that is not finite, the trial has failed and the study goes on. If its worker was killed, its
+    settings are tried again, from the last checkpoint. No more trials are started than are
+    missing: at the end a worker waits for the trials of the others.
 
     Raises:
       UserError: the first trial of all failed: then the config is wrong, not a setting.
@@ -155,10 +254,12 @@ def sweep(
     ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
 
     failed: Exception | None = None
+    stopped = False
     begun = 0
 
     def objective(trial: Any) -> float:
-        nonlocal failed, begun
+        nonlocal failed, stopped, begun
+        trial.set_user_attr("worker", worker.name)
         if trial.number != begun:
             # Another worker is at it, or was: the seed would draw its random points again.
             study.sampler.reseed_rng()
@@ -180,7 +281,7 @@ def sweep(
             summary = train.train(config_lib.replaced(config, values), workdir, stop_after)
             if summary is None:
                 go_on_with(study, trial)
-                study.stop()
+                stopped = True
                 raise Stopped("stopped by a signal; goes on as another trial")
         except (UserError, Stopped) as error:
             failed = error
@@ -195,22 +296,38 @@ def sweep(
 
     def after(study: Any, trial: Any) -> None:
         write(study, folder, space)
-        count = len(study.get_trials(states=ended))
-        if count >= trials:
-            study.stop()
         # The first trial's failure is the config's, not a setting's.
-        if not count and isinstance(failed, UserError):
+        if isinstance(failed, UserError) and not len(study.get_trials(states=ended)):
             raise failed
 
-    if len(study.get_trials(states=ended)) < trials:
-        study.optimize(objective, callbacks=[after], catch=(UserError, Stopped))
+    waits = False
+    worker = Worker(folder)
+    with contextlib.closing(worker):
+        while not stopped:
+            revive(study, worker)
+            all_ = study.get_trials(deepcopy=False)
+            missing = trials - sum(trial.state in ended for trial in all_)
+            if missing <= 0:
+                break
+            others = sum(
+                trial.state == optuna.trial.TrialState.RUNNING and "worker" in trial.user_attrs
+                for trial in all_
+            )
+            if missing > others:
+                study.optimize(objective, n_trials=1, callbacks=[after], catch=(UserError, Stopped))
+                continue
+            if not waits:
+                print(f"waiting for the trials of other workers: {others}", flush=True)
+            waits = True
+            time.sleep(POLL)
+        worker.forget(worker.name)
     write(study, folder, space)
-    if len(study.get_trials(states=ended)) < trials:
+    if stopped:
         raise SystemExit(1)
 
 
 class Stopped(Exception):
-    """A signal came."""
+    """Trial interrupted by SIGTERM or SIGINT."""
 
 
 def write(study: Any, folder: pathlib.Path, space: Space) -> None:
@@ -296,7 +413,12 @@ def main(argv: Sequence[str]) -> None:
         )
     sharding.start()
     folder = expand(args.study)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--study={folder}: {error.strerror}; choose a folder that can be written"
+        ) from error
     study = create_study(
         folder,
         args.storage,
@@ -305,8 +427,9 @@ def main(argv: Sequence[str]) -> None:
         config.eval.best_mode,
     )
     sweep(config, space, folder, study, args.trials)
-    best = json.loads((folder / "best.json").read_text())
-    print(f"best of {args.trials}: {config.eval.best} {best['value']:.4f} with {best['flags']}")
+    if (folder / "best.json").exists():  # else all were pruned
+        best = json.loads((folder / "best.json").read_text())
+        print(f"best of {args.trials}: {config.eval.best} {best['value']:.4f} with {best['flags']}")
     print(f"written to {folder}/: index.html, trials.csv, best.json")
 
 

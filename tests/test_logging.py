@@ -10,7 +10,9 @@ import pathlib
 import re
 import subprocess
 import sys
+import threading
 import time
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +22,7 @@ from hypothesis import strategies as st
 
 from agejax.errors import UserError
 from agejax.logging import progress, records, tensorboard
+from agejax.logging import watchdog as watchdog_lib
 from agejax.logging.stopwatch import Stopwatch
 from agejax.logging.train_log import TrainLog
 from agejax.logging.watchdog import Watchdog
@@ -423,6 +426,39 @@ def test_a_run_that_hangs_says_where(tmp_path):
             hang_until(lambda: "hang_until" in (tmp_path / "stderr").read_text())
             watchdog.feed()
         assert "nothing has happened for" in (tmp_path / "stderr").read_text()
+
+
+def test_the_watchdog_waits_as_long_as_it_says_since_it_was_fed(tmp_path, monkeypatch):
+    """By a clock of its own: fed at 0 and 60, of 100 s it complains at 160, not at 100."""
+    now, waits, ended = [0.0], [], threading.Event()
+
+    class Done:
+        def wait(self, seconds):
+            waits.append(seconds)
+            if len(waits) == 1:
+                now[0] = 60
+                watchdog.feed()
+                now[0] = 0
+            now[0] += seconds
+            if len(waits) == 3:
+                ended.set()
+            return len(waits) == 3
+
+        def set(self):
+            pass
+
+    clock = types.SimpleNamespace(monotonic=lambda: now[0])
+    threads = types.SimpleNamespace(Event=Done, Thread=threading.Thread)
+    monkeypatch.setattr(watchdog_lib, "time", clock)
+    monkeypatch.setattr(watchdog_lib, "threading", threads)
+    with (tmp_path / "stderr").open("w+") as out:
+        watchdog = Watchdog(100, out)
+        with watchdog:
+            assert ended.wait(10)
+    assert waits == [100, 60, 100]
+    text = (tmp_path / "stderr").read_text()
+    assert text.count("nothing has happened for") == 1
+    assert "nothing has happened for 100 s" in text
 
 
 def hang_until(seen):

@@ -1,9 +1,15 @@
 """sweep: settings drawn from a space, trials pruned, stopped and gone on with."""
 
+import contextlib
 import csv
 import json
 import math
+import os
 import pathlib
+import signal
+import sqlite3
+import subprocess
+import sys
 
 import optuna
 import pytest
@@ -18,6 +24,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::optuna.exceptions.ExperimentalWarning", "ignore:Heartbeat of storage"
 )
 ROOT = pathlib.Path(__file__).parents[1]
+CONFIG = f"--config={ROOT / 'tests' / 'tiny.py'}"
 SPACE = {
     "schedule.lr": {"low": 1e-4, "high": 1e-2, "log": True},
     "heads.age.loss": {"choices": ["l1", "l2"]},
@@ -136,6 +143,133 @@ def test_the_trial_of_a_worker_that_died_goes_on_in_its_folder(config, tmp_path,
     sweep.go_on_with(study, dead)
     sweep.sweep(config, {"schedule.lr": SPACE["schedule.lr"]}, folder, study, trials=1)
     assert seen == [("0000", value)]
+
+
+KILLED = """
+import os, signal, sys
+from agejax import sweep, train
+from agejax.errors import run_command
+
+def pretend(config, workdir, stop_after):
+    if workdir.name == "0001":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"best": {"value": config.schedule.lr}}
+
+train.train = pretend
+sys.exit(run_command(sweep.main, ["sweep", *sys.argv[1:]]))
+"""
+
+
+def test_a_killed_trial_is_tried_again_at_once_and_n_trials_are_n_completed(
+    config, tmp_path, monkeypatch
+):
+    folder, seen = tmp_path / "study", []
+    (tmp_path / "space.py").write_text(f"def get_space(): return {SPACE}")
+    flags = [
+        CONFIG,
+        f"--space={tmp_path / 'space.py'}",
+        f"--study={folder}",
+    ]
+    died = subprocess.run(
+        [sys.executable, "-c", KILLED, *flags, "--trials=3"], cwd=ROOT, timeout=300,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+    )  # fmt: skip
+    assert died.returncode == -signal.SIGKILL
+    study = study_in(folder)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "RUNNING"]
+    cut_off = study.trials[1].user_attrs["settings"]
+
+    def pretend(config, workdir, stop_after):
+        seen.append((workdir.name, config.schedule.lr))
+        return {"best": {"value": 1.0}}
+
+    monkeypatch.setattr(train, "train", pretend)
+    sweep.sweep(config, SPACE, folder, study, trials=3)
+    assert seen[0] == ("0001", cut_off["schedule.lr"])
+    assert [trial.state.name for trial in study.trials] == [
+        "COMPLETE", "FAIL", "COMPLETE", "COMPLETE",
+    ]  # fmt: skip
+    assert not list((folder / "workers").iterdir())
+
+
+def test_the_trial_of_a_worker_that_lives_is_left_alone(tmp_path):
+    study = study_in(tmp_path / "study")
+    one, other = (sweep.Worker(tmp_path / "study") for _ in range(2))
+    trial = study.ask()
+    value = sweep.suggest(trial, "schedule.lr", SPACE["schedule.lr"])
+    trial.set_user_attr("worker", one.name)
+    sweep.revive(study, other)
+    assert [each.state.name for each in study.trials] == ["RUNNING"]
+    one.close()
+    sweep.revive(study, other)
+    sweep.revive(study, other)
+    assert [each.state.name for each in study.trials] == ["FAIL", "WAITING"]
+    queued = study.ask()
+    assert queued.user_attrs["goes_on"] == 0
+    assert sweep.suggest(queued, "schedule.lr", SPACE["schedule.lr"]) == value
+
+
+def test_a_worker_waits_for_the_last_trial_of_another_and_begins_none_beyond(
+    config, tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "study"
+    study = study_in(folder)
+    other = sweep.Worker(folder)
+    trial = study.ask()
+    trial.set_user_attr("worker", other.name)
+    trial.set_user_attr("workdir", str(folder))
+    trial.set_user_attr("settings", {})
+    monkeypatch.setattr(sweep.time, "sleep", lambda seconds: study.tell(trial, 2.0))
+    monkeypatch.setattr(train, "train", lambda *_: pytest.fail("began another trial"))
+    sweep.sweep(config, SPACE, folder, study, trials=1)
+    assert "waiting for the trials of other workers: 1" in capsys.readouterr().out
+    assert [row["value"] for row in rows_of(folder)] == ["2.0"]
+
+
+def other_database(path):
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("create table photos (name text)")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.write_bytes(b"no database" * 100), "file is not a database"),
+        (other_database, "is a database of something else"),
+        (lambda path: path.mkdir(), "unable to open database file"),
+    ],
+)
+def test_a_study_db_of_another_kind_is_one_line_and_stays_as_it_is(tmp_path, capsys, make, message):
+    folder = tmp_path / "study"
+    folder.mkdir()
+    make(folder / "study.db")
+    before = folder.joinpath("study.db").read_bytes() if (folder / "study.db").is_file() else None
+    (tmp_path / "space.py").write_text(f"def get_space(): return {SPACE}")
+    flags = [
+        f"--space={tmp_path / 'space.py'}",
+        f"--study={folder}",
+        CONFIG,
+    ]
+    assert run_command(sweep.main, ["sweep", *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{folder / 'study.db'}" in line
+    assert message in line
+    assert "use another --study" in line
+    if before is not None:
+        assert folder.joinpath("study.db").read_bytes() == before
+
+
+def test_a_study_of_the_other_direction_is_one_line_as_is_a_folder_that_is_a_file(tmp_path, capsys):
+    study_in(tmp_path / "study")
+    with pytest.raises(UserError, match="searches to minimize"):
+        sweep.create_study(tmp_path / "study", "", None, None, "max")
+    (tmp_path / "file").touch()
+    (tmp_path / "space.py").write_text(f"def get_space(): return {SPACE}")
+    flags = [f"--space={tmp_path / 'space.py'}", f"--study={tmp_path / 'file'}"]
+    assert run_command(sweep.main, ["sweep", *flags, CONFIG]) == 2
+    assert "choose a folder" in capsys.readouterr().err
+    with pytest.raises(UserError, match="--storage=nonsense cannot be opened"):
+        sweep.create_study(tmp_path / "study", "nonsense", None, None, "min")
 
 
 def test_a_setting_that_fails_is_a_failed_trial_and_a_config_that_fails_an_error(

@@ -14,7 +14,7 @@ class Watchdog:
     """Unless fed again within `seconds`, writes all threads' stacks; the process is left alone.
 
     A process that waits for another (a collective, a disk, a worker) says nothing by itself. Not
-    `faulthandler.dump_traceback_later`: each feeding would start a thread, of .7 ms on a busy CPU.
+    `faulthandler.dump_traceback_later`: each feeding would start a thread, of 0.7 ms on a busy CPU.
 
     Args:
       seconds: 0: never.
