@@ -212,9 +212,12 @@ def gaussian_targets(age: jax.Array, ages: jax.Array, sigma: jax.typing.ArrayLik
     return jax.nn.softmax(-0.5 * jnp.square((ages - _f32(age)[:, None]) / spread[:, None]))
 
 
-def sord_targets(age: jax.Array, ages: jax.Array, power: int) -> jax.Array:
-    """q ~ exp(-|j - y|^power) over ages [K], [B] -> [B, K]. Díaz & Marathe 2019."""
-    return jax.nn.softmax(-(jnp.abs(ages - _f32(age)[:, None]) ** power))
+def sord_targets(age: jax.Array, ages: jax.Array, power: int, scale: float = 1.0) -> jax.Array:
+    """q_j ~ exp(-scale · |j - y|^power) over ages [K], [B] -> [B, K]. Díaz & Marathe 2019.
+
+    Power 2 with scale 1 / (2 sigma²) is `gaussian_targets`.
+    """
+    return jax.nn.softmax(-scale * jnp.abs(ages - _f32(age)[:, None]) ** power)
 
 
 def dldl(

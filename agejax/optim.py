@@ -54,8 +54,9 @@ def create_schedule(
 ) -> optax.Schedule:
     """config.schedule -> learning rate of a step.
 
-    one_cycle is optax's (Smith & Topin 2018, as torch's OneCycleLR): cosine from lr/div up to lr,
-    then cosine down to lr/div/final_div.
+    one_cycle (Smith & Topin 2018): a cosine from lr / div up to lr, which it reaches at exactly the
+    step where the warm-up ends, then a cosine down to lr / div / final_div. It moves the learning
+    rate alone; torch's OneCycleLR also moves the momentum the other way, unless told not to.
 
     Args:
       total_steps: of the whole run.
@@ -85,8 +86,11 @@ def create_schedule(
                 0.0, lr, warmup(), total_steps, lr / config.final_div
             )
         case "one_cycle":
-            return optax.cosine_onecycle_schedule(
-                total_steps, lr, warmup() / total_steps, config.div, config.final_div
+            # optax.cosine_onecycle_schedule takes the warm-up as a share, and int(share * total)
+            # is one step early for some, such as 29 of 100.
+            end = 1 / (config.div * config.final_div)
+            return optax.piecewise_interpolate_schedule(
+                "cosine", lr / config.div, {warmup(): config.div, total_steps: end}
             )
     raise UserError(
         f"config.schedule.kind: {config.kind!r} is not one of one_cycle, warmup_cosine, "

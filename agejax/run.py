@@ -163,9 +163,16 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict | None:
     if not path.exists():
         return None
     try:
-        return ml_collections.ConfigDict(json.loads(path.read_text()))
+        return _as_written(json.loads(path.read_text()))
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); use another --workdir") from error
+
+
+def _as_written(stored: Any) -> ml_collections.ConfigDict:
+    """A stored config, with the defaults of its time where its heads leave options out."""
+    config = ml_collections.ConfigDict(stored)
+    heads_lib.write_out(config.get("heads") or {}, former=True)
+    return config
 
 
 def stored_config(workdir: pathlib.Path) -> ml_collections.ConfigDict | None:
@@ -179,7 +186,7 @@ def stored_config(workdir: pathlib.Path) -> ml_collections.ConfigDict | None:
     for step in reversed(steps):
         # A step may be damaged, or be deleted just now: the one before it has the same config.
         with contextlib.suppress(UserError):
-            return ml_collections.ConfigDict(checkpoints.meta(step)["config"])
+            return _as_written(checkpoints.meta(step)["config"])
     return read_config(workdir) if steps else None
 
 

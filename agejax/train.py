@@ -21,10 +21,10 @@ from agejax import heads as heads_lib
 from agejax import state as state_lib
 from agejax import step as step_lib
 from agejax.checkpoint import Checkpoints, CheckpointWriter
-from agejax.data import draws, opening, pipeline, splits
+from agejax.data import draws, opening, pipeline, sampling, splits
 from agejax.distill import Teachers
 from agejax.errors import NotFiniteError, UserError
-from agejax.heads import weights
+from agejax.heads import training, weights
 from agejax.logging import records
 from agejax.logging.profile import Profile
 from agejax.logging.stopwatch import Stopwatch
@@ -70,6 +70,8 @@ def _train(
     clock = Stopwatch()
     stored = run.stored_config(workdir)
     config = warm_start.settle(config, workdir, stored)
+    with config.unlocked():
+        heads_lib.write_out(config.heads, stored.heads if stored else None)
     run.check_same_config(workdir, stored, config)
     mesh = sharding.create_mesh(config.sharding.devices, config.sharding.fsdp)
     sharding.check_batch_size(
@@ -88,9 +90,12 @@ def _train(
         facts = heads_lib.Facts.of(
             {k: v[train_rows] for k, v in source.labels.items()}, source.label_names
         )
-        sampler = pipeline.make_sampler(config.sampling, source, train_rows, config.seed)
-        heads = heads_lib.create(config.heads, facts)
-        example_weights = weights.of(config.heads, heads, source.labels, train_rows)
+        drawn = draws.weigh(config.sampling, source, train_rows)
+        sampler = sampling.Sampler(*drawn, config.seed)
+        heads, facts, example_weights = training.prepare(
+            config.heads, facts, source.labels, train_rows,
+            *(each.expected(len(train_rows)) for each in (drawn, draws.even(source, train_rows))),
+        )  # fmt: skip
         batches = pipeline.TrainBatches(
             dataclasses.replace(source, labels=source.labels | example_weights),
             train_rows,

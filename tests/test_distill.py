@@ -49,7 +49,7 @@ def test_teachers_say_the_mean_of_their_probabilities(config_of, teachers):
         apart = [run.eval_step(run.params, run.batch_stats, batch)[name] for run in runs]
         assert not np.allclose(apart[0], apart[1], atol=1e-3)
         np.testing.assert_allclose(said[name], np.mean(apart, axis=0), atol=1e-5)
-    assert said["age"].shape == (16, 101)
+    assert said["age"].shape == (16, 117)
     np.testing.assert_allclose(said["age"].sum(axis=1), 1, rtol=1e-5)
 
 

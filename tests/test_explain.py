@@ -104,6 +104,19 @@ def test_integrated_gradients_of_a_linear_model_are_exact(photo):
     assert abs(found.checks["gap"]) < 1e-3
 
 
+def test_integrated_gradients_go_by_the_midpoint_rule(photo):
+    start = jnp.asarray(explain.backdrop(photo), jnp.float32)
+    change = (photo.astype(np.float64) - np.asarray(start, np.float64)) / 100
+    found = explain.integrated_gradients(
+        lambda images: jnp.sum(((images - start) / 100) ** 3, axis=(1, 2, 3)),
+        photo,
+        steps=2,
+        batch=2,
+    )
+    # The slope along the line is 3 t² d³. The mean of t² at 1/4 and 3/4 is 5/16, and not 1/3.
+    np.testing.assert_allclose(found.heat, (change**3 * 15 / 16).sum(axis=2), rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("fill", ["blur", "mean"])
 def test_integrated_gradients_add_up_to_the_difference(photo, fill):
     def value(images):

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agejax import heads
+from agejax.data import density
 from agejax.errors import UserError
 from agejax.heads import weights
 
@@ -165,6 +166,12 @@ def test_a_head_starts_at_the_mean_age():
         ({"age": {"kind": "ordinal", "method": "coarl"}}, "'coarl' is not one of coral, corn"),
         ({"age": {"kind": "distribution", "power": 3}}, r"power: 3 is not one of 1, 2"),
         ({"age": {"kind": "distribution", "sigma": 0}}, "sigma: must be above 0"),
+        ({"age": {"kind": "distribution", "scale": 0}}, "scale: must be above 0"),
+        (
+            {"age": {"kind": "ordinal", "decode_prior": "own"}},
+            "'own' is not one of natural, sampled",
+        ),
+        ({"gender": {"kind": "binary", "decode_prior": "x"}}, "'x' is not one of natural, sampled"),
         ({"age": {"kind": "distribution", "votes": "iq"}}, "no 'iq' label"),
         ({"age": {"kind": "buckets", "edges": (10, 3)}}, "rising ages"),
         ({"age": {"kind": "buckets", "edges": (30, 40)}}, "no training image of age 30-39"),
@@ -330,6 +337,67 @@ def test_example_weights_have_mean_one_and_favour_the_rare():
         assert (w[2000:] == 1).all()
         common, rare = (gender == 0, gender == 1) if name == "gender" else (ages == 28, ages > 75)
         assert w[known][rare[known]].min() > w[known][common[known]].max()
+
+
+def test_example_weights_have_mean_one_over_what_is_drawn():
+    ages = np.repeat([20.0, 60.0, np.nan], [6, 2, 2]).astype(np.float32)
+    config = {"age": {"kind": "regression", "example_weights": {"kind": "inverse"}}}
+    made = heads.create(config, heads.Facts.of({"age": ages}, {}))
+    drawn = np.repeat([0.5, 3.0, 7.0], [6, 2, 2])  # 3 draws of the young, 6 of the old
+    w = weights.of(config, made, {"age": ages}, np.arange(10), drawn)["example_weight/age"]
+    # 1/6 and 1/2 of a common factor c, where 3 c/6 + 6 c/2 = 9.
+    np.testing.assert_allclose(w[:8], np.repeat([9 / 3.5 / 6, 9 / 3.5 / 2], [6, 2]), rtol=1e-6)
+    assert (w[8:] == 1).all()
+
+
+def test_dense_weight_is_that_of_the_scale_that_the_loss_lives_on():
+    ages = np.round(np.random.default_rng(0).gamma(4, 8, 300)).astype(np.float32)
+    config = {
+        "age": {
+            "kind": "regression",
+            "transform": "log",
+            "example_weights": {"kind": "dense", "alpha": 0.7},
+        }
+    }
+    made = heads.create(config, heads.Facts.of({"age": ages}, {}))
+    w = weights.of(config, made, {"age": ages}, np.arange(300))["example_weight/age"]
+    np.testing.assert_allclose(w, density.dense_weight(np.log1p(ages), 0.7), rtol=1e-3)
+    assert np.abs(w - density.dense_weight(ages, 0.7)).max() > 0.1
+
+
+def test_the_sigma_of_a_gaussian_is_in_years():
+    head = make("age", kind="gaussian")
+    years = np.nanstd(LABELS["age"].astype(np.float64))
+    output = jnp.array([[0.3, 0.0], [0.3, 2 * np.log(0.25)], [0.3, 99.0], [0.3, -99.0]])
+    # The second output is the logarithm of a variance on the labels' standard scale, in -12..6.
+    expected = years * np.array([1, 0.25, np.exp(3.0), np.exp(-6.0)])
+    np.testing.assert_allclose(head.extras(output)["sigma"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["distribution", "ordinal", "regression", "gaussian"])
+def test_ages_up_to_116_can_be_said(kind):
+    head = make("age", kind=kind)
+    n = width(head)
+    best = {"distribution": 1e3 * jnp.eye(117)[-1:], "ordinal": jnp.full((1, 116), 1e3)}
+    assert {"distribution": 117, "ordinal": 116}.get(kind, n) == n
+    assert head.decode(best.get(kind, jnp.full((1, n), 1e3)))[0] == pytest.approx(116, abs=0.51)
+
+
+def test_a_stored_run_keeps_the_defaults_it_was_started_with():
+    old = {"age": {"kind": "distribution"}, "gender": {"kind": "binary"}, "x": {"kind": "buckets"}}
+    heads.write_out(old, former=True)
+    assert old["age"] == {"kind": "distribution", "range": [0, 100], "decode_prior": "sampled"}
+    assert old["gender"] == {"kind": "binary"}
+    assert old["x"]["decode_prior"] == "sampled"
+    # The same command goes on with these; a new run has the new ones, and writes them down.
+    again, new = {"age": {"kind": "distribution"}}, {"age": {"kind": "distribution"}}
+    heads.write_out(again, old)
+    assert again["age"] == old["age"]
+    heads.write_out(new)
+    assert new["age"] == {"kind": "distribution", "range": (0, 116), "decode_prior": "natural"}
+    given = {"age": {"kind": "ordinal", "range": (5, 50)}}
+    heads.write_out(given, old)
+    assert given["age"]["range"] == (5, 50)
 
 
 @pytest.mark.parametrize(

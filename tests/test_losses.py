@@ -131,6 +131,19 @@ def test_targets_are_distributions_around_the_age(age, sigma):
         assert float(q.sum()) == pytest.approx(1, abs=1e-6)
 
 
+def test_sord_has_a_scale_and_with_power_2_is_the_gaussian():
+    ages, age = jnp.arange(4.0), jnp.array([1.0, 2.5])
+    q = losses.sord_targets(age, ages, 1, 0.5)
+    one = np.exp(-0.5 * np.array([1.0, 0.0, 1.0, 2.0]))
+    np.testing.assert_allclose(q[0], one / one.sum(), rtol=1e-6)
+    sigma = 1.7
+    np.testing.assert_allclose(
+        losses.sord_targets(age, ages, 2, 1 / (2 * sigma**2)),
+        losses.gaussian_targets(age, ages, sigma),
+        rtol=1e-5,
+    )
+
+
 def test_dldl_is_a_divergence_and_the_error_of_the_expectation():
     q = scipy.stats.norm.pdf(np.arange(11), np.asarray(YEARS)[:, None], 2.0)
     q /= q.sum(axis=1, keepdims=True)

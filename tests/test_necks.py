@@ -12,6 +12,7 @@ from agejax.errors import UserError
 from agejax.models import layers, outputs, registry
 from agejax.models.backbone import Backbone, Features
 from agejax.models.face_model import FaceModel
+from agejax.models.feature_smoothing import SmoothingOptions
 from agejax.models.necks import NeckOptions
 
 BRANCH = {"convs": (8, 4), "max_pool": True, "pool": "flatten", "hidden": (6,), "dropout": 0.3}
@@ -24,13 +25,14 @@ def output(inputs, rngs, width):
     return outputs.linear(inputs, width, rngs)
 
 
-def build(necks, name="cnn", size=32, **options):
+def build(necks, name="cnn", size=32, smoothing=(), **options):
     options = {"widths": (4, 8)} if name == "cnn" else options
     rngs = nnx.Rngs(0)
     backbone = registry.create(name, image_size=size, rngs=rngs, **options)
     parsed = {k: NeckOptions.of(v, f"config.heads.{k}.neck") for k, v in necks.items()}
     return FaceModel(
-        backbone, {k: functools.partial(output, width=n) for k, n in WIDTHS.items()}, parsed, {},
+        backbone, {k: functools.partial(output, width=n) for k, n in WIDTHS.items()}, parsed,
+        {name: SmoothingOptions() for name in smoothing},
         image_size=size,
         mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), hidden=5, dropout=0.1,
         dtype=jnp.float32, rngs=rngs,
@@ -137,6 +139,30 @@ def test_a_neck_drops_before_each_dense_layer_but_the_first_and_before_the_outpu
 def test_the_shared_layer_is_before_the_dropout():
     out = outputs_of_ones({}, [MEAN], hidden=64)
     np.testing.assert_allclose(np.unique(out.round(3)), [0, 1.333])  # hard swish of 1, times 2
+
+
+@pytest.mark.parametrize("neck", [{}, {"gender": {"hidden": (6,), "dropout": 0.5}}])
+def test_features_are_smoothed_before_dropout(monkeypatch, neck):
+    monkeypatch.setattr(layers.Dropout, "__call__", lambda self, x, train, rngs=None: 2 * x)
+    model = build(neck, smoothing=("gender",))
+    ages = {"gender": jnp.array([1.0, 1.0, 1.0])}
+    out = model(images(), train=True, ages=ages, epoch=jnp.int32(0))["gender"]
+    gathered = model.smoothing["gender"].sum[...][1]
+    # The statistics are of the features, and the head sees them doubled.
+    mean = model.heads["gender"](2 * gathered[None] / 3)[0]
+    np.testing.assert_allclose(out.mean(axis=0), mean, rtol=1e-4, atol=1e-6)
+
+
+def test_heads_that_share_features_share_the_mask_of_their_dropout():
+    model = build({})
+    model.dropout.rate = 0.5
+    outputs_of = {}
+    for name in WIDTHS:
+        head = model.heads[name]
+        model.heads[name] = lambda x, name=name: outputs_of.setdefault(name, x)
+        del head
+    model(images(), train=True, rngs=nnx.Rngs(dropout=0))
+    np.testing.assert_array_equal(outputs_of["age"], outputs_of["gender"])
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agejax import optim
 from agejax.config import default
@@ -81,6 +83,24 @@ def test_one_cycle_follows_its_definition():
     assert float(lr(20)) == pytest.approx((1 / 20 + 1) / 2)  # half-way up a cosine
     assert float(lr(40)) == pytest.approx(1.0)
     assert float(lr(100)) == pytest.approx(1 / 2000, rel=1e-3)
+
+
+@given(st.data())
+def test_one_cycle_peaks_at_exactly_the_step_where_the_warm_up_ends(data):
+    total = data.draw(st.integers(2, 3000))
+    peak = data.draw(st.integers(0, total - 1))
+    lr = schedule(total, kind="one_cycle", lr=1.0, warmup={"steps": peak})
+    around = {step: float(lr(step)) for step in (peak - 1, peak, peak + 1) if step >= 0}
+    assert around[peak] == pytest.approx(1.0, rel=1e-6)
+    # A cosine is flat at its top: in float32 the next step may be as high.
+    assert max(around.values()) <= around[peak] + 1e-6
+    rising, falling = max(peak, 1), total - peak
+    if peak and rising < 500:
+        before = 0.5 * (1 - np.cos(np.pi * (peak - 1) / rising))
+        assert around[peak - 1] == pytest.approx(1 / 25 + (1 - 1 / 25) * before, abs=1e-5)
+    if falling < 500:
+        after = 0.5 * (1 + np.cos(np.pi / falling))
+        assert around[peak + 1] == pytest.approx(after, abs=1e-4)
 
 
 def test_the_other_schedules():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fractions
+import itertools
 import json
 import math
 
@@ -186,6 +188,16 @@ def test_the_band_holds_the_coverage_as_often_as_it_says():
         plain += low <= 1000 * row["coverage"] <= high
     assert 0.93 <= inside / trials <= 0.98
     assert plain / trials < 0.7
+
+
+@pytest.mark.parametrize("alpha", ["0.1", "0.05", "0.2", "0.3"])
+def test_the_rank_is_right_for_every_number_of_images(alpha):
+    share = 1 - fractions.Fraction(alpha)
+    for n in range(1, 100):
+        rank = next(r for r in itertools.count(1) if r >= (n + 1) * share)
+        errors = np.random.default_rng(n).permutation(np.arange(1.0, n + 1))
+        expected = rank if rank <= n else np.inf
+        assert uncertainty.conformal(errors, float(alpha)) == expected
 
 
 def test_too_few_images_give_the_whole_range_and_a_small_group_says_so():

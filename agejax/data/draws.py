@@ -58,7 +58,20 @@ def weigh(config: Any, source: Source, rows: np.ndarray) -> Draws:
     Raises:
       UserError: an unknown kind or label, labels that nobody knows, or a part without a row.
     """
-    draws = _weigh(config, source, rows)
+    return _by_part(_weigh(config, source, rows), source, rows)
+
+
+def even(source: Source, rows: np.ndarray) -> Draws:
+    """Draws that prefer no label: what `weigh` makes of kind uniform, also of a mixture.
+
+    Raises:
+      UserError: a part of a mixture without a row.
+    """
+    return _by_part(Draws(None, len(rows)), source, rows)
+
+
+def _by_part(draws: Draws, source: Source, rows: np.ndarray) -> Draws:
+    """`draws`, of a mixture scaled so that each part is drawn by its own weight."""
     if source.part is None:
         return draws
     part = source.part[rows]

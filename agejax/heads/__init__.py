@@ -5,6 +5,9 @@ the loop, the checkpoint, the evaluation and the report do not change.
 """
 
 from agejax.heads import ages, classes
-from agejax.heads.head import KINDS, Facts, Head, Labels, create, derive, register
+from agejax.heads.head import KINDS, Facts, Head, Labels, create, derive, register, write_out
 
-__all__ = ["KINDS", "Facts", "Head", "Labels", "ages", "classes", "create", "derive", "register"]
+__all__ = [
+    "KINDS", "Facts", "Head", "Labels", "ages", "classes", "create", "derive", "register",
+    "write_out",
+]  # fmt: skip

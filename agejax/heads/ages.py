@@ -18,6 +18,7 @@ from flax import nnx
 
 from agejax import losses
 from agejax.errors import UserError, one_of
+from agejax.heads import priors
 from agejax.heads.head import Adapted, Arrays, Facts, Head, Labels, adapt_columns, register
 from agejax.models import outputs
 
@@ -67,13 +68,21 @@ class Age(Head):
         return {"mae": jnp.where(self.known(labels), jnp.abs(error), 0.0)}
 
 
-def age_counts(counts: Sequence[int], low: float, high: float) -> np.ndarray:
+def by_year(counts: Sequence[float], low: float, high: float) -> np.ndarray:
+    """Counts of each year from 0 on -> counts of each year of low..high, f64 [K].
+
+    Ages outside count as the nearest inside, as in the heads' losses.
+    """
+    ages = np.clip(np.arange(len(counts)), round(low), round(high)) - round(low)
+    return np.bincount(ages, counts, round(high) - round(low) + 1)
+
+
+def start_counts(counts: Sequence[int], low: float, high: float) -> np.ndarray:
     """Training images of each year of low..high, f64 [K], and one more of each.
 
     What an output of K ages starts from: its biases would need long to find the ages' distribution.
     """
-    ages = np.clip(np.arange(len(counts)), round(low), round(high)) - round(low)
-    return np.bincount(ages, counts, round(high) - round(low) + 1) + 1.0
+    return by_year(counts, low, high) + 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,6 +306,7 @@ class Distribution(Age):
     Attributes:
       start: the logarithms of the training ages' shares, where the logits start.
       votes: where the spread of each image's own votes is, "" for a fixed one.
+      prior: what decoding adds to the logits, `priors.log_ratio`; empty for nothing.
     """
 
     start: tuple[float, ...]
@@ -306,6 +316,7 @@ class Distribution(Age):
     weights: tuple[float, ...]
     smoothing: float
     median: bool
+    prior: tuple[float, ...]
 
     options: ClassVar[dict[str, Any]] = {
         # ce | dldl (v2, Gao et al. 2018) | mean_variance (Pan et al. 2018) | sord (Diaz & Marathe)
@@ -315,11 +326,16 @@ class Distribution(Age):
         "expectation_weight": 1.0,  # dldl: of |expectation - age|, years
         "mean_weight": 0.2,  # mean_variance
         "variance_weight": 0.05,  # mean_variance
-        "power": 1,  # sord: q ~ exp(-|j - y|^power), 1 or 2
+        "power": 1,  # sord: q_j ~ exp(-scale · |j - y|^power), 1 or 2
+        "scale": 1.0,  # sord: per year (power 1) or per year² (power 2)
         "smoothing": 0.0,  # ce: mass that is spread over all ages
         "decode": "median",  # median, which is best for the absolute error, | expectation
-        "range": (0.0, 100.0),
+        # Whose ages the probabilities are of: the data's, "natural", or those that the sampler and
+        # the example weights showed, "sampled": agejax/heads/priors.py.
+        "decode_prior": "natural",
+        "range": (0.0, 116.0),
     }
+    former: ClassVar[dict[str, Any]] = {"decode_prior": "sampled", "range": [0.0, 100.0]}
 
     @classmethod
     def build(
@@ -330,8 +346,9 @@ class Distribution(Age):
         one_of(where, "decode", options["decode"], ("median", "expectation"))
         one_of(where, "power", options["power"], (1, 2))
         fields = cls.fields(name, label, weight, options, facts)
-        if not options["sigma"] > 0:
-            raise UserError(f"{where}.sigma: must be above 0, got {options['sigma']}")
+        for key in ("sigma", "scale"):
+            if not options[key] > 0:
+                raise UserError(f"{where}.{key}: must be above 0, got {options[key]}")
         if not 0 <= options["smoothing"] < 1:
             raise UserError(f"{where}.smoothing: need 0 <= smoothing < 1")
         if options["votes"] and options["votes"] not in facts.labels:
@@ -339,9 +356,10 @@ class Distribution(Age):
         weights = {
             "dldl": (options["expectation_weight"],),
             "mean_variance": (options["mean_weight"], options["variance_weight"]),
-            "sord": (options["power"],),
+            "sord": (options["power"], float(options["scale"])),
         }.get(options["loss"], ())
-        counts = age_counts(facts.counts[label], fields["low"], fields["high"])
+        ends = {"low": fields["low"], "high": fields["high"]}
+        counts = start_counts(facts.counts[label], **ends)
         return cls(
             **fields,
             start=tuple(np.log(counts / counts.sum()).tolist()),
@@ -351,6 +369,12 @@ class Distribution(Age):
             weights=weights,
             smoothing=float(options["smoothing"]),
             median=options["decode"] == "median",
+            prior=priors.log_ratio(
+                where,
+                options["decode_prior"],
+                facts.priors.get(name),
+                functools.partial(by_year, **ends),
+            ),
         )
 
     @property
@@ -373,20 +397,24 @@ class Distribution(Age):
             case "mean_variance":
                 return losses.mean_variance(output, years, ages, *self.weights)
             case "sord":
-                targets = losses.sord_targets(years, ages, int(self.weights[0]))
+                power, scale = self.weights
+                targets = losses.sord_targets(years, ages, int(power), scale)
                 return losses.soft_cross_entropy(output, targets)
         nearest = jnp.round(years - ages[0]).astype(jnp.int32)
         return losses.cross_entropy(output, nearest, self.smoothing)
 
     def decode(self, output: jax.Array) -> jax.Array:
-        p = jax.nn.softmax(output)
+        p = self._probabilities(output)
         return median(p, self.ages) if self.median else expectation(p, self.ages)
 
     def logits(self, output: jax.Array) -> jax.Array:
         return output
 
+    def _probabilities(self, output: jax.Array) -> jax.Array:
+        return jax.nn.softmax(priors.corrected(output, self.prior))
+
     def extras(self, output: jax.Array) -> dict[str, jax.Array]:
-        p, ages = jax.nn.softmax(output), self.ages
+        p, ages = self._probabilities(output), self.ages
         error = ages - expectation(p, ages)[:, None]
         return {"sigma": jnp.sqrt(expectation(p, jnp.square(error)))}
 
@@ -426,18 +454,22 @@ class Ordinal(Age):
 
     Attributes:
       start: the logits of the training ages' shares of yes, where the outputs start.
+      prior: of the K ages, as of `Distribution`.
     """
 
     start: tuple[float, ...]
     method: str
     count: bool
+    prior: tuple[float, ...]
 
     options: ClassVar[dict[str, Any]] = {
         # coral (Cao et al. 2020) | corn (Shi et al. 2021) | or_cnn (Niu et al. 2016)
         "method": "coral",
         "decode": "count",  # of the questions that are likelier yes, or the "expectation" of them
-        "range": (0.0, 100.0),
+        "decode_prior": "natural",  # as of distribution
+        "range": (0.0, 116.0),
     }
+    former: ClassVar[dict[str, Any]] = {"decode_prior": "sampled", "range": [0.0, 100.0]}
 
     @classmethod
     def build(
@@ -447,7 +479,8 @@ class Ordinal(Age):
         one_of(where, "method", options["method"], tuple(ORDINAL))
         one_of(where, "decode", options["decode"], ("count", "expectation"))
         fields = cls.fields(name, label, weight, options, facts)
-        counts = age_counts(facts.counts[label], fields["low"], fields["high"])
+        ends = {"low": fields["low"], "high": fields["high"]}
+        counts = start_counts(facts.counts[label], **ends)
         above = 1 - np.cumsum(counts)[:-1] / counts.sum()
         asked = np.concatenate([[1.0], above[:-1]]) if options["method"] == "corn" else 1.0
         yes = above / asked  # corn asks the older ones alone
@@ -456,6 +489,12 @@ class Ordinal(Age):
             start=tuple(np.log(yes / (1 - yes)).tolist()),
             method=options["method"],
             count=options["decode"] == "count",
+            prior=priors.log_ratio(
+                where,
+                options["decode_prior"],
+                facts.priors.get(name),
+                functools.partial(by_year, **ends),
+            ),
         )
 
     def output(self, inputs: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -484,8 +523,20 @@ class Ordinal(Age):
         return ORDINAL[self.method](output, rank.astype(jnp.int32))
 
     def decode(self, output: jax.Array) -> jax.Array:
+        p = self._above(output)
+        above = (p > 0.5) if self.count else p
+        return round(self.low) + jnp.sum(above, axis=1, dtype=jnp.float32)
+
+    def _above(self, output: jax.Array) -> jax.Array:
+        """The probability of an age above each but the last, [B, K - 1]."""
         p = jax.nn.sigmoid(output)
         if self.method == "corn":  # each question takes the one before for granted
             p = jnp.cumprod(p, axis=1)
-        above = (p > 0.5) if self.count else p
-        return round(self.low) + jnp.sum(above, axis=1, dtype=jnp.float32)
+        if not self.prior:
+            return p
+        ends = jnp.zeros_like(p[:, :1], jnp.float32)
+        p = p.astype(jnp.float32)
+        mass = jnp.concatenate([1 + ends, p], axis=1) - jnp.concatenate([p, ends], axis=1)
+        # or_cnn may answer against itself: then a mass is below 0.
+        mass = jnp.maximum(mass, 0) * jnp.exp(jnp.array(self.prior))
+        return 1 - jnp.cumsum(mass, axis=1)[:, :-1] / jnp.sum(mass, axis=1, keepdims=True)

@@ -13,6 +13,7 @@ from flax import nnx
 
 from agejax import losses
 from agejax.errors import UserError, one_of
+from agejax.heads import priors
 from agejax.heads.head import (
     Adapted,
     Arrays,
@@ -33,14 +34,17 @@ class Binary(Head):
 
     Attributes:
       classes: their names; the logit is the second one's.
+      prior: of the two classes, as of `Categorical`.
     """
 
     classes: tuple[str, ...]
     loss_name: str
     smoothing: float
     gamma: float
+    prior: tuple[float, ...]
 
     options: ClassVar[dict[str, Any]] = {
+        "decode_prior": "sampled",  # as of categorical
         "loss": "ce",  # ce | focal
         "smoothing": 0.0,  # ce: what the true class gives away, as in 1 - smoothing / 2
         "gamma": 2.0,  # focal
@@ -59,9 +63,10 @@ class Binary(Head):
             )
         one_of(where, "loss", options["loss"], ("ce", "focal"))
         check_numbers(where, options)
+        prior = class_ratio(where, options, facts, name, 2)
         return cls(
             name, label, weight, tuple(classes), options["loss"], float(options["smoothing"]),
-            options["gamma"],
+            options["gamma"], prior,
         )  # fmt: skip
 
     def output(self, inputs: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -80,14 +85,18 @@ class Binary(Head):
         return losses.binary_cross_entropy(logit, target, self.smoothing)
 
     def decode(self, output: jax.Array) -> jax.Array:
-        p = jax.nn.sigmoid(output[:, 0])
+        p = jax.nn.sigmoid(self._logit(output))
         return jnp.stack([1 - p, p], axis=-1)
+
+    def _logit(self, output: jax.Array) -> jax.Array:
+        return output[:, 0] + (self.prior[1] - self.prior[0] if self.prior else 0)
 
     def logits(self, output: jax.Array) -> jax.Array:
         return jnp.stack([jnp.zeros_like(output[:, 0]), output[:, 0]], axis=-1)
 
     def metrics(self, output: jax.Array, labels: Labels) -> dict[str, jax.Array]:
-        return {"accuracy": ((output[:, 0] > 0) == (labels[self.label] == 1)).astype(jnp.float32)}
+        hit = (self._logit(output) > 0) == (labels[self.label] == 1)
+        return {"accuracy": hit.astype(jnp.float32)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,10 +195,6 @@ class ClassLoss:
     def _factor(self) -> float:
         return self.scale if self.margins else 1.0
 
-    def probabilities(self, output: jax.Array) -> jax.Array:
-        """[B, K]."""
-        return jax.nn.softmax(self.logits(output))
-
 
 @register("categorical")
 @dataclasses.dataclass(frozen=True)
@@ -198,20 +203,29 @@ class Categorical(Head):
 
     Attributes:
       classes: their names.
+      prior: what decoding adds to the logits, `priors.log_ratio`; empty for nothing.
     """
 
     classes: tuple[str, ...]
     class_loss: ClassLoss
+    prior: tuple[float, ...]
 
-    options: ClassVar[dict[str, Any]] = ClassLoss.options
+    options: ClassVar[dict[str, Any]] = {
+        # Whose classes the probabilities are of: those that the sampler and the example weights
+        # showed, "sampled", or the data's, "natural": agejax/heads/priors.py. Not "natural" by
+        # default: who draws classes evenly mostly wants them judged evenly (macro-F1).
+        "decode_prior": "sampled",
+        **ClassLoss.options,
+    }
 
     @classmethod
     def build(
         cls, name: str, label: str, weight: float, options: Mapping[str, Any], facts: Facts
     ) -> Categorical:
-        classes = tuple(class_names(name, label, facts))
-        loss = ClassLoss.of(f"config.heads.{name}", options, facts.counts.get(label, ()))
-        return cls(name, label, weight, classes, loss)
+        where, classes = f"config.heads.{name}", tuple(class_names(name, label, facts))
+        loss = ClassLoss.of(where, options, facts.counts.get(label, ()))
+        prior = class_ratio(where, options, facts, name, len(classes))
+        return cls(name, label, weight, classes, loss, prior)
 
     def output(self, inputs: int, rngs: nnx.Rngs) -> nnx.Module:
         return self.class_loss.layer(inputs, len(self.classes), rngs)
@@ -223,13 +237,16 @@ class Categorical(Head):
         return self.class_loss(output, jnp.maximum(labels[self.label], 0))
 
     def decode(self, output: jax.Array) -> jax.Array:
-        return self.class_loss.probabilities(output)
+        return jax.nn.softmax(self._decoded(output))
+
+    def _decoded(self, output: jax.Array) -> jax.Array:
+        return priors.corrected(self.class_loss.logits(output), self.prior)
 
     def logits(self, output: jax.Array) -> jax.Array:
         return self.class_loss.logits(output)
 
     def metrics(self, output: jax.Array, labels: Labels) -> dict[str, jax.Array]:
-        hit = jnp.argmax(output, axis=-1) == labels[self.label]
+        hit = jnp.argmax(self._decoded(output), axis=-1) == labels[self.label]
         return {"accuracy": hit.astype(jnp.float32)}
 
 
@@ -241,18 +258,22 @@ class Buckets(Head):
     Attributes:
       edges: where each bucket but the first begins, years.
       ages: what each stands for, years.
+      prior: of the buckets, as of `Categorical`.
     """
 
     edges: tuple[float, ...]
     ages: tuple[float, ...]
     class_loss: ClassLoss
     expectation: bool
+    prior: tuple[float, ...]
 
     options: ClassVar[dict[str, Any]] = {
         "edges": (3, 10, 21, 28, 46, 66),  # where each bucket but the first begins, years
         "decode": "expectation",  # expectation | mode: of the buckets' mean ages
+        "decode_prior": "natural",  # as of distribution
         **ClassLoss.options,
     }
+    former: ClassVar[dict[str, Any]] = {"decode_prior": "sampled"}
 
     @classmethod
     def build(
@@ -265,17 +286,22 @@ class Buckets(Head):
         if not edges or any(b <= a for a, b in zip((0.0, *edges), edges, strict=False)):
             raise UserError(f"{where}.edges: need rising ages above 0, not {options['edges']}")
         one_of(where, "decode", options["decode"], ("expectation", "mode"))
-        years = np.arange(len(facts.counts[label]))
-        bucket, n = np.searchsorted(edges, years, side="right"), np.array(facts.counts[label])
-        counts = np.bincount(bucket, n, len(edges) + 1)
+
+        def by_bucket(counts: Sequence[float]) -> np.ndarray:
+            bucket = np.searchsorted(edges, np.arange(len(counts)), side="right")
+            return np.bincount(bucket, counts, len(edges) + 1)
+
+        counts = by_bucket(facts.counts[label])
         if not counts.all():
             empty = [bucket_names(edges)[k] for k in np.flatnonzero(counts == 0)]
             raise UserError(f"{where}.edges: no training image of age {', '.join(empty)}")
-        ages = np.bincount(bucket, n * years, len(edges) + 1) / counts
+        years = np.arange(len(facts.counts[label]))
+        ages = by_bucket((facts.counts[label] * years).tolist()) / counts
         loss = ClassLoss.of(where, options, counts.astype(int).tolist())
         return cls(
             name, label, weight, edges, tuple(ages.tolist()), loss,
             options["decode"] == "expectation",
+            priors.log_ratio(where, options["decode_prior"], facts.priors.get(name), by_bucket),
         )  # fmt: skip
 
     def output(self, inputs: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -293,11 +319,14 @@ class Buckets(Head):
         return self.class_loss(output, self._bucket(labels))
 
     def decode(self, output: jax.Array) -> jax.Array:
-        p, ages = self.class_loss.probabilities(output), jnp.array(self.ages)
+        p, ages = jax.nn.softmax(self._decoded(output)), jnp.array(self.ages)
         return jnp.sum(p * ages, axis=1) if self.expectation else ages[jnp.argmax(p, axis=1)]
 
     def extras(self, output: jax.Array) -> dict[str, jax.Array]:
-        return {"bucket": self.class_loss.probabilities(output)}
+        return {"bucket": jax.nn.softmax(self._decoded(output))}
+
+    def _decoded(self, output: jax.Array) -> jax.Array:
+        return priors.corrected(self.class_loss.logits(output), self.prior)
 
     def logits(self, output: jax.Array) -> jax.Array:
         return self.class_loss.logits(output)
@@ -308,7 +337,7 @@ class Buckets(Head):
 
     def metrics(self, output: jax.Array, labels: Labels) -> dict[str, jax.Array]:
         known = self.known(labels)
-        hit = jnp.argmax(output, axis=-1) == self._bucket(labels)
+        hit = jnp.argmax(self._decoded(output), axis=-1) == self._bucket(labels)
         error = jnp.abs(self.decode(output) - labels[self.label])
         return {"mae": jnp.where(known, error, 0.0), "bucket_accuracy": hit.astype(jnp.float32)}
 
@@ -323,6 +352,19 @@ def bucket_names(edges: Sequence[float]) -> list[str]:
     starts = (0.0, *edges)
     inner = [f"{a:g}-{b - 1:g}" for a, b in zip(starts, edges, strict=False)]
     return [*inner, f"{starts[-1]:g}+"]
+
+
+def class_ratio(
+    where: str, options: Mapping[str, Any], facts: Facts, name: str, width: int
+) -> tuple[float, ...]:
+    """`priors.log_ratio` of `width` classes."""
+    return priors.log_ratio(
+        where,
+        options["decode_prior"],
+        facts.priors.get(name),
+        lambda counts: np.bincount(np.arange(len(counts)), counts, width),
+        ordered=False,
+    )
 
 
 def check_numbers(where: str, options: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,8 @@ class Facts:
     label_names: class names of each categorical label.
     counts: of each label: examples per year of age from 0 on (rounded), or per class. Empty in runs
       from before there were kinds of heads that ask for it.
+    priors: head -> {"natural", "sampled": rows and draws, binned as `counts`}, for the heads whose
+      training drew or weighted labels unevenly: agejax/heads/priors.py. Empty in older runs.
     """
 
     labels: Sequence[str]
@@ -34,6 +36,7 @@ class Facts:
     medians: Mapping[str, float]
     label_names: Mapping[str, Sequence[str]]
     counts: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
+    priors: Mapping[str, Mapping[str, Sequence[float]]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(
@@ -75,6 +78,10 @@ class Head:
     name: str
     label: str
     weight: float
+
+    # Options whose default has changed: what they mean where a run's config.json lacks them, as
+    # JSON has it.
+    former: ClassVar[Mapping[str, Any]] = {}
 
     def output(self, inputs: int, rngs: nnx.Rngs) -> nnx.Module:
         """The last layer: features [B, inputs] -> what the methods below call `output`."""
@@ -225,6 +232,29 @@ def create(configs: Mapping[str, Any], facts: Facts) -> dict[str, Head]:
         options = {**kind.options, **{k: given[k] for k in kind.options if k in given}}
         heads[name] = kind.build(name, label, float(given.get("weight", 1.0)), options, facts)
     return heads
+
+
+def write_out(
+    configs: Mapping[str, Any], stored: Mapping[str, Any] | None = None, *, former: bool = False
+) -> None:
+    """Writes the options of `Head.former` into config.heads, in place, where it leaves them out.
+
+    A run's config.json then says what they were, and a default that changes later does not change
+    the run.
+
+    Args:
+      stored: the config.heads that the run was started with, whose values win over the defaults.
+      former: `configs` is of a stored run: what it leaves out has its old default.
+    """
+    for name, given in configs.items():
+        kind = given.get("kind") if hasattr(given, "items") else None
+        if not isinstance(kind, str) or kind not in KINDS:
+            continue  # `create` says what is wrong
+        for option, old in KINDS[kind].former.items():
+            before = (stored or {}).get(name, {})
+            value = old if former else before.get(option, KINDS[kind].options[option])
+            if option not in given:
+                given[option] = value
 
 
 def derive(

@@ -1,7 +1,7 @@
 """Weights of examples in a head's loss: config.heads.NAME.example_weights.
 
-They are computed once, from the labels of the training split, have mean 1, and travel in the batch
-as the label `example_weight/NAME`.
+They are computed once, from the labels of the training split, have mean 1 over what the sampler
+draws, and travel in the batch as the label `example_weight/NAME`.
 """
 
 from __future__ import annotations
@@ -27,15 +27,19 @@ KINDS: dict[str, dict[str, Any]] = {  # with their options
 
 
 def of(
-    config: Mapping[str, Any], heads: Mapping[str, Head], labels: Mapping[str, np.ndarray],
+    config: Mapping[str, Any],
+    heads: Mapping[str, Head],
+    labels: Mapping[str, np.ndarray],
     rows: np.ndarray,
-) -> dict[str, np.ndarray]:  # fmt: skip
+    drawn: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
     """{example_weight/NAME: float32 [N]} of the heads that have any; 1 outside of `rows`.
 
     Args:
       config: config.heads.
       labels: of all examples, [N] each.
       rows: the training split.
+      drawn: how often each of `rows` is drawn, f64 [rows], in any unit; None: all alike.
 
     Raises:
       UserError: an unknown kind or option, or a label that does not suit it.
@@ -52,7 +56,12 @@ def of(
         check_values(given, KINDS[kind], where)
         values = labels[head.label][rows]
         weights = np.ones(len(labels[head.label]), np.float32)
-        weights[rows] = _weights(kind, {**KINDS[kind], **given}, head, values, where)
+        of_rows = _weights(kind, {**KINDS[kind], **given}, head, values, where)
+        if drawn is not None:
+            # Else a sampler that favours the same rows would raise the head's share of the loss.
+            known = np.isfinite(values) if values.dtype.kind == "f" else values >= 0
+            of_rows[known] /= np.average(of_rows[known], weights=drawn[known])
+        weights[rows] = of_rows
         result[PREFIX + name] = weights
     return result
 

@@ -74,6 +74,7 @@ class FaceModel(nnx.Module):
         """In training, `ages` ([B] of each head that smooths) and the epoch's number are needed."""
         seen: dict[bool, Features] = {}  # greyscale or not -> features, each computed once
         shared: jax.Array | None = None
+        dropped: jax.Array | None = None  # heads that share features share the mask too
         outputs = {}
         for name, head in self.heads.items():
             neck = self.necks.get(name)
@@ -83,15 +84,23 @@ class FaceModel(nnx.Module):
                     self._normalise(images, grey), train=train, rngs=rngs
                 )
             if neck is not None:
-                x = neck(seen[grey], train=train, rngs=rngs)
+                x, dropout = neck(seen[grey], train=train, rngs=rngs), neck.dropout
             else:
                 if shared is None:
-                    shared = self._share(seen[grey].pooled, train, rngs)
-                x = shared
+                    shared = self._share(seen[grey].pooled)
+                x, dropout = shared, self.dropout
             if train and name in self.smoothing:
                 assert ages is not None
                 assert epoch is not None
+                # Before dropout, as the authors do: its zeros would enter the statistics.
                 x = self.smoothing[name](x, ages[name], epoch)
+                x = dropout(x, train=train, rngs=rngs)
+            elif neck is not None:
+                x = dropout(x, train=train, rngs=rngs)
+            else:
+                if dropped is None:
+                    dropped = dropout(x, train=train, rngs=rngs)
+                x = dropped
             outputs[name] = head(x)
         return outputs
 
@@ -104,7 +113,7 @@ class FaceModel(nnx.Module):
             images = jnp.broadcast_to(luminance(images), images.shape)
         return (images - jnp.array(self.mean)) / jnp.array(self.std)
 
-    def _share(self, pooled: jax.Array, train: bool, rngs: nnx.Rngs | None) -> jax.Array:
+    def _share(self, pooled: jax.Array) -> jax.Array:
         if self.hidden is not None:
             pooled = jax.nn.hard_swish(self.hidden(pooled))
-        return self.dropout(pooled.astype(jnp.float32), train=train, rngs=rngs)
+        return pooled.astype(jnp.float32)

@@ -53,7 +53,7 @@ class SmoothingOptions:
 
 
 class FeatureSmoothing(nnx.Module):
-    """Features [B, C] of ages [B] -> features [B, C].
+    """Features [B, C] of ages [B] -> features [B, C]; the head's dropout comes after it.
 
     Statistics of an epoch are gathered while it lasts, from the features as they are before they
     are moved, and take effect in the next. (The authors make a pass over the data of its own at the

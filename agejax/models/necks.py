@@ -68,6 +68,9 @@ class NeckOptions:
 class Neck(nnx.Module):
     """`Features` -> the inputs [B, width] of one head's linear output, float32.
 
+    The last dropout, the one before the output, is left to the caller: what smooths features
+    (`FeatureSmoothing`) comes before it.
+
     Args:
       maps: shape [h, w, C] of the backbone's maps.
     """
@@ -120,4 +123,4 @@ class Neck(nnx.Module):
         for i, dense in enumerate(self.hidden):
             x = x if i == 0 else self.dropout(x, train=train, rngs=rngs)
             x = activation(dense(x))
-        return self.dropout(x.astype(jnp.float32), train=train, rngs=rngs)
+        return x.astype(jnp.float32)

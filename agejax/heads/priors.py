@@ -1,0 +1,67 @@
+"""What share each age or class has in the data, and in what training drew and weighted.
+
+A sampler or example weights show a head another world than the data's. Its probabilities are right
+in that world, and `config.heads.NAME.decode_prior = "natural"` brings them back (Bayes' rule;
+Saerens et al. 2002, "Adjusting the Outputs of a Classifier to New a Priori Probabilities"):
+
+    p(y | image) ~ p_sampled(y | image) · natural(y) / sampled(y)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from agejax.errors import one_of
+
+DECODE = ("natural", "sampled")  # and what a prior holds
+FEW = 10  # rows, and draws of an epoch: an age with fewer borrows from its neighbours
+
+Prior = Mapping[str, Sequence[float]]  # {"natural", "sampled"}: of each year from 0 on, or class
+
+
+def log_ratio(
+    where: str,
+    decode: str,
+    prior: Prior | None,
+    binned: Callable[[Sequence[float]], np.ndarray],
+    *,
+    ordered: bool = True,
+) -> tuple[float, ...]:
+    """log natural / sampled of each of K bins; () where nothing is to be undone.
+
+    Args:
+      where: the head's place in the config, for the error.
+      decode: "natural" or "sampled".
+      prior: None where training drew and weighted all labels evenly.
+      binned: the prior's counts -> those of the head's bins, f64 [K].
+      ordered: the bins are ages. A bin of fewer than `FEW` rows or draws then has the ratio of the
+        narrowest window around it that holds as many. Classes have no neighbours: a class without
+        a row or a draw has the ratio of all together, which changes nothing.
+
+    Raises:
+      UserError: another `decode`.
+    """
+    one_of(where, "decode_prior", decode, DECODE)
+    if decode == "sampled" or prior is None:
+        return ()
+    natural, sampled = (binned(prior[key]) for key in DECODE)
+    k = len(natural)
+    ratios = np.full(k, natural.sum() / sampled.sum())
+    least = FEW if ordered else np.finfo(float).tiny
+    for i in range(k):
+        for reach in range(k if ordered else 1):
+            window = slice(max(i - reach, 0), i + reach + 1)
+            rows, draws = natural[window].sum(), sampled[window].sum()
+            if min(rows, draws) >= least:
+                ratios[i] = rows / draws
+                break
+    return tuple(np.log(ratios).tolist())
+
+
+def corrected(logits: jax.Array, log_ratios: Sequence[float]) -> jax.Array:
+    """Logits [B, K] whose softmax has `log_ratio` applied."""
+    return logits + jnp.array(log_ratios) if len(log_ratios) else logits

@@ -1,0 +1,73 @@
+"""The heads of a run that starts: with its example weights, and the priors that they must undo."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from agejax.heads import priors, weights
+from agejax.heads.head import Facts, Head, create
+
+
+def prepare(
+    config: Mapping[str, Any],
+    facts: Facts,
+    labels: Mapping[str, np.ndarray],
+    rows: np.ndarray,
+    drawn: np.ndarray,
+    natural: np.ndarray,
+) -> tuple[dict[str, Head], Facts, dict[str, np.ndarray]]:
+    """The heads of a run that starts, the facts to keep with it, and its example weights.
+
+    Args:
+      config: config.heads.
+      facts: of the training split.
+      labels: of all examples, [N] each.
+      rows: the training split.
+      drawn, natural: how often an epoch draws each of `rows` on average, f64 [rows]: as the run's
+        sampler does, and as one would that prefers no label.
+
+    Returns:
+      (heads, the facts with their priors, as `weights.of`).
+    """
+    heads = create(config, facts)
+    example_weights = weights.of(config, heads, labels, rows, drawn)
+    facts = dataclasses.replace(
+        facts, priors=measure(heads, labels, rows, drawn, natural, example_weights)
+    )
+    return create(config, facts), facts, example_weights
+
+
+def measure(
+    heads: Mapping[str, Head],
+    labels: Mapping[str, np.ndarray],
+    rows: np.ndarray,
+    drawn: np.ndarray,
+    natural: np.ndarray,
+    example_weights: Mapping[str, np.ndarray],
+) -> dict[str, priors.Prior]:
+    """Head -> its prior, for the heads that can undo it and whose training moved it.
+
+    The arguments are those of `prepare`. Weights that count only later (`after`) count here: it is
+    the end of training that is decoded.
+    """
+    result: dict[str, priors.Prior] = {}
+    for name, head in heads.items():
+        if "decode_prior" not in getattr(head, "options", {}):
+            continue
+        values, sampled = labels[head.label][rows], drawn
+        if (weight := example_weights.get(weights.PREFIX + name)) is not None:
+            sampled = drawn * weight[rows]
+        known = np.isfinite(values) if values.dtype.kind == "f" else values >= 0
+        bins = np.rint(values[known]).clip(0).astype(np.int64)  # as `Facts.counts` has them
+        both = {
+            key: np.bincount(bins, of_rows[known])
+            for key, of_rows in (("natural", natural), ("sampled", sampled))
+        }
+        shares = [counts / counts.sum() for counts in both.values()]
+        if not np.allclose(shares[0], shares[1], rtol=1e-5):
+            result[name] = {key: counts.tolist() for key, counts in both.items()}
+    return result
