@@ -7,7 +7,7 @@ import pytest
 from test_builders import pack
 from test_sources import chip, encode, photo
 
-from agejax.data import audit, prepare, sources
+from agejax.data import audit, cache, prepare, sources
 from agejax.errors import UserError, run_command
 
 FILES = {
@@ -72,7 +72,7 @@ def test_what_is_prepared_is_there_for_a_training(tmp_path, capsys, monkeypatch)
     ]  # fmt: skip
     assert run_command(prepare.main, arguments) == 0
     assert "procedural_faces: 8 images are ready" in capsys.readouterr().out
-    monkeypatch.setattr(sources, "_make", None)
+    monkeypatch.setattr(cache, "_make", None)
     place = {"image_size": 16, "cache_dir": str(tmp_path)}
     source = sources.load("procedural_faces", options={"count": 8, "size": 32}, **place)
     assert len(source.ids) == 8

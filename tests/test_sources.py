@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 from test_builders import pack
 
-from agejax.data import duplicates, sources
+from agejax.data import cache, duplicates, sources
+from agejax.data.mapped import MappedImages
 from agejax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -61,7 +62,7 @@ def test_a_source_holds_the_pixels_and_labels_of_its_files(archive, files, tmp_p
     source = load(archive, tmp_path / "cache", size=80)
     assert source.images.shape == (24, 80, 80, 3)
     assert source.images.dtype == np.uint8
-    assert isinstance(source.images, np.memmap)
+    assert isinstance(source.images, MappedImages)
     assert sorted(source.ids) == sorted(chip(i) for i in range(24))
     for row, name in enumerate(source.ids):
         age, gender, race = (int(part) for part in name.split("_")[:3])
@@ -93,13 +94,13 @@ def test_the_fingerprint_follows_content_not_place_or_size(archive, files, tmp_p
     moved.parent.mkdir()
     archive.rename(moved)
     found = []
-    original = sources._make
-    sources._make = lambda *a: found.append(a) or original(*a)
+    original = cache._make
+    cache._make = lambda *a: found.append(a) or original(*a)
     try:
         assert load(moved, tmp_path / "cache").fingerprint == source.fingerprint
         assert not found, "a moved archive was prepared again"
     finally:
-        sources._make = original
+        cache._make = original
     assert load(moved, tmp_path / "cache", size=16).fingerprint == source.fingerprint
     changed = dict(files)
     changed[f"UTKFace/{chip(3)}"] = encode(photo(1003))
@@ -227,27 +228,19 @@ def test_a_killed_preparation_is_not_taken_for_a_finished_one(archive, tmp_path)
         assert not list(cache.rglob("*.partial"))
 
 
-@pytest.mark.parametrize("where", ["_decode_all", "_tfds", "_sync"])
-def test_an_error_on_the_way_leaves_nothing_behind(where, archive, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("module", "where"), [(sources, "_decode_all"), (sources, "_tfds"), (cache, "_sync")]
+)
+def test_an_error_on_the_way_leaves_nothing_behind(module, where, archive, tmp_path, monkeypatch):
     def fails(*args, **kwargs):
         raise RuntimeError("power cut")
 
     with monkeypatch.context() as patch:
-        patch.setattr(sources, where, fails)
+        patch.setattr(module, where, fails)
         with pytest.raises(RuntimeError, match="power cut"):
             load(archive, tmp_path / "cache")
     assert not [p for p in (tmp_path / "cache").rglob("*") if "px" in p.name and p.is_dir()]
     assert len(load(archive, tmp_path / "cache").ids) == 24
-
-
-@pytest.mark.parametrize("file", ["images.u8", "labels.npz", "source.json", "whole.json"])
-def test_a_truncated_cache_is_made_again(file, archive, tmp_path, capsys):
-    truth = np.array(load(archive, tmp_path / "cache").images)
-    path = next((tmp_path / "cache").rglob(f"*px/{file}"))
-    path.write_bytes(path.read_bytes()[:-10])
-    source = load(archive, tmp_path / "cache")
-    assert "damaged" in capsys.readouterr().err
-    np.testing.assert_array_equal(source.images, truth)
 
 
 def test_two_processes_at_once_get_the_same(archive, tmp_path):
@@ -255,7 +248,7 @@ def test_two_processes_at_once_get_the_same(archive, tmp_path):
         "from agejax.data import sources\n"
         f"s = sources.load('utkface', {str(archive)!r}, image_size=32,"
         f" cache_dir={str(tmp_path / 'cache')!r})\n"
-        "print(s.fingerprint, int(s.images.sum()))\n"
+        "print(s.fingerprint, int(s.images[:].sum()))\n"
     )
     both = [
         subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE,
@@ -271,7 +264,7 @@ def test_a_full_disk_is_one_line(archive, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sources, "_sync", full)
+    monkeypatch.setattr(cache, "_sync", full)
     with pytest.raises(UserError, match="disk is full"):
         load(archive, tmp_path / "cache")
 
@@ -279,7 +272,7 @@ def test_a_full_disk_is_one_line(archive, tmp_path, monkeypatch):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_cache_that_cannot_be_written_is_named(archive, tmp_path):
     (tmp_path / "cache").mkdir(mode=0o500)
-    with pytest.raises(UserError, match=r"not writable.*cache_dir"):
+    with pytest.raises(UserError, match=r"Permission denied.*cache_dir"):
         load(archive, tmp_path / "cache")
 
 
@@ -288,7 +281,7 @@ def test_a_worker_process_maps_the_file_again(archive, tmp_path):
     data = pickle.dumps(source)
     assert len(data) < source.images.nbytes / 10
     copy = pickle.loads(data)
-    assert isinstance(copy.images, np.memmap)
+    assert isinstance(copy.images, MappedImages)
     np.testing.assert_array_equal(copy.images, source.images)
     np.testing.assert_array_equal(copy.labels["age"], source.labels["age"])
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from agejax.data import builders, duplicates, edits, sources
+from agejax.data.cache import cached
 from agejax.data.sources import Gathered, Source
 from agejax.errors import UserError, check_values
 
@@ -93,9 +94,16 @@ def copies_across(
 
     known = [(source.fingerprint, source.images.shape) for source in parts]
     key = hashlib.sha256(repr((known, chosen)).encode()).hexdigest()[:16]
-    with np.load(sources.cached(f"copies/{key}", find, cache_dir) / "pairs.npz") as arrays:
-        pairs: np.ndarray = arrays["pairs"]
+
+    def read(folder: pathlib.Path) -> np.ndarray:
+        with np.load(folder / "pairs.npz") as arrays:
+            pairs: np.ndarray = arrays["pairs"]
+        in_range = (pairs >= 0) & (pairs < sum(len(source.ids) for source in parts))
+        if pairs.dtype.kind != "i" or pairs.shape[1:] != (2,) or not in_range.all():
+            raise ValueError(f"pairs.npz: {pairs.dtype} {list(pairs.shape)} are no pairs of images")
         return pairs
+
+    return cached(f"copies/{key}", find, read, cache_dir)
 
 
 def _thumbnails(parts: Sequence[Source]) -> np.ndarray:

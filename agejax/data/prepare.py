@@ -6,8 +6,11 @@ records are written by the workers of an Apache Beam pipeline, on this machine o
 
     python -m agejax.data.prepare --dataset=imdb_wiki --source=imdb_crop --beam=--runner=FlinkRunner
 
-They come out the same. All workers must see the source and the cache under the same paths; each
+Both write the same. All workers must see the source and the cache under the same paths; each
 reads its files of a folder alone, but a whole archive, so unpack a large one first.
+
+With --check nothing is prepared: all that the cache keeps of the data set is read and compared with
+the checksums that were written with it.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from agejax.data import sources
+from agejax.data import cache, sources
 from agejax.errors import UserError, run_command
 
 
@@ -73,7 +76,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--beam", action="append", metavar="FLAG", help="of the pipeline, such as --beam=--runner=X"
     )
+    parser.add_argument("--check", action="store_true", help="compare the cache with its checksums")
     args = parser.parse_args(argv[1:])
+    if args.check:
+        print(cache.check_all(args.dataset, args.cache_dir))
+        return
     if args.beam is not None and importlib.util.find_spec("apache_beam") is None:
         raise UserError("--beam: Apache Beam is not installed; pip install 'agejax[beam]'")
     source = sources.load(

@@ -5,25 +5,21 @@ Both results are folders of the cache, named by a key of everything they depend 
 
     CACHE/NAME/KEY-records/    what tfds wrote: encoded images and labels
     CACHE/NAME/KEY-128px/      images.u8 (uint8 [N, 128, 128, 3], raw), labels.npz, source.json
+    CACHE/NAME/KEY-made-from.json   the KEY that a path of the user's had when it was last read
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
-import fcntl
 import hashlib
 import io
 import json
-import mmap
 import os
 import pathlib
-import shutil
 import sys
 import time
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +30,11 @@ from PIL import Image
 
 from agejax.data import builders, duplicates
 from agejax.data.builders import archives
-from agejax.errors import UserError, check_values, full_disk, one_line
-from agejax.paths import cache_folder
+from agejax.data.cache import cached
+from agejax.data.mapped import MappedImages
+from agejax.errors import DAMAGE, UserError, check_values, one_line
+from agejax.logging import records
+from agejax.paths import cache_folder, expand
 
 if TYPE_CHECKING:
     from agejax.data.builders.base import FaceBuilder
@@ -59,7 +58,7 @@ class Source:
 
     Attributes:
       name: of the data set.
-      images: uint8 [N, S, S, 3], RGB: memory-mapped, or gathered from sources that are.
+      images: uint8 [N, S, S, 3], RGB: mapped from a file, or gathered from sources that are.
       labels: age, apparent_age, apparent_age_std float32 [N], years, NaN unknown; gender, ethnicity
         int32 [N], class numbers, -1 unknown.
       ids: str [N], for people to find an image by: the file's name.
@@ -76,7 +75,7 @@ class Source:
     """
 
     name: str
-    images: np.ndarray | Gathered
+    images: np.ndarray | MappedImages | Gathered
     labels: dict[str, np.ndarray]
     ids: np.ndarray
     groups: np.ndarray
@@ -108,19 +107,6 @@ class Source:
             labels={name: values[rows] for name, values in self.labels.items()},
             fingerprint=_key(self.fingerprint, hashlib.sha256(rows.tobytes()).hexdigest()),
         )
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For worker processes, which map the file again instead of receiving its gigabytes."""
-        state = dict(vars(self))
-        if isinstance(self.images, np.memmap) and isinstance(self.images.base, mmap.mmap):
-            state["images"] = _Mapped(str(self.images.filename), self.images.shape)
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        images = state["images"]
-        vars(self).update(state)
-        if isinstance(images, _Mapped):
-            vars(self)["images"] = images.open()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,15 +141,6 @@ class Gathered:
         return images
 
 
-@dataclasses.dataclass(frozen=True)
-class _Mapped:
-    path: str
-    shape: tuple[int, ...]
-
-    def open(self) -> np.memmap:
-        return np.memmap(self.path, np.uint8, "r", shape=self.shape)
-
-
 def load(
     name: str,
     path: str | None = None,
@@ -173,7 +150,9 @@ def load(
     options: Mapping[str, Any] | None = None,
     beam: Sequence[str] | None = None,
 ) -> Source:
-    """Opens a data set; the first time it is prepared and decoded, which is said on stderr.
+    """Opens a data set; the first time it is prepared and decoded, with a line on stderr.
+
+    Where the files are gone, what was prepared from them serves on, with a line too.
 
     Args:
       name: of a builder in `agejax.data.builders`.
@@ -191,43 +170,38 @@ def load(
     check_values(options, builder.options(), f"config.data.options of {name}")
     if image_size < 1:
         raise UserError(f"config.data.image_size: {image_size} is not 1 or more")
-    files = builder.locate(path)
-    key = _key(
-        FORMAT,
-        name,
-        str(builder.VERSION),
-        sorted(options.items()),
-        _stamp(files),
-        *map(_stamp, builder.also_reads(options, files)),
-    )
+    made_by = (FORMAT, name, str(builder.VERSION), sorted(options.items()))
+    given = path and str(expand(path).absolute())
+    note = cache_folder(cache_dir) / name / f"{_key(*made_by, given)}-made-from.json"
+    missing: UserError | None = None
+    try:
+        files = builder.locate(path)
+        read = [files, *builder.also_reads(options, files)]
+        key = _key(*made_by, *map(_stamp, read))
+    except UserError as error:
+        known = _recall(note)
+        if known is None:
+            raise
+        missing, (key, files) = error, known
+        print(f"{name}: {files} is gone; what was prepared from it is used", file=sys.stderr)
 
     def prepare(folder: pathlib.Path) -> None:
+        if missing is not None:
+            raise missing
         print(f"{name}: preparing" + (f" {files}" if files else ""), file=sys.stderr)
         _tfds(builder, folder, beam, source=files, **options)
 
     def decode_all(folder: pathlib.Path) -> None:
-        records = cached(f"{name}/{key}-records", prepare, cache_dir)
-        _decode_all(_tfds(builder, records, None, source=files, **options), folder, image_size)
+        def prepared(folder: pathlib.Path) -> Any:
+            return _tfds(builder, folder, None, source=files, **options)
 
-    return _open(cached(f"{name}/{key}-{image_size}px", decode_all, cache_dir))
+        examples = cached(f"{name}/{key}-records", prepare, prepared, cache_dir)
+        _decode_all(examples, folder, image_size)
 
-
-def cached(
-    name: str, make: Callable[[pathlib.Path], None], cache_dir: str | None = None
-) -> pathlib.Path:
-    """The folder `name` of the cache, which `make` fills the first time, whole or not at all.
-
-    Args:
-      cache_dir: as in `load`.
-
-    Raises:
-      UserError: a disk that is full or read-only.
-    """
-    folder = cache_folder(cache_dir) / name
-    with _disk_errors(folder.parent):
-        if not _whole(folder):
-            _make(folder, make)
-    return folder
+    source = cached(f"{name}/{key}-{image_size}px", decode_all, _open, cache_dir)
+    if missing is None and files is not None:
+        _remember(note, key, files, [path for path in read if path is not None])
+    return source
 
 
 def read_image(path: pathlib.Path) -> bytes:
@@ -422,24 +396,37 @@ def _progress(items: Iterator[Any], total: int, name: str) -> Iterator[Any]:
 
 
 def _open(folder: pathlib.Path) -> Source:
+    """Raises ValueError, KeyError or TypeError where the three files do not fit together."""
     facts = json.loads((folder / "source.json").read_text())
+    n, height, width, channels = facts["shape"]
+    images = MappedImages(folder / "images.u8", (n, height, width, channels))
     with np.load(folder / "labels.npz") as arrays:
-        columns = {name: arrays[name] for name in arrays.files}
+        columns = {name: arrays[name] for name in ("ids", "groups", "official", *LABELS)}
+    kinds = {"ids": "U", "groups": "i", "official": "U"} | {
+        name: np.dtype(dtype).kind for name, dtype in LABELS.items()
+    }
+    for name, values in columns.items():
+        if values.shape != (n,) or values.dtype.kind != kinds[name]:
+            raise ValueError(f"labels.npz: {name} is {values.dtype} {list(values.shape)}")
+    label_names = {label: tuple(names) for label, names in dict(facts["label_names"]).items()}
+    texts = [facts["name"], facts["fingerprint"], *facts["skipped"]]
+    if not all(isinstance(text, str) for text in (*texts, *sum(label_names.values(), ()))):
+        raise ValueError("source.json: a number in place of a text")
     official = columns.pop("official")
     return Source(
         name=facts["name"],
-        images=_Mapped(str(folder / "images.u8"), tuple(facts["shape"])).open(),
+        images=images,
         ids=columns.pop("ids"),
         groups=columns.pop("groups"),
         official=official if (official != "").any() else None,
         labels=columns,
-        label_names={k: tuple(v) for k, v in facts["label_names"].items()},
+        label_names=label_names,
         fingerprint=facts["fingerprint"],
         skipped=tuple(facts["skipped"]),
     )
 
 
-# ------------------------------------------------------------------------------------- the cache
+# --------------------------------------------------------------------------- where it was made from
 
 
 def _key(*parts: Any) -> str:
@@ -474,74 +461,28 @@ def _listing(folder: str, prefix: str) -> Iterator[tuple[str, int, int]]:
                 yield f"{prefix}{entry.name}", state.st_size, state.st_mtime_ns
 
 
-def _make(folder: pathlib.Path, make: Callable[[pathlib.Path], None]) -> None:
-    """Lets `make` fill `folder`, which appears whole or not at all.
+def _remember(
+    note: pathlib.Path, key: str, files: pathlib.Path, read: Sequence[pathlib.Path]
+) -> None:
+    """Keeps under which key the files were prepared, for when they are gone."""
+    stamps = {str(path.absolute()): _key(_stamp(path)) for path in read if path != files}
+    value = {"key": key, "files": str(files.absolute()), "also": stamps}
+    with contextlib.suppress(OSError, UserError):  # of a cache that this user may only read
+        if not note.exists() or note.read_text() != json.dumps(value):
+            records.write_text(note, json.dumps(value))
 
-    A second process that wants it waits, then finds it. What a killed one left is removed.
+
+def _recall(note: pathlib.Path) -> tuple[str, pathlib.Path] | None:
+    """The key of files that were prepared and are gone now, and their path.
+
+    None where they are there, or where another file that was read with them has changed.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if _whole(folder):
-            return
-        if folder.exists():
-            print(f"{folder} is damaged and is made again", file=sys.stderr)
-            shutil.rmtree(folder)
-        partial = folder.parent / f".{folder.name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        try:
-            make(partial)
-            sizes = {str(p.relative_to(partial)): p.stat().st_size for p in _files(partial)}
-            (partial / WHOLE).write_text(json.dumps(sizes))
-            for path in _files(partial):
-                _sync(path)
-            partial.rename(folder)
-            _sync(folder.parent)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-
-
-WHOLE = "whole.json"  # {file: size} of a finished folder
-
-
-def _whole(folder: pathlib.Path) -> bool:
-    """Whether the folder is there with every file at its size (labels.npz has checksums too)."""
     try:
-        sizes = json.loads((folder / WHOLE).read_text())
-        for name, size in sizes.items():
-            if (folder / name).stat().st_size != size:
-                return False
-            if name.endswith(".npz"):
-                with zipfile.ZipFile(folder / name) as archive:
-                    if archive.testzip() is not None:
-                        return False
-    except (OSError, ValueError, zipfile.BadZipFile):
-        return False
-    return True
-
-
-def _files(folder: pathlib.Path) -> list[pathlib.Path]:
-    return [path for path in folder.rglob("*") if path.is_file()]
-
-
-def _sync(path: pathlib.Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _disk_errors(cache: pathlib.Path) -> Iterator[None]:
-    """Turns a full or read-only disk into a `UserError`."""
-    remedy = "or use another place with --config.data.cache_dir=DIR"
-    try:
-        with full_disk(f"cache {cache}: the disk is full; free space {remedy}"):
-            yield
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise
-        raise UserError(f"cache {cache}: not writable ({error}); change that {remedy}") from error
+        known = json.loads(note.read_text())
+        also = {pathlib.Path(path): stamp for path, stamp in known["also"].items()}
+        if any(path.exists() and _key(_stamp(path)) != stamp for path, stamp in also.items()):
+            return None
+        key, files = str(known["key"]), pathlib.Path(known["files"])
+    except (OSError, *DAMAGE):
+        return None
+    return None if files.exists() else (key, files)
