@@ -124,9 +124,13 @@ def test_settings_of_the_sampler_reach_the_weights(source):
         of(kind="lds", **{f"lds_{k}" if k != "reweight" else k: v for k, v in lds.items()}),
         density.lds_weight(ages, **lds),
     )
-    gender = source.labels["gender"][ROWS]
-    few, many = (of(kind="inverse", over=("gender",), power=0.5)[gender == k] for k in range(2))
-    assert few[0] / many[0] == pytest.approx(((gender == 1).sum() / (gender == 0).sum()) ** 0.5)
+    classes = source.labels["ethnicity"][ROWS]
+    counts = np.bincount(classes)
+    assert counts[0] > 2 * counts[1]
+    for power in (0.5, 1.0):
+        weights = of(kind="inverse", over=("ethnicity",), power=power)
+        many, few = (weights[classes == k][0] for k in range(2))
+        assert few / many == pytest.approx((counts[0] / counts[1]) ** power)
 
 
 def test_oversampling_adds_the_copies_of_its_formula():

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import tiny
-from agejax import train
+from agejax import evaluate, main, train
 from agejax.data import draws, opening, pipeline, sampling, splits
+from agejax.errors import run_command
 
 BATCH, EVAL_EVERY = 8, 5
 
@@ -163,6 +164,21 @@ def test_whoever_is_asked_may_end_the_run_after_an_evaluation(faces, seen, tmp_p
     whole = {line["step"]: line["val/age/mae"] for line in seen[3] if "val/age/mae" in line}
     assert summary["last"]["age"]["mae"] == whole[10]
     assert (tmp_path / "run" / "checkpoints" / "10").is_dir()
+
+
+def test_the_command_scores_the_final_split(faces, tmp_path, monkeypatch):
+    scored = []
+    monkeypatch.setattr(train, "train", lambda config, workdir: {"steps": 2})
+    monkeypatch.setattr(
+        evaluate, "evaluate", lambda *args, **options: scored.append((args, options))
+    )
+    config = get_config(faces)
+    monkeypatch.setattr(main, "parse", lambda argv: config)
+    main.FLAGS(["main", f"--config={tiny.__file__}", f"--workdir={tmp_path}"])
+    for split in ("val", ""):
+        config.eval.final_split = split
+        assert run_command(main.main, []) == 0
+    assert scored == [((tmp_path,), {"split": "val"})]
 
 
 def test_data_is_prepared_in_the_cache_that_the_environment_names(seen, cache):

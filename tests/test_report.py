@@ -1,5 +1,6 @@
 """The report of an evaluation: its figures, and how a browser shows it."""
 
+import dataclasses
 import itertools
 import json
 import pathlib
@@ -96,6 +97,21 @@ def test_the_faces_shown_are_the_best_and_the_worst_each_under_its_own_caption(
             assert f", {gender}, " in true
 
 
+def test_a_run_is_compared_image_by_image_and_below_0_it_is_the_better_one(trained, other):
+    scored = evaluate.score(Run.open(trained), split="test")
+    backwards = evaluate.score_rows(scored.run, scored.source, scored.rows[::-1], "test")
+    again = evaluate.score_again(backwards, Run.open(other))
+    assert again.source.ids[again.rows].tolist() == scored.source.ids[scored.rows][::-1].tolist()
+    np.testing.assert_allclose(again.predictions["age"], backwards.predictions["age"], rtol=1e-5)
+
+    worse = scored.labels["age"] + 30.0
+    said = scored.predictions | {"age": worse.astype(np.float32)}
+    found = evaluate.compare(scored, dataclasses.replace(scored, predictions=said))
+    mae = np.abs(scored.predictions["age"] - scored.labels["age"]).mean()
+    assert found["targets"]["age"]["difference"] == pytest.approx(mae - 30, rel=1e-5)
+    assert mae < 30
+
+
 def test_two_equal_runs_do_not_differ(written):
     result, _ = written
     for target in ("age", "gender", "ethnicity"):
@@ -111,6 +127,10 @@ def test_calibration_is_fitted_on_val_and_kept(trained, written, faces, tmp_path
     assert kept is not None
     assert kept.n == json.loads((trained / "summary.json").read_text())["examples"]["val"]
     assert evaluate.calibrate(run) == kept
+    val = evaluate.score(run, split="val")
+    fitted = Calibration.fit(val.predictions, val.labels, val.duplicates, run.step)
+    assert fitted.temperatures == pytest.approx(dict(kept.temperatures), rel=1e-6)
+    assert fitted.widths == kept.widths
     result, output = written
     rows = (output / "predictions.csv").read_text().splitlines()
     header = rows[0].split(",")

@@ -674,6 +674,38 @@ OTHERS = (
         "+ jnp.square(said[label] - means[label])", "+ 0 * jnp.square(said[label])",
         ("test_pseudo_label.py::test_every_image_is_asked_about_together_with_its_mirror_image",),
     ),
+    Mutation(
+        "a comparison has its sides swapped", "agejax/evaluate.py",
+        "scored.predictions, alike, scored.labels", "alike, scored.predictions, scored.labels",
+        ("test_report.py::test_a_run_is_compared_image_by_image_and_below_0_it_is_the_better_one",),
+    ),
+    Mutation(
+        "a comparison is of other images", "agejax/evaluate.py",
+        "rows = np.array([row[name] for name in ids])",
+        "rows = np.sort(np.array([row[name] for name in ids]))",
+        ("test_report.py::test_a_run_is_compared_image_by_image_and_below_0_it_is_the_better_one",),
+    ),
+    Mutation(
+        "the command scores another split at the end", "agejax/main.py",
+        "evaluate.evaluate(workdir, split=config.eval.final_split)", "evaluate.evaluate(workdir)",
+        ("test_loop.py::test_the_command_scores_the_final_split",),
+    ),
+    Mutation(
+        "the worst group has the smallest error", "agejax/metrics.py",
+        'sign = -1 if rank == "accuracy" else 1', 'sign = 1 if rank == "accuracy" else -1',
+        ("test_metrics.py::test_the_worst_group_has_thirty_images",),
+    ),
+    Mutation(
+        "every decade counts by its images", "agejax/metrics.py",
+        '"macro_mae": float(np.mean(by_decade))', '"macro_mae": float(size.mean())',
+        ("test_metrics.py::test_figures_equal_scikit_learn",),
+    ),
+    Mutation(
+        "unknown labels count in metrics", "agejax/metrics.py",
+        "(part & known for by in parts.values() for _, part in by)]\n        rank",
+        "(part for by in parts.values() for _, part in by)]\n        rank",
+        ("test_metrics.py::test_an_image_without_a_label_changes_nothing",),
+    ),
 )  # fmt: skip
 
 MUTATIONS = (*(m._replace(survived=True) for m in SURVIVORS), *OTHERS)
