@@ -82,6 +82,13 @@ def test_settings_of_heads_reach_their_losses():
     for delta in (0.5, 2.0):
         loss = regression(loss="huber", huber_delta=delta).loss(jnp.array([[z + 3]]), one)
         assert float(loss[0]) == pytest.approx(delta * (3 - delta / 2), rel=1e-5)
+    head = make("age", kind="distribution", loss="sord", scale=0.5, range=(25.0, 27.0))
+    target = np.exp([-0.5, 0, -0.5]) / np.exp([-0.5, 0, -0.5]).sum()
+    expected = np.log(3)  # of even logits, whatever the target
+    assert float(head.loss(jnp.zeros((1, 3)), one)[0]) == pytest.approx(expected, rel=1e-5)
+    said = -np.log(np.exp([1.0, 0, 0]) / np.exp([1.0, 0, 0]).sum())
+    loss = head.loss(jnp.array([[1.0, 0, 0]]), one)
+    assert float(loss[0]) == pytest.approx((target * said).sum(), rel=1e-5)
     p = 1 / (1 + np.exp(-0.7))
     loss = make("gender", kind="binary", smoothing=0.2).loss(jnp.array([[0.7]]), one)
     assert float(loss[0]) == pytest.approx(-0.9 * np.log(p) - 0.1 * np.log(1 - p), rel=1e-5)

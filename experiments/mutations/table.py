@@ -300,6 +300,66 @@ SURVIVORS = (
         "sign * value < sign * self.value", "sign * value <= sign * self.value",
         ("test_loop.py::test_the_best_of_three_evaluations",),
     ),
+    Mutation(
+        "DenseWeight is of years, not of the loss's scale", "agejax/heads/weights.py",
+        "values = np.asarray(head.scale.encode(jnp.asarray(values)))", "pass",
+        ("test_heads.py::test_dense_weight_is_that_of_the_scale_that_the_loss_lives_on",),
+    ),
+    Mutation(
+        "the conformal rank forgets the image to come", "agejax/reporting/uncertainty.py",
+        "math.ceil(round((n + 1) * (1 - alpha), 9))", "math.ceil(round(n * (1 - alpha), 9))",
+        ("test_uncertainty.py::test_the_rank_is_right_for_every_number_of_images",),
+    ),
+    Mutation(
+        "the conformal rank is rounded", "agejax/reporting/uncertainty.py",
+        "math.ceil(round((n + 1) * (1 - alpha), 9))", "round((n + 1) * (1 - alpha))",
+        ("test_uncertainty.py::test_the_rank_is_right_for_every_number_of_images",),
+    ),
+    Mutation(
+        "the conformal rank trusts a rounded product", "agejax/reporting/uncertainty.py",
+        "math.ceil(round((n + 1) * (1 - alpha), 9))", "math.ceil((n + 1) * (1 - alpha))",
+        ("test_uncertainty.py::test_the_rank_is_right_for_every_number_of_images",),
+    ),
+    Mutation(
+        "integrated gradients go by the left end of each step", "agejax/explain.py",
+        "along = ((rows + 0.5) / steps)", "along = (rows / steps)",
+        ("test_explain.py::test_integrated_gradients_go_by_the_midpoint_rule",),
+    ),
+    Mutation(
+        "a neck does not drop before its output", "agejax/models/face_model.py",
+        "elif neck is not None:\n                x = dropout(x, train=train, rngs=rngs)",
+        "elif neck is not None:\n                pass",
+        ("test_necks.py::test_a_neck_drops_before_each_dense_layer_but_the_first_and_before_the_output",),
+    ),
+    Mutation(
+        "features are smoothed after dropout", "agejax/models/face_model.py",
+        "                x = self.smoothing[name](x, ages[name], epoch)\n"
+        "                x = dropout(x, train=train, rngs=rngs)",
+        "                x = dropout(x, train=train, rngs=rngs)\n"
+        "                x = self.smoothing[name](x, ages[name], epoch)",
+        ("test_necks.py::test_features_are_smoothed_before_dropout",),
+    ),
+    Mutation(
+        "the watchdog waits from its last look, not from the last step",
+        "agejax/logging/watchdog.py",
+        "max(self._fed + self._seconds - time.monotonic(), 0)", "self._seconds",
+        ("test_logging.py::test_the_watchdog_waits_as_long_as_it_says_since_it_was_fed",),
+    ),
+    Mutation(
+        "the watchdog speaks though it was fed meanwhile", "agejax/logging/watchdog.py",
+        "if waited >= self._seconds:", "if True:",
+        ("test_logging.py::test_the_watchdog_waits_as_long_as_it_says_since_it_was_fed",),
+    ),
+    Mutation(
+        "feeding the watchdog does nothing", "agejax/logging/watchdog.py",
+        "self._fed = time.monotonic()  #", 'self._fed = getattr(self, "_fed", time.monotonic())  #',
+        ("test_logging.py::test_the_watchdog_waits_as_long_as_it_says_since_it_was_fed",),
+    ),
+    Mutation(
+        "the watchdog believes the wall clock", "agejax/logging/watchdog.py",
+        "self._fed = time.monotonic()  #", "self._fed = time.time()  #",
+        ("test_logging.py::test_the_watchdog_waits_as_long_as_it_says_since_it_was_fed",),
+    ),
 )  # fmt: skip
 
 # ---- further wiring ------------------------------------------------------------------------------
@@ -452,7 +512,7 @@ OTHERS = (
     ),
     Mutation(
         "every run draws in one order", TRAIN,
-        "train_rows, config.seed)", "train_rows, 0)",
+        "sampling.Sampler(*drawn, config.seed)", "sampling.Sampler(*drawn, 0)",
         ("test_loop.py::test_rows_are_drawn_in_the_order_of_the_runs_seed",),
     ),
     Mutation(
@@ -651,7 +711,7 @@ OTHERS = (
     ),
     Mutation(
         "a sweep minimises whatever the mode", "agejax/sweep.py",
-        'direction="minimize" if mode == "min" else "maximize"', 'direction="minimize"',
+        'directions.MINIMIZE if mode == "min" else directions.MAXIMIZE', "directions.MINIMIZE",
         ("test_sweep.py::test_the_best_of_three_trials",),
     ),
     Mutation(
@@ -705,6 +765,38 @@ OTHERS = (
         "(part & known for by in parts.values() for _, part in by)]\n        rank",
         "(part for by in parts.values() for _, part in by)]\n        rank",
         ("test_metrics.py::test_an_image_without_a_label_changes_nothing",),
+    ),
+    Mutation(
+        "example weights have mean 1 over rows, not over draws", "agejax/heads/weights.py",
+        "np.average(of_rows[known], weights=drawn[known])", "np.average(of_rows[known])",
+        ("test_heads.py::test_example_weights_have_mean_one_over_what_is_drawn",),
+    ),
+    Mutation(
+        "a run forgets the prior of its draws", TRAIN,
+        "for each in (drawn, draws.even(source, train_rows))", "for each in (drawn, drawn)",
+        ("test_priors.py::test_a_run_keeps_the_prior_of_its_draws_and_is_decoded_with_it",),
+    ),
+    Mutation(
+        "the prior is applied the other way round", "agejax/heads/priors.py",
+        "ratios[i] = rows / draws", "ratios[i] = draws / rows",
+        ("test_priors.py::test_a_known_posterior_under_a_known_sampling_becomes_the_natural_one",),
+    ),
+    Mutation(
+        "ranks are decoded as they were sampled", "agejax/heads/ages.py",
+        "        if not self.prior:\n            return p\n",
+        "        if True:\n            return p\n",
+        ("test_priors.py::test_a_known_posterior_under_a_known_sampling_becomes_the_natural_one",),
+    ),
+    Mutation(
+        "the one-cycle peaks a step late", OPTIM,
+        "{warmup(): config.div, total_steps: end}", "{warmup() + 1: config.div, total_steps: end}",
+        ("test_optim.py::test_one_cycle_peaks_at_exactly_the_step_where_the_warm_up_ends",),
+    ),
+    Mutation(
+        "sord's scale does nothing", "agejax/heads/ages.py",
+        "losses.sord_targets(years, ages, int(power), scale)",
+        "losses.sord_targets(years, ages, int(power), 1.0)",
+        ("test_heads.py::test_settings_of_heads_reach_their_losses",),
     ),
 )  # fmt: skip
 
