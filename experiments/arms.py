@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import itertools
 import json
 import pathlib
 import subprocess
@@ -18,6 +19,7 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+from scipy import optimize, stats
 
 from agejax import evaluate, metrics, sharding, train
 from agejax.data.sources import LABELS
@@ -183,25 +185,21 @@ class Scores:
 def mean_interval(
     losses: np.ndarray, groups: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Any]:
-    """The mean over seeds and images, and its 95 % interval.
+    """The mean over seeds and images, and its 95 % interval, as `joined` makes it.
 
-    The interval resamples seeds, and groups of duplicates of the images (a percentile bootstrap).
     Of the difference of two arms' losses on the same images it is the paired interval.
 
     Args:
       losses: float [seeds, N]; NaN does not count.
-      groups: [N], equal within a group.
+      groups: [N], equal within a group of copies.
 
     Returns:
-      {"mean", "ci95": [low, high], "seeds": the mean of each, "n": images}.
+      {"mean", "ci95": [low, high], "images95", "seeds": the mean of each, "n": images}.
     """
     known = np.isfinite(losses).all(axis=0)
     losses, groups = losses[:, known], groups[known]
-    means = [
-        np.dot(times, losses[some].mean(axis=0)) / times.sum()
-        for some, times in _resampled(len(losses), groups, resamples, seed)
-    ]
-    return _summary(losses.mean(axis=1), means, losses.shape[1])
+    resampled = [losses @ times / times.sum() for times in _resampled(groups, resamples, seed)]
+    return joined(losses.mean(axis=1), np.array(resampled), losses.shape[1])
 
 
 def macro_f1_interval(
@@ -231,39 +229,110 @@ def macro_f1_interval(
         hits, sizes = np.diag(cells), cells.sum(axis=0) + cells.sum(axis=1)
         return float((2 * hits[sizes > 0] / sizes[sizes > 0]).mean())
 
-    once = np.ones(len(true))
-    ours, theirs = (
-        np.array([macro_f1(said, once) for said in of]) for of in (predicted, reference)
+    def of_seeds(times: np.ndarray) -> np.ndarray:  # [2, seeds]
+        return np.array([[macro_f1(s, times) for s in of] for of in (predicted, reference)])
+
+    ours, theirs = of_seeds(np.ones(len(true)))
+    resampled = np.array(
+        [of_seeds(times) for times in _resampled(groups[known], resamples, seed)]
+    )  # [resamples, 2, seeds]
+    return (
+        joined(ours, resampled[:, 0], len(true)),
+        joined(ours - theirs, resampled[:, 0] - resampled[:, 1], len(true)),
     )
-    means, differences = [], []
-    for some, times in _resampled(len(predicted), groups[known], resamples, seed):
-        resampled = [
-            np.mean([macro_f1(of[i], times) for i in some]) for of in (predicted, reference)
-        ]
-        means.append(resampled[0])
-        differences.append(resampled[0] - resampled[1])
-    return _summary(ours, means, len(true)), _summary(ours - theirs, differences, len(true))
 
 
-def _resampled(
-    seeds: int, groups: np.ndarray, resamples: int, seed: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Seeds drawn anew, [seeds], and how often each image is, by groups of copies, [N]."""
+def _resampled(groups: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each image is drawn, [N], where groups of copies are resampled."""
     _, group = np.unique(groups, return_inverse=True)
     n = int(group.max(initial=-1)) + 1
     rng = np.random.default_rng(seed)
     for _ in range(resamples):
-        times = np.bincount(rng.integers(n, size=n), minlength=n)[group]
-        yield rng.integers(seeds, size=seeds), times
+        yield np.bincount(rng.integers(n, size=n), minlength=n)[group]
 
 
-def _summary(seeds: np.ndarray, means: Sequence[float], n: int) -> dict[str, Any]:
+# ---- intervals over seeds and images ------------------------------------------------------------
+
+METHOD = (
+    "Intervals of 95 % join Student's t over seeds with a bootstrap over groups of copies; "
+    "differences are paired."
+)
+Z = float(stats.norm.ppf(0.975))
+
+
+def joined(seeds: np.ndarray, resampled: np.ndarray, n: int) -> dict[str, Any]:
+    """A figure of several seeds on the same images, with its 95 % interval.
+
+    The variance of the mean over seeds is that over the runs that might have been trained, given
+    the images, and that over the images which might have been drawn, of the runs' expected figure
+    (the law of total variance). The first is s² / k of the seeds' figures. The second is the
+    bootstrap's over images, less what of it comes from the runs' differences on single images,
+    which s² holds already. `over_seeds` joins the two.
+
+    Args:
+      seeds: each seed's figure, [k].
+      resampled: the same on resampled images, [resamples, k].
+      n: images.
+
+    Returns:
+      {"mean", "ci95": [low, high], "images95": the interval over images alone, "seeds", "n"}. Of
+      one seed "ci95" is over images alone: it does not tell how much another training differs.
+    """
+    k, mean = len(seeds), float(seeds.mean())
+    of_mean = resampled.mean(axis=1)
+    share = 1.0
+    if k > 1 and (total := of_mean.var()) > 0:
+        own = (resampled - resampled.mean(axis=0)).var(axis=1, ddof=1).mean() / k
+        share = max(1 - own / total, 0.0)
+    images = mean + np.sqrt(share) * (np.percentile(of_mean, [2.5, 97.5]) - mean)
     return {
-        "mean": float(seeds.mean()),
-        "ci95": [float(q) for q in np.percentile(means, [2.5, 97.5])],
+        "mean": mean,
+        "ci95": over_seeds(seeds, images),
+        "images95": [float(bound) for bound in images],
         "seeds": [float(x) for x in seeds],
         "n": n,
     }
+
+
+def over_seeds(seeds: Sequence[float] | np.ndarray, images95: Sequence[float]) -> list[float]:
+    """The 95 % interval of the mean over seeds [k], from theirs over images alone.
+
+    Half widths are t* sqrt(A + B), with A = s² / k of the seeds, B that of the images, and t* the
+    mean of the quantiles of Student's t with k - 1 degrees of freedom and of the normal, weighted
+    by A and B (Cochran & Cox 1957, section 4.14, for means of unequal variances). A joint number of
+    degrees of freedom (Welch & Satterthwaite) covers 0.88 with two seeds;
+    experiments/benchmarks/intervals.py simulates both.
+    """
+    mean = float(np.mean(seeds))
+    a = float(np.var(seeds, ddof=1)) / len(seeds) if len(seeds) > 1 else 0.0
+    if a == 0:
+        return [float(bound) for bound in images95]
+    t = float(stats.t.ppf(0.975, len(seeds) - 1))
+    b = ((np.asarray(images95) - mean) / Z) ** 2
+    half = (a * t + b * Z) / np.sqrt(a + b)
+    return [float(mean - half[0]), float(mean + half[1])]
+
+
+def images_of_percentile(seeds: Sequence[float], ci95: Sequence[float]) -> list[float]:
+    """The interval over images alone, from a percentile bootstrap over seeds and images.
+
+    Such a bootstrap draws means of k seeds, of which all k^k are known, plus a deviation of the
+    images. That is taken to be normal, and as wide as makes the recorded bounds its quantiles. The
+    runs' differences on single images stay in it, so that it is a little too wide.
+    """
+    mean = float(np.mean(seeds))
+    means = np.array([np.mean(drawn) for drawn in itertools.product(seeds, repeat=len(seeds))])
+    bounds = []
+    for bound, level in zip(ci95, (0.025, 0.975), strict=True):
+        sign = 1 if level > 0.5 else -1
+
+        def excess(sigma: float, bound: float = bound, level: float = level) -> float:
+            return float(stats.norm.cdf((bound - means) / sigma).mean()) - level
+
+        least, most = 1e-9, 10 * abs(bound - mean) + 1e-6
+        found = sign * excess(least) > 0 > sign * excess(most)
+        bounds.append(mean + sign * Z * (optimize.brentq(excess, least, most) if found else 0.0))
+    return bounds
 
 
 def text(figure: Mapping[str, Any], digits: int = 2, sign: str = "") -> str:

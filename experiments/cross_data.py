@@ -121,11 +121,17 @@ def main(argv: Sequence[str]) -> None:
             "commits": {arm: each.commits for arm, each in scores.items()},
             "commit": arms.commit(),
             "seeds": args.seeds,
+            "intervals": arms.METHOD,
             "tested on": tables,
         },
     )
-    records.write_text(output.with_suffix(".md"), table(tables))
+    records.write_text(output.with_suffix(".md"), page(tables))
     print(table(tables))
+
+
+def page(tables: Mapping[str, Any], intervals: str = arms.METHOD) -> str:
+    """cross_data.md."""
+    return f"{table(tables)}\n{intervals}\n"
 
 
 def table(tables: Mapping[str, Any]) -> str:

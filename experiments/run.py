@@ -116,8 +116,7 @@ def run(
     devices = sorted({run["device"] for of in scores.values() for run in of.runs})
     text = table(f"{system.TITLE}, at scale {setting.scale}", columns, chosen, rows) + (
         f"\n{n:,} test images ({ids:,} without copies) of {setting.dataset}, {len(seeds)} seeds. "
-        "Intervals of 95 % resample seeds and groups of copies; differences are paired. "
-        f"Trained on {' and '.join(devices)}.\n"
+        f"{arms.METHOD} Trained on {' and '.join(devices)}.\n"
     )
     return (
         text,
@@ -125,6 +124,7 @@ def run(
             "command": f"python -m experiments.run {name} --scale={setting.scale}",
             "commit": arms.commit(),
             "seeds": list(seeds),
+            "intervals": arms.METHOD,
             "dataset": setting.dataset,
             "devices": devices,
             "reference": system.REFERENCE,

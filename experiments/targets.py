@@ -30,6 +30,7 @@ from configs import mobilenet_v3_utk
 from experiments import arms
 
 FEW = 20  # training images of an age, below which it is rare
+RARE = f"ages with fewer than {FEW} training images"
 SIZE, EPOCHS = 64, 2.0
 REGRESSION = {"kind": "regression", "transform": "standard", "loss": "l1"}
 
@@ -144,8 +145,13 @@ def measure(scores: arms.Scores, base: arms.Scores) -> dict[str, Any]:
     }
 
 
+def page(rows: Mapping[str, Mapping[str, Any]], intervals: str = arms.METHOD) -> str:
+    """targets.md."""
+    heading = f"# Age as anything, and imbalance\n\n{__doc__}\nRare ages: {RARE}. {intervals}\n"
+    return heading + table(rows)
+
+
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """targets.md's tables."""
     lines = []
     for group, names in GROUPS.items():
         lines += [
@@ -182,7 +188,6 @@ def main(argv: Sequence[str]) -> None:
     scores = arms.run(chosen, range(args.seeds), pathlib.Path(args.folder), "val")
     rows = {name: measure(arm, scores["regression-l1"]) for name, arm in scores.items()}
     output = pathlib.Path(args.output)
-    few = "ages with fewer than 20 training images"
     records.write_json(
         output.with_suffix(".json"),
         {
@@ -191,12 +196,12 @@ def main(argv: Sequence[str]) -> None:
             "seeds": args.seeds,
             "image_size": SIZE,
             "epochs": EPOCHS,
-            "rare": few,
+            "rare": RARE,
+            "intervals": arms.METHOD,
             "arms": rows,
         },
     )
-    heading = f"# Age as anything, and imbalance\n\n{__doc__}\nRare ages: {few}; 95 % intervals.\n"
-    records.write_text(output.with_suffix(".md"), heading + table(rows))
+    records.write_text(output.with_suffix(".md"), page(rows))
     print(table(rows))
 
 

@@ -45,6 +45,7 @@ def main(argv: Sequence[str]) -> None:
         "commit": arms.commit(),
         "commits": {name: arm.commits for name, arm in scores.items()},
         "steps": args.steps,
+        "intervals": arms.METHOD,
         "age_mae": {name: arms.mean_interval(values, groups) for name, values in losses.items()},
         "difference": arms.mean_interval(losses["imagenet"] - losses["scratch"], groups),
         "gender_error": {

@@ -5,10 +5,12 @@ import shutil
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.metrics import f1_score
 
 from agejax.errors import UserError, run_command
-from experiments import arms, cross_data, run
+from experiments import arms, cross_data, recompute, run
+from experiments.benchmarks import intervals
 from experiments.mutations import __main__ as mutations
 from experiments.systems import setting
 
@@ -77,7 +79,7 @@ def test_macro_f1_and_its_paired_interval():
     assert figure["seeds"] == pytest.approx(ours)
     assert figure["n"] == 390
     assert difference["mean"] == pytest.approx(np.mean(ours) - np.mean(theirs))
-    assert 0.1 < difference["ci95"][0] < difference["mean"] < difference["ci95"][1] < 0.4
+    assert 0 < difference["ci95"][0] < difference["mean"] < difference["ci95"][1] < 0.4
     _, none = arms.macro_f1_interval(true, good, good, groups, resamples=20)
     assert none["ci95"] == [0, 0]
     # Copies are no more evidence: without them the interval is as wide.
@@ -86,6 +88,90 @@ def test_macro_f1_and_its_paired_interval():
         np.repeat(true[::2], 2), np.repeat(good[:, ::2], 2, 1), np.repeat(bad[:, ::2], 2, 1), groups
     )
     assert twice["ci95"] == pytest.approx(once["ci95"], abs=0.02)
+
+
+def test_an_interval_over_seeds_joins_students_t_with_the_bootstrap_over_images():
+    # One seed: over images alone. Equal seeds: the same.
+    assert arms.over_seeds([5.0], [4.6, 5.5]) == [4.6, 5.5]
+    assert arms.over_seeds([5.0, 5.0], [4.6, 5.5]) == [4.6, 5.5]
+    # No spread over images: Student's t, by scipy.
+    seeds = [4.8, 5.0, 5.5]
+    expected = stats.t.interval(0.95, 2, np.mean(seeds), stats.sem(seeds))
+    assert arms.over_seeds(seeds, [np.mean(seeds)] * 2) == pytest.approx(expected)
+    # As much of the one as of the other: the mean of both quantiles, on sqrt(2) deviations.
+    deviation = stats.sem(seeds)
+    images = np.mean(seeds) + np.array([-1, 1]) * 1.959964 * deviation
+    half = (4.302653 + 1.959964) / 2 * np.sqrt(2) * deviation
+    expected = np.mean(seeds) + np.array([-1, 1]) * half
+    assert arms.over_seeds(seeds, images) == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_runs_do_on_single_images_counts_once():
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 5, (3, 4000))
+    figure = arms.mean_interval(noise - noise.mean(axis=0), np.arange(4000), resamples=200)
+    # All images are alike over the seeds, so other images would change nothing.
+    assert np.ptp(figure["images95"]) < 0.02
+    shared = arms.mean_interval(np.repeat(noise[:1], 3, axis=0), np.arange(4000), resamples=200)
+    assert np.ptp(shared["images95"]) == pytest.approx(2 * 1.96 * 5 / np.sqrt(4000), rel=0.15)
+    assert shared["ci95"] == shared["images95"]
+
+
+@pytest.mark.parametrize(("seeds", "paired"), [(2, False), (3, True)])
+def test_intervals_over_seeds_hold_the_truth_where_percentiles_do_not(seeds, paired):
+    held = intervals.seeds_coverage(seeds, 30, paired, trials=120)
+    assert held["joined"] >= 0.89  # 0.95 less three deviations
+    assert held["percentile"] < min(held["joined"], 0.91)
+
+
+def test_recorded_tables_are_computed_again_from_what_is_stored(tmp_path):
+    rng = np.random.default_rng(0)
+    losses = rng.exponential(5, (1, 500)) + np.array([[0.0], [0.4], [-0.3]])
+    groups = np.arange(500)
+    now = arms.mean_interval(losses, groups)
+    # As it was recorded: percentiles over seeds and images drawn together.
+    means = [
+        losses[rng.integers(3, size=3)][:, rng.integers(500, size=500)].mean() for _ in range(4000)
+    ]
+    row = {
+        "age/mae": {
+            "mean": now["mean"],
+            "ci95": np.percentile(means, [2.5, 97.5]).tolist(),
+            "seeds": now["seeds"],
+            "n": 500,
+        },
+        "what": "as it is",
+        "theirs": {},
+        "minutes": 3.0,
+    }
+    row["age/mae"]["difference"] = row["age/mae"] | {
+        "mean": 0.0,
+        "ci95": [0.0, 0.0],
+        "seeds": [0.0] * 3,
+    }
+    recorded = {
+        "command": "python -m experiments.run imbalance --scale=cpu",
+        "arms": {"baseline": row},
+    }
+    path, text = tmp_path / "imbalance-cpu.json", "### B\n\n| arm | x |\n|---|---|\n| old | 1 |\n"
+    text += "\n601 images. Intervals of 95 % resample seeds; differences are paired. More.\n"
+    path.write_text(json.dumps(recorded))
+    path.with_suffix(".md").write_text(text)
+    recompute.main(["recompute", str(path)])
+    made = json.loads(path.read_text())
+    figure = made["arms"]["baseline"]["age/mae"]
+    assert figure["ci95"] == pytest.approx(now["ci95"], abs=0.1)
+    assert figure["images95"] == pytest.approx(now["images95"], abs=0.1)
+    assert figure["difference"]["ci95"] == [0.0, 0.0]
+    page = path.with_suffix(".md").read_text()
+    low, high = figure["ci95"]
+    assert f"| baseline: as it is | {now['mean']:.3f} [{low:.3f}, {high:.3f}] |" in page
+    assert "| old |" not in page
+    assert "601 images. Intervals of 95 % join Student's t" in page
+    assert page.endswith("More.\n")
+    recompute.main(["recompute", str(path)])  # twice is as once
+    assert json.loads(path.read_text()) == made
+    assert path.with_suffix(".md").read_text() == page
 
 
 def test_the_share_in_the_right_bucket():

@@ -1,8 +1,8 @@
 """How often intervals hold the truth, in simulation: python -m experiments.benchmarks.intervals
 
-Bootstrap intervals of a mean absolute error, of images in groups of copies that share an error; and
-conformal intervals of ages whose error grows with the age. Recorded in
-experiments/results/intervals.json.
+Bootstrap intervals of a mean absolute error, of images in groups of copies that share an error; the
+intervals of comparisons over seeds and images; and conformal intervals of ages whose error grows
+with the age. Recorded in experiments/results/intervals.json.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from agejax import metrics
 from agejax.calibration import Calibration
 from agejax.errors import run_command
 from agejax.logging import records
-from experiments.arms import commit
+from experiments import arms
 
+RESAMPLES = 400  # of images, in a trial of intervals over seeds
 MEAN = 5.0  # years, of the simulated errors
 
 
@@ -37,6 +39,55 @@ def bootstrap_coverage(groups: int, trials: int) -> float:
         ((low, high),) = metrics.bootstrap(errors, everything, copies, seed=trial)
         held += low <= MEAN <= high
     return held / trials
+
+
+def seeds_coverage(
+    seeds: int, ratio: float, paired: bool, trials: int, images: int = 200
+) -> dict[str, float]:
+    """The share of trials whose 95 % interval over seeds and images holds the true mean.
+
+    An error is the mean, plus its image's own part (skewed, with a variance of 1), plus what its
+    seed does on that image, plus its seed's own part, whose mean over the seeds has `ratio` times
+    the variance that the images give the mean.
+
+    Args:
+      paired: the errors are differences of two arms. Most of an image's part is the same in both
+        and cancels: a tenth is left, and what a seed does on an image is the larger part.
+
+    Returns:
+      {"joined": by `arms.mean_interval`, "percentile": by a percentile bootstrap over seeds and
+      images, "recovered": by what `arms.images_of_percentile` makes of that, "welch": with the
+      degrees of freedom of Welch and Satterthwaite}.
+    """
+    rng = np.random.default_rng([seeds, round(100 * ratio), paired])
+    of_image, of_both = (0.1, 1.0) if paired else (1.0, 0.3)
+    of_seed = ratio * (of_image / images) * seeds
+    held = dict.fromkeys(("joined", "percentile", "recovered", "welch"), 0)
+    for _ in range(trials):
+        errors = np.sqrt(of_image) * (rng.exponential(1, images) - 1)
+        errors = errors + rng.normal(0, np.sqrt(of_both), (seeds, images))
+        errors += rng.normal(0, np.sqrt(of_seed), (seeds, 1))
+        times = rng.multinomial(images, np.full(images, 1 / images), RESAMPLES)
+        resampled = times @ errors.T / images
+        figure = arms.joined(errors.mean(axis=1), resampled, images)
+        drawn = rng.integers(seeds, size=(RESAMPLES, seeds))
+        means = np.take_along_axis(resampled, drawn, axis=1).mean(axis=1)
+        percentile = np.percentile(means, [2.5, 97.5]).tolist()
+        a = np.var(figure["seeds"], ddof=1) / seeds
+        b = (np.ptp(figure["images95"]) / 2 / arms.Z) ** 2
+        freedom = (a + b) ** 2 / (a**2 / (seeds - 1) + b**2 / (images - 1))
+        half = stats.t.ppf(0.975, freedom) * np.sqrt(a + b)
+        intervals = {
+            "joined": figure["ci95"],
+            "percentile": percentile,
+            "recovered": arms.over_seeds(
+                figure["seeds"], arms.images_of_percentile(figure["seeds"], percentile)
+            ),
+            "welch": (figure["mean"] - half, figure["mean"] + half),
+        }
+        for name, (low, high) in intervals.items():
+            held[name] += low <= 0 <= high
+    return {name: count / trials for name, count in held.items()}
 
 
 def conformal_coverage(images: int, trials: int) -> dict[str, Any]:
@@ -66,11 +117,22 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv[1:])
     result = {
         "command": "python -m experiments.benchmarks.intervals",
-        "commit": commit(),
+        "commit": arms.commit(),
         "trials": args.trials,
         "bootstrap": {
             "claimed": 0.95,
             "groups of copies": {n: bootstrap_coverage(n, args.trials) for n in (150, 400, 1000)},
+        },
+        "over seeds and images": {
+            "claimed": 0.95,
+            "the seeds' share of the variance over the images'": {
+                f"{'difference' if paired else 'mean'}, {k} seeds, {ratio:g}": seeds_coverage(
+                    k, ratio, paired, args.trials // 2
+                )
+                for paired in (False, True)
+                for k in (2, 3, 5)
+                for ratio in (0, 0.3, 1, 3, 10)
+            },
         },
         "conformal": {
             "claimed": 0.9,
