@@ -1,4 +1,8 @@
-"""How far a run can be trusted: probabilities and age intervals fitted to its validation images."""
+"""How far a run can be trusted: probabilities and age intervals fitted to images held out of it.
+
+They are those of the split "calibration" where there is one, else those of val. Val has also chosen
+the checkpoint: its errors are a little too small, and intervals fitted to them a little too narrow.
+"""
 
 from __future__ import annotations
 
@@ -24,18 +28,19 @@ SMALLEST_SIGMA = 1e-3  # years; an interval in multiples of nothing has no width
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """What validation images say about a checkpoint.
+    """What images that were not trained on tell about a checkpoint.
 
     Attributes:
       step: of the checkpoint.
-      n: validation images, one of each group of copies.
+      n: images, one of each group of copies.
       temperatures: class label -> what its logits are divided by.
       widths: age label -> half widths of intervals, years, or multiples of the predicted sigma
         where the head gives one: for all images, and by the decade of the prediction. A label with
-        too few validation images is absent.
+        too few images is absent.
       alpha: the share that intervals may miss.
       geometry: how faces are framed in the training images; None where no detector is installed,
         or it finds none.
+      split: that the images are of, "calibration" or "val".
     """
 
     step: int
@@ -44,6 +49,7 @@ class Calibration:
     widths: Mapping[str, ByGroup]
     alpha: float = ALPHA
     geometry: Geometry | None = None
+    split: str = "val"
 
     @classmethod
     def fit(
@@ -56,7 +62,7 @@ class Calibration:
     ) -> Calibration:
         """
         Args:
-          predictions, labels: of validation images, as `metrics.evaluate` takes them.
+          predictions, labels: of images held out, as `metrics.evaluate` takes them.
           duplicates: int [N], equal within a group of copies: only the first of each counts.
         """
         _, first = np.unique(duplicates, return_index=True)

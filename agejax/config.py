@@ -59,6 +59,9 @@ def default() -> ml_collections.ConfigDict:
     # Where none of these makes a val, this share of train is held out as val. 0: no val at all;
     # its images are trained on, for a length that is known to be right.
     c.data.split.val_of_train = 0.1
+    # This share of val is kept out of it, as the split "calibration", which calibrates the run. 0:
+    # val does, though it has also chosen the checkpoint.
+    c.data.split.calibration_of_val = 0.0
     c.data.split.train_share = 1.0  # of train that is trained on; the other splits stay
     # Official splits and files: train does without the images that have a copy in another split.
     c.data.split.drop_copies_from_train = False
@@ -158,7 +161,10 @@ LIMITS: dict[str, dict[str, tuple[float, float]]] = {
     "config": {"seed": (0, 2**31 - 1), "watchdog": (0, 1e9)},
     "config.data": {"image_size": (1, 4096), "batch_size": (1, 2**16), "workers": (0, 1024)},
     "config.data.edits": {"seed": (0, 2**31 - 1)},
-    "config.data.split": {"seed": (0, 2**31 - 1), "val_of_train": (0, 0.99), "train_share": (0, 1)},
+    "config.data.split": {
+        "seed": (0, 2**31 - 1), "val_of_train": (0, 0.99), "calibration_of_val": (0, 0.99),
+        "train_share": (0, 1),
+    },
     "config.data.split.balanced": {"n": (0, 2**31 - 1)},
     "config.sampling": {
         "alpha": (0, 1000), "lds_sigma": (1e-3, 100), "lds_size": (1, 100),

@@ -104,7 +104,9 @@ def score_rows(run: Run, source: Source, rows: np.ndarray, split: str) -> Scored
 
 
 def calibrate(run: Run, source: Source | None = None) -> Calibration | None:
-    """The run's calibration: as it was written, or fitted to its val split now and written.
+    """The run's calibration: as it was written, or fitted now and written.
+
+    It is fitted to the split "calibration" where the run has one, else to val.
 
     Args:
       source: the data of the run, where it is open.
@@ -123,13 +125,15 @@ def calibrate(run: Run, source: Source | None = None) -> Calibration | None:
     if source.fingerprint != run.fingerprint:
         print("no calibration: the run's validation images are not here", file=sys.stderr)
         return None
-    rows = splits.make(source, run.config.data.split).get("val")
+    by_name = splits.make(source, run.config.data.split)
+    name = splits.CALIBRATION if splits.CALIBRATION in by_name else "val"
+    rows = by_name.get(name)
     if rows is None:
         print("no calibration: the run was trained without a val split", file=sys.stderr)
         return None
-    val = score_rows(run, source, rows, "val")
-    fitted = Calibration.fit(val.predictions, val.labels, val.duplicates, run.step)
-    fitted = dataclasses.replace(fitted, geometry=framing(source, rows))
+    held = score_rows(run, source, rows, name)
+    fitted = Calibration.fit(held.predictions, held.labels, held.duplicates, run.step)
+    fitted = dataclasses.replace(fitted, geometry=framing(source, rows), split=name)
     fitted.save(run.workdir)
     return fitted
 
@@ -183,10 +187,15 @@ def look_closer(scored: Scored, calibration: Calibration | None) -> dict[str, An
 
 
 def _uncertainty(scored: Scored, calibration: Calibration) -> dict[str, Any]:
-    """{"validation_images", "alpha", and by target: of classes {"temperature", "nll", "ece"} and
-    these again after scaling; of ages {"marginal", "by_decade": coverages, "groups": by label}}."""
+    """{"validation_images", "fitted_to": their split, "alpha", and by target: of classes
+    {"temperature", "nll", "ece"} and these again after scaling; of ages {"marginal", "by_decade":
+    coverages, "groups": by label}}."""
     labels, predictions = scored.labels, scored.predictions
-    result: dict[str, Any] = {"validation_images": calibration.n, "alpha": calibration.alpha}
+    result: dict[str, Any] = {
+        "validation_images": calibration.n,
+        "fitted_to": calibration.split,
+        "alpha": calibration.alpha,
+    }
     scaled = calibration.probabilities(predictions)
     for name, p in scaled.items():
         if name in labels and (labels[name] >= 0).any():

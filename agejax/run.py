@@ -141,8 +141,11 @@ class Run:
 
     def has_splits(self, fingerprint: str, config: ml_collections.ConfigDict) -> bool:
         """Whether it was trained on this data, split as this config does."""
-        same = plain(self.config.data.split) == plain(config.data.split)
-        return same and self.fingerprint == fingerprint
+        # A run older than a setting was split as its default does.
+        ours, other = (
+            plain(default().data.split) | plain(each.data.split) for each in (self.config, config)
+        )
+        return ours == other and self.fingerprint == fingerprint
 
     def predict(self, batches: Iterable[HostBatch]) -> dict[str, np.ndarray]:
         """{label: years [N] or probabilities [N, K]} of every row with weight > 0."""

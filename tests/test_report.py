@@ -12,6 +12,7 @@ import pytest
 
 from agejax import evaluate
 from agejax.calibration import Calibration
+from agejax.data import opening, splits
 from agejax.errors import UserError
 from agejax.reporting import figures, report
 from agejax.reporting.plots import Chart
@@ -138,6 +139,23 @@ def test_calibration_is_fitted_on_val_and_kept(trained, written, faces, tmp_path
     cells = np.array([[row.split(",")[i] for i in (low, age, high)] for row in rows[1:]], float)
     held = (cells[:, 0] <= cells[:, 1]) & (cells[:, 1] <= cells[:, 2])
     assert held.mean() == result["uncertainty"]["age"]["by_decade"]["coverage"]
+
+
+def test_calibration_is_fitted_on_images_of_its_own_where_some_are_kept_for_it(trained, tmp_path):
+    run = Run.open(trained)
+    assert evaluate.calibrate(run).split == "val"
+    config = run.config.copy_and_resolve_references()
+    config.data.split.calibration_of_val = 0.5
+    source = opening.open_source(config.data)
+    rows = splits.make(source, config.data.split)["calibration"]
+    found = evaluate.calibrate(dataclasses.replace(run, config=config, workdir=tmp_path))
+    assert found.split == "calibration"
+    assert found.n == len(np.unique(source.groups[rows]))
+    # A run from before there was this setting has the splits of its default.
+    del config.data.split.calibration_of_val
+    assert run.has_splits(run.fingerprint, config)
+    config.data.split.calibration_of_val = 0.5
+    assert not run.has_splits(run.fingerprint, config)
 
 
 def test_without_the_validation_images_it_says_so(trained, tmp_path, capsys):

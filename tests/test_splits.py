@@ -222,6 +222,33 @@ def test_without_a_val_its_images_train_and_the_test_split_stays(changes):
     )
 
 
+@pytest.mark.parametrize(
+    "changes", [{}, {"folds": 5, "fold": 2}, {"official": True}, {"fractions": {"train": 0.9}}]
+)
+def test_a_part_of_val_is_kept_for_calibration_and_the_other_splits_stay(changes):
+    source = make_source(400, copies=0.3)
+    source = with_official(source, ["train"] * 200 + ["val"] * 120 + ["test"] * 80)
+    whole = splits.make(source, config(**changes))
+    parted = splits.make(source, config(**changes, calibration_of_val=0.5))
+    assert parted.keys() == whole.keys() | {"calibration"}
+    for name in whole.keys() - {"val"}:
+        np.testing.assert_array_equal(parted[name], whole[name])
+    val, held = parted["val"], parted["calibration"]
+    np.testing.assert_array_equal(np.sort(np.concatenate([val, held])), whole["val"])
+    assert abs(len(val) - len(held)) <= 3 * np.bincount(source.groups).max()
+    assert set(source.groups[val]).isdisjoint(source.groups[held])
+    ages = source.labels["age"]
+    assert abs(np.nanmean(ages[val]) - np.nanmean(ages[held])) < 8
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"val_of_train": 0.0}, {"fractions": {"train": 0.8, "calibration": 0.1}}]
+)
+def test_a_part_of_val_for_calibration_needs_a_val_and_a_free_name(wrong):
+    with pytest.raises(UserError, match=r"calibration_of_val=0\.5: it needs a val"):
+        splits.make(make_source(100), config(**wrong, calibration_of_val=0.5))
+
+
 def test_images_of_val_that_train_are_left_out_where_test_has_a_copy_of_them():
     source = with_official(make_source(30, copies=0), ["train"] * 10 + ["val"] * 10 + ["test"] * 10)
     source.groups[25] = source.groups[15]

@@ -24,6 +24,7 @@ from agejax.paths import expand
 
 AGE_BIN = 5  # years, for stratification
 WHERE = "config.data.split"
+CALIBRATION = "calibration"  # the split that calibrates a run in place of val
 BALANCED: dict[str, Any] = {
     "n": 0,
     "split": "test",
@@ -38,15 +39,16 @@ def make(source: Source, config: Any) -> dict[str, np.ndarray]:
     They come from one of `official`, `files`, `folds`, `balanced`, else from `fractions` alone. A
     val that none of them names is carved out of train, by `val_of_train`. With `val_of_train` 0
     there is no val: the images of a val that the others make are trained on, too, and the test
-    split stays as it is. `train_share` of what is left is trained on. Images that may only train
+    split stays as it is. `calibration_of_val` of val becomes the split "calibration". `train_share`
+    of what is left is trained on. Images that may only train
     are put into train, unless they have a copy elsewhere; the others are split as without them.
 
     Returns:
       {split: rows int64, sorted}.
 
     Raises:
-      UserError: more than one way is set, or there is no train; or as `official`, `from_files`,
-        `fold`, `balanced`, `by_fraction`, `without_copies` and `carve`.
+      UserError: more than one way is set, there is no train, or no val to calibrate on; or as
+        `official`, `from_files`, `fold`, `balanced`, `by_fraction`, `without_copies` and `carve`.
     """
     if source.train_only is not None:
         return _with_train_only(source, config)
@@ -73,6 +75,15 @@ def make(source: Source, config: Any) -> dict[str, np.ndarray]:
         splits["train"], splits["val"] = carve(
             source, splits["train"], config.val_of_train, config.seed
         )
+    if share := config.get("calibration_of_val", 0.0):
+        where = f"{WHERE}.calibration_of_val={share:g}"
+        if "val" not in splits or CALIBRATION in splits:
+            raise UserError(
+                f"{where}: it needs a val, and no split {CALIBRATION!r} yet; the splits are "
+                f"{', '.join(splits)}"
+            )
+        shares = {"val": 1 - share, CALIBRATION: share}
+        splits |= _deal(source, splits["val"], shares, config.seed, where)
     if (share := config.get("train_share", 1.0)) != 1:
         where = f"{WHERE}.train_share={share:g}"
         splits |= _deal(source, splits["train"], {"train": share}, config.seed, where)

@@ -289,6 +289,10 @@ def _groups(result: Mapping[str, Any], charts: Mapping[str, Chart]) -> str:
     return text
 
 
+# What val is not fit for, and does unless config.data.split.calibration_of_val says otherwise.
+CHOSEN = ". They have also chosen the checkpoint, which makes intervals a little too narrow"
+
+
 def _uncertainty(result: Mapping[str, Any], charts: Mapping[str, Chart]) -> str:
     found = result.get("uncertainty")
     text = page.heading("How sure it may be")
@@ -297,10 +301,11 @@ def _uncertainty(result: Mapping[str, Any], charts: Mapping[str, Chart]) -> str:
             "Not known: temperatures and intervals are fitted to the run's validation images, "
             "which were not at hand."
         )
+    name = found["fitted_to"]
     text += page.paragraph(
-        f"Fitted to {found['validation_images']:,} validation images, judged here. Temperature "
-        "scaling makes probabilities mean what they say: the expected calibration error (ECE) is "
-        "how far they are off."
+        f"Fitted to {found['validation_images']:,} images of the split {name}, judged here"
+        f"{CHOSEN if name == 'val' else ''}. Temperature scaling makes probabilities mean what "
+        "they say: the expected calibration error (ECE) is how far they are off."
     )
     rows = [
         (name, *(f"{of[key]:.3f}" for key in ("temperature", "ece", "ece_scaled", "nll_scaled")))

@@ -599,7 +599,8 @@ OTHERS = (
     ),
     Mutation(
         "calibration is fitted to test", "agejax/evaluate.py",
-        'run.config.data.split).get("val")', 'run.config.data.split).get("test")',
+        'if splits.CALIBRATION in by_name else "val"',
+        'if splits.CALIBRATION in by_name else "test"',
         ("test_report.py::test_calibration_is_fitted_on_val_and_kept",),
     ),
     Mutation(
