@@ -27,6 +27,7 @@ from agejax.state import TrainState
 
 SPARE = 2**20  # bytes that a checkpoint takes beside its arrays
 SIGNS = {"min": 1.0, "max": -1.0}  # what makes the best value the smallest
+UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
 DELETED = "deleted"  # where checkpoints go that are about to be removed
 PARTS = ("meta/metadata", "state/_METADATA", "state/manifest.ocdbt")  # in every whole checkpoint
 # What `meta` held before it had a digest.
@@ -227,8 +228,8 @@ class CheckpointWriter(Checkpoints):
         self._set_aside(damaged)
         if jax.process_index() == 0:
             self._remove_deleted()
-            for step in leftovers:
-                shutil.rmtree(folder / str(step))
+            for path in [*(folder / str(s) for s in leftovers), *folder.glob(f"*{UNFINISHED}*")]:
+                shutil.rmtree(path)
         _wait_for_others("leftovers are removed")
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
@@ -239,7 +240,6 @@ class CheckpointWriter(Checkpoints):
                 preservation_policy=_LastTwoAndBest(best_mode),
                 # Renamed first, and removed then: no reader takes a part for a checkpoint.
                 todelete_subdir=DELETED,
-                cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
                 # orbax asks the wall clock: no jump of it is as wide as this. The watchdog sees
                 # what really hangs.

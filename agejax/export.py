@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -76,7 +75,7 @@ def export(
                 f"--format={name}: the exported model differs from the run by {error:.1e} of the "
                 f"largest value (allowed: {TOLERANCE:.0e}); nothing was written for it"
             )
-        write_bytes(output / FILES[name], data)
+        records.write_bytes(output / FILES[name], data)
         info["files"][name] = {"name": FILES[name], "bytes": len(data), "parity": error}
         print(f"{output / FILES[name]}: {len(data) / 1e6:,.1f} MB, differs from the run by "
               f"{error:.1e} of the largest value")  # fmt: skip
@@ -133,17 +132,6 @@ def difference(given: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarra
             np.abs(given[k] - v).max() / max(np.abs(v).max(), tiny) for k, v in expected.items()
         ])
     )  # fmt: skip
-
-
-def write_bytes(path: pathlib.Path, data: bytes) -> None:
-    """Writes a file in one go, as `records.write_text` does."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with records.disk(path):
-            temporary.write_bytes(data)
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # ---- what lies beside the model ------------------------------------------------------------------

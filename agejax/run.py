@@ -267,7 +267,7 @@ def roll_back(workdir: pathlib.Path, error: NotFiniteError) -> None:
 class Claim:
     """A run's folder, held by this process as long as it lives: two runs in one would mix.
 
-    Of several processes of one run the first one holds it.
+    Of several processes of one run the first one holds it. It removes what killed writes left.
 
     Raises:
       UserError: another process trains there.
@@ -291,6 +291,7 @@ class Claim:
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
         self._file.flush()
+        records.remove_temporaries(workdir)
 
     def close(self) -> None:
         self._file.close()

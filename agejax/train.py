@@ -169,7 +169,7 @@ def _train(
         with clock("compile"):
             trained = warm_start.of(config, heads, source)
             state = state_lib.create(config, initialise, optimizer, mesh, trained)
-        best, evaluated = Best(), True
+        best, evaluated, meta = Best(), True, {}
     start_step = step = int(state.step)
     skipped = run.skipped_steps(workdir)
     if jax.process_index() == 0:
@@ -181,6 +181,7 @@ def _train(
         batch_size=config.data.batch_size,
         steps_per_epoch=steps_per_epoch,
         clock=clock,
+        pending=meta.get("pending", {}),
     )
 
     def evaluate() -> dict[str, Any] | None:
@@ -228,8 +229,11 @@ def _train(
             value = None
             eval_due = step > 0 and (step % eval_every == 0 or step == total_steps)
             eval_due &= val_rows is not None
-            save_due = step % checkpoint_every == 0 or stop.requested
-            if (step > start_step and (eval_due or save_due)) or not evaluated:
+            stopping = stop.requested
+            save_due = eval_due or step % checkpoint_every == 0 or step == total_steps
+            # Where only a signal asks for a checkpoint, metrics.jsonl gets no row of its own.
+            pending = log.take_pending() if stopping and not save_due else {}
+            if (step > start_step and (save_due or stopping)) or not evaluated:
                 log.flush()  # raises where a loss was not finite: such a state is never saved
                 if eval_due:
                     with clock("eval"):
@@ -238,6 +242,8 @@ def _train(
                         value = metrics.lookup(val_metrics, config.eval.best)
                         best = best.update(value, step, config.eval.best_mode)
                         log.evaluation(step, val_metrics)
+                    else:
+                        stopping = True  # a signal cut the evaluation short
                 evaluated = value is not None or not eval_due
                 with clock("checkpoint"):
                     checkpoints.save(
@@ -248,6 +254,7 @@ def _train(
                             "facts": dataclasses.asdict(facts),
                             "best": dataclasses.asdict(best),
                             "evaluated": evaluated,
+                            "pending": pending,
                             "seconds": clock.seconds,
                             "versions": versions(),
                         },
@@ -256,7 +263,7 @@ def _train(
             enough = 0 < config.eval.patience <= best.stale
             if value is not None:
                 enough |= stop_after(step, value)
-            if step == total_steps or stop.requested or enough:
+            if step == total_steps or stopping or enough:
                 break
 
             with clock("input"):

@@ -62,10 +62,8 @@ def get_config(cache: pathlib.Path) -> ml_collections.ConfigDict:
 
 def child(workdir: pathlib.Path, cache: pathlib.Path, fault: str, at: int) -> None:
     """Trains, meets `fault` right before step number `at` of this process, prints a digest."""
-    import jax
-
     from agejax import sharding, train
-    from agejax.checkpoint import Checkpoints, CheckpointWriter
+    from agejax.checkpoint import CheckpointWriter
     from agejax.data.pipeline import TrainBatches
 
     sharding.start()
@@ -111,14 +109,22 @@ def child(workdir: pathlib.Path, cache: pathlib.Path, fault: str, at: int) -> No
         CheckpointWriter.save = die_while_saving  # type: ignore[method-assign]
     if train.train(config, workdir) is None:
         return
-    last = Checkpoints(workdir / "checkpoints").last
+    print(f"digest {digest(workdir)}")
+
+
+def digest(workdir: pathlib.Path) -> str:
+    """The newest checkpoint's step, and the SHA-256 of its arrays."""
+    import jax
     import orbax.checkpoint as ocp
 
+    from agejax.checkpoint import Checkpoints
+
+    last = Checkpoints(workdir / "checkpoints").last
     state = ocp.StandardCheckpointer().restore(workdir / "checkpoints" / str(last) / "state")
-    digest = hashlib.sha256()
+    total = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
-    print(f"digest {last} {digest.hexdigest()}")
+        total.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
+    return f"{last} {total.hexdigest()}"
 
 
 def _workers() -> Iterator[int]:

@@ -20,12 +20,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agejax.errors import UserError
+from agejax.errors import NotFiniteError, UserError
 from agejax.logging import progress, records, tensorboard
 from agejax.logging import watchdog as watchdog_lib
 from agejax.logging.stopwatch import Stopwatch
 from agejax.logging.train_log import TrainLog
 from agejax.logging.watchdog import Watchdog
+from agejax.run import Claim
 
 ROOT = pathlib.Path(__file__).parents[1]
 FULL = pathlib.Path("/dev/full")
@@ -475,3 +476,53 @@ def test_a_run_that_goes_on_hears_nothing_of_the_watchdog(tmp_path):
             with Watchdog(seconds, out) as watchdog:
                 watchdog.feed()
     assert not (tmp_path / "stderr").read_text()
+
+
+def rows_of(workdir, steps, cut=None):
+    """Logs `steps` in windows of two; cut: a signal stops after that step, and the run goes on."""
+    options = {"total_steps": 8, "batch_size": 4, "steps_per_epoch": 4.0}
+    pending, start = {}, 0
+    for part in ([*steps][:cut], [*steps][cut:]) if cut else ([*steps],):
+        log = TrainLog(workdir, start_step=start, clock=Stopwatch(), pending=pending, **options)
+        with log:
+            for step in part:
+                log.add(step, {k: jnp.float32([step**0.5, 4]) for k in ("loss", "gradient_norm")})
+                if step % 2 == 0:
+                    log.report()
+            pending, start = log.take_pending() if part[-1] == cut else {}, part[-1]
+            pending = json.loads(json.dumps(pending))
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k in ("step", "loss", "epoch")} for row in rows]
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 5])
+def test_a_signal_between_two_rows_leaves_the_rows_of_an_undisturbed_run(tmp_path, cut):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "cut").mkdir()
+    whole = rows_of(tmp_path / "whole", range(1, 7))
+    assert [row["step"] for row in whole] == [2, 4, 6]
+    assert whole[1]["loss"] == pytest.approx((3**0.5 + 4**0.5) / 8)
+    assert rows_of(tmp_path / "cut", range(1, 7), cut) == whole
+
+
+def test_a_signal_saves_no_state_whose_loss_was_not_finite(tmp_path):
+    log = TrainLog(tmp_path, start_step=0, total_steps=8, batch_size=4, steps_per_epoch=4.0,
+                   clock=Stopwatch())  # fmt: skip
+    log.add(1, {"loss": jnp.float32([np.nan, 4]), "gradient_norm": jnp.float32([1, 1])})
+    with pytest.raises(NotFiniteError, match="loss is nan at step 1"):
+        log.take_pending()
+
+
+def test_the_holder_removes_what_killed_writes_left_but_not_what_is_being_written(tmp_path):
+    left = [".summary.json.0a1b2c3d", "evaluation/photos-test/.report.html.00000000"]
+    kept = [".lock", ".hidden", "config.json", "notes.0a1b2c3d", ".x.0A1B2C3D",
+            "checkpoints/4/.meta.0a1b2c3d"]  # fmt: skip
+    for name in left + kept:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{")
+    with records.replacing(tmp_path / "calibration.json") as file:
+        file.write(b"{}")
+        Claim(tmp_path).close()
+        assert [name for name in left if (tmp_path / name).exists()] == []
+        assert [name for name in kept if not (tmp_path / name).exists()] == []
+    assert (tmp_path / "calibration.json").read_bytes() == b"{}"

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import math
 import os
 import pathlib
+import re
 import uuid
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO, TypeVar
+from typing import IO, Any, BinaryIO, TypeVar
 
 from agejax.errors import REMEDIES, UserError, full_disk, reason
 
 T = TypeVar("T")
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")  # as `replacing` names a file until it is whole
 JSON_TYPES = {dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number"}
 
 
@@ -97,15 +100,38 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        with disk(path):
-            with temporary.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
+        with disk(path), temporary.open("wb") as file:
+            _lock(file)  # until it is in place: `remove_temporaries` passes over it
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
             temporary.replace(path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(workdir: pathlib.Path) -> None:
+    """Removes what killed processes left of files they were `replacing` in a run's folder.
+
+    A file that a living process writes is locked, and stays. Only the holder of the run's claim
+    may call it.
+    """
+    for folder, below, names in os.walk(workdir):
+        below[:] = [name for name in below if name not in ("checkpoints", "damaged")]
+        for name in filter(TEMPORARY.fullmatch, names):
+            with contextlib.suppress(OSError), open(os.path.join(folder, name), "rb") as file:
+                if _lock(file):
+                    os.unlink(file.name)
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Whether this process has the file's lock now, which ends when it closes the file, or dies."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # another has it, or the file system has no locks
+        return False
+    return True
 
 
 def write_bytes(path: pathlib.Path, data: bytes) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import pathlib
 from collections.abc import Mapping
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import jax
+import numpy as np
 
 from agejax import metrics
 from agejax.errors import NotFiniteError
@@ -20,7 +21,7 @@ REMEDY = (
     "config.optim.clip_norm, or let config.nonfinite=skip or rollback pass over single steps"
 )
 
-Sums = Mapping[str, jax.Array]
+Sums = Mapping[str, jax.Array | np.ndarray]
 # Step (1-based) -> its sums, and the seconds these steps took by phase.
 Window = tuple[dict[int, Sums], Mapping[str, float]]
 
@@ -30,6 +31,9 @@ class TrainLog:
 
     So the host never waits for the step it has just sent off. A loss or gradient that is not finite
     raises `NotFiniteError` with its exact step. Of several processes the first one writes.
+
+    Args:
+      pending: what `take_pending` gave to the run that is resumed.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class TrainLog:
         batch_size: int,
         steps_per_epoch: float,
         clock: Stopwatch,
+        pending: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     ) -> None:
         self._writes = jax.process_index() == 0
         if self._writes:
@@ -51,7 +56,10 @@ class TrainLog:
         self._steps_per_epoch = steps_per_epoch
         self._clock = clock
         self._previous: Window = ({}, {})
-        self._sums: dict[int, Sums] = {}
+        self._sums: dict[int, Sums] = {
+            int(step): {name: np.asarray(pair, np.float32) for name, pair in sums.items()}
+            for step, sums in pending.items()
+        }
         self._since = clock.seconds
 
     def __enter__(self) -> TrainLog:
@@ -84,6 +92,27 @@ class TrainLog:
         spent = {phase: now[phase] - self._since.get(phase, 0.0) for phase in now}
         self._previous, self._sums, self._since = (self._sums, spent), {}, now
 
+    def take_pending(self) -> dict[str, dict[str, list[float]]]:
+        """Writes the windows that are complete; hands over the sums of the steps after them.
+
+        A signal stops a run between two rows. The checkpoint keeps these sums, so that the run that
+        goes on from it writes the same rows as a run that nothing stops.
+
+        Returns:
+          JSON data: step -> name -> [sum, count].
+
+        Raises:
+          NotFiniteError: a loss or gradient of theirs is not finite.
+        """
+        self._write(*self._previous)
+        pending = jax.device_get(self._sums)
+        self._previous, self._sums, self._since = ({}, {}), {}, self._clock.seconds
+        _check_finite(pending)
+        return {
+            str(step): {name: np.asarray(pair).tolist() for name, pair in sums.items()}
+            for step, sums in pending.items()
+        }
+
     def flush(self) -> None:
         """Waits for every step so far and writes it."""
         jax.block_until_ready(self._sums)
@@ -102,12 +131,7 @@ class TrainLog:
         if not window:
             return
         steps = jax.device_get(window)
-        for step, sums in steps.items():
-            for name in ("loss", "gradient_norm"):
-                if not math.isfinite(sums[name][0]):
-                    raise NotFiniteError(
-                        f"{name} is {sums[name][0]} at step {step}: {REMEDY}", step
-                    )
+        _check_finite(steps)
         last = max(steps)
         values = metrics.ratios({k: sum(sums[k] for sums in steps.values()) for k in steps[last]})
         if len(steps) > 1 and values.get("skipped") == 1:
@@ -126,3 +150,10 @@ class TrainLog:
     def _record(self, step: int, values: dict[str, float]) -> None:
         self._writer.write_scalars(step, values)
         self._history.append({"step": step, "epoch": step / self._steps_per_epoch, **values})
+
+
+def _check_finite(steps: Mapping[int, Sums]) -> None:
+    for step, sums in steps.items():
+        for name in ("loss", "gradient_norm"):
+            if not math.isfinite(sums[name][0]):
+                raise NotFiniteError(f"{name} is {sums[name][0]} at step {step}: {REMEDY}", step)

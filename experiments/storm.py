@@ -1,0 +1,248 @@
+"""Many readers of one run while it trains and saves a checkpoint at every step:
+
+    python -m experiments.storm [--opens=200] [--readers=2] [--steps=300]
+
+Reader processes open the run again and again by `agejax.evaluate`, `agejax.predict` and `Run.open`,
+each with its own work, until the training ends; another training follows until there were enough
+opens. Each training must live, and end with the parameters of the one that nothing looked at, bit
+for bit; each open must work, or end with one line (exit code 2), and never with a traceback. Writes
+experiments/results/storm.json and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import io
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from agejax.errors import UserError, run_command
+from agejax.logging import records
+from experiments import faults
+from experiments.arms import commit
+
+OUTPUT = pathlib.Path(__file__).parent / "results" / "storm"
+KINDS = ("Run.open", "predict", "evaluate")
+STOP = "training has ended"  # a file beside the run's folder
+PHOTOS = 4  # that predict is given
+
+
+# ---- the processes -------------------------------------------------------------------------------
+
+
+def train_child(workdir: pathlib.Path, cache: pathlib.Path, steps: int) -> None:
+    """Trains, saves at every step and prints the digest of what it ends with."""
+    from agejax import sharding, train
+
+    sharding.start()
+    config = faults.get_config(cache)
+    config.total = {"steps": steps}
+    config.checkpoint.every = {"steps": 1}
+    config.eval.every = {"steps": 2}
+    config.log_every = {"steps": 10}
+    config.data.workers = 0
+    if train.train(config, workdir) is not None:
+        print(f"digest {faults.digest(workdir)}")
+
+
+def read_child(workdir: pathlib.Path, cache: pathlib.Path, first: int, opens: int) -> None:
+    """Opens the run `opens` times, or until the training has ended; prints a JSON line for each."""
+    from agejax import sharding
+    from agejax.run import Run
+
+    os.environ["AGEJAX_CACHE"] = str(cache)
+    sharding.start()
+    folder = pathlib.Path(tempfile.mkdtemp(dir=workdir.parent))
+    photos = sorted(workdir.parent.glob("photo-*.png"))
+    for i in range(opens):
+        if (workdir.parent / STOP).exists():
+            return
+        kind, start = KINDS[(first + i) % len(KINDS)], time.time()
+        row: dict[str, Any] = {"kind": kind, "outcome": "done", "step": None, "said": ""}
+        try:
+            if kind == "Run.open":
+                row["step"] = Run.open(workdir).step
+            else:
+                row["step"] = _use(kind, workdir, folder, photos)
+        except UserError as error:
+            row |= {"outcome": "one line", "said": str(error)}
+        except Exception as error:
+            traceback.print_exc()
+            row |= {"outcome": "traceback", "said": f"{type(error).__name__}: {error}"[:300]}
+        print(json.dumps(row | {"start": start, "end": time.time()}), flush=True)
+
+
+def _use(
+    kind: str, workdir: pathlib.Path, folder: pathlib.Path, photos: Sequence[pathlib.Path]
+) -> int | None:
+    """Predicts or evaluates as the commands do; the step where the result says so.
+
+    Raises:
+      UserError: the line of a command that ended with exit code 2.
+      RuntimeError: a result that is not what it should be.
+    """
+    from agejax import evaluate, predict
+
+    if kind == "evaluate":
+        with contextlib.redirect_stdout(io.StringIO()):
+            result = evaluate.evaluate(workdir, split="val", output=folder, write_report=False)
+        return int(result["step"])
+    answers, complaints = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(answers), contextlib.redirect_stderr(complaints):
+        code = run_command(predict.main, ["predict", f"--workdir={workdir}", *map(str, photos)])
+    if code:
+        raise UserError(complaints.getvalue().strip().splitlines()[-1])
+    if len(answers.getvalue().splitlines()) != len(photos):
+        raise RuntimeError(f"{answers.getvalue()!r} for {len(photos)} images")
+    return None
+
+
+def begin(*arguments: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.storm", "--child", *map(str, arguments)],
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+
+
+# ---- the storm -----------------------------------------------------------------------------------
+
+
+def storm(opens: int, readers: int, steps: int) -> dict[str, Any]:
+    """Trainings one after the other, until there were `opens` opens of them by `readers` at once.
+
+    Raises:
+      UserError: the training fails that nothing looks at.
+    """
+    trainings: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name:
+        cache = pathlib.Path(name) / "cache"
+        alone = faults.finish(begin("train", pathlib.Path(name) / "alone", cache, steps))
+        if not alone.digest:
+            raise UserError(f"the training that nothing looks at failed: {alone.text[-2000:]}")
+        _write_photos(cache, pathlib.Path(name))
+        while len(rows) < opens:
+            number = len(trainings) + 1
+            folder = pathlib.Path(name) / str(number)
+            folder.mkdir()
+            for photo in pathlib.Path(name).glob("photo-*.png"):
+                (folder / photo.name).symlink_to(photo)
+            done, seen = _train_and_read(folder / "run", cache, steps, readers, opens - len(rows))
+            rows += [row | {"training": number} for row in seen]
+            trainings.append(
+                {
+                    "code": done.code,
+                    "bit_equal": done.digest == alone.digest,
+                    "opens": len(seen),
+                    "died_of": "" if done.code == 0 else done.text.strip().splitlines()[-1][:300],
+                }
+            )
+            print(f"training {number}: {trainings[-1]}; {len(rows)} opens", flush=True)
+            if not seen:
+                raise UserError(f"no reader opened the run: {done.text[-2000:]}")
+    return {
+        "opens": len(rows), "readers": readers, "steps": steps, "commit": commit(),
+        "trainings": trainings, "rows": rows,
+    }  # fmt: skip
+
+
+def _train_and_read(
+    workdir: pathlib.Path, cache: pathlib.Path, steps: int, readers: int, opens: int
+) -> tuple[faults.Process, list[dict[str, Any]]]:
+    """A training's end, and the opens of it that ended while it trained."""
+    log = workdir.parent / "train.txt"
+    with log.open("w") as out:
+        trainer = subprocess.Popen(
+            [sys.executable, "-m", "experiments.storm", "--child", "train", str(workdir),
+             str(cache), str(steps)],
+            stdout=out, stderr=out, env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        )  # fmt: skip
+        while trainer.poll() is None and not list(workdir.glob("checkpoints/[0-9]*")):
+            time.sleep(0.05)
+        each = -(-opens // readers)
+        processes = [begin("read", workdir, cache, i, each) for i in range(readers)]
+        code = trainer.wait()
+    ended = time.time()
+    (workdir.parent / STOP).touch()
+    rows = []
+    for process in processes:
+        text = process.communicate()[0]
+        lines = [line for line in text.splitlines() if line.startswith('{"kind"')]
+        rows += [row for row in map(json.loads, lines) if row["end"] < ended]
+        if process.returncode or any('"traceback"' in line for line in lines):
+            print(text[-4000:], file=sys.stderr, flush=True)
+    return faults.Process(code, log.read_text()), sorted(rows, key=lambda row: row["end"])
+
+
+def _write_photos(cache: pathlib.Path, folder: pathlib.Path) -> None:
+    from PIL import Image
+
+    from agejax.data import opening
+
+    images = opening.open_source(faults.get_config(cache).data).images
+    for i in range(PHOTOS):
+        Image.fromarray(images[i]).save(folder / f"photo-{i}.png")
+
+
+def table(result: dict[str, Any]) -> str:
+    """One row per kind of open, and one line about the trainings."""
+    by_kind = collections.defaultdict(list)
+    for row in result["rows"]:
+        by_kind[row["kind"]].append(row)
+    lines = [
+        "| opened by | n | done | one line | traceback | seconds, mean | steps, different ones |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for kind, rows in sorted(by_kind.items()):
+        outcomes = collections.Counter(row["outcome"] for row in rows)
+        seconds = sum(row["end"] - row["start"] for row in rows) / len(rows)
+        steps = len({(row["training"], row["step"]) for row in rows} - {(1, None)})
+        lines.append(
+            f"| {kind} | {len(rows)} | {outcomes['done']} | {outcomes['one line']} | "
+            f"{outcomes['traceback']} | {seconds:.2f} | {steps if kind != 'predict' else ''} |"
+        )
+    trainings = result["trainings"]
+    alive, equal = (sum(map(test, trainings)) for test in (
+        lambda t: t["code"] == 0, lambda t: t["bit_equal"]))  # fmt: skip
+    lines.append(
+        f"\n{len(trainings)} training(s) of {result['steps']} steps, each saved: {alive} lived to "
+        f"the end, {equal} with the parameters of the training that nothing looked at."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str]) -> None:
+    if argv[1:2] == ["--child"]:
+        what, workdir, cache, *numbers = argv[2:]
+        child = {"train": train_child, "read": read_child}[what]
+        child(pathlib.Path(workdir), pathlib.Path(cache), *map(int, numbers))
+        return
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.storm",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--opens", type=int, default=200)
+    parser.add_argument("--readers", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--output", type=pathlib.Path, default=OUTPUT)
+    args = parser.parse_args(argv[1:])
+    result = storm(args.opens, args.readers, args.steps)
+    records.write_json(args.output.with_suffix(".json"), result)
+    records.write_text(args.output.with_suffix(".md"), table(result))
+    print(table(result) + json.dumps({"written": str(args.output.with_suffix(".json"))}))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv))
