@@ -31,6 +31,7 @@ def get_config(faces):
     config.seed = 5
     config.schedule.decay_every, config.schedule.decay_rate = {"epochs": 0.5}, 0.5
     config.eval.every = config.checkpoint.every = {"steps": EVAL_EVERY}
+    config.eval.best_mode = "max"  # of an error, so that the last is not the best
     config.log_every = {"steps": 1}
     return config.lock()
 
@@ -132,8 +133,9 @@ def test_val_is_looked_at_when_due_and_at_the_last_step(seen):
     evaluated = {line["step"]: line["val/age/mae"] for line in lines if "val/age/mae" in line}
     assert list(evaluated) == due
     assert summary["last"]["age"]["mae"] == evaluated[total]
-    assert summary["best"]["value"] == min(evaluated.values())
+    assert summary["best"]["value"] == max(evaluated.values())
     assert evaluated[summary["best"]["step"]] == summary["best"]["value"]
+    assert summary["best"]["step"] != total
     # Who may stop the run is asked after each, with what config.eval.best names.
     assert asked == list(evaluated.items())
 

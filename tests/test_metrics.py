@@ -120,6 +120,23 @@ def test_an_image_without_a_label_changes_nothing(seed, unknown):
     assert joined == alone
 
 
+def test_an_image_that_lacks_one_label_counts_for_the_others_alone():
+    predictions, labels = made_up(200)
+    labels["gender"][::3] = -1
+    labels["age"][1::5] = np.nan
+    groups = evaluate(predictions, labels)["groups"]
+    hit = predictions["gender"].argmax(axis=1) == labels["gender"]
+    error = np.abs(predictions["age"].astype(float) - labels["age"])
+    for kind, row in enumerate(groups["gender"]["ethnicity"]):
+        counts = (labels["ethnicity"] == kind) & (labels["gender"] >= 0)
+        assert row["n"] == counts.sum()
+        assert row["accuracy"] == pytest.approx(hit[counts].mean())
+    for kind, row in enumerate(groups["age"]["gender"]):
+        counts = (labels["gender"] == kind) & np.isfinite(labels["age"])
+        assert row["n"] == counts.sum()
+        assert row["mae"] == pytest.approx(error[counts].mean())
+
+
 def test_a_target_without_labels_is_absent():
     predictions, labels = made_up(40)
     labels["age"][:] = np.nan

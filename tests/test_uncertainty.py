@@ -190,7 +190,7 @@ def test_the_band_holds_the_coverage_as_often_as_it_says():
     assert plain / trials < 0.7
 
 
-@pytest.mark.parametrize("alpha", ["0.1", "0.05", "0.2", "0.3"])
+@pytest.mark.parametrize("alpha", ["0.1", "0.05", "0.2", "0.3", "0.45"])
 def test_the_rank_is_right_for_every_number_of_images(alpha):
     share = 1 - fractions.Fraction(alpha)
     for n in range(1, 100):

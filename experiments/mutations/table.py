@@ -360,6 +360,31 @@ SURVIVORS = (
         "self._fed = time.monotonic()  #", "self._fed = time.time()  #",
         ("test_logging.py::test_the_watchdog_waits_as_long_as_it_says_since_it_was_fed",),
     ),
+    Mutation(
+        "a flipped bit of the cache goes unseen", "agejax/data/cache.py",
+        "if found[name] != values:", "if False:",
+        ("test_cache.py::test_one_flipped_bit_is_found_and_made_good",),
+    ),
+    Mutation(
+        "a flipped bit of images.u8 goes unseen", "agejax/data/cache.py",
+        "if found[name] != values:", 'if found[name] != values and name != "images.u8":',
+        ("test_cache.py::test_one_flipped_bit_is_found_and_made_good",),
+    ),
+    Mutation(
+        "a flipped bit of labels.npz goes unseen", "agejax/data/cache.py",
+        "if found[name] != values:", 'if found[name] != values and name != "labels.npz":',
+        ("test_cache.py::test_one_flipped_bit_is_found_and_made_good",),
+    ),
+    Mutation(
+        "the first chunk of a file of the cache alone is checked", "agejax/data/cache.py",
+        "range(0, (folder / name).stat().st_size, chunk)", "range(0, 1, chunk)",
+        ("test_cache.py::test_every_byte_of_every_chunk_counts",),
+    ),
+    Mutation(
+        "the first piece of a chunk alone is checked", "agejax/data/cache.py",
+        "            size -= count\n", "            size = 0\n",
+        ("test_cache.py::test_every_byte_of_every_chunk_counts",),
+    ),
 )  # fmt: skip
 
 # ---- further wiring ------------------------------------------------------------------------------
@@ -765,7 +790,7 @@ OTHERS = (
         "unknown labels count in metrics", "agejax/metrics.py",
         "(part & known for by in parts.values() for _, part in by)]\n        rank",
         "(part for by in parts.values() for _, part in by)]\n        rank",
-        ("test_metrics.py::test_an_image_without_a_label_changes_nothing",),
+        ("test_metrics.py::test_an_image_that_lacks_one_label_counts_for_the_others_alone",),
     ),
     Mutation(
         "example weights have mean 1 over rows, not over draws", "agejax/heads/weights.py",
@@ -798,6 +823,18 @@ OTHERS = (
         "losses.sord_targets(years, ages, int(power), scale)",
         "losses.sord_targets(years, ages, int(power), 1.0)",
         ("test_heads.py::test_settings_of_heads_reach_their_losses",),
+    ),
+    Mutation(
+        "the cache is read without being checked", "agejax/data/cache.py",
+        "    def opened() -> T:\n        check(folder)\n",
+        "    def opened() -> T:\n        _sizes(folder)\n",
+        ("test_cache.py::test_one_flipped_bit_is_found_and_made_good",),
+    ),
+    Mutation(
+        "a file cut short goes unseen while it is read", "agejax/data/mapped.py",
+        "if self.cut_short():", "if False:",
+        ("test_cache.py::test_a_file_cut_short_while_batches_are_read_is_one_line",
+         "test_cache.py::test_a_file_that_loses_less_than_a_page_gives_no_zeros"),
     ),
 )  # fmt: skip
 
