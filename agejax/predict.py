@@ -29,6 +29,7 @@ from tqdm import tqdm
 from agejax import heads, sharding
 from agejax.calibration import Calibration, known_geometry
 from agejax.data import detection, sources
+from agejax.data.builders.archives import SUFFIXES
 from agejax.data.pipeline import HostBatch
 from agejax.errors import UserError, one_line, run_command
 from agejax.joined import open_run
@@ -36,7 +37,6 @@ from agejax.logging import records
 from agejax.paths import expand
 from agejax.run import Run
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 WORKERS = 4  # threads that read and decode
 
 

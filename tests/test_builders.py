@@ -20,9 +20,10 @@ GOOD = {
     "0_0_4_20170109191140082.jpg.chip.jpg": (0, 0, 4),
     "26_1_2_20170116184751526.jpg.chip.jpg": (26, 1, 2),
     "116_0_0_20170112213500903.jpg": (116, 0, 0),
+    "39_1_20170116174525125.jpg.chip.jpg": (39, 1, -1),  # no race
 }
 MALFORMED = [
-    "39_1_20170116174525125.jpg.chip.jpg",  # no race
+    "39_1_2017.jpg.chip.jpg",  # no time
     "24_0_1_20170116220224657 .jpg.chip.jpg",  # a blank
     "55_0_0_20170116232725357jpg.chip.jpg",  # a dot missing
     "117_0_0_20170116232725357.jpg.chip.jpg",
@@ -151,9 +152,18 @@ def test_tfds_prepares_and_reads_it_without_tensorflow(tmp_path, files):
 
 
 @pytest.mark.skipif(not REAL.exists(), reason=f"{REAL} is not there")
-def test_the_real_archive_has_19006_faces_and_5_malformed_names():
+def test_the_real_archive_has_19009_faces_3_without_a_race_and_2_malformed_names():
     found, skipped = faces(REAL)
-    assert len(found) == 19_006
-    assert len(skipped) == 5
+    assert len(found) == 19_009
+    unknown = {name for name, face in found.items() if face.ethnicity == -1}
+    assert unknown == {
+        "39_1_20170116174525125.jpg.chip.jpg",
+        "61_1_20170109142408075.jpg.chip.jpg",
+        "61_1_20170109150557335.jpg.chip.jpg",
+    }
+    assert [(found[name].age, found[name].gender) for name in sorted(unknown)] == [
+        (39, 1), (61, 1), (61, 1),
+    ]  # fmt: skip
+    assert len(skipped) == 2
     assert {face.gender for face in found.values()} == {0, 1}
-    assert {face.ethnicity for face in found.values()} == {0, 1, 2, 3, 4}
+    assert {face.ethnicity for face in found.values()} == {-1, 0, 1, 2, 3, 4}

@@ -22,7 +22,6 @@ from tqdm import tqdm
 from agejax.calibration import known_geometry
 from agejax.data import detection, sources
 from agejax.data.builders import archives
-from agejax.data.builders.base import IMAGE
 from agejax.data.detection import Geometry
 from agejax.errors import UserError, run_command
 from agejax.joined import open_run
@@ -58,7 +57,7 @@ def align(
         if isinstance(data, archives.Unread):
             return "unreadable"
         target.parent.mkdir(parents=True, exist_ok=True)
-        if IMAGE.fullmatch(path) is None:
+        if archives.IMAGE.fullmatch(path) is None:
             with records.disk(target):
                 target.write_bytes(data)
             return ""

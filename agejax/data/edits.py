@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -90,7 +91,7 @@ def relabelled(source: Source, path: str) -> Source:
       UserError: no such CSV, none of these columns, a cell that cannot be, or no image of the
         source in it.
     """
-    from agejax.data.builders import base, image_folder
+    from agejax.data.builders import base, cells, image_folder
 
     where = f"{WHERE}.labels: {path}"
     try:
@@ -106,24 +107,26 @@ def relabelled(source: Source, path: str) -> Source:
             f"{', '.join(source.labels)}; there are {', '.join(header) or 'none'}"
         )
     names = dict(source.label_names)
-    for label in given:
-        if label in image_folder.CLASSES and not names.get(label):
-            cells = {row[label] for row in base.table(data, where, ())}
-            names[label] = tuple(sorted(cells - {""}))
+    for label in (label for label in given if label in image_folder.CLASSES):
+        found = Counter(row[label] for row in base.table(data, where, ()))
+        names[label] = names.get(label) or cells.class_names(found)
+        if wrong := cells.miscounted(found, label, names[label]):
+            raise UserError(f"{where}: {wrong}")
     labels = {label: values.copy() for label, values in source.labels.items()}
     row_of = {name: row for row, name in enumerate(source.ids.tolist())}
     changed = 0
-    for number, cell in enumerate(base.table(data, where, ()), 2):  # as an editor counts lines
-        row = row_of.get(cell[column])
+    for number, cell_of in enumerate(base.table(data, where, ()), 2):  # as an editor counts lines
+        row = row_of.get(cell_of[column])
         if row is None:
             continue
         changed += 1
-        for label in (label for label in given if cell[label]):
+        for label in (label for label in given if cell_of[label]):
+            text = cell_of[label]
             try:
                 labels[label][row] = (
-                    image_folder.class_number(cell[label], label, names[label])
+                    cells.class_number(text, label, names[label])
                     if label in image_folder.CLASSES
-                    else base.years(cell[label])
+                    else cells.years(text)
                 )
             except ValueError as error:
                 raise UserError(f"{where}, line {number}: {error}") from error

@@ -134,7 +134,7 @@ def join(
       weights: part -> its share of the draws, in any unit. None: as its size says, in which a part
         of mean size weighs 1.
       copies: int [P, 2], pairs of rows of the result that show one picture, beside those that each
-        part knows of.
+        part knows of. Groups of one name, such as people, are joined too.
       train_only: parts whose images must not validate or test.
 
     Raises:
@@ -155,9 +155,9 @@ def join(
     starts = np.cumsum(sizes) - sizes
     part = np.repeat(np.arange(len(every)), sizes)
     groups = np.concatenate([s.groups + start for s, start in zip(every, starts, strict=True)])
-    links = np.stack([np.arange(len(groups)), groups], axis=1)
+    links = [np.stack([np.arange(len(groups)), groups], axis=1), _same_people(every, part)]
     groups = duplicates.merge(
-        links if copies is None else np.concatenate([links, copies]), len(groups)
+        np.concatenate(links if copies is None else [*links, copies]), len(groups)
     )
 
     return Source(
@@ -183,6 +183,27 @@ def join(
             for name, source in parts.items()
         },
     )
+
+
+def _same_people(parts: Sequence[Source], part: np.ndarray) -> np.ndarray:
+    """Pairs of rows of the joined source that are of one person, int64 [P, 2].
+
+    A person of several parts is counted on stderr: no split that agejax makes tears them apart.
+    """
+    people = np.concatenate(
+        [np.zeros(len(s.ids), np.int64) if s.people is None else s.people for s in parts]
+    )
+    known = np.flatnonzero(people)
+    _, first, of_row = np.unique(people[known], return_index=True, return_inverse=True)
+    in_parts = np.unique(np.stack([of_row, part[known]], axis=1), axis=0)
+    shared = int((np.bincount(in_parts[:, 0]) > 1).sum())
+    if shared:
+        print(
+            f"{shared:,} people (or groups) are in more than one part of the mixture; each stays "
+            "on one side of a split",
+            file=sys.stderr,
+        )
+    return np.stack([known[first[of_row]], known], axis=1)
 
 
 def _more(parts: Sequence[Source]) -> dict[str, np.ndarray]:

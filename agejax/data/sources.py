@@ -39,7 +39,7 @@ from agejax.paths import cache_folder, expand
 if TYPE_CHECKING:
     from agejax.data.builders.base import FaceBuilder
 
-FORMAT = 2  # raise it when the same files would be decoded or grouped otherwise
+FORMAT = 3  # raise it when the same files would be decoded, grouped or kept otherwise
 LABELS = {
     "age": np.float32,
     "gender": np.int32,
@@ -68,6 +68,8 @@ class Source:
       skipped: "name: reason" of every image that could not be used.
       official: str [N], the data set's own split of each image, "" where it is in none; None where
         there are none at all.
+      people: int64 [N], a digest of the name of each image's group (a person, say), 0 where it has
+        none: equal in every source that knows the group; None where there are none at all.
       part: of a mixture: int64 [N], which of `parts` a row is from.
       parts: of a mixture: part -> its share of the draws, in any unit.
       train_only: of a mixture: bool [N], images that must not validate or test, such as those with
@@ -83,6 +85,7 @@ class Source:
     fingerprint: str
     skipped: tuple[str, ...]
     official: np.ndarray | None = None
+    people: np.ndarray | None = None
     part: np.ndarray | None = None
     parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
     train_only: np.ndarray | None = None
@@ -328,7 +331,9 @@ def _decode_all(builder: Any, folder: pathlib.Path, image_size: int) -> None:
     groups = duplicates.groups(len(ids), thumbnails, same)
     labels = {name: np.array(columns[name], dtype) for name, dtype in LABELS.items()}
     official = np.array(columns["split"])
-    arrays: dict[str, Any] = {"ids": ids, "groups": groups, "official": official, **labels}
+    people = np.array([builder.person(group) for group in columns["group"]], np.int64)
+    arrays: dict[str, Any] = {"ids": ids, "groups": groups, "official": official} | labels
+    arrays["people"] = people
     np.savez(folder / "labels.npz", **arrays)
     facts = {
         "name": builder.name,
@@ -401,8 +406,8 @@ def _open(folder: pathlib.Path) -> Source:
     n, height, width, channels = facts["shape"]
     images = MappedImages(folder / "images.u8", (n, height, width, channels))
     with np.load(folder / "labels.npz") as arrays:
-        columns = {name: arrays[name] for name in ("ids", "groups", "official", *LABELS)}
-    kinds = {"ids": "U", "groups": "i", "official": "U"} | {
+        columns = {name: arrays[name] for name in ("ids", "groups", "official", "people", *LABELS)}
+    kinds = {"ids": "U", "groups": "i", "official": "U", "people": "i"} | {
         name: np.dtype(dtype).kind for name, dtype in LABELS.items()
     }
     for name, values in columns.items():
@@ -412,13 +417,14 @@ def _open(folder: pathlib.Path) -> Source:
     texts = [facts["name"], facts["fingerprint"], *facts["skipped"]]
     if not all(isinstance(text, str) for text in (*texts, *sum(label_names.values(), ()))):
         raise ValueError("source.json: a number in place of a text")
-    official = columns.pop("official")
+    official, people = columns.pop("official"), columns.pop("people")
     return Source(
         name=facts["name"],
         images=images,
         ids=columns.pop("ids"),
         groups=columns.pop("groups"),
         official=official if (official != "").any() else None,
+        people=people if people.any() else None,
         labels=columns,
         label_names=label_names,
         fingerprint=facts["fingerprint"],
@@ -439,7 +445,7 @@ def _stamp(files: pathlib.Path | None) -> Any:
         return None
     try:
         if files.is_dir():
-            return sorted(_listing(str(files), ""))
+            return sorted(_listing(files))
         state = files.stat()
         with files.open("rb") as file:
             digest = hashlib.sha256(file.read(2**20))
@@ -450,15 +456,11 @@ def _stamp(files: pathlib.Path | None) -> Any:
         raise UserError(f"{files} cannot be read: {error}") from error
 
 
-def _listing(folder: str, prefix: str) -> Iterator[tuple[str, int, int]]:
-    """Name, size and time of every file; links to folders are not followed, nor are they read."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                yield from _listing(entry.path, f"{prefix}{entry.name}/")
-            else:
-                state = entry.stat(follow_symlinks=os.path.exists(entry.path))
-                yield f"{prefix}{entry.name}", state.st_size, state.st_mtime_ns
+def _listing(folder: pathlib.Path) -> Iterator[tuple[str, int, int]]:
+    """Name, size and time of every file that a builder would find; none is read."""
+    for inside, entry in archives.walk(folder):
+        state = entry.stat(follow_symlinks=os.path.exists(entry.path))
+        yield inside, state.st_size, state.st_mtime_ns
 
 
 def _remember(

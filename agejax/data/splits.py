@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from agejax.data import density
+from agejax.data.builders import cells
 from agejax.data.sources import Source
 from agejax.errors import UserError, check_keys, check_values, is_number, one_line
 from agejax.metrics import DECADES
@@ -36,12 +37,13 @@ BALANCED: dict[str, Any] = {
 def make(source: Source, config: Any) -> dict[str, np.ndarray]:
     """The splits that config.data.split asks for: always train, and val unless there is none.
 
-    They come from one of `official`, `files`, `folds`, `balanced`, else from `fractions` alone. A
-    val that none of them names is carved out of train, by `val_of_train`. With `val_of_train` 0
-    there is no val: the images of a val that the others make are trained on, too, and the test
-    split stays as it is. `calibration_of_val` of val becomes the split "calibration". `train_share`
-    of what is left is trained on. Images that may only train
-    are put into train, unless they have a copy elsewhere; the others are split as without them.
+    They come from one of `official`, `files`, `folds`, `balanced`, else from `fractions` alone, and
+    have their usual names: `valid`, `validation` and `dev` are val, in any case. A val that none of
+    them names is carved out of train, by `val_of_train`. With `val_of_train` 0 there is no val: the
+    images of a val that the others make are trained on, too, and the test split stays as it is.
+    `calibration_of_val` of val becomes the split "calibration". `train_share` of what is left is
+    trained on. Images that may only train are put into train, unless they have a copy elsewhere;
+    the others are split as without them.
 
     Returns:
       {split: rows int64, sorted}.
@@ -62,6 +64,7 @@ def make(source: Source, config: Any) -> dict[str, np.ndarray]:
         splits = by_fraction(source, config.fractions, config.seed)
     else:
         splits = official(source) if way == "official" else from_files(source, config.files)
+    splits = _by_usual_names(splits)
     if not config.val_of_train and "val" in splits:
         both = [splits.get("train", np.zeros(0, np.int64)), splits.pop("val")]
         splits["train"] = np.sort(np.concatenate(both))
@@ -88,6 +91,21 @@ def make(source: Source, config: Any) -> dict[str, np.ndarray]:
         where = f"{WHERE}.train_share={share:g}"
         splits |= _deal(source, splits["train"], {"train": share}, config.seed, where)
     return splits
+
+
+def _by_usual_names(splits: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same splits, with a "valid", "dev" or "Train" of the user's called val or train.
+
+    Raises:
+      UserError: two of them are one split by their usual names.
+    """
+    named: dict[str, np.ndarray] = {}
+    for name, rows in splits.items():
+        usual = cells.SPLITS.get(name.strip().lower(), name)
+        if usual in named:
+            raise UserError(f"{WHERE}: {', '.join(splits)}: two of them are {usual}; keep one")
+        named[usual] = rows
+    return named
 
 
 def way_of(config: Any) -> str:

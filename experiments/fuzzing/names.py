@@ -17,6 +17,8 @@ RIGHT = {
     "aaf": "07381A80.jpg",
     "agedb": "10000_GlennClose_62_f.jpg",
     "fg_net": "001A43a.JPG",
+    "cacd": "53_Robin_Williams_0001.jpg",
+    "morph": "009055_1M54.JPG",
     "image_folder": "faces/a.png",
 }
 LETTERS = "0123456789_A.jpgmf /\\-"

@@ -20,6 +20,9 @@ TABLE = {
     "fairface": ("fairface", "FairFace"),
     "agedb": ("agedb", "AgeDB"),
     "fg_net": ("fg_net", "FGNet"),
+    "adience": ("adience", "Adience"),
+    "cacd": ("cacd", "CACD"),
+    "morph": ("morph", "Morph"),
     "procedural_faces": ("procedural_faces", "ProceduralFaces"),
 }
 

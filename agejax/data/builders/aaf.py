@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from agejax.data.builders import archives
 from agejax.data.builders.base import Face, FaceBuilder
 
-NAME = re.compile(r"(\d{5})A(\d{2})\.jpg", re.IGNORECASE)
+NAME = re.compile(r"(\d{5})A(\d{2})", re.IGNORECASE)
 LAST_FEMALE = 7380
 ALIGNED = re.compile(r"(?:.*/)?((?:aglined|aligned) faces/).*")  # "aglined" in the release
 SETS = re.compile(r"(?:.*/)?image sets/(train|val|test)\.txt")
@@ -24,7 +24,7 @@ class AAF(FaceBuilder):
     """
 
     name = "aaf"
-    VERSION = tfds.core.Version("1.1.0")
+    VERSION = tfds.core.Version("1.2.0")
     LABEL_NAMES = {"gender": ("male", "female")}  # noqa: RUF012
     USUAL_NAMES = (
         *("All-Age-Faces Dataset.zip", "All-Age-Faces Dataset"),
@@ -48,7 +48,7 @@ class AAF(FaceBuilder):
                 image=data,
                 age=age,
                 gender=int(number <= LAST_FEMALE),
-                split=split.get(name[: -len(".jpg")].upper(), ""),
+                split=split.get(match[0].upper(), ""),
             )
 
     def _splits(self) -> dict[str, str]:

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 
-from agejax.data.builders.base import OLDEST, Face, FaceBuilder
+from agejax.data.builders.base import Face, FaceBuilder
+from agejax.data.builders.cells import OLDEST
 
-NAME = re.compile(r"(\d+)_(.+)_(\d{1,3})_([mf])\.jpg", re.IGNORECASE)
+NAME = re.compile(r"(\d+)_(.+)_(\d{1,3})_([mf])", re.IGNORECASE)
 
 
 class AgeDB(FaceBuilder):
@@ -19,7 +20,8 @@ class AgeDB(FaceBuilder):
     """
 
     name = "agedb"
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
+    NAMES_PEOPLE = True
     LABEL_NAMES = {"gender": ("male", "female")}  # noqa: RUF012
     USUAL_NAMES = ("AgeDB.zip", "AgeDB.tar.gz", "AgeDB")
     DOWNLOAD = "AgeDB.zip from https://ibug.doc.ic.ac.uk/resources/agedb/ (decrypted)"

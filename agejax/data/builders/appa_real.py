@@ -7,11 +7,12 @@ from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 
-from agejax.data.builders.base import Face, FaceBuilder, table, years
+from agejax.data.builders.base import Face, FaceBuilder, table
+from agejax.data.builders.cells import years
 from agejax.errors import UserError
 
 SPLITS = {"train": "train", "valid": "val", "test": "test"}
-PATH = re.compile(r"(?:.*/)?(train|valid|test)/([^/]+)_face\.jpg")
+PATH = re.compile(r"(?:.*/)?(train|valid|test)/([^/]+)_face\.\w+")
 CSV = re.compile(r"(?:.*/)?(gt_avg|allcategories)_(train|valid|test)\.csv")
 COLUMNS = {
     "gt_avg": ("file_name", "apparent_age_avg", "apparent_age_std", "real_age"),
@@ -28,7 +29,7 @@ class AppaReal(FaceBuilder):
     """
 
     name = "appa_real"
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     LABEL_NAMES = {"gender": GENDERS, "ethnicity": ("Caucasian", "Asian", "Afroamerican")}  # noqa: RUF012
     USUAL_NAMES = ("appa-real-release.zip", "appa-real-release", "appa-real-release.tar.gz")
     DOWNLOAD = "appa-real-release.zip from https://chalearnlap.cvc.uab.cat/dataset/26/description/"
@@ -56,6 +57,8 @@ class AppaReal(FaceBuilder):
         for path, _, data in self.images(inside="_face."):
             match = PATH.fullmatch(path)
             key = (match[1], match[2]) if match else ("", "")
+            if key not in rows:
+                key = (key[0], f"{key[1]}.jpg")  # of a copy that was named anew
             row = rows.pop(key, None)
             if match is None or row is None:
                 self.skipped.append(f"{path}: no row in gt_avg_*.csv")

@@ -24,6 +24,11 @@ from agejax.errors import UserError
 
 Wanted = Callable[[str], bool]  # of a path inside
 
+# The image types that are read, by their endings in any case: by every data set and by predict.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE = re.compile(r".*\.(jpe?g|png|bmp|webp|tiff?)", re.IGNORECASE | re.DOTALL)
+PACKED = re.compile(r".*\.(zip|tar|tgz|tbz2?|txz|tar\.\w+|rar|7z)", re.IGNORECASE | re.DOTALL)
+
 MAX_BYTES = 50 * 2**20  # of one file; no face photo is larger
 MAX_TABLE = 2**30  # of one with labels
 # What is packed may unpack to so many times its size, or to this many bytes if it is small. Photos
@@ -60,9 +65,10 @@ def read(
 ) -> Iterator[tuple[str, bytes | Unread]]:
     """Yields (path inside, contents) of the wanted files in a folder, .zip or .tar of any kind.
 
-    What is larger than `limit`, by default `MAX_BYTES`, or no file, is `Unread`; what is not `mine`
-    is not opened, and `ELSEWHERE`. Hidden files (macOS's ._ among them) are left out. The order is
-    the archive's own; of a folder, sorted.
+    A .csv stands for a folder with nothing else in it. What is larger than `limit`, by default
+    `MAX_BYTES`, or no file, is `Unread`; what is not `mine` is not opened, and `ELSEWHERE`. Hidden
+    files (macOS's ._ among them) are left out. The order is the archive's own; of a folder, sorted.
+    A .zip without any "/" but with "\\" was written on Windows: "\\" is read as "/".
 
     Raises:
       UserError: not such an archive, a damaged or truncated one, one with a name that leads out of
@@ -82,6 +88,10 @@ def read(
     try:
         if source.is_dir():
             yield from _folder(source, plain, mine, most)
+        elif source.suffix.lower() == ".csv":
+            if wanted(source.name):
+                with source.open("rb") as file:
+                    yield source.name, _contents(file, most)
         elif _is_zip(source):
             yield from _zip(source, safe, mine, most)
         else:
@@ -110,21 +120,54 @@ class _Budget:
             )
 
 
+def walk(source: pathlib.Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Yields (path inside, entry) of every file in a folder, sorted within each folder.
+
+    Links to folders are followed after the folder's own files. Each folder is entered once, and a
+    folder that holds the source never, so that links in a circle come to an end.
+    """
+    entered = {_identity(folder) for folder in source.resolve().parents}
+    linked: list[tuple[str, str]] = []  # (path inside, path)
+
+    def entries(inside: str, folder: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        identity = _identity(pathlib.Path(folder))
+        if identity in entered:
+            return
+        entered.add(identity)
+        with os.scandir(folder) as scan:
+            found = sorted(scan, key=lambda entry: entry.name)
+        folders = []
+        for entry in found:
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(entry)
+            elif os.path.isdir(entry.path):  # a link to one; unlike entry's, it never raises
+                linked.append((f"{inside}{entry.name}/", entry.path))
+            else:
+                yield f"{inside}{entry.name}", entry
+        for entry in folders:
+            yield from entries(f"{inside}{entry.name}/", entry.path)
+
+    linked.append(("", str(source)))
+    while linked:
+        yield from entries(*linked.pop(0))
+
+
+def _identity(folder: pathlib.Path) -> tuple[int, int]:
+    state = folder.stat()
+    return state.st_dev, state.st_ino
+
+
 def _folder(
     source: pathlib.Path, wanted: Wanted, mine: Wanted, most: int
 ) -> Iterator[tuple[str, bytes | Unread]]:
-    for folder, subfolders, names in os.walk(source):
-        subfolders.sort()
-        for name in sorted(names):
-            path = pathlib.Path(folder, name)
-            inside = path.relative_to(source).as_posix()
-            if not wanted(inside) or not path.is_file():
-                continue
-            if not mine(inside):
-                yield _text(inside), ELSEWHERE
-                continue
-            with path.open("rb") as file:
-                yield _text(inside), _contents(file, most)
+    for inside, entry in walk(source):
+        if not wanted(inside) or not os.path.isfile(entry.path):
+            continue
+        if not mine(inside):
+            yield _text(inside), ELSEWHERE
+            continue
+        with open(entry.path, "rb") as file:
+            yield _text(inside), _contents(file, most)
 
 
 def _is_zip(source: pathlib.Path) -> bool:
@@ -140,22 +183,26 @@ def _zip(
 ) -> Iterator[tuple[str, bytes | Unread]]:
     budget = _Budget(source)
     with zipfile.ZipFile(source) as archive:
-        for info in archive.infolist():
-            if info.is_dir() or not wanted(info.filename):
+        members = archive.infolist()
+        of_windows = not any("/" in info.filename for info in members)
+        for info in members:
+            # From here on only this name counts, for what is refused too.
+            name = info.filename.replace("\\", "/") if of_windows else info.filename
+            if name.endswith("/") or not wanted(name):
                 continue
             kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where it was not packed on Unix
             if kind not in (0, stat.S_IFREG):
-                yield _text(info.filename), NO_FILE
+                yield _text(name), NO_FILE
                 continue
-            if not mine(info.filename):
-                yield _text(info.filename), ELSEWHERE
+            if not mine(name):
+                yield _text(name), ELSEWHERE
                 continue
             try:
                 with archive.open(info) as file:
                     data = _contents(file, most, budget)
             except (RuntimeError, NotImplementedError) as error:  # encrypted, or exotic
-                raise UserError(f"{source}: {info.filename}: {error}") from error
-            yield _text(info.filename), data
+                raise UserError(f"{source}: {name}: {error}") from error
+            yield _text(name), data
 
 
 def _tar(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import inspect
 import io
 import json
 import math
 import pathlib
 import re
+import unicodedata
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -22,9 +25,16 @@ from agejax.errors import UserError
 from agejax.paths import expand
 
 MANUAL = pathlib.Path("~/tensorflow_datasets/downloads/manual")
-IMAGE = re.compile(r".*\.(jpe?g|png|bmp|webp)", re.IGNORECASE | re.DOTALL)
+ANY = re.compile(r".*", re.DOTALL)
+# Pictures that are no images of `archives.SUFFIXES`: those that are passed over are counted.
+OTHER_PICTURES = (
+    *(".gif", ".heic", ".heif", ".avif", ".jfif", ".jp2", ".jxl", ".svg", ".ppm", ".pgm", ".tga"),
+    *(".raw", ".dng", ".cr2", ".nef", ".arw", ".psd"),
+)
 MAX_CELLS = 20_000_000  # of a table: rows times columns
-OLDEST = 120  # years; nobody in a photo is older
+DELIMITERS = (",", ";", "\t")  # of the columns of a table
+LONGEST_HEADER = 2**16  # bytes that are looked at
+SOME, WIDEST = 10, 24  # names that a message lists, and characters of each
 SPLIT = "train"  # tfds' name for the one split of a data set that has no official ones
 
 
@@ -33,6 +43,7 @@ class Face:
     """One example. `image` is an encoded file's bytes (JPEG, PNG, ...), ages are in years.
 
     `group` names what must stay on one side of a split (a person, say); "" is a group of its own.
+    A mixture joins equal groups of one data set, and equal names of people of several.
     Duplicates need none here: sources.py finds them by their pixels. `split` is the data set's own,
     train, val or test; "" where it has none.
     """
@@ -61,6 +72,7 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
     VERSION = tfds.core.Version("1.0.0")
     LABEL_NAMES: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     FIND_DUPLICATES: ClassVar[bool] = True  # by their pixels, when the source is loaded
+    NAMES_PEOPLE: ClassVar[bool] = False  # whether groups are names, which other data sets know too
     USUAL_NAMES: ClassVar[Sequence[str]] = ()  # of the user's archive or folder; (): reads none
     DOWNLOAD: ClassVar[str] = ""  # what to get, and from where
 
@@ -71,6 +83,8 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         each read by a worker of Beam's; 0: all by this process."""
         self.source = None if source is None else pathlib.Path(source)
         self.skipped: list[str] = []  # "name: reason" of what `faces` could not use
+        self.passed_over: Counter[str] = Counter()  # ending -> files that are no images
+        self.packed: list[str] = []  # archives that lie in the source
         self.label_names = dict(self.LABEL_NAMES)  # `faces` may find others
         self.part, self.parts = 0, parts
         self._reader = dict(vars(self))  # what a worker needs: tfds' own state does not travel
@@ -129,9 +143,20 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         name_hash = zlib.crc32(name.encode(errors="surrogateescape"))
         return not self.parts or name_hash % self.parts == self.part
 
+    @classmethod
+    def person(cls, group: str) -> int:
+        """A digest of a group's name that is the same wherever the group is the same; 0 for ""."""
+        if not group:
+            return 0
+        place = cls.name
+        if cls.NAMES_PEOPLE:
+            place, group = "people", "".join(filter(str.isalnum, _unaccented(group).casefold()))
+        digest = hashlib.blake2b(f"{place}/{group}".encode(errors="replace"), digest_size=8)
+        return int.from_bytes(digest.digest(), "big", signed=True) or 1
+
     def images(
         self,
-        name: re.Pattern[str] = IMAGE,
+        name: re.Pattern[str] = ANY,
         rule: str = "",
         *,
         inside: str = "",
@@ -139,7 +164,8 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
     ) -> Iterator[tuple[str, re.Match[str], bytes]]:
         """Yields (path inside, match, bytes) of every image whose name is as `name` says.
 
-        Others are skipped, as not following `rule`; a second one of the same path too.
+        The name is the file's without the ending of its image type. Others are skipped, as not
+        following `rule`; a second one of the same path too. Pictures of other types are counted.
 
         Args:
           inside: what a path must contain to count at all.
@@ -149,21 +175,46 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         assert source is not None
         seen: set[str] = set()
         for path, data in archives.read(
-            source,
-            lambda path: inside in path and IMAGE.fullmatch(path) is not None,
-            mine=self.mine,
+            source, lambda path: inside in path and self._is_image(path), mine=self.mine
         ):
             if path in seen:
                 continue
             seen.add(path)
             short = path.rsplit("/", 1)[-1]
-            match = name.fullmatch(short)
+            match = name.fullmatch(short.rpartition(".")[0])
             if match is None:
                 self.skipped.append(f"{short}: not named {rule}")
             elif isinstance(data, archives.Unread):
                 self.skipped.append(f"{short}: {data}")
             else:
                 yield path, match, data
+        self.skipped += [
+            f"{count:,} files ending in {ending}: not one of {', '.join(archives.SUFFIXES)}"
+            for ending, count in sorted(self.passed_over.items())
+            if ending in OTHER_PICTURES
+        ]
+        if seen:
+            self.skipped += [f"{path}: an archive in it, which is not read" for path in self.packed]
+
+    def image_paths(self) -> list[str]:
+        """The paths of all images in the source, in order; none is read."""
+        assert self.source is not None
+        found = archives.read(
+            self.source,
+            lambda path: archives.IMAGE.fullmatch(path) is not None,
+            mine=lambda path: False,
+        )
+        return list(dict.fromkeys(path for path, _ in found))
+
+    def _is_image(self, path: str) -> bool:
+        """Takes note of what is none."""
+        if archives.IMAGE.fullmatch(path):
+            return True
+        if archives.PACKED.fullmatch(path):
+            self.packed.append(path)
+        name, dot, ending = path.rsplit("/", 1)[-1].rpartition(".")
+        self.passed_over[f".{ending.lower()}" if name and dot else "no ending"] += 1
+        return False
 
     def files(self, pattern: str) -> dict[str, bytes]:
         """{path inside: contents} of the files whose path matches; few ones, such as tables.
@@ -233,7 +284,19 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
             if not isinstance(face.image, archives.Elsewhere):
                 yield face.id, vars(face)
         if not seen:
-            raise UserError(no_image(self.name, self.source, self.skipped))
+            raise UserError(no_image(self.name, self.source, self.skipped, self._what_else()))
+
+    def _what_else(self) -> str:
+        """What the source holds that is no image, and what to do about it."""
+        if self.packed:
+            return (
+                f"archives lie in it ({listed(self.packed)}): name one of them as the source, each "
+                "as a part of config.data.mixture, or unpack them"
+            )
+        if self.source is not None and self.source.suffix.lower() == ".csv":
+            return "it is a table: name the folder or archive of the images as the source"
+        counts = [f"{count:,} {ending}" for ending, count in self.passed_over.most_common()]
+        return f"it holds files of other types ({listed(counts)})" if counts else ""
 
     def _process_pipeline_result(self, pipeline_result: Any) -> None:
         known = set(self.skipped)  # every worker says again what this process has seen
@@ -249,19 +312,23 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
 
 
 def table(data: bytes, where: str, needed: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Yields the rows of a CSV file with a header, cells stripped; all together are far larger.
+    """Yields the rows of a table with a header, cells stripped; all together are far larger.
+
+    Columns are divided by the one of `DELIMITERS` that the header has most of.
 
     Raises:
       UserError: not UTF-8, without one of the needed columns, or of more than `MAX_CELLS`.
     """
     lines = io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline="")
+    first = re.split(rb"[\r\n]", data[:LONGEST_HEADER], maxsplit=1)[0]
+    delimiter = max(DELIMITERS, key=lambda mark: first.count(mark.encode()))
     try:
-        rows = csv.DictReader(lines, skipinitialspace=True)
+        rows = csv.DictReader(lines, skipinitialspace=True, delimiter=delimiter)
         header = [" ".join(name.split()) for name in rows.fieldnames or ()]
         missing = [name for name in needed if name not in header]
         if missing:
             raise UserError(
-                f"{where}: no column {', '.join(missing)}; there are {', '.join(header) or 'none'}"
+                f"{where}: no column {', '.join(missing)}; there are {listed(header) or 'none'}"
             )
         rows.fieldnames = header
         for number, row in enumerate(rows, 1):
@@ -272,25 +339,22 @@ def table(data: bytes, where: str, needed: Sequence[str]) -> Iterator[dict[str, 
         raise UserError(f"{where} is no CSV file: {error}") from error
 
 
-def years(text: str) -> float:
-    """An age in years, NaN where the cell is empty.
-
-    Raises:
-      ValueError: no number, or an age that nobody has.
-    """
-    try:
-        value = float(text) if text else math.nan
-    except ValueError:
-        value = math.inf
-    if math.isinf(value) or value < 0 or value > OLDEST:
-        raise ValueError(f"{text} is no age")
-    return value
-
-
-def no_image(name: str, source: pathlib.Path | None, skipped: Sequence[str]) -> str:
+def no_image(
+    name: str, source: pathlib.Path | None, skipped: Sequence[str], what_else: str = ""
+) -> str:
     """What to tell a user whose files hold no usable image."""
     first = f", the first: {skipped[0]}" if skipped else ""
     return (
         f"{source or name}: no usable image for the data set {name!r} in it "
-        f"({len(skipped)} skipped{first}); is it the right archive or folder?"
+        f"({len(skipped)} skipped{first}); {what_else or 'is it the right archive or folder?'}"
     )
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few of a list, each of them cut where it is long."""
+    names = [name if len(name) <= WIDEST else f"{name[: WIDEST - 3]}..." for name in names]
+    return ", ".join(names[:SOME]) + (f" and {len(names) - SOME} more" if len(names) > SOME else "")
+
+
+def _unaccented(text: str) -> str:
+    return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))

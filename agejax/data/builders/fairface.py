@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import pathlib
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tensorflow_datasets as tfds
 
+from agejax.data.builders import cells
 from agejax.data.builders.base import Face, FaceBuilder, table
 from agejax.errors import UserError
 
@@ -24,8 +26,9 @@ RACES = (
     "White", "Black", "East Asian", "Southeast Asian", "Indian", "Middle Eastern",
     "Latino_Hispanic",
 )  # fmt: skip
-PATH = re.compile(r"(?:.*/)?((train|val)/\d+\.jpg)")
+PATH = re.compile(r"(?:.*/)?(((train|val)/\d+)\.\w+)")
 TABLES = ("fairface_label_train.csv", "fairface_label_val.csv")
+MANY = 5  # rows of one unknown age that no typing error explains
 
 
 class FairFace(FaceBuilder):
@@ -36,7 +39,7 @@ class FairFace(FaceBuilder):
     """
 
     name = "fairface"
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     LABEL_NAMES = {"gender": ("male", "female"), "ethnicity": RACES}  # noqa: RUF012
     USUAL_NAMES = (
         *("fairface", "FairFace", "fairface.zip", "fairface.tar.gz"),
@@ -66,27 +69,34 @@ class FairFace(FaceBuilder):
         zips = self.source.glob("fairface-img-*.zip") if self.source.is_dir() else ()
         for path, _, data in self.images(source=min(zips, default=None)):
             match = PATH.fullmatch(path)
-            row = rows.pop(match[1], None) if match else None
+            row = rows.pop(match[2], None) if match else None
             if match is None or row is None:
                 self.skipped.append(f"{path}: no row in fairface_label_*.csv")
                 continue
-            known = (row["age"] in AGES, row["gender"] in GENDERS, row["race"] in RACES)
-            if not all(known):
+            try:
+                age = _age(row["age"]) if self.with_age else math.nan
+                gender = cells.class_number(row["gender"], "gender", GENDERS)
+                ethnicity = cells.class_number(row["race"], "race", RACES)
+            except ValueError:
                 labels = f"{row['age']!r}, {row['gender']!r}, {row['race']!r}"
                 self.skipped.append(f"{path}: an unknown label in {labels}")
                 continue
             yield Face(
                 id=match[1],
                 image=data,
-                age=AGES[row["age"]] if self.with_age else math.nan,
-                gender=GENDERS.index(row["gender"]),
-                ethnicity=RACES.index(row["race"]),
-                split=match[2],
+                age=age,
+                gender=gender,
+                ethnicity=ethnicity,
+                split=match[3],
             )
-        self.skipped += [f"{file}: no such image" for file in rows]
+        self.skipped += [f"{row['file']}: no such image" for row in rows.values()]
 
     def _rows(self) -> dict[str, dict[str, str]]:
-        """File -> cells."""
+        """File without its ending -> cells.
+
+        Raises:
+          UserError: no table, or one in which a spreadsheet has changed a whole band of ages.
+        """
         assert self.source is not None
         found = self.files(rf"(?:.*/)?(?:{'|'.join(map(re.escape, TABLES))})")
         if not found:
@@ -96,10 +106,45 @@ class FairFace(FaceBuilder):
                 f"{self.source}: no {' or '.join(TABLES)} in it or beside it; get them from "
                 "https://github.com/joojs/fairface"
             )
-        cells = (
-            table(data, path, ("file", "age", "gender", "race")) for path, data in found.items()
+        rows, ages = {}, Counter[str]()
+        for path, data in found.items():
+            for row in table(data, path, ("file", "age", "gender", "race")):
+                rows[row["file"].replace("\\", "/").rpartition(".")[0]] = row
+                ages[row["age"]] += 1
+        if self.with_age:
+            _check_bands(ages, self.source)
+        return rows
+
+
+def _age(text: str) -> float:
+    """The middle of a band, NaN if it is unknown.
+
+    Raises:
+      ValueError: no such band.
+    """
+    if cells.is_unknown(text):
+        return math.nan
+    if (band := cells.band(text, AGES)) is None:
+        raise ValueError(f"{text} is no band of ages")
+    return AGES[band]
+
+
+def _check_bands(ages: Mapping[str, int], source: pathlib.Path) -> None:
+    """Refuses tables in which a band is missing and something else stands in many rows.
+
+    A spreadsheet takes 3-9 and 10-19 for dates; those that cannot be told apart again would all be
+    skipped, and a run would be blind to children.
+    """
+    read = {text: cells.band(text, AGES) for text in ages}
+    missing = [band for band in AGES if band not in read.values()]
+    odd = {t: ages[t] for t, band in read.items() if band is None and not cells.is_unknown(t)}
+    text = max(odd, key=lambda t: odd[t], default="")
+    if missing and odd and odd[text] >= MANY:
+        raise UserError(
+            f"{source}: {odd[text]:,} rows of its tables have the age {text!r}, which is no band, "
+            f"and none has {', '.join(missing)}; a spreadsheet changes 3-9 and 10-19 to dates: get "
+            "the tables again, or set config.data.options.age='none'"
         )
-        return {row["file"]: row for rows in cells for row in rows}
 
 
 def _beside(source: pathlib.Path) -> list[pathlib.Path]:

@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 
 from agejax.data.builders.base import Face, FaceBuilder
 
-NAME = re.compile(r"(\d{3})A(\d{2})[a-z]?\.jpg", re.IGNORECASE)
+NAME = re.compile(r"(\d{3})A(\d{2})[a-z]?", re.IGNORECASE)
 
 
 class FGNet(FaceBuilder):
@@ -19,7 +19,7 @@ class FGNet(FaceBuilder):
     """
 
     name = "fg_net"
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     USUAL_NAMES = ("FGNET.zip", "FGNET.tar.gz", "FGNET")
     DOWNLOAD = "FGNET.zip from https://yanweifu.github.io/FG_NET_data/"
 

@@ -1,39 +1,78 @@
-"""Any folder or archive of images, with a CSV of labels, or without labels."""
+"""Any folder or archive of images, with a table of labels, labels as folders, or no labels."""
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
-import posixpath
 import re
+import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import tensorflow_datasets as tfds
 
-from agejax.data.builders.base import Face, FaceBuilder, table, years
-from agejax.errors import UserError
+from agejax.data.builders import archives, cells, pairing, pixels
+from agejax.data.builders.base import Face, FaceBuilder, listed, table
+from agejax.errors import UserError, check_keys, one_line
 from agejax.paths import expand
 
-FILE = ("file", "file_name", "filename", "path", "image", "id")
+FILE = (
+    *("file", "file_name", "filename", "path", "image", "img_name", "image_name", "img_path"),
+    *("image_path", "filepath", "id"),
+)
 AGES = ("age", "apparent_age", "apparent_age_std")
 CLASSES = ("gender", "ethnicity")
 MORE = ("split", "group")
-SPLITS = ("", "train", "val", "test")
-NUMBER = re.compile(r"([0-9]{1,3})(?:\.0+)?")  # of a class; spreadsheets write 1.0 for 1
-UNKNOWN = ("", "-1", "-1.0")
+KNOWN = ("file", *AGES, *CLASSES, *MORE)
+OPTIONS = "config.data.options"
+FOUND = "labels.csv"  # is read where no table is named
+NO_LABELS = "none"
+ONE_NUMBER = re.compile(r"\D*(\d+)\D*")
+
+Row = dict[str, Any] | str  # the labels of a face, or why they are of no use
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table with labels.
+
+    Attributes:
+      where: what to call it in a message.
+      column_of: our name of a column -> the table's.
+    """
+
+    where: str
+    data: bytes
+    column_of: Mapping[str, str]
+
+    def __iter__(self) -> Iterator[dict[str, str]]:
+        """The rows, by our names."""
+        for row in table(self.data, self.where, ()):
+            yield {ours: row.get(theirs, "") for ours, theirs in self.column_of.items()}
+
+    def count(self, columns: Sequence[str]) -> dict[str, Counter[str]]:
+        """Column -> how often it has each cell."""
+        counts: dict[str, Counter[str]] = {name: Counter() for name in columns}
+        for row in self:
+            for name, cells_of_column in counts.items():
+                cells_of_column[row.get(name, "")] += 1
+        return counts
 
 
 class ImageFolder(FaceBuilder):
     """Images and, in a CSV with a header, their labels.
 
-    Its columns: the file's path or name (file, file_name, filename, path, image or id), and any of
-    age, apparent_age, apparent_age_std (years), gender, ethnicity (names of classes, or numbers
-    from 0), split (train, val, test) and group (what a split must not tear apart). Empty cells are
-    unknown labels. Rows that contradict each other are skipped, all of them.
+    Its columns: the file's path or name (file, file_name, filename, path, image, id and the like),
+    and any of age, apparent_age, apparent_age_std (years), gender, ethnicity (names of classes, or
+    numbers from 0), split (train, val, test) and group (what a split must not tear apart). Cells
+    that are empty, or say NA, None, -1 and the like, are unknown labels. Rows that contradict each
+    other are skipped, all of them. A column of pixels holds the images themselves.
     """
 
     name = "image_folder"
-    VERSION = tfds.core.Version("1.1.0")
+    VERSION = tfds.core.Version("1.2.0")
     USUAL_NAMES = ("faces", "faces.zip", "faces.tar.gz")
     DOWNLOAD = "or collect images into a folder, a .zip or a .tar"
 
@@ -41,22 +80,34 @@ class ImageFolder(FaceBuilder):
         self,
         *,
         labels: str = "",
+        columns: Mapping[str, str] = MappingProxyType({}),
+        folders: str = "",
         gender_names: Sequence[str] = ("male", "female"),
         ethnicity_names: Sequence[str] = (),
         **kwargs: object,
     ) -> None:
-        """labels: the CSV, a path inside the source or else outside of it; "" for no labels.
+        """labels: the CSV, a path inside the source or else outside of it; "": labels.csv, if the
+        source has one; "none": no labels.
 
-        gender_names, ethnicity_names: of the classes in their order; (): those of the CSV, sorted,
-        or "0", "1", ... up to its highest number.
+        columns: what the table's columns are called, such as {"age": "Years", "gender": "Sex"}; a
+        column called "" is not read.
+
+        folders: what the folders above an image say, the nearest last, such as "age" or
+        "split/gender"; "*" stands for a folder that says nothing. A table's labels come first.
+
+        gender_names, ethnicity_names: of the classes in their order, an empty one for a number that
+        is no class; (): those of the CSV, sorted, or its numbers.
         """
         self.labels = labels
+        self.columns = dict(columns)
+        self.folders = tuple(folders.split("/")) if folders else ()
+        check_keys(self.columns, KNOWN, f"{OPTIONS}.columns")
+        check_keys(self.folders, ("*", *KNOWN[1:]), f"{OPTIONS}.folders")
         self.names: dict[str, tuple[str, ...]] = {}
         for label, names in {"gender": gender_names, "ethnicity": ethnicity_names}.items():
             if isinstance(names, str) or not all(isinstance(name, str) for name in names):
                 raise UserError(
-                    f"config.data.options.{label}_names of image_folder: {names!r} is no list of "
-                    "names"
+                    f"{OPTIONS}.{label}_names of image_folder: {names!r} is no list of names"
                 )
             self.names[label] = tuple(names)
         super().__init__(**kwargs)  # type: ignore[arg-type]
@@ -69,121 +120,218 @@ class ImageFolder(FaceBuilder):
         return [outside] if outside.is_file() else []
 
     def faces(self) -> Iterator[Face]:
-        rows = self._rows() if self.labels else {}
-        self.label_names = {label: names for label, names in self.names.items() if names}
-        used: set[str] = set()
+        labels = self._table()
+        files = self.image_paths() if labels or self.folders else []
+        rows = self._rows(labels) if labels and files else {}
+        of_folders = self._of_folders(files)
+        self._name_classes()
+        pairs = pairing.pair(files, rows)
+        if labels and rows and not pairs.row_of:
+            raise UserError(
+                f"{labels.where}: none of its {len(rows):,} rows is of one of the {len(files):,} "
+                f"images; a row is {next(iter(rows))!r}, an image is {files[0]!r}"
+            )
+        empty = True
         for path, _, data in self.images():
-            if not self.labels:
-                yield Face(id=path, image=data)
-                continue
-            key = next((ending for ending in _endings(path) if ending in rows), None)
-            if key is None:
-                self.skipped.append(f"{path}: no row in {self.labels}")
-            elif key in used:
-                self.skipped.append(f"{path}: a second image for the row {key}")
-            else:
-                used.add(key)
-                row = rows[key]
-                if isinstance(row, str):
-                    self.skipped.append(f"{path}: {row}")
+            empty = False
+            row = of_folders.get(path, {})
+            if labels and isinstance(row, dict):
+                key = pairs.row_of.get(path)
+                if key is None:
+                    row = pairs.why_not.get(path, f"no row in {labels.where.rpartition(' ')[2]}")
                 else:
-                    yield Face(id=path, image=data, **row)
-        self.skipped += [f"{key}: no such image" for key in rows if key not in used]
+                    row = _joined(row, rows[key])
+            if isinstance(row, str):
+                self.skipped.append(f"{path}: {row}")
+            else:
+                yield Face(id=path, image=data, **row)
+        if empty:
+            yield from self._of_pixels(labels)
+        else:
+            paired = {*pairs.row_of.values(), *pairs.doubtful}
+            self.skipped += [f"{key}: no such image" for key in rows if key not in paired]
 
-    def _rows(self) -> dict[str, dict[str, Any] | str]:
-        """File -> labels, or why the row is of no use.
+    def _table(self) -> Table | None:
+        """The table that the user names, or `FOUND`.
 
         Raises:
-          UserError: no such CSV, or one without rows or the columns it needs.
+          UserError: it is not there, or is not the only one; or as `_read`.
         """
-        where = f"config.data.options.labels: {self.labels}"
-        data = self._csv()
-
-        def cells() -> Iterator[dict[str, str]]:
-            return ({k.lower(): v for k, v in row.items()} for row in table(data, where, ()))
-
-        header = list(next(cells(), ()))
-        if not header:
-            raise UserError(f"{where}: no rows in it; the first line names the columns")
-        file = next((name for name in FILE if name in header), None)
-        if file is None:
-            raise UserError(f"{where}: no column {', '.join(FILE)}; there are {', '.join(header)}")
-        if not set(header) & {*AGES, *CLASSES, *MORE}:
-            raise UserError(
-                f"{where}: none of the columns {', '.join((*AGES, *CLASSES, *MORE))} in it"
-            )
-        for label in CLASSES:
-            if label in header and not self.names[label]:
-                self.names[label] = _names({row[label] for row in cells()})
-        rows: dict[str, dict[str, Any] | str] = {}
-        for number, row in enumerate(cells(), 1):
-            if not row[file]:
-                self.skipped.append(f"row {number} of {self.labels}: no {file}")
-                continue
-            key = posixpath.normpath(row[file].replace("\\", "/"))
-            try:
-                labels: dict[str, Any] | str = self._labels(row)
-            except ValueError as error:
-                labels = str(error)
-            first = rows.setdefault(key, labels)
-            if first is not labels and repr(first) != repr(labels):  # where NaN equals NaN
-                rows[key] = "two rows with different labels"
-        return rows
-
-    def _csv(self) -> bytes:
+        if self.labels == NO_LABELS:
+            return None
+        if not self.labels:
+            inside = self.files(rf"(?i:(?:.*/)?{re.escape(FOUND)})")
+            if len(inside) > 1:
+                self._say(f"{len(inside)} files {FOUND} in it; name one with {OPTIONS}.labels")
+            if len(inside) != 1:
+                return None
+            ((path, data),) = inside.items()
+            self._say(f"labels from {path} in it; {OPTIONS}.labels='{NO_LABELS}' leaves it out")
+            return self._read(path, data)
+        where = f"{OPTIONS}.labels: {self.labels}"
         inside = self.files(rf"(?:.*/)?{re.escape(self.labels)}")
         outside = expand(self.labels)
         if self.labels in inside:
-            return inside[self.labels]
+            return self._read(where, inside[self.labels])
         if not inside and outside.is_file():
-            return outside.read_bytes()
+            return self._read(where, outside.read_bytes())
         if len(inside) != 1:
             found = f"{len(inside)} times" if inside else "nowhere"
+            raise UserError(f"{where} is {found} in {self.source}")
+        return self._read(where, next(iter(inside.values())))
+
+    def _read(self, where: str, data: bytes) -> Table:
+        """A table whose columns are known; on stderr, which of them are not read.
+
+        Raises:
+          UserError: no rows, or not the columns that are needed; the message names what is there.
+        """
+        header = list(next(table(data, where, ()), ()))
+        if not header:
+            raise UserError(f"{where}: no rows in it; the first line names the columns")
+        theirs = {name.lower(): name for name in reversed(header)}
+        column_of = {name: theirs[name] for name in (*KNOWN, pixels.COLUMN) if name in theirs}
+        if file := next((name for name in FILE if name in theirs), None):
+            column_of["file"] = theirs[file]
+        for ours, name in self.columns.items():
+            column_of.pop(ours, None)
+            if name and name.lower() not in theirs:
+                raise UserError(
+                    f"{OPTIONS}.columns: no column {name!r} in {where}; there are {listed(header)}"
+                )
+            if name:
+                column_of[ours] = theirs[name.lower()]
+        remedy = f"there are {listed(header)}; name yours with {OPTIONS}.columns, such as"
+        if not column_of.keys() & {"file", pixels.COLUMN}:
+            raise UserError(f"{where}: no column {', '.join(FILE)}; {remedy} {{'file': '...'}}")
+        if not column_of.keys() & {*AGES, *CLASSES, *MORE}:
             raise UserError(
-                f"config.data.options.labels: {self.labels} is {found} in {self.source}"
+                f"{where}: none of the columns {', '.join((*AGES, *CLASSES, *MORE))} in it; "
+                f"{remedy} {{'age': '...'}}"
             )
-        return next(iter(inside.values()))
+        used = [name for name in header if name in column_of.values()]
+        if unread := [name for name in header if name not in used]:
+            self._say(
+                f"{where}: columns read: {listed(used)}; not read: {listed(unread)} "
+                f"({OPTIONS}.columns)"
+            )
+        return Table(where, data, column_of)
 
-    def _labels(self, row: Mapping[str, str]) -> dict[str, Any]:
-        """Raises ValueError for a cell that cannot be."""
-        labels: dict[str, Any] = {name: years(row.get(name, "")) for name in AGES}
+    def _rows(self, labels: Table) -> dict[str, Row]:
+        """File -> labels, or why the row is of no use.
+
+        Raises:
+          UserError: as `_learn`.
+        """
+        self._learn(labels)
+        rows: dict[str, Row] = {}
+        for number, row in enumerate(labels, 1):
+            if not row.get("file"):
+                self.skipped.append(f"row {number} of {labels.where.rpartition(' ')[2]}: no file")
+                continue
+            key, said = pairing.normal(row["file"]), self._labels(row)
+            first = rows.setdefault(key, said)
+            if first is not said and repr(first) != repr(said):  # where NaN equals NaN
+                rows[key] = "two rows with different labels"
+        return rows
+
+    def _learn(self, labels: Table) -> None:
+        """Names the classes of the table's columns, where the user has not.
+
+        Raises:
+          UserError: a column counts its classes otherwise, or has other splits.
+        """
+        counts = labels.count((*CLASSES, "split"))
         for label in CLASSES:
-            labels[label] = class_number(row.get(label, ""), label, self.names[label])
-        labels |= {name: row.get(name, "") for name in MORE}
-        if labels["split"] not in SPLITS:
-            raise ValueError(f"split {labels['split']!r} is not train, val or test")
-        return labels
+            self._learn_classes(label, counts[label], labels.where)
+        for text, count in counts["split"].items():
+            try:
+                cells.split_name(text)
+            except ValueError as error:
+                raise UserError(
+                    f"{labels.where}: {error}, in {count:,} rows; write one of these, or do not "
+                    f"read the column: {OPTIONS}.columns = {{'split': ''}}"
+                ) from error
+
+    def _learn_classes(self, label: str, found: Mapping[str, int], where: str) -> None:
+        option = f"{OPTIONS}.{label}_names"
+        if wrong := cells.miscounted(found, label, self.names[label], option):
+            raise UserError(f"{where}: {wrong}")
+        self.names[label] = self.names[label] or cells.class_names(found)
+
+    def _name_classes(self) -> None:
+        self.label_names = {
+            label: tuple(filter(None, names)) for label, names in self.names.items() if any(names)
+        }
+
+    def _labels(self, row: Mapping[str, str]) -> Row:
+        """The labels that cells by our names say, or which of them cannot be."""
+        try:
+            labels: dict[str, Any] = {name: cells.years(row.get(name, "")) for name in AGES}
+            for label in CLASSES:
+                text = row.get(label, "")
+                labels[label] = cells.class_number(text, label, self.names[label])
+            labels["split"] = cells.split_name(row.get("split", ""))
+        except ValueError as error:
+            return str(error)
+        group = row.get("group", "")
+        return labels | {"group": "" if cells.is_unknown(group) else group}
+
+    def _of_folders(self, files: Sequence[str]) -> dict[str, Row]:
+        """Image -> the labels that its folders say."""
+        if not self.folders:
+            return {}
+        levels = len(self.folders)
+        above = {file: file.split("/")[:-1][-levels:] for file in files}
+        said = {
+            file: dict(zip(self.folders, names, strict=True))
+            for file, names in above.items()
+            if len(names) == levels
+        }
+        for row in said.values():
+            if number := ONE_NUMBER.fullmatch(row.get("age", "")):
+                row["age"] = number[1]
+        for label in set(CLASSES) & set(self.folders):
+            found = Counter(row[label] for row in said.values())
+            self._learn_classes(label, found, f"{OPTIONS}.folders")
+        missing = f"not in folders {'/'.join(self.folders)}"
+        return {file: self._labels(said[file]) if file in said else missing for file in files}
+
+    def _of_pixels(self, labels: Table | None) -> Iterator[Face]:
+        """The faces of tables that hold the images themselves, where there are no images."""
+        tables = [labels] if labels else []
+        if not labels and self.labels != NO_LABELS:
+            tables = [
+                self._read(path, data)
+                for path, data in self.files(r".*\.csv").items()
+                if pixels.in_table(data)
+            ]
+        for held in tables:
+            if pixels.COLUMN not in held.column_of:
+                continue
+            self._learn(held)
+            self._name_classes()
+            for number, row in enumerate(held, 1):
+                name, said = row.get("file") or str(number), self._labels(row)
+                try:
+                    if isinstance(said, str):
+                        raise ValueError(said)
+                    mine = self.mine(name)
+                    image = pixels.encoded(row[pixels.COLUMN]) if mine else archives.ELSEWHERE
+                except ValueError as error:
+                    self.skipped.append(f"{name}: {error}")
+                    continue
+                yield Face(id=name, image=image, **said)
+
+    def _say(self, what: str) -> None:
+        """On stderr, once: a worker of Beam's reads the same tables as the process that began."""
+        if self.part == self.parts:
+            print(one_line(f"{self.name}: {what}"), file=sys.stderr)
 
 
-def _endings(path: str) -> Iterator[str]:
-    """a/b/c.jpg, b/c.jpg, c.jpg: a CSV may leave out the folders that an archive begins with."""
-    parts = path.split("/")
-    return ("/".join(parts[i:]) for i in range(len(parts)))
-
-
-def _names(found: set[str]) -> tuple[str, ...]:
-    """The names of the classes in a column; numbers stay what they are."""
-    names = sorted(found.difference(UNKNOWN))
-    numbers = [int(match[1]) for name in names if (match := NUMBER.fullmatch(name))]
-    if names and len(numbers) == len(names):
-        return tuple(str(i) for i in range(max(numbers) + 1))
-    return tuple(names)
-
-
-def class_number(text: str, label: str, names: Sequence[str]) -> int:
-    """The number of a class given by its name, in any case, or by its number; -1 for unknown.
-
-    Raises:
-      ValueError: no such class.
-    """
-    if text in names:
-        return names.index(text)
-    if text in UNKNOWN:
-        return -1
-    number = NUMBER.fullmatch(text)
-    if number and int(number[1]) < len(names):
-        return int(number[1])
-    folded = [name.casefold() for name in names]
-    if text.casefold() in folded:
-        return folded.index(text.casefold())
-    raise ValueError(f"{label} {text!r} is not one of {', '.join(names)}")
+def _joined(of_folders: dict[str, Any], of_table: Row) -> Row:
+    """The labels of a table, and of the folders where it knows none."""
+    if isinstance(of_table, str):
+        return of_table
+    known = {k: v for k, v in of_table.items() if v not in ("", -1) and v == v}  # NaN is not NaN
+    return of_folders | known

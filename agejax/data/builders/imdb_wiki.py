@@ -32,7 +32,8 @@ class IMDBWIKI(FaceBuilder):
     """
 
     name = "imdb_wiki"
-    VERSION = tfds.core.Version("1.1.0")
+    VERSION = tfds.core.Version("1.2.0")
+    NAMES_PEOPLE = True
     LABEL_NAMES = {"gender": ("male", "female")}  # noqa: RUF012
     USUAL_NAMES = ("imdb_crop.tar", "wiki_crop.tar", "imdb_crop", "wiki_crop")
     DOWNLOAD = (
@@ -57,7 +58,7 @@ class IMDBWIKI(FaceBuilder):
         unusable: defaultdict[str, list[str]] = defaultdict(list)  # reason -> files
         for path, _, data in self.images():
             file = "/".join(path.split("/")[-2:])
-            row = rows.pop(file, "no row in the .mat")
+            row = rows.pop(file if file in rows else _as_jpeg(file), "no row in the .mat")
             if isinstance(row, str):
                 unusable[row].append(file)
             else:
@@ -97,6 +98,11 @@ class IMDBWIKI(FaceBuilder):
                 row = "an impossible age"
             rows[str(file)] = row
         return rows
+
+
+def _as_jpeg(file: str) -> str:
+    """The name that the .mat has of an image that was saved as another type."""
+    return file.rpartition(".")[0] + ".jpg"
 
 
 def _age(born: float, taken: float) -> float:

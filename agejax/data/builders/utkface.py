@@ -7,19 +7,28 @@ from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 
-from agejax.data.builders.base import Face, FaceBuilder
+from agejax.data.builders import archives, pixels
+from agejax.data.builders.base import Face, FaceBuilder, table
 
-NAME = re.compile(r"(\d{1,2}|10\d|11[0-6])_([01])_([0-4])_\d+\.jpg(\.chip\.jpg)?")  # to 116 years
+# To 116 years. The public set has a few names without a race. Chips are of an image file.
+NAME = re.compile(
+    r"(\d{1,2}|10\d|11[0-6])_([01])_(?:([0-4])_\d+|\d{8,})"
+    r"(?:\.(?:jpe?g|png|bmp|webp|tiff?))?(?:\.chip)?",
+    re.IGNORECASE,
+)
+COLUMNS = ("age", "ethnicity", "gender", "img_name", pixels.COLUMN)  # of the set as one table
 
 
 class UTKFace(FaceBuilder):
     """Faces in the wild of 0 to 116 years (Zhang, Song & Qi 2017), for non-commercial research.
 
-    Labels are read from the file names; names that do not follow the pattern are skipped.
+    Labels are read from the file names; a name that lacks the race has its age and gender, and
+    names that do not follow the pattern are skipped. The set as one table of grey pixels (columns
+    age, ethnicity, gender, img_name, pixels) is read too, where there is no image.
     """
 
     name = "utkface"
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     LABEL_NAMES = {  # noqa: RUF012
         "gender": ("male", "female"),
         "ethnicity": ("White", "Black", "Asian", "Indian", "Other"),
@@ -33,5 +42,30 @@ class UTKFace(FaceBuilder):
             name = path.rsplit("/", 1)[-1]
             if name not in seen:  # the public archive has some in two folders
                 seen.add(name)
-                age, gender, race = (int(label) for label in match.groups()[:3])
+                age, gender, race = (
+                    -1 if label is None else int(label) for label in match.groups()
+                )
                 yield Face(id=name, image=data, age=age, gender=gender, ethnicity=race)
+        if not seen:
+            yield from self._of_a_table()
+
+    def _of_a_table(self) -> Iterator[Face]:
+        for path, data in self.files(r".*\.csv").items():
+            if not pixels.in_table(data):
+                continue
+            for number, row in enumerate(table(data, path, COLUMNS), 1):
+                labels = "_".join(row[label] for label in ("age", "gender", "ethnicity"))
+                name = row["img_name"] or str(number)
+                if not name.startswith(f"{labels}_"):  # the labels were cut off
+                    name = f"{labels}_{name}"
+                match = NAME.fullmatch(f"{labels}_0")
+                if match is None:
+                    self.skipped.append(f"{path}, row {number}: age, gender, ethnicity {labels}?")
+                    continue
+                try:
+                    image = pixels.encoded(row["pixels"]) if self.mine(name) else archives.ELSEWHERE
+                except ValueError as error:
+                    self.skipped.append(f"{name}: {error}")
+                    continue
+                age, gender, race = (int(label) for label in match.groups())
+                yield Face(id=name, image=image, age=age, gender=gender, ethnicity=race)

@@ -1,0 +1,167 @@
+"""What the cells of people's tables, and the names of their folders, say: ages, classes, splits."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+OLDEST = 120  # years; nobody in a photo is older
+# How people, spreadsheets and pandas write that a label is unknown, in lower case.
+UNKNOWN = frozenset(
+    ("", "-", "?", "-1", "-1.0", "na", "n/a", "#n/a", "n.a.", "<na>", "nan", "none", "null",
+     "unknown")
+)  # fmt: skip
+TOO_MANY = 0.05  # share of the cells of a column, if they are wrong
+SPLITS = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val", "development": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+NUMBER = re.compile(r"([0-9]{1,3})(?:\.0+)?")  # of a class; spreadsheets write 1.0 for 1
+SHORT = {"m": "male", "man": "male", "f": "female", "w": "female", "woman": "female"}
+MONTHS = {
+    name: number
+    for number, names in enumerate(
+        ("jan", "feb", "mar mär mrz mrt", "apr", "may mai mei mag", "jun", "jul", "aug ago",
+         "sep set", "oct okt ott out", "nov", "dec dez dic"), 1)
+    for name in names.split()
+}  # fmt: skip
+
+
+def is_unknown(text: str) -> bool:
+    """Whether a cell says that its label is unknown."""
+    return text.strip().lower() in UNKNOWN
+
+
+def years(text: str) -> float:
+    """An age in years, NaN where the cell is empty or says that it is unknown.
+
+    Raises:
+      ValueError: no number, or an age that nobody has.
+    """
+    if is_unknown(text):
+        return math.nan
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.inf
+    if not 0 <= value <= OLDEST:
+        raise ValueError(f"{text} is no age")
+    return value
+
+
+def split_name(text: str) -> str:
+    """train, val or test, by any of its usual names; "" where the cell is unknown.
+
+    Raises:
+      ValueError: no name of a split.
+    """
+    if is_unknown(text):
+        return ""
+    if (name := SPLITS.get(text.strip().lower())) is None:
+        raise ValueError(f"split {text!r} is not train, val or test")
+    return name
+
+
+def class_names(found: Iterable[str]) -> tuple[str, ...]:
+    """The classes of a column whose names are not given: its texts, sorted.
+
+    Where all are numbers, the classes are all numbers from the lowest one, or from 0 if that is
+    there, to the highest.
+    """
+    names = sorted(text for text in found if not is_unknown(text))
+    numbers = _numbers(names)
+    if names and len(numbers) == len(names):
+        return tuple(str(i) for i in range(min(numbers), max(numbers) + 1))
+    return tuple(names)
+
+
+def class_number(text: str, label: str, names: Sequence[str]) -> int:
+    """The number of a class by its name, in any case, or by its place in `names`; -1: unknown.
+
+    An empty name holds the place of a number that stands for no class: with ("", "male",
+    "female"), "1" is male, whose number is 0, since empty names are not counted.
+
+    Raises:
+      ValueError: no such class.
+    """
+    classes = [name for name in names if name]
+    if text in classes:
+        return classes.index(text)
+    if is_unknown(text):
+        return -1
+    number = NUMBER.fullmatch(text)
+    if number and str(int(number[1])) in classes:
+        return classes.index(str(int(number[1])))
+    if number and int(number[1]) < len(names) and not classes_are_numbers(classes):
+        name = names[int(number[1])]
+        return classes.index(name) if name else -1
+    folded = [name.casefold() for name in classes]
+    for word in (text.casefold(), SHORT.get(text.casefold())):
+        if word in folded:
+            return folded.index(word)
+    raise ValueError(f"{label} {text!r} is not one of {', '.join(classes)}")
+
+
+def classes_are_numbers(names: Collection[str]) -> bool:
+    """Whether the names of classes are the numbers of a column without names."""
+    return bool(names) and len(_numbers(names)) == len(names)
+
+
+def miscounted(found: Mapping[str, int], label: str, names: Sequence[str], option: str = "") -> str:
+    """What is wrong with a column that numbers its classes otherwise than `names`; "": nothing.
+
+    A few numbers without a class are mistakes of their rows; this is about the column as a whole.
+
+    Args:
+      found: the different cells of the column -> how many there are.
+      option: the setting in which the user may name the classes.
+    """
+    known = {text: count for text, count in found.items() if not is_unknown(text)}
+    numbers = {int(m[1]): n for text, n in known.items() if (m := NUMBER.fullmatch(text))}
+    classes = [name for name in names if name]
+    if not classes or len(numbers) < len(known) or classes_are_numbers(classes):
+        return ""
+    beyond = sum(count for number, count in numbers.items() if number >= len(names))
+    if not beyond or (0 in numbers and beyond < TOO_MANY * sum(numbers.values())):
+        return ""
+    shown = sorted(numbers)
+    said = ", ".join(map(str, shown[:4])) + (", ..." if len(shown) > 4 else "")
+    counted = ", ".join(f"{i} {name}" for i, name in enumerate(names) if name)
+    wrong = f"the numbers in the column {label} ({said}) do not count from 0 ({counted})"
+    if not option:
+        return f"{wrong}; write names in the table"
+    places = (*[""] * max(shown[0], 1), *classes)
+    return (
+        f"{wrong}; write names in the table, or set {option} to a name for each number from 0, '' "
+        f"for one that is no class, such as {places!r}"
+    )
+
+
+def _numbers(texts: Iterable[str]) -> list[int]:
+    return [int(match[1]) for text in texts if (match := NUMBER.fullmatch(text))]
+
+
+def band(text: str, bands: Mapping[str, object]) -> str | None:
+    """The one of `bands` ("3-9", "10-19") that a cell is, also as a spreadsheet's date of it.
+
+    A spreadsheet takes 3-9 for the 9th of March, the 3rd of September, or March of 2009, and writes
+    9-Mar, 03-Sep, Mar-09, 2026-03-09 or 3/9/2026. A date is taken for the band whose two numbers it
+    shows, if there is one such band only.
+    """
+    if text in bands:
+        return text
+    words = re.findall(r"\d+|[^\W\d_]+", re.sub(r"\s\d+:.*", "", text.lower()))  # without a time
+    numbers = [int(word) if word.isdecimal() else MONTHS.get(word[:3], -1) for word in words]
+    match numbers:
+        case [_, _]:
+            pairs = [set(numbers)]
+        case [a, b, c] if 1 in numbers:  # the first of a month of the year 2009 or 2019
+            pairs = [{n % 100 if n >= 1900 else n for n in (a, b, c)} - {1}]
+        case [a, b, c]:  # with the year in which the spreadsheet was opened
+            pairs = [{a, b}, {b, c}]
+        case _:
+            return None
+    found = [name for name in bands if set(map(int, re.findall(r"\d+", name))) in pairs]
+    return found[0] if len(found) == 1 else None
