@@ -482,9 +482,8 @@ OTHERS = (
         ("test_loop.py::test_later_draws_of_a_row_reach_the_step_with_their_strength",),
     ),
     Mutation(
-        "a run that is stopped is not saved", TRAIN,
-        "if step == total_steps or stop.requested or enough:",
-        "if step == total_steps or stop.requested or (enough and step % 10):",
+        "the loop goes on though it is told to end", TRAIN,
+        "if step == total_steps or stopping or enough:", "if step == total_steps or stopping:",
         ("test_loop.py::test_whoever_is_asked_may_end_the_run_after_an_evaluation",),
     ),
     Mutation(
