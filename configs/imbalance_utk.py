@@ -6,7 +6,7 @@
 "Other" dropped, Asian cut by 75 %, ages of 80 and more dropped, age on a logarithmic scale; the
 test set has 10 images of every gender x ethnicity x decade (half of them where there are few).
 Published for such a model: age MAE 8.9, gender .920, ethnicity macro-F1 .821. Not measured at this
-size here. At 64 px and 1,100 steps, three seeds: 8.46 [7.90, 9.08], .843, .752, by
+size here. At 64 px and 1,100 steps, three seeds: 8.46 [7.88, 9.10], .843, .752, by
 `python -m experiments.run imbalance --scale=cpu` (experiments/results/imbalance-cpu.md).
 """
 
