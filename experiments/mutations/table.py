@@ -545,8 +545,9 @@ OTHERS = (
         ("test_train.py::test_early_stopping_counts_evaluations_without_a_better_value",),
     ),
     Mutation(
-        "rollback passes over the step before", TRAIN,
-        "if step + 1 in skipped:", "if step in skipped:",
+        "rollback passes over a step too many", "agejax/run.py",
+        "skipped = skipped_steps(workdir) | {error.step}",
+        "skipped = skipped_steps(workdir) | {error.step, error.step + 1}",
         ("test_train.py::test_a_step_that_is_not_finite_is_skipped_or_rolled_back_from",),
     ),
     Mutation(
