@@ -385,6 +385,61 @@ SURVIVORS = (
         "            size -= count\n", "            size = 0\n",
         ("test_cache.py::test_every_byte_of_every_chunk_counts",),
     ),
+    Mutation(
+        "the title of a page is HTML of whoever wrote the data", "agejax/reporting/page.py",
+        "html.escape(title)", "title",
+        ("test_page.py::test_text_in_every_element_stays_text",),
+    ),
+    Mutation(
+        "a heading is HTML of whoever wrote the data", "agejax/reporting/page.py",
+        "<h2>{html.escape(text)}</h2>", "<h2>{text}</h2>",
+        ("test_page.py::test_text_in_every_element_stays_text",),
+    ),
+    Mutation(
+        "a paragraph is HTML of whoever wrote the data", "agejax/reporting/page.py",
+        "<p>{html.escape(text)}</p>", "<p>{text}</p>",
+        ("test_page.py::test_text_in_every_element_stays_text",),
+    ),
+    Mutation(
+        "the name of a figure is HTML of whoever wrote the data", "agejax/reporting/page.py",
+        "</b>{html.escape(name)}</li>", "</b>{name}</li>",
+        ("test_page.py::test_text_in_every_element_stays_text",),
+    ),
+    Mutation(
+        "a figure or cell is HTML of whoever wrote the data", "agejax/reporting/page.py",
+        "else html.escape(str(value))", "else str(value)",
+        ("test_page.py::test_text_in_every_element_stays_text",),
+    ),
+    Mutation(
+        "a table's head is HTML of whoever wrote the data", "agejax/reporting/page.py",
+        '<th scope="col">{html.escape(name)}</th>', '<th scope="col">{name}</th>',
+        ("test_page.py::test_text_in_every_element_stays_text",),
+    ),
+    Mutation(
+        "a table's name is HTML of whoever wrote the data", "agejax/reporting/page.py",
+        'aria-label="table of {html.escape(heads[-1])}"', 'aria-label="table of {heads[-1]}"',
+        ("test_page.py::test_text_in_every_element_stays_text",),
+    ),
+    Mutation(
+        "a list's name is HTML of whoever wrote the data", "agejax/reporting/page.py",
+        "{html.escape(what + most)}", "{what + most}",
+        ("test_page.py::test_text_in_every_element_stays_text",),
+    ),
+    Mutation(
+        "a chart's words is HTML of whoever wrote the data", "agejax/reporting/page.py",
+        'alt="{html.escape(chart.alt)}"', 'alt="{chart.alt}"',
+        ("test_page.py::test_text_in_every_element_stays_text",),
+    ),
+    Mutation(
+        "an audit's splits are HTML of whoever wrote the data", "agejax/reporting/audit_page.py",
+        "<h3>{html.escape(way)}</h3>", "<h3>{way}</h3>",
+        ("test_page.py::test_text_in_every_element_stays_text",),
+    ),
+    Mutation(
+        "a chart's caption is HTML of whoever wrote the data", "agejax/reporting/page.py",
+        "{html.escape(chart.caption)}", "{chart.caption}",
+        ("test_page.py::test_text_in_every_element_stays_text",),
+    ),
 )  # fmt: skip
 
 # ---- further wiring ------------------------------------------------------------------------------
