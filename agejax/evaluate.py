@@ -1,4 +1,4 @@
-"""python -m agejax.evaluate --workdir=RUN [--dataset=NAME --source=PATH] [--split=NAME]
+"""python -m agejax.evaluate --workdir=RUN [--dataset=NAME --source=PATH --option=NAME=VALUE]
 
 Scores a trained run on its own splits or on any other data. Writes metrics.json, predictions.csv,
 report.html, which opens offline, and its charts under figures/. --compare=RUN2 sets another run
@@ -8,20 +8,19 @@ beside it, on the same images.
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import io
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from agejax import heads, metrics, sharding
+from agejax import heads, metrics, sharding, tables
 from agejax.calibration import Calibration
-from agejax.data import detection, opening, pipeline, splits
+from agejax.data import detection, opening, pipeline, prepare, splits
 from agejax.data.sources import Source
 from agejax.errors import UserError, run_command
 from agejax.joined import open_run
@@ -63,10 +62,18 @@ class Scored:
 
 
 def score(
-    run: Run, dataset: str | None = None, source_path: str | None = None, split: str | None = None
+    run: Run,
+    dataset: str | None = None,
+    source_path: str | None = None,
+    split: str | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Scored:
-    """Predicts the images of a split; the arguments are those of `evaluate`."""
-    source = open_data(run, dataset, source_path)
+    """Predicts the images of a split; the arguments are those of `evaluate`.
+
+    Raises:
+      UserError: no such split, or no label that the run predicts on any of its images.
+    """
+    source = open_data(run, dataset, source_path, options)
     same_data = source.fingerprint == run.fingerprint
     split = split or ("test" if same_data else "all")
     if split == "all":
@@ -78,15 +85,37 @@ def score(
         if split not in by_name:
             raise UserError(f"--split={split}: the run has {', '.join(by_name)}, and all")
         rows = by_name[split]
+    check_labelled(run, source, rows)
     return score_rows(run, source, rows, split)
 
 
-def open_data(run: Run, dataset: str | None, path: str | None) -> Source:
+def open_data(
+    run: Run, dataset: str | None, path: str | None, options: Mapping[str, Any] | None = None
+) -> Source:
     """The run's own data, or another data set with its classes numbered as the run numbers them."""
     if opening.is_own(run.config.data, dataset):
-        return opening.open_source(run.config.data, path)
+        return opening.open_source(run.config.data, path, options)
     assert dataset is not None
-    return opening.open_other(run.config.data, dataset, path, run.facts.label_names)
+    return opening.open_other(run.config.data, dataset, path, run.facts.label_names, options)
+
+
+def check_labelled(run: Run, source: Source, rows: np.ndarray) -> None:
+    """Raises `UserError` where rows int [N] have no known label that the run predicts."""
+    labels = heads.derive(
+        run.heads, {k: v[rows] for k, v in source.labels.items()}, source.label_names
+    )[0]
+    predicted = dict.fromkeys(head.label for head in run.heads.values())
+    if not any(label in labels and is_known(labels[label]).any() for label in predicted):
+        raise UserError(
+            f"{source.name}: none of the {len(rows):,} images has a label of {', '.join(predicted)}"
+            ", so there is nothing to score; say where the labels are, such as --option "
+            "labels=FILE.csv, or use python -m agejax.predict"
+        )
+
+
+def is_known(labels: np.ndarray) -> np.ndarray:
+    """bool [N]: ages in years that are not NaN, class numbers that are not -1."""
+    return np.isfinite(labels) if labels.dtype.kind == "f" else labels >= 0
 
 
 def score_rows(run: Run, source: Source, rows: np.ndarray, split: str) -> Scored:
@@ -237,7 +266,12 @@ def _uncertainty(scored: Scored, calibration: Calibration) -> dict[str, Any]:
     return result
 
 
-def score_again(scored: Scored, run: Run, source_path: str | None = None) -> Scored:
+def score_again(
+    scored: Scored,
+    run: Run,
+    source_path: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Scored:
     """The same images, in the same order, as another run sees them.
 
     Images that the other run has trained on are counted on stderr.
@@ -247,7 +281,8 @@ def score_again(scored: Scored, run: Run, source_path: str | None = None) -> Sco
     """
     config = scored.run.config.data
     mixed = config.get("mixture")
-    source = open_data(run, None if mixed else scored.source.name, source_path or config.source)
+    dataset = None if mixed else scored.source.name
+    source = open_data(run, dataset, source_path or config.source, options)
     row = {name: i for i, name in enumerate(source.ids.tolist())}
     ids = scored.source.ids[scored.rows].tolist()
     if missing := [name for name in ids if name not in row]:
@@ -292,6 +327,7 @@ def evaluate(
     output: str | pathlib.Path | None = None,
     compare_with: str | pathlib.Path | None = None,
     write_report: bool = True,
+    options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Scores the run's best checkpoint and writes the results to `output`.
 
@@ -303,15 +339,20 @@ def evaluate(
       output: default: WORKDIR/evaluation/DATASET-SPLIT.
       compare_with: another run's folder, whose predictions of the same images are set beside.
       write_report: without it there are only `metrics.evaluate`'s figures and predictions.csv.
+      options: of the data set, as config.data.options; those that it was trained with and that are
+        not named here stay.
 
     Returns:
       The contents of metrics.json.
+
+    Raises:
+      UserError: no run, no such data or split, or data without any label that the run predicts.
     """
     run = open_run(workdir)
-    scored = score(run, dataset, source_path, split)
+    scored = score(run, dataset, source_path, split, options)
     other = None
     if compare_with is not None:
-        other = score_again(scored, open_run(compare_with), source_path)
+        other = score_again(scored, open_run(compare_with), source_path, options)
     calibration = None
     if write_report:
         own = scored.source if scored.source.fingerprint == run.fingerprint else None
@@ -385,13 +426,10 @@ def write_predictions(
             columns[f"{name}_predicted"] = predicted.argmax(axis=1)
             columns |= {f"{name}_p{k}": p for k, p in enumerate(predicted.T)}
     for name, values in scored.labels.items():
-        known = np.isfinite(values) if values.dtype.kind == "f" else values >= 0
-        if name not in columns and known.any():
+        if name not in columns and is_known(values).any():
             columns[name] = values
     text = io.StringIO()
-    lines = csv.writer(text)
-    lines.writerow(columns)
-    lines.writerows(zip(*columns.values(), strict=True))
+    tables.write(text, columns, zip(*columns.values(), strict=True))
     records.write_text(path, text.getvalue())
 
 
@@ -400,6 +438,10 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--workdir", required=True, help="the folder of a trained run")
     parser.add_argument("--dataset", help="a data set's name; default: the run's own")
     parser.add_argument("--source", help="the archive or folder; default: the run's own")
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE",
+        help="an option of the data set's own, such as labels=FILE.csv; repeat it",
+    )  # fmt: skip
     parser.add_argument("--split", help="train, val, test, all; default: test, or all elsewhere")
     parser.add_argument("--compare", metavar="RUN2", help="another run, on the same images")
     parser.add_argument("--output", help="default: WORKDIR/evaluation/DATASET-SPLIT")
@@ -409,6 +451,7 @@ def main(argv: Sequence[str]) -> None:
         args.workdir,
         dataset=args.dataset,
         source_path=args.source,
+        options=prepare.options(args.option),
         split=args.split,
         output=args.output,
         compare_with=args.compare,

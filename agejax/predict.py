@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import dataclasses
 import glob
 import io
+import itertools
 import json
 import pathlib
 import sys
@@ -26,7 +26,7 @@ from typing import Any, TextIO
 import numpy as np
 from tqdm import tqdm
 
-from agejax import heads, sharding
+from agejax import heads, sharding, tables
 from agejax.calibration import Calibration, known_geometry
 from agejax.data import detection, sources
 from agejax.data.builders.archives import SUFFIXES
@@ -194,21 +194,24 @@ def predict(
 
 def write(lines: Iterator[dict[str, Any]], form: str, out: TextIO) -> None:
     """Writes records as they come, as JSON lines or CSV."""
-    rows = None
-    for record in lines:
-        if form == "jsonl":
+    if form == "jsonl":
+        for record in lines:
             out.write(json.dumps(record) + "\n")
-            continue
-        flat = {
-            f"{key}_{name}" if name else key: value
-            for key, item in record.items()
-            for name, value in (item.items() if isinstance(item, dict) else [("", item)])
-        }
-        if rows is None:
-            rows = csv.DictWriter(out, list(flat))
-            rows.writeheader()
-        rows.writerow(flat)
+    else:
+        rows = map(_flat, lines)
+        first = next(rows, None)
+        if first is not None:
+            tables.write(out, first, (row.values() for row in itertools.chain([first], rows)))
     out.flush()
+
+
+def _flat(record: dict[str, Any]) -> dict[str, Any]:
+    """{target: {class: probability}} as {target_class: probability}; the rest stays."""
+    return {
+        f"{key}_{name}" if name else key: value
+        for key, item in record.items()
+        for name, value in (item.items() if isinstance(item, dict) else [("", item)])
+    }
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ is surest of, and writes labels.csv with the lines of a config that train on it 
 from __future__ import annotations
 
 import argparse
-import csv
 import io
 import pathlib
 import sys
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from agejax import evaluate, joined, sharding
+from agejax import evaluate, joined, sharding, tables
 from agejax.data import sources
 from agejax.errors import UserError, check_keys, run_command
 from agejax.logging import records
@@ -85,9 +84,7 @@ def pseudo_label(
     output = expand(output)
     output.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
-    rows = csv.writer(text)
-    rows.writerow(columns)
-    rows.writerows(zip(*columns.values(), strict=True))
+    tables.write(text, columns, zip(*columns.values(), strict=True))
     records.write_text(output / "labels.csv", text.getvalue())
     result = {
         "images": len(source.ids),

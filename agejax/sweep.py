@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import datetime
 import fcntl
 import importlib.machinery
@@ -32,7 +31,7 @@ import ml_collections
 
 from agejax import config as config_lib
 from agejax import main as main_lib
-from agejax import sharding, train
+from agejax import sharding, tables, train
 from agejax.errors import UserError, check_keys, line_in, run_command
 from agejax.logging import records
 from agejax.paths import expand
@@ -345,9 +344,8 @@ def write(study: Any, folder: pathlib.Path, space: Space) -> None:
         if trial.state.is_finished()
     ]
     text = io.StringIO()
-    table = csv.DictWriter(text, ["number", "state", "value", "steps", *space, "error"])
-    table.writeheader()
-    table.writerows(rows)
+    header = ["number", "state", "value", "steps", *space, "error"]
+    tables.write(text, header, ([row.get(name, "") for name in header] for row in rows))
     records.write_text(folder / "trials.csv", text.getvalue())
     best = None
     with contextlib.suppress(ValueError):  # no trial is complete yet

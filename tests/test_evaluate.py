@@ -174,3 +174,73 @@ def test_nothing_but_broken_files_is_an_error(run, tmp_path, capsys):
     (tmp_path / "a.jpg").write_bytes(b"no")
     assert run_command(predict.main, ["predict", f"--workdir={run[0]}", str(tmp_path)]) == 2
     assert "none of the 1 file(s) is a readable image" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def table(faces, tmp_path_factory):
+    """A CSV of the ages in the names of the faces, plus 1, and of their genders by name."""
+    lines = ["file,age,gender"]
+    for face in sorted(faces.iterdir()):
+        age, gender = map(int, face.name.split("_")[:2])
+        lines.append(f"{face.name},{age + 1},{('male', 'female')[gender]}")
+    path = tmp_path_factory.mktemp("table") / "ages.csv"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_an_option_of_the_data_set_says_where_its_labels_are(run, faces, table, tmp_path, capsys):
+    arguments = ["evaluate", f"--workdir={run[0]}", "--dataset=image_folder", f"--source={faces}"]
+    output = tmp_path / "out"
+    with_labels = [*arguments, f"--option=labels={table}", f"--output={output}"]
+    assert run_command(evaluate.main, with_labels) == 0
+    rows = rows_of(output / "predictions.csv")
+    assert len(rows) == 96
+    for row in rows:
+        assert float(row["age"]) == int(row["id"].split("_")[0]) + 1
+        assert row["gender"] == row["id"].split("_")[1]
+    capsys.readouterr()
+    assert run_command(evaluate.main, [*arguments, "--option=label=x"]) == 2
+    assert "unknown key 'label'; did you mean 'labels'?" in capsys.readouterr().err
+
+
+def test_options_that_a_run_was_trained_with_are_those_it_is_evaluated_with(
+    cache, faces, table, tmp_path
+):
+    config = tiny.get_config()
+    config.data.name, config.data.cache_dir = "image_folder", str(cache)
+    config.data.source = str(faces)
+    config.data.options = {"labels": str(table), "gender_names": ("female", "male")}
+    own = opening.open_source(config.data)
+    assert (own.labels["age"] >= 2).all()
+    assert own.label_names["gender"] == ("female", "male")
+    other = tmp_path / "other.csv"
+    other.write_text(table.read_text().replace("file,age", "file,apparent_age"))
+    given = opening.open_source(config.data, options={"labels": str(other)})
+    assert np.isnan(given.labels["age"]).all()
+    np.testing.assert_array_equal(given.labels["apparent_age"], own.labels["age"])
+    assert given.label_names["gender"] == ("female", "male")
+
+    config.data.mixture = {"a": {"name": "image_folder", "options": config.data.options}}
+    names = {"gender": ("male", "female")}
+    part = opening.open_other(config.data, "image_folder", str(faces), names)
+    np.testing.assert_array_equal(part.labels["age"], own.labels["age"])
+    np.testing.assert_array_equal(part.labels["gender"], 1 - own.labels["gender"])
+    with pytest.raises(UserError, match="--option: the run's data is a mixture"):
+        opening.open_source(config.data, options={"labels": "x"})
+
+
+def test_data_without_a_label_that_the_run_predicts_is_refused(run, faces, tmp_path, capsys):
+    arguments = ["evaluate", f"--workdir={run[0]}", "--dataset=image_folder", f"--source={faces}"]
+    output = tmp_path / "out"
+    before = sorted(run[0].glob("evaluation/*"))
+    table = tmp_path / "apparent.csv"
+    names = sorted(path.name for path in faces.iterdir())
+    table.write_text("\n".join(["file,apparent_age", *(f"{name},30" for name in names)]))
+    for more in ([], [f"--option=labels={table}"]):  # no labels, and none that it predicts
+        assert run_command(evaluate.main, [*arguments, *more, f"--output={output}"]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[-1].startswith("agejax: error: image_folder: none of the 96 images has a")
+        assert "a label of age, ethnicity, gender, so" in lines[-1]
+        assert "--option labels=FILE.csv" in lines[-1]
+    assert not output.exists()
+    assert sorted(run[0].glob("evaluation/*")) == before

@@ -13,19 +13,29 @@ from agejax.data.sources import Source
 from agejax.errors import UserError
 
 
-def open_source(config: Any, path: str | None = None) -> Source:
-    """The source of `config.data`; `path` is where its files lie now, if not where it says.
+def open_source(
+    config: Any, path: str | None = None, options: Mapping[str, Any] | None = None
+) -> Source:
+    """The source of `config.data`.
+
+    Args:
+      path: where its files lie now, if not where the config says.
+      options: of the data set, in place of those of the config with the same names.
 
     Raises:
-      UserError: as `sources.load`, `mixture.load` and `edits.apply`.
+      UserError: as `sources.load`, `mixture.load` and `edits.apply`; or a path or options for a
+        mixture, which has several.
     """
     place = {"image_size": config.image_size, "cache_dir": config.cache_dir}
     if config.get("mixture"):
         if path is not None:
             raise UserError(f"{path}: the run's data is a mixture; its config says where it lies")
+        if options:
+            raise UserError("--option: the run's data is a mixture; its config has their options")
         source = mixture.load(config.mixture, **place)
     else:
-        source = sources.load(config.name, path or config.source, options=config.options, **place)
+        chosen = dict(config.options) | dict(options or {})
+        source = sources.load(config.name, path or config.source, options=chosen, **place)
     return edits.apply(source, config.edits) if "edits" in config else source
 
 
@@ -35,14 +45,30 @@ def is_own(config: Any, dataset: str | None) -> bool:
 
 
 def open_other(
-    config: Any, dataset: str, path: str | None, label_names: Mapping[str, Sequence[str]]
+    config: Any,
+    dataset: str,
+    path: str | None,
+    label_names: Mapping[str, Sequence[str]],
+    options: Mapping[str, Any] | None = None,
 ) -> Source:
     """Another data set, whole, for a run on `config.data` with classes `label_names`.
 
-    Classes are numbered as the run numbers them, by name. A class the run does not have is an
-    unknown label, which is said on stderr.
+    Classes are numbered as the run numbers them, by name. A class that the run does not have is an
+    unknown label, with a line on stderr.
+
+    Args:
+      options: of the data set. Where the run's mixture has one part of that name, they take the
+        place of that part's options with the same names.
     """
-    source = sources.load(dataset, path, image_size=config.image_size, cache_dir=config.cache_dir)
+    parts = [part for part in (config.get("mixture") or {}).values() if part["name"] == dataset]
+    trained_with = parts[0].get("options") or {} if len(parts) == 1 else {}
+    source = sources.load(
+        dataset,
+        path,
+        image_size=config.image_size,
+        cache_dir=config.cache_dir,
+        options=dict(trained_with) | dict(options or {}),
+    )
     for label, names in label_names.items():
         for number, name in enumerate(source.label_names.get(label, ())):
             count = int(np.sum(source.labels[label] == number))

@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
+from agejax import tables
 from agejax.data.builders import archives
 from agejax.errors import UserError
 from agejax.paths import expand
@@ -316,6 +317,8 @@ def table(data: bytes, where: str, needed: Sequence[str]) -> Iterator[dict[str, 
 
     Columns are divided by the one of `DELIMITERS` that the header has most of.
 
+    The apostrophe that our own tables put before what a spreadsheet would run is taken off.
+
     Raises:
       UserError: not UTF-8, without one of the needed columns, or of more than `MAX_CELLS`.
     """
@@ -334,7 +337,9 @@ def table(data: bytes, where: str, needed: Sequence[str]) -> Iterator[dict[str, 
         for number, row in enumerate(rows, 1):
             if number * len(header) > MAX_CELLS:  # of a short file too: rows may leave out cells
                 raise UserError(f"{where} has over {MAX_CELLS:,} cells; leave out columns or rows")
-            yield {k: (v or "").strip() for k, v in row.items() if isinstance(k, str)}
+            yield {
+                k: tables.original((v or "").strip()) for k, v in row.items() if isinstance(k, str)
+            }
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{where} is no CSV file: {error}") from error
 
