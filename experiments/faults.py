@@ -1,11 +1,12 @@
 """Faults of many kinds, one after the other, over a small training:
 
-    python -m experiments.faults [--faults=210] [--seed=0] [--only=REGEX]
+    python -m experiments.faults [--faults=216] [--seed=0] [--only=REGEX] [--jobs=1]
 
 A training of 40 steps is disturbed once, at random but by the seed, and then started again until it
-is through. It must end with the parameters of the training that nothing disturbed, bit for bit; on
-the way each process must have ended by itself with one clear line (exit code 2), or because the
-fault killed it, and never with a traceback. Writes experiments/results/faults.json and .md.
+is through. It must end with the parameters of the training that nothing disturbed, bit for bit, and
+leave the same rows in metrics.jsonl and no leftovers; on the way each process must have ended by
+itself with one clear line (exit code 2), or because the fault killed it, and never with a
+traceback. Writes experiments/results/faults.json and .md.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ml_collections
@@ -62,11 +64,15 @@ def get_config(cache: pathlib.Path) -> ml_collections.ConfigDict:
 
 def child(workdir: pathlib.Path, cache: pathlib.Path, fault: str, at: int) -> None:
     """Trains, meets `fault` right before step number `at` of this process, prints a digest."""
+    import jax
+
     from agejax import sharding, train
     from agejax.checkpoint import CheckpointWriter
+    from agejax.data import pipeline
     from agejax.data.pipeline import TrainBatches
 
     sharding.start()
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     config = get_config(cache)
     config.data.workers = 1 if fault == "a worker dies" else 0
     config.watchdog = 1.0 if fault == "a process hangs" else 0.0
@@ -104,9 +110,20 @@ def child(workdir: pathlib.Path, cache: pathlib.Path, fault: str, at: int) -> No
             time.sleep(random.Random(at).uniform(0, 0.05))
             os.kill(os.getpid(), signal.SIGKILL)
 
+    evaluation_batches, evaluations = pipeline.evaluation_batches, [0]
+
+    def stop_while_evaluating(*args: Any) -> Iterator[Any]:
+        evaluations[0] += 1
+        for batch in evaluation_batches(*args):
+            if evaluations[0] == at // (2 * SAVED_EVERY):
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
     TrainBatches.iterate = disturbed  # type: ignore[assignment,method-assign]
     if fault == "SIGKILL while saving":
         CheckpointWriter.save = die_while_saving  # type: ignore[method-assign]
+    if fault == "SIGTERM while evaluating":
+        pipeline.evaluation_batches = stop_while_evaluating  # type: ignore[assignment]
     if train.train(config, workdir) is None:
         return
     print(f"digest {digest(workdir)}")
@@ -158,13 +175,80 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size)
 
 
-def flip(workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) -> None:
-    """A bit of the newest checkpoint's arrays."""
-    arrays = [p for p in _files(_newest(workdir) / "state") if "d" in p.parent.name]
-    path = rng.choice(arrays)
+def _flip_bit(path: pathlib.Path, rng: random.Random) -> None:
     data = bytearray(path.read_bytes())
     data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
     path.write_bytes(data)
+
+
+def _flip_arrays(checkpoint: pathlib.Path, rng: random.Random) -> None:
+    _flip_bit(rng.choice([p for p in _files(checkpoint / "state") if "d" in p.parent.name]), rng)
+
+
+def flip(workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) -> None:
+    """A bit of the newest checkpoint's arrays."""
+    _flip_arrays(_newest(workdir), rng)
+
+
+def flip_best(workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) -> None:
+    """A bit of the best checkpoint's arrays."""
+    from agejax.checkpoint import Checkpoints
+
+    folder = workdir / "checkpoints"
+    _flip_arrays(folder / str(Checkpoints(folder).best), rng)
+
+
+def flip_facts(workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) -> None:
+    """A bit of the newest checkpoint's means, deviations, config, ..."""
+    _flip_bit(_newest(workdir) / "meta" / "metadata", rng)
+
+
+def half_remove(workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) -> None:
+    """An older checkpoint whose removal was killed half way, as older versions removed it, or not
+    begun after its renaming, as this one does."""
+    folder = workdir / "checkpoints"
+    shutil.copytree(_newest(workdir), folder / "2")
+    shutil.copytree(_newest(workdir), folder / "deleted" / "1")
+    for path in _files(folder / "2"):
+        if path.name == "_METADATA" or rng.random() < 0.5:
+            path.unlink()
+
+
+def leave_temporaries(workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) -> None:
+    """What writes leave that are killed."""
+    for name in ("config.json", "summary.json", "calibration.json"):
+        (workdir / f".{name}.{rng.getrandbits(32):08x}").write_text("{")
+    shutil.copytree(_newest(workdir), workdir / "checkpoints" / f"{STEPS}.orbax-checkpoint-tmp")
+
+
+def lose_config(workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) -> None:
+    """config.json is gone."""
+    (workdir / "config.json").unlink()
+
+
+def flip_config(workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) -> None:
+    """A bit of config.json."""
+    _flip_bit(workdir / "config.json", rng)
+
+
+def damage_skipped(workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) -> None:
+    """skipped_steps.json holds anything but a list of steps."""
+    (workdir / "skipped_steps.json").write_text(rng.choice(STATES))
+
+
+def _cached(cache: pathlib.Path) -> list[pathlib.Path]:
+    return _files(cache / "procedural_faces")
+
+
+def flip_cache(workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) -> None:
+    """A bit of a file of the decoded images' cache."""
+    _flip_bit(rng.choice(_cached(cache)), rng)
+
+
+def change_cache(workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) -> None:
+    """A JSON file of the decoded images' cache is in any state."""
+    path = rng.choice([p for p in _cached(cache) if p.suffix == ".json"])
+    path.write_text(rng.choice(STATES))
 
 
 def cut(workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) -> None:
@@ -180,7 +264,7 @@ def lose(workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) -> None
 
 def cut_cache(workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) -> None:
     """A file of the decoded images' cache loses its end."""
-    path = rng.choice([p for p in _files(cache / "procedural_faces") if p.name != "whole.json"])
+    path = rng.choice(_cached(cache))
     os.truncate(path, rng.randrange(path.stat().st_size))
 
 
@@ -190,6 +274,7 @@ def cut_log(workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) -> N
     os.truncate(path, rng.randrange(path.stat().st_size))
 
 
+STATES = ("", "{", "null", "3", '"text"', "{}", '{"a": 1}', '[{"a": []}]', "\x00\xff")
 Outside = Callable[[pathlib.Path, pathlib.Path, random.Random], None]
 # Each comes after a SIGKILL.
 BETWEEN: dict[str, Outside] = {
@@ -198,13 +283,23 @@ BETWEEN: dict[str, Outside] = {
     "the newest checkpoint loses a file": lose,
     "the cache is cut short": cut_cache,
     "the log is cut short": cut_log,
+    "a bit of the newest checkpoint's facts flips": flip_facts,
+    "a bit of the best checkpoint flips": flip_best,
+    "a removal is killed half way": half_remove,
+    "killed writes leave their files": leave_temporaries,
+    "a bit of the cache flips": flip_cache,
+    "JSON of the cache is in any state": change_cache,
+    "config.json is lost": lose_config,
+    "a bit of config.json flips": flip_config,
+    "skipped_steps.json is damaged": damage_skipped,
 }
 INSIDE = (
     "SIGKILL", "SIGTERM", "SIGINT", "SIGKILL while saving", "a worker dies", "a process hangs",
-    "the disk is full", "the clock jumps", "a loss is not finite",
+    "the disk is full", "the clock jumps", "a loss is not finite", "SIGTERM while evaluating",
 )  # fmt: skip
 STORM, TWICE = "killed five times", "a second run in its folder"
-KINDS = (*INSIDE, *BETWEEN, STORM, TWICE)
+READERS = "two readers look on"
+KINDS = (*INSIDE, *BETWEEN, STORM, TWICE, READERS)
 
 
 # ---- one fault -----------------------------------------------------------------------------------
@@ -276,15 +371,44 @@ def disturb(
         if "is being trained by process" not in done[0].said:
             done[0].code = 1  # it should have refused
         done.append(finish(first, hangs=True))
+    elif kind == READERS:
+        from experiments import storm
+
+        first = begin(workdir, cache)
+        while first.poll() is None and not list(workdir.glob("checkpoints/[0-9]*")):
+            time.sleep(0.05)
+        readers = [storm.begin("read", workdir, cache, i, 1000) for i in (0, 1)]
+        trained = finish(first)
+        (workdir.parent / storm.STOP).touch()
+        done += [*map(finish, readers), trained]
     elif kind in BETWEEN:
         done.append(finish(begin(workdir, cache, "SIGKILL", at)))
         BETWEEN[kind](workdir, cache, rng)
+        if (workdir / "skipped_steps.json").exists():
+            done.append(finish(begin(workdir, cache)))
+            if "skipped_steps.json" not in done[-1].said:
+                done[-1].code = 1  # it should have refused
+            (workdir / "skipped_steps.json").unlink()
     else:
         done.append(finish(begin(workdir, cache, kind, at), hangs=kind == "a process hangs"))
         (workdir / "ballast").unlink(missing_ok=True)
     while not done[-1].digest and len(done) < STARTS + 5 * (kind == STORM):
         done.append(finish(begin(workdir, cache)))
     return done
+
+
+def rows_of(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """What metrics.jsonl says, but for times."""
+    path = workdir / "metrics.jsonl"
+    rows = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
+    times = ("images_per_second", "input_wait")
+    return [{k: v for k, v in row.items() if k not in times} for row in rows]
+
+
+def leftovers(workdir: pathlib.Path) -> list[str]:
+    """Files and folders that only a killed process leaves."""
+    named = re.compile(rf"{records.TEMPORARY.pattern}|.*\.orbax-checkpoint-tmp.*|deleted")
+    return sorted(p.name for p in workdir.rglob("*") if named.fullmatch(p.name))
 
 
 def place(kind: str, folder: pathlib.Path) -> pathlib.Path:
@@ -301,8 +425,8 @@ def place(kind: str, folder: pathlib.Path) -> pathlib.Path:
 # ---- the campaign --------------------------------------------------------------------------------
 
 
-def campaign(count: int, seed: int, only: str) -> dict[str, Any]:
-    """`count` faults, of each kind as many.
+def campaign(count: int, seed: int, only: str, jobs: int = 1) -> dict[str, Any]:
+    """`count` faults, of each kind as many, `jobs` of them at once.
 
     Raises:
       UserError: `only` matches no kind.
@@ -313,60 +437,78 @@ def campaign(count: int, seed: int, only: str) -> dict[str, Any]:
         kinds.remove("the disk is full")
     if not kinds:
         raise UserError(f"--only={only}: there are {', '.join(KINDS)}")
-    rows = []
     with tempfile.TemporaryDirectory() as name:
-        cache = pathlib.Path(name) / "cache"
-        expected = finish(begin(pathlib.Path(name) / "undisturbed", cache))
+        base = pathlib.Path(name)
+        os.environ["AGEJAX_CACHE"] = str(base / "compiled")  # by the first process, for all
+        expected = finish(begin(base / "undisturbed", base / "cache"))
         if not expected.digest:
             raise UserError(f"the undisturbed training failed: {expected.text[-2000:]}")
-        for i in range(count):
-            kind, rng = kinds[i % len(kinds)], random.Random(f"{seed} {i}")
-            # Before the first checkpoint but one there is nothing to fall back to.
-            at = rng.randint(2 * SAVED_EVERY + 1, STEPS - 1)
-            folder = pathlib.Path(tempfile.mkdtemp(dir=name))
-            own_cache = folder / "cache"
-            shutil.copytree(cache, own_cache)
-            workdir = place(kind, folder)
-            try:
-                done = disturb(kind, at, rng, workdir, own_cache)
-            finally:
-                if kind == "the disk is full":
-                    subprocess.run(["umount", "--lazy", str(workdir)], check=True)
-            rows.append(
-                {
-                    "kind": kind,
-                    "step": at,
-                    "starts": len(done),
-                    "bit_equal": done[-1].digest == expected.digest,
-                    "clear": all(process.clear for process in done),
-                    "codes": [process.code for process in done],
-                    "said": next((p.said for p in done if p.said), "").replace(str(folder), ""),
-                }
-            )
-            good = rows[-1]["bit_equal"] and rows[-1]["clear"]
-            print(f"{i + 1}/{count} {kind} at {at}: {'good' if good else rows[-1]}", flush=True)
-            if not good:
-                for number, process in enumerate(done, 1):
-                    print(f"---- start {number}\n{process.text}", file=sys.stderr, flush=True)
-            shutil.rmtree(folder, ignore_errors=True)
+
+        def one(i: int) -> dict[str, Any]:
+            row = _one(kinds[i % len(kinds)], random.Random(f"{seed} {i}"), base, expected)
+            good = all(row[key] for key in GOOD)
+            print(f"{i + 1}/{count} {row['kind']}: {'good' if good else row}", flush=True)
+            return row
+
+        with ThreadPoolExecutor(jobs) as pool:
+            rows = list(pool.map(one, range(count)))
     return {"faults": count, "seed": seed, "commit": commit(), "rows": rows}
 
 
+GOOD = {
+    "bit_equal": "ended bit-equal", "clear": "every end clear", "rows_equal": "the same log",
+    "clean": "no leftovers",
+}  # fmt: skip
+
+
+def _one(kind: str, rng: random.Random, base: pathlib.Path, expected: Process) -> dict[str, Any]:
+    """What became of one training; `base` holds the undisturbed one and its cache."""
+    # Before the first checkpoint but one there is nothing to fall back to.
+    at = rng.randint(2 * SAVED_EVERY + 1, STEPS - 1)
+    folder = pathlib.Path(tempfile.mkdtemp(dir=base))
+    shutil.copytree(base / "cache", folder / "cache")
+    workdir = place(kind, folder)
+    try:
+        done = disturb(kind, at, rng, workdir, folder / "cache")
+        # What a cut log has lost is not written again.
+        same = kind == "the log is cut short" or rows_of(workdir) == rows_of(base / "undisturbed")
+        left = leftovers(workdir)
+    finally:
+        if kind == "the disk is full":
+            subprocess.run(["umount", "--lazy", str(workdir)], check=True)
+    row = {
+        "kind": kind,
+        "step": at,
+        "starts": len(done),
+        "bit_equal": done[-1].digest == expected.digest,
+        "clear": all(process.clear for process in done),
+        "rows_equal": same,
+        "clean": not left,
+        "codes": [process.code for process in done],
+        "said": next((p.said for p in done if p.said), "").replace(str(folder), ""),
+    }
+    if not all(row[key] for key in GOOD):
+        starts = "".join(f"---- start {i}\n{p.text}\n" for i, p in enumerate(done, 1))
+        print(f"==== {row} {left}\n{starts}", file=sys.stderr, flush=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    return row
+
+
 def table(result: dict[str, Any]) -> str:
-    """A row a kind."""
+    """One row per kind."""
     by_kind = collections.defaultdict(list)
     for row in result["rows"]:
         by_kind[row["kind"]].append(row)
     lines = [
-        "| fault | n | ended bit-equal | every end clear | starts, mean | what it said |",
-        "|---|---|---|---|---|---|",
+        f"| fault | n | {' | '.join(GOOD.values())} | starts, mean | what it said |",
+        "|---" * (len(GOOD) + 4) + "|",
     ]
     for kind, rows in by_kind.items():
-        equal, clear = (sum(row[key] for row in rows) for key in ("bit_equal", "clear"))
+        good = " | ".join(str(sum(row[key] for row in rows)) for key in GOOD)
         starts = sum(row["starts"] for row in rows) / len(rows)
         said = next((row["said"] for row in rows if row["said"]), "")
         said = said.removeprefix("agejax: error: ")[:160].replace("|", "\\|")
-        lines.append(f"| {kind} | {len(rows)} | {equal} | {clear} | {starts:.1f} | {said} |")
+        lines.append(f"| {kind} | {len(rows)} | {good} | {starts:.1f} | {said} |")
     return "\n".join(lines) + "\n"
 
 
@@ -380,12 +522,13 @@ def main(argv: Sequence[str]) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--faults", type=int, default=210)
+    parser.add_argument("--faults", type=int, default=216)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="how many at once")
     parser.add_argument("--only", default="", help="regex of the kinds")
     parser.add_argument("--output", type=pathlib.Path, default=OUTPUT)
     args = parser.parse_args(argv[1:])
-    result = campaign(args.faults, args.seed, args.only)
+    result = campaign(args.faults, args.seed, args.only, args.jobs)
     records.write_json(args.output.with_suffix(".json"), result)
     records.write_text(args.output.with_suffix(".md"), table(result))
     print(table(result) + json.dumps({"written": str(args.output.with_suffix(".json"))}))

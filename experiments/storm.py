@@ -60,10 +60,9 @@ def read_child(workdir: pathlib.Path, cache: pathlib.Path, first: int, opens: in
     from agejax import sharding
     from agejax.run import Run
 
-    os.environ["AGEJAX_CACHE"] = str(cache)
     sharding.start()
     folder = pathlib.Path(tempfile.mkdtemp(dir=workdir.parent))
-    photos = sorted(workdir.parent.glob("photo-*.png"))
+    photos = _write_photos(cache, folder)
     for i in range(opens):
         if (workdir.parent / STOP).exists():
             return
@@ -128,16 +127,14 @@ def storm(opens: int, readers: int, steps: int) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         cache = pathlib.Path(name) / "cache"
+        os.environ["AGEJAX_CACHE"] = str(cache)
         alone = faults.finish(begin("train", pathlib.Path(name) / "alone", cache, steps))
         if not alone.digest:
             raise UserError(f"the training that nothing looks at failed: {alone.text[-2000:]}")
-        _write_photos(cache, pathlib.Path(name))
         while len(rows) < opens:
             number = len(trainings) + 1
             folder = pathlib.Path(name) / str(number)
             folder.mkdir()
-            for photo in pathlib.Path(name).glob("photo-*.png"):
-                (folder / photo.name).symlink_to(photo)
             done, seen = _train_and_read(folder / "run", cache, steps, readers, opens - len(rows))
             rows += [row | {"training": number} for row in seen]
             trainings.append(
@@ -185,14 +182,17 @@ def _train_and_read(
     return faults.Process(code, log.read_text()), sorted(rows, key=lambda row: row["end"])
 
 
-def _write_photos(cache: pathlib.Path, folder: pathlib.Path) -> None:
+def _write_photos(cache: pathlib.Path, folder: pathlib.Path) -> list[pathlib.Path]:
+    """Some images of the training data, for predict."""
     from PIL import Image
 
     from agejax.data import opening
 
     images = opening.open_source(faults.get_config(cache).data).images
-    for i in range(PHOTOS):
-        Image.fromarray(images[i]).save(folder / f"photo-{i}.png")
+    paths = [folder / f"photo-{i}.png" for i in range(PHOTOS)]
+    for image, path in zip(images, paths, strict=False):
+        Image.fromarray(image).save(path)
+    return paths
 
 
 def table(result: dict[str, Any]) -> str:
