@@ -110,13 +110,17 @@ class Calibration:
         values = dataclasses.asdict(dataclasses.replace(self, geometry=None))
         if self.geometry is not None:
             values["geometry"] = self.geometry.as_json()
-        records.write_json(folder / FILE, values)
+        values = records.clean(values)
+        records.write_json(folder / FILE, values | {"digest": records.digest(values)})
 
     @classmethod
     def read(cls, folder: pathlib.Path, step: int) -> Calibration | None:
         """Of a run's folder; None where there is none, or only that of another checkpoint."""
         try:
             stored: dict[str, Any] = json.loads((folder / FILE).read_text())
+            # Older versions wrote no digest.
+            if "digest" in stored and records.digest(stored) != stored.pop("digest"):
+                return None
             if stored["step"] != step:
                 return None
             stored["widths"] = {
@@ -129,7 +133,13 @@ class Calibration:
             if stored["geometry"] is not None:
                 stored["geometry"] = Geometry.from_json(stored["geometry"])
             return cls(**stored)
-        except (OSError, ValueError, KeyError, TypeError):  # none, or damaged: it is made again
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+        ):  # none, or damaged: it is made again
             return None
 
 

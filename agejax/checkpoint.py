@@ -7,7 +7,6 @@ the processes of one run): only it saves, removes, cleans up and sets damaged ch
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import pathlib
@@ -23,6 +22,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as managers
 
 from agejax.errors import UserError, full_disk
+from agejax.logging import records
 from agejax.state import TrainState
 
 SPARE = 2**20  # bytes that a checkpoint takes beside its arrays
@@ -103,7 +103,7 @@ class Checkpoints:
         known = isinstance(meta, dict) and (
             meta.keys() <= KEYS_WITHOUT_DIGEST
             if "digest" not in meta
-            else meta["digest"] == digest(meta)
+            else meta["digest"] == records.digest(meta)
         )
         if not known:
             raise self._damaged(step, "its facts and settings are not those that were saved")
@@ -260,7 +260,7 @@ class CheckpointWriter(Checkpoints):
         step = int(state.step)
         value = None if value is None else float(value)
         kept = json.loads(json.dumps({**meta, "value": value, "checksum": checksum(state)}))
-        kept["digest"] = digest(kept)
+        kept["digest"] = records.digest(kept)
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(kept))
         if step in self._manager.all_steps():
             if value is None:
@@ -375,12 +375,6 @@ def rank(values: Mapping[int, float | None], mode: str) -> list[int]:
     known = {step: v for step, v in values.items() if v is not None and not math.isnan(v)}
     best_first = sorted(known, key=lambda step: (SIGNS[mode] * known[step], step))
     return best_first + sorted(values.keys() - known.keys(), reverse=True)
-
-
-def digest(meta: Mapping[str, Any]) -> str:
-    """SHA-256 of JSON data, but for its entry `digest`: any changed value gives another one."""
-    text = json.dumps({k: v for k, v in meta.items() if k != "digest"}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def checksum(state: Any) -> int:

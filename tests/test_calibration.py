@@ -85,3 +85,17 @@ def test_labels_that_few_or_no_images_have_are_left_out():
     calibration = Calibration.fit(predictions, labels, np.arange(200), step=0)
     assert (calibration.temperatures, calibration.widths) == ({}, {})
     assert calibration.intervals(predictions) == calibration.probabilities(predictions) == {}
+
+
+def test_a_calibration_whose_numbers_changed_on_disk_is_made_again(tmp_path):
+    predictions, labels = faces(200, 0)
+    Calibration.fit(predictions, labels, np.arange(200), step=3).save(tmp_path)
+    assert Calibration.read(tmp_path, 3) is not None
+    path = tmp_path / FILE
+    stored = json.loads(path.read_text())
+    stored["widths"]["age"]["everybody"]["q"] *= 2
+    path.write_text(json.dumps(stored))
+    assert Calibration.read(tmp_path, 3) is None
+    del stored["digest"]  # as older versions wrote it
+    path.write_text(json.dumps(stored))
+    assert Calibration.read(tmp_path, 3) is not None

@@ -18,8 +18,9 @@ import pytest
 
 import tiny
 from agejax import run, train
-from agejax.checkpoint import Checkpoints, digest
+from agejax.checkpoint import Checkpoints
 from agejax.errors import UserError
+from agejax.logging import records
 from agejax.run import Run
 
 HERE = pathlib.Path(__file__).parent
@@ -164,7 +165,7 @@ def say(checkpoint, **changes):
     """Has a checkpoint's facts say something else, as if they had been saved so."""
     path = checkpoint / "meta" / "metadata"
     meta = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps(meta | {"digest": digest(meta)}))
+    path.write_text(json.dumps(meta | {"digest": records.digest(meta)}))
     if "value" in changes:
         (checkpoint / "metrics").mkdir(exist_ok=True)
         (checkpoint / "metrics" / "metrics").write_text(json.dumps({"value": changes["value"]}))

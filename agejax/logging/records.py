@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -173,6 +174,12 @@ def read_json(path: pathlib.Path, kind: type[T], remedy: str) -> T:
         found = JSON_TYPES.get(type(value), json.dumps(value))
         raise UserError(f"{path} holds {found} instead of {JSON_TYPES[kind]}; {remedy}")
     return value
+
+
+def digest(value: Mapping[str, Any]) -> str:
+    """SHA-256 of JSON data, but for its entry `digest`: any changed value gives another one."""
+    text = json.dumps({k: v for k, v in value.items() if k != "digest"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def clean(value: Any) -> Any:
