@@ -29,6 +29,7 @@ from agejax import state as state_lib
 from agejax.calibration import Calibration
 from agejax.data import augment, opening, pipeline, splits
 from agejax.errors import UserError, run_command
+from agejax.logging import records
 from agejax.paths import expand
 from agejax.run import Run, predict_batches
 
@@ -173,6 +174,8 @@ def evaluate_baseline(
       The contents of metrics.json, as `evaluate.evaluate` returns them.
     """
     run = Run.open(workdir)
+    output = expand(output or run.workdir / "baselines" / f"{estimator}-{which}-{split}")
+    records.check_folder(output, "--output")
     source = opening.open_source(run.config.data)
     if source.fingerprint != run.fingerprint:
         raise UserError(f"--workdir={workdir}: not the data this run was trained on")
@@ -196,7 +199,6 @@ def evaluate_baseline(
             predictions[name][label] = say(fitted, x[name], len(names) if names else None)
     seconds = time.perf_counter() - start
     print(f"fitted in {seconds:.0f} s")
-    output = expand(output or run.workdir / "baselines" / f"{estimator}-{which}-{split}")
 
     def scored(name: str) -> evaluate.Scored:
         return evaluate.Scored(

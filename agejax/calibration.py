@@ -16,7 +16,7 @@ import numpy as np
 
 from agejax import metrics
 from agejax.data.detection import Detector, Geometry
-from agejax.errors import UserError
+from agejax.errors import DAMAGE, UserError, is_number
 from agejax.logging import records
 from agejax.reporting import uncertainty
 from agejax.reporting.uncertainty import ByGroup, GroupQuantile
@@ -132,15 +132,30 @@ class Calibration:
             }
             if stored["geometry"] is not None:
                 stored["geometry"] = Geometry.from_json(stored["geometry"])
-            return cls(**stored)
-        except (
-            OSError,
-            ValueError,
-            LookupError,
-            TypeError,
-            AttributeError,
-        ):  # none, or damaged: it is made again
+            read = cls(**stored)
+            return read if read._is_right() else None
+        except (OSError, *DAMAGE, AttributeError):  # none, or damaged: it is made again
             return None
+
+    def _is_right(self) -> bool:
+        """Whether every number is one, and in its range."""
+        quantiles = [
+            one for fitted in self.widths.values()
+            for one in (fitted.everybody, *fitted.groups.values())
+        ]  # fmt: skip
+        numbers = [self.n, self.alpha, *self.temperatures.values()]
+        numbers += [value for one in quantiles for value in (one.n, one.q)]
+        if self.geometry is not None:
+            framing = self.geometry
+            numbers += [framing.images, framing.found, *framing.limits.values()]
+            numbers += [*framing.landmarks.ravel().tolist(), *framing.spread.ravel().tolist()]
+            if framing.landmarks.shape != (5, 2) or framing.spread.shape != (5, 2):
+                return False
+        return (
+            all(map(is_number, numbers))
+            and 0 < self.alpha < 1
+            and all(value > 0 for value in self.temperatures.values())
+        )
 
 
 def known_geometry(workdir: pathlib.Path, step: int) -> Geometry:

@@ -211,14 +211,43 @@ def _check(config: ml_collections.ConfigDict, defaults: Any, where: str) -> None
     check_values(plain, dict(defaults), where, LIMITS.get(where, {}))
     for key in typed:
         kind, value = defaults.get_type(key), config[key]
+        kinds = (tuple, list) if kind is tuple else kind  # JSON has lists only
         if value is not None and not (
-            is_number(value) if kind is float else isinstance(value, kind)
+            is_number(value) if kind is float else isinstance(value, kinds)
         ):
             raise UserError(f"{where}.{key}: {value!r}; set it to a {kind.__name__}")
     for key in groups:
         path = f"{where}.{key}"
         if defaults[key] and path.removeprefix("config.") not in OPEN:
             _check(config[key], defaults[key], path)
+
+
+def from_json(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """The config that a run has stored.
+
+    Settings that it lacks came to be since it was stored; they stay missing.
+
+    Raises:
+      UserError: it is damaged, or a later version's.
+    """
+    try:
+        config = ml_collections.ConfigDict(values)
+        check(_completed(config.copy_and_resolve_references(), default(), "config"))
+    except (ValueError, TypeError, UserError) as error:
+        raise UserError(f"{error}; it is damaged, or of another version of agejax") from error
+    return config
+
+
+def _completed(config: Any, defaults: Any, where: str) -> Any:
+    """The config with defaults for settings that are missing."""
+    for key, value in defaults.items():
+        path = f"{where}.{key}"
+        is_group = value and hasattr(value, "items") and path.removeprefix("config.") not in OPEN
+        if key not in config:
+            config[key] = value
+        elif is_group and hasattr(config[key], "items"):
+            _completed(config[key], value, path)
+    return config
 
 
 def replaced(

@@ -17,12 +17,10 @@ from scipy import optimize, sparse
 
 from agejax import calibration, evaluate, joined, sharding
 from agejax.errors import UserError, run_command
-from agejax.joined import FILE, VIEWS, open_member
+from agejax.joined import COMBINE, FILE, VIEWS, open_member
 from agejax.logging import records
 from agejax.paths import expand
 from agejax.run import Run
-
-COMBINE = ("predictions", "weights")
 
 
 def fit_weights(members: Sequence[Run], views: Sequence[str]) -> dict[str, list[float]]:
@@ -137,6 +135,7 @@ def create(
     Raises:
       UserError: members that do not fit together, or weights that are none.
     """
+    records.check_folder(output, "--output")
     members = [open_member(str(path)) for path in given]
     shares = parse_weights(weights, members, views)
     joined.join(output, members, combine, shares, views)  # raises where they do not fit together

@@ -211,8 +211,11 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def line_in(path: str, error: BaseException) -> str | None:
-    """ "line 3: NameError: ..." where a Python file that the user wrote raised an error, or did not
-    compile; None where the error is not of that file."""
+    """Says where a Python file that the user wrote failed: "line 3: NameError: ...".
+
+    Returns:
+      None where the error came neither out of that file nor from compiling it.
+    """
 
     def is_it(name: str | None) -> bool:
         return name is not None and os.path.abspath(name) == os.path.abspath(path)

@@ -163,7 +163,10 @@ def calibrate(run: Run, source: Source | None = None) -> Calibration | None:
     held = score_rows(run, source, rows, name)
     fitted = Calibration.fit(held.predictions, held.labels, held.duplicates, run.step)
     fitted = dataclasses.replace(fitted, geometry=framing(source, rows), split=name)
-    fitted.save(run.workdir)
+    try:
+        fitted.save(run.workdir)
+    except UserError as error:  # a run may lie where only its owner writes
+        print(f"the calibration is used here but not kept: {error}", file=sys.stderr)
     return fitted
 
 
@@ -348,7 +351,11 @@ def evaluate(
     Raises:
       UserError: no run, no such data or split, or data without any label that the run predicts.
     """
+    if output is not None:
+        records.check_folder(expand(output), "--output")
     run = open_run(workdir)
+    if output is None:
+        records.check_folder(run.workdir / "evaluation", "--output")
     scored = score(run, dataset, source_path, split, options)
     other = None
     if compare_with is not None:

@@ -11,7 +11,7 @@ import dataclasses
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, BinaryIO, Literal, NamedTuple, get_args
 
 import cv2
 import jax
@@ -450,9 +450,12 @@ def explain(
     Raises:
       UserError: no run, no such target, or no image that can be read.
     """
+    if output is not None:
+        records.check_folder(expand(output), "--output")
     run = Run.open(workdir, devices=1)
-    explain_one = explainer(run, target, method, seed)
     output = expand(output or run.workdir / "explanations" / f"{target}-{method}")
+    records.check_folder(output, "--output")
+    explain_one = explainer(run, target, method, seed)
     output.mkdir(parents=True, exist_ok=True)
     names: set[str] = set()
     for path in paths:
@@ -468,9 +471,9 @@ def explain(
             said = f"{target} {run.facts.label_names[target][k]} {explanation.prediction:.1%}"
         text = ", ".join([said, TITLES[method], *checks])
         name = _unused(path.stem, names)
-        with records.disk(output):
+        with records.replacing(output / f"{name}.npz") as file:
             np.savez(
-                output / f"{name}.npz",
+                file,
                 image=image,
                 heat=explanation.heat,
                 segments=explanation.segments,
@@ -478,8 +481,9 @@ def explain(
                 prediction=explanation.prediction,
                 **explanation.checks,  # type: ignore[arg-type]
             )
+        with records.replacing(output / f"{name}.png") as file:
             save_figure(
-                image, explanation, output / f"{name}.png", title=f"{path.name}\n{text}",
+                image, explanation, file, title=f"{path.name}\n{text}",
                 method=method, unit="years" if k is None else "probability",
             )  # fmt: skip
         print(f"{path}: {text}", flush=True)
@@ -491,7 +495,7 @@ def explain(
 def save_figure(
     image: np.ndarray,
     explanation: Explanation,
-    path: pathlib.Path,
+    file: BinaryIO,
     *,
     title: str,
     method: Method,
@@ -521,7 +525,7 @@ def save_figure(
     bar.outline.set_visible(False)
     for axes in (left, right):
         axes.set_axis_off()
-    figure.savefig(path, dpi=130)
+    figure.savefig(file, format="png", dpi=130)
 
 
 def _unused(stem: str, names: set[str]) -> str:

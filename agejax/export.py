@@ -6,8 +6,8 @@ A run's best model as one file that needs no agejax: uint8 images in, years and 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
-import json
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ import numpy as np
 import agejax
 from agejax import heads, metrics, onnx_export, sharding
 from agejax import state as state_lib
-from agejax.errors import UserError, run_command
+from agejax.errors import DAMAGE, UserError, run_command
 from agejax.logging import records
 from agejax.paths import expand
 from agejax.run import Run
@@ -51,10 +51,11 @@ def export(
       UserError: no run or checkpoint, a package is missing, an operation that ONNX export does not
         know, or a model that differs from the run's by more than `TOLERANCE`.
     """
-    run = Run.open(workdir, devices=1)
+    output = expand(output)
+    records.check_folder(output, "--output")
     for name in formats:
         require(name)
-    output = expand(output)
+    run = Run.open(workdir, devices=1)
     output.mkdir(parents=True, exist_ok=True)
     images = random_images(run.config.data.image_size)
     info = describe(run, jax.eval_shape(prediction(run), images))
@@ -256,10 +257,14 @@ def _scores(run: Run) -> str:
     """Every evaluation of the run, groups before totals."""
     parts = []
     for path in sorted(run.workdir.glob("evaluation/*/metrics.json")):
-        result = json.loads(path.read_text())
-        note = "" if result["step"] == run.step else f"; of another step, {result['step']:,}"
-        heading = f"### {result['dataset']}, {result['split']}: {result['n']:,} images{note}"
-        parts.append(f"{heading}\n\n```text\n{metrics.table(result)}\n```")
+        try:
+            result = records.read_json(path, dict, "evaluate again")
+            note = "" if result["step"] == run.step else f"; of another step, {result['step']:,}"
+            heading = f"### {result['dataset']}, {result['split']}: {result['n']:,} images{note}"
+            parts.append(f"{heading}\n\n```text\n{metrics.table(result)}\n```")
+        except (UserError, *DAMAGE, AttributeError) as error:  # or another version's
+            reason = error if isinstance(error, UserError) else f"{path} is damaged; evaluate again"
+            print(f"left out of the model card: {reason}", file=sys.stderr)
     return "\n\n".join(parts) or (
         "Nobody has measured it yet: there is no evaluation in the run. Make one with "
         f"`python -m agejax.evaluate --workdir={run.workdir}`, then export again."
@@ -270,10 +275,9 @@ def _training(run: Run) -> str:
     """The data set, its splits, and the labels of the training split."""
     data, facts = run.config.data, run.facts
     lines = [f"- Data set: {data.name}, fingerprint {run.fingerprint}."]
-    summary = run.workdir / "summary.json"
-    if summary.exists():
-        examples = json.loads(summary.read_text())["examples"]
-        sizes = ", ".join(f"{name} {n:,}" for name, n in examples.items())
+    with contextlib.suppress(OSError, UserError, *DAMAGE, AttributeError):  # it is not needed
+        summary = records.read_json(run.workdir / "summary.json", dict, "")
+        sizes = ", ".join(f"{name} {n:,}" for name, n in summary["examples"].items())
         lines.append(f"- Images in each split: {sizes}; copies of one photo share a split.")
     for label in facts.labels:
         if label in facts.means:

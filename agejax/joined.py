@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,12 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agejax.errors import UserError, check_keys
+from agejax.errors import UserError, check_keys, is_number
+from agejax.logging import records
 from agejax.paths import expand
 from agejax.run import Run
 
 FILE = "ensemble.json"
 KEYS = ("members", "combine", "weights", "views")
+COMBINE = ("predictions", "weights")
 CROP = 0.9  # of the image's edge
 # name -> uint8 images [B, S, S, 3] -> the views of them that it stands for.
 VIEWS: dict[str, Callable[[jax.Array], list[jax.Array]]] = {
@@ -36,15 +37,38 @@ def open_run(workdir: str | pathlib.Path) -> Run:
     workdir = expand(workdir)
     if not (workdir / FILE).exists():
         return Run.open(workdir)
-    try:
-        spec = json.loads((workdir / FILE).read_text())
-        check_keys(spec, KEYS, str(workdir / FILE))
-        members = [open_member(path) for path in spec["members"]]
-        return join(workdir, members, spec["combine"], spec["weights"], spec["views"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{workdir / FILE} is damaged ({error!r}); make the ensemble again"
-        ) from error
+    path, remedy = workdir / FILE, "make the ensemble again"
+    spec = records.read_json(path, dict, remedy)
+    check_keys(spec, KEYS, str(path))
+    if wrong := next((key for key in KEYS if not _is_right(key, spec)), None):
+        raise UserError(f"{path}: its {wrong} are missing or damaged; {remedy}")
+    members = [open_member(member) for member in spec["members"]]
+    return join(workdir, members, spec["combine"], spec["weights"], spec["views"])
+
+
+def _is_right(key: str, spec: Mapping[str, Any]) -> bool:
+    """Whether a part of an ensemble's file is as `ensemble.create` writes it."""
+    value = spec.get(key)
+    match key:
+        case "members":
+            return _all(value, lambda member: isinstance(member, str))
+        case "combine":
+            return value in COMBINE
+        case "views":
+            return _all(value, lambda view: isinstance(view, str) and view in VIEWS)
+    members = spec["members"]  # is right: it comes first
+
+    def shares(given: Any) -> bool:
+        """One for each member, none below 0, and not all 0."""
+        right = _all(given, lambda share: is_number(share) and share >= 0)
+        return right and len(given) == len(members) and sum(given) > 0
+
+    return isinstance(value, dict) and _all(list(value.values()), shares)
+
+
+def _all(values: Any, is_right: Callable[[Any], bool]) -> bool:
+    """Whether it is a list of at least one, all of which are right."""
+    return isinstance(values, list) and bool(values) and all(map(is_right, values))
 
 
 def join(

@@ -216,18 +216,30 @@ def _flat(record: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def destination(path: str | None) -> Iterator[TextIO]:
-    """A file to write to, or stdout. Names of files that are no UTF-8 come out as they are."""
+    """A file to write to, or stdout. File names that are not UTF-8 come out as they are.
+
+    The file is there once all is written, its folder too. A device or a pipe is written as it is.
+
+    Raises:
+      UserError: it cannot be written.
+    """
     if path is None:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="surrogateescape")
         yield sys.stdout
         return
-    path = str(expand(path))
-    with (
-        records.disk(path),
-        open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file,
-    ):
-        yield file
+    target = expand(path).resolve()
+    options: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+    if target.exists() and not target.is_file():
+        with records.disk(path), target.open("w", **options) as out:
+            yield out
+        return
+    with records.disk(path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    with records.replacing(target) as file:
+        out = io.TextIOWrapper(file, **options)
+        yield out
+        out.detach()  # flushes, and leaves the file open
 
 
 def _batches(faces: Iterable[Crop], size: int) -> Iterator[list[Crop]]:
@@ -263,6 +275,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("paths", nargs="+", metavar="IMAGE_OR_FOLDER_OR_GLOB")
     args = parser.parse_args(argv[1:])
     paths = find_images(args.paths)
+    if args.output is not None:
+        records.check_file(expand(args.output), "--output")
     sharding.start()
     run = open_run(args.workdir)
     size, counts = run.config.data.image_size, Counts()
@@ -286,11 +300,11 @@ def main(argv: Sequence[str]) -> None:
     lines = predict(run, crops(paths, read, counts), batch_size, calibration)
     with destination(args.output) as out:
         write(lines, args.format, out)
+        if counts.skipped == counts.files:
+            raise UserError(f"none of the {len(paths)} file(s) is a readable image")
+        if not counts.faces:
+            raise UserError(f"no face found in {counts.files - counts.skipped} photo(s)")
     seconds = time.perf_counter() - start
-    if counts.skipped == counts.files:
-        raise UserError(f"none of the {len(paths)} file(s) is a readable image")
-    if not counts.faces:
-        raise UserError(f"no face found in {counts.files - counts.skipped} photo(s)")
     if counts.skipped:
         print(f"warning: {counts.skipped} of {counts.files} files could not be read and are named "
               "above", file=sys.stderr)  # fmt: skip

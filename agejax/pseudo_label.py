@@ -57,6 +57,8 @@ def pseudo_label(
     """
     if not 0 < keep <= 1:
         raise UserError(f"--keep={keep}: a share above 0, and 1 at most")
+    output = expand(output)
+    records.check_folder(output, "--output")
     run = twice(joined.open_run(workdir))
     source = sources.load(
         dataset,
@@ -81,7 +83,6 @@ def pseudo_label(
                 names[k] if yes else ""
                 for k, yes in zip(values.argmax(axis=1).tolist(), sure, strict=True)
             ]
-    output = expand(output)
     output.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     tables.write(text, columns, zip(*columns.values(), strict=True))

@@ -25,9 +25,9 @@ from agejax import heads as heads_lib
 from agejax import optim, sharding
 from agejax import state as state_lib
 from agejax.checkpoint import Checkpoints, again_if_vanished
-from agejax.config import default
+from agejax.config import default, from_json
 from agejax.data.pipeline import HostBatch
-from agejax.errors import NotFiniteError, UserError
+from agejax.errors import NotFiniteError, UserError, is_number
 from agejax.logging import records
 from agejax.paths import expand
 from agejax.step import make_eval_step
@@ -161,14 +161,19 @@ def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict | None:
-    """The config a run was started with, None where there is none."""
+    """The config a run was started with, None where there is none.
+
+    Raises:
+      UserError: it is damaged, or of a later version.
+    """
     path = workdir / "config.json"
     if not path.exists():
         return None
+    stored = records.read_json(path, dict, "use another --workdir")
     try:
-        return _as_written(json.loads(path.read_text()))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); use another --workdir") from error
+        return _as_written(from_json(stored))
+    except UserError as error:
+        raise UserError(f"{path}: {error}; use another --workdir") from error
 
 
 def _as_written(stored: Any) -> ml_collections.ConfigDict:
@@ -243,9 +248,18 @@ def _changed(old_config: Any, new_config: Any) -> list[str]:
 
 
 def skipped_steps(workdir: pathlib.Path) -> set[int]:
-    """The steps, 1-based, that a run has rolled back from and passes over."""
-    path = workdir / SKIPPED
-    return set(json.loads(path.read_text())) if path.exists() else set()
+    """The steps, 1-based, that a run has rolled back from and passes over.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    path, remedy = workdir / SKIPPED, "remove it to try these steps again"
+    if not path.exists():
+        return set()
+    steps = records.read_json(path, list, remedy)
+    if not all(is_number(step) and isinstance(step, int) and step > 0 for step in steps):
+        raise UserError(f"{path} is not a list of steps; {remedy}")
+    return set(steps)
 
 
 def roll_back(workdir: pathlib.Path, error: NotFiniteError) -> None:

@@ -399,6 +399,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--storage", default="", help="a database's URL; default: sqlite in DIR")
     parser.add_argument("--seed", type=int, default=0, help="of the sampler")
     args, rest = parser.parse_known_args(argv[1:])
+    folder = expand(args.study)
+    records.check_folder(folder, "--study")
     _quiet()
     space = read_space(args.space)
     config = main_lib.parse([argv[0], *rest])
@@ -410,13 +412,7 @@ def main(argv: Sequence[str]) -> None:
             "above 0"
         )
     sharding.start()
-    folder = expand(args.study)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"--study={folder}: {error.strerror}; choose a folder that can be written"
-        ) from error
+    folder.mkdir(parents=True, exist_ok=True)
     study = create_study(
         folder,
         args.storage,

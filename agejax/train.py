@@ -54,6 +54,7 @@ def train(
       UserError: bad input, or a loss that is not finite (the last good checkpoint stays).
     """
     workdir = expand(workdir)
+    records.check_folder(workdir, "--workdir")
     checks.values(config)
     while True:
         try:

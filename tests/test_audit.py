@@ -244,7 +244,7 @@ def test_the_command_writes_its_files(faces, cache, tmp_path, capsys):
         (["--fraction=train=.8", "--fraction=test=.5"], "must lie above 0 and sum to at most 1"),
         (["--option=colour=red"], "unknown key 'colour'"),
         (["--image-size=0"], "image_size"),
-        (["--output=EMPTY"], "cannot be made a folder"),
+        (["--output=EMPTY"], "is not a folder"),
     ],
 )
 def test_bad_input_is_one_line(faces, cache, tmp_path, capsys, arguments, match):

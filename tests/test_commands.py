@@ -1,18 +1,41 @@
 """How a command ends: exit codes, one line where the user can mend it, a traceback for a bug."""
 
+import contextlib
 import errno
+import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
-from agejax import main, sweep
+import tiny
+from agejax import (
+    baselines,
+    ensemble,
+    evaluate,
+    explain,
+    export,
+    joined,
+    main,
+    predict,
+    pseudo_label,
+    sweep,
+    train,
+)  # fmt: skip
+from agejax import config as config_lib
+from agejax.calibration import Calibration
+from agejax.data import align, audit, sources
 from agejax.errors import UserError, run_command
+from agejax.logging import records
+from agejax.reporting import plots
+from agejax.run import Run, skipped_steps
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -177,3 +200,332 @@ def test_a_broken_space_file_is_named_with_its_line(text, message, tmp_path):
     (tmp_path / "my.txt").write_text(text)
     with pytest.raises(UserError, match=message):
         sweep.read_space(str(tmp_path / "my.txt"))
+
+
+# ---- what commands are given to read and to write ------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run_folder(trained, tmp_path_factory):
+    """A copy of a run, evaluated, whose files tests may damage and put back."""
+    workdir = tmp_path_factory.mktemp("copy") / "run"
+    shutil.copytree(trained, workdir)
+    evaluate.evaluate(workdir, write_report=False)
+    return workdir
+
+
+@contextlib.contextmanager
+def content(path, data):
+    """A file with other bytes, or None, for a while."""
+    before = path.read_bytes() if path.exists() else None
+    path.unlink(missing_ok=True)
+    if data is not None:
+        path.write_bytes(data if isinstance(data, bytes) else json.dumps(data).encode())
+    yield
+    path.unlink(missing_ok=True)
+    if before is not None:
+        path.write_bytes(before)
+
+
+def said_by(command, *arguments, capsys):
+    """The one line of a command that must end with exit code 2."""
+    capsys.readouterr()
+    assert run_command(command, ["command", *map(str, arguments)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len([line for line in lines if line.startswith("agejax: error: ")]) == 1
+    assert lines[-1].startswith("agejax: error: ")
+    return lines[-1].removeprefix("agejax: error: ")
+
+
+def places(folder):
+    """Paths where no folder can be made: name -> (path, part of the message)."""
+    (folder / "file").write_text("")
+    os.mkfifo(folder / "pipe")
+    (folder / "link").symlink_to("nowhere")
+    return {
+        "file": "is not a folder",
+        "file/below": "is not a folder",
+        "pipe": "is not a folder",
+        "link": "is a link to nowhere",
+        "x" * 300: "File name too long",
+    }
+
+
+WRITERS = {
+    "evaluate": (evaluate.main, "--output"),
+    "export": (export.main, "--output"),
+    "explain": (explain.main, "--output"),
+    "baselines": (baselines.main, "--output"),
+    "pseudo_label": (pseudo_label.main, "--output"),
+    "ensemble": (ensemble.main, "--output"),
+    "audit": (audit.main, "--output"),
+    "align": (align.main, "--output"),
+    "sweep": (sweep.main, "--study"),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_an_output_that_cannot_be_written_is_one_line_before_any_work(
+    name, faces, tmp_path, capsys, monkeypatch
+):
+    command, flag = WRITERS[name]
+
+    def work(*args, **kwargs):
+        raise AssertionError("the long work has begun")
+
+    monkeypatch.setattr(Run, "open", work)
+    monkeypatch.setattr(sources, "load", work)
+    monkeypatch.setattr(sweep, "read_space", work)
+    image = next(faces.iterdir())
+    others = {
+        "explain": ["--workdir=run", image],
+        "ensemble": ["run"],
+        "audit": [f"--source={faces}"],
+        "align": [f"--source={faces}", "--like=run"],
+        "pseudo_label": ["--workdir=run", f"--source={faces}"],
+        "sweep": ["--space=space.py"],
+    }.get(name, ["--workdir=run"])
+    if name == "baselines":  # its run opens first: the default folder is in it
+        run = types.SimpleNamespace(workdir=tmp_path)
+        monkeypatch.setattr(Run, "open", lambda workdir: run)
+        monkeypatch.setattr(baselines.opening, "open_source", work)
+    for place, message in places(tmp_path).items():
+        if name == "align" and place in ("file", "pipe"):
+            message = "is there already"
+        given = f"{flag}={tmp_path / place}"
+        assert message in said_by(command, given, *others, capsys=capsys)
+    assert sorted(os.listdir(tmp_path)) == ["file", "link", "pipe"]
+
+
+def test_a_workdir_that_cannot_be_written_is_one_line_before_the_data(
+    faces, cache, tmp_path, monkeypatch
+):
+    config = tiny.get_config()
+    config.data.source, config.data.cache_dir = str(faces), str(cache)
+    monkeypatch.setattr(train.opening, "open_source", None)
+    for place, message in places(tmp_path).items():
+        with pytest.raises(UserError, match=f"^--workdir: .*{message}"):
+            train.train(config, tmp_path / place)
+
+
+@pytest.mark.parametrize("command", [evaluate.main, predict.main, explain.main, export.main])
+def test_a_workdir_that_holds_no_run_is_one_line(command, faces, tmp_path, capsys):
+    others = {
+        predict.main: [next(faces.iterdir())],
+        explain.main: [next(faces.iterdir())],
+        export.main: [f"--output={tmp_path / 'out'}"],
+    }.get(command, [])
+    for place, message in places(tmp_path).items():
+        if "long" not in message:
+            message = "holds no run"
+        line = said_by(command, f"--workdir={tmp_path / place}", *others, capsys=capsys)
+        assert message in line
+
+
+def test_predict_makes_the_folder_of_its_output_and_names_what_cannot_be_written(
+    run_folder, faces, tmp_path, capsys
+):
+    image = next(faces.iterdir())
+    output = tmp_path / "new" / "folder" / "ages.csv"
+    arguments = [f"--workdir={run_folder}", "--format=csv", f"--output={output}"]
+    assert run_command(predict.main, ["predict", *arguments, str(image)]) == 0
+    written = output.read_text()
+    assert len(written.splitlines()) == 2
+    # What fails later leaves the file that was there, and nothing else.
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    said_by(predict.main, *arguments, tmp_path / "bad.jpg", capsys=capsys)
+    assert output.read_text() == written
+    assert os.listdir(output.parent) == ["ages.csv"]
+    for path, message in {
+        tmp_path: "is a folder; name a file",
+        image / "x": "is not a folder",
+    }.items():
+        line = said_by(predict.main, "--workdir=run", f"--output={path}", image, capsys=capsys)
+        assert message in line
+    to_device = [f"--workdir={run_folder}", "--output=/dev/null", str(image)]
+    assert run_command(predict.main, ["predict", *to_device]) == 0
+
+
+@pytest.fixture
+def read_only(run_folder, tmp_path):
+    """The run where nothing can be written, on a file system that is mounted read-only."""
+    place = tmp_path / "read-only"
+    place.mkdir()
+    bind = ["mount", "--bind", str(run_folder), str(place)]
+    if not shutil.which("mount") or subprocess.run(bind, capture_output=True).returncode:
+        pytest.skip("a folder can be mounted read-only by root alone")
+    subprocess.run(["mount", "-o", "remount,ro,bind", str(place)], check=True)
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_read_only_run_can_be_read(read_only, faces, tmp_path, capsys):
+    (read_only.parent / "note").write_text("elsewhere can be written")
+    image = str(next(faces.iterdir()))
+    commands = {
+        evaluate.main: [],
+        predict.main: [image],
+        explain.main: ["--method=grad_cam", image],
+        export.main: [],
+    }
+    for i, (command, others) in enumerate(commands.items()):
+        arguments = [f"--workdir={read_only}", f"--output={tmp_path / f'output-{i}'}", *others]
+        assert run_command(command, ["command", *arguments]) == 0, command
+    said = capsys.readouterr().err
+    assert said.count("Read-only") == said.count("the calibration is used here but not kept") == 1
+    line = said_by(evaluate.main, f"--workdir={read_only}", capsys=capsys)
+    assert "/evaluation cannot be written: Read-only file system; use a path" in line
+    line = said_by(explain.main, f"--workdir={read_only}", image, capsys=capsys)
+    assert line.startswith("--output: ")
+
+
+def test_evaluate_goes_on_where_the_calibration_cannot_be_kept(
+    run_folder, tmp_path, capsys, monkeypatch
+):
+    write = records.write_json
+
+    def fails(path, value):
+        if path.name == "calibration.json":
+            with records.disk(path):
+                raise OSError(errno.EROFS, "")
+        write(path, value)
+
+    monkeypatch.setattr(records, "write_json", fails)
+    with content(run_folder / "calibration.json", None):
+        run = Run.open(run_folder)
+        assert evaluate.calibrate(run) is not None
+    assert re.search(
+        "^the calibration is used here but not kept: cannot write .*/calibration.json: Read-only",
+        capsys.readouterr().err, re.MULTILINE,
+    )  # fmt: skip
+
+
+CONFIG = json.loads(tiny.get_config().to_json_best_effort())
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "is not JSON"),
+        (b"\xff\0", "is not JSON"),
+        (7, "holds a number instead of an object"),
+        ([CONFIG], "holds a list instead of an object"),
+        (CONFIG | {"model": [1]}, "config.model: .*set it to a dict"),
+        (CONFIG | {"seed": "x"}, "config.seed: 'x'; set it to a whole number"),
+        (CONFIG | {"a.b": 1}, "a.b"),
+        (CONFIG | {"eval": CONFIG["eval"] | {"batch_size": float("nan")}}, "batch_size: nan"),
+        (CONFIG | {"telepathy": 1}, "unknown key 'telepathy'; .* of another version of agejax"),
+    ],
+)
+def test_a_config_json_that_is_none_is_one_line(data, message, run_folder, capsys):
+    with content(run_folder / "config.json", data):
+        line = said_by(evaluate.main, f"--workdir={run_folder}", capsys=capsys)
+    assert re.search(f"/config.json:? .*{message}", line)
+    assert line.endswith("use another --workdir")
+
+
+def test_a_config_json_from_before_a_setting_came_to_be_is_read_as_it_is():
+    stored = json.loads(json.dumps(CONFIG))
+    del stored["eval"]["final_split"], stored["profile"], stored["data"]["edits"]
+    stored["model"] |= {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    config = config_lib.from_json(stored)
+    assert "final_split" not in config.eval
+    assert "profile" not in config
+    assert config.to_json_best_effort() == json.dumps(stored)
+
+
+@pytest.mark.parametrize("data", [b"", b"[", {}, 5, ["a"], [1.5], [0], [True], [[1]]])
+def test_skipped_steps_that_are_none_are_one_line(data, tmp_path):
+    message = r"skipped_steps\.json .*; remove it to try these steps again"
+    with (
+        content(tmp_path / "skipped_steps.json", data),
+        pytest.raises(UserError, match=message),
+    ):
+        skipped_steps(tmp_path)
+    with content(tmp_path / "skipped_steps.json", [3, 5]):
+        assert skipped_steps(tmp_path) == {3, 5}
+
+
+def test_a_calibration_that_is_damaged_counts_as_none(run_folder):
+    path = run_folder / "calibration.json"
+    step = Run.open(run_folder).step
+    evaluate.calibrate(Run.open(run_folder))
+    right = json.loads(path.read_text())
+    assert Calibration.read(run_folder, step) is not None
+    widths = {"age": {"everybody": {"n": 9, "q": float("nan"), "own": True}, "groups": {}}}
+    damaged = (
+        b"", b"\xff", [], 5, None, {}, {"step": step}, right | {"n": "many"},
+        right | {"temperatures": [1]}, right | {"temperatures": {"gender": float("nan")}},
+        right | {"temperatures": {"gender": -1.0}}, right | {"widths": []},
+        right | {"widths": widths}, right | {"alpha": 2}, right | {"telepathy": 1},
+        right | {"geometry": {"landmarks": 5}}, b"[" * 100_000,
+    )  # fmt: skip
+    for data in damaged:
+        with content(path, b"null" if data is None else data):
+            assert Calibration.read(run_folder, step) is None, data
+    assert Calibration.read(run_folder, step) is not None
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff", [], 5, {"examples": 5}, {"examples": {"a": "b"}}])
+def test_a_model_card_goes_without_a_summary_or_evaluation_that_is_damaged(
+    data, run_folder, capsys
+):
+    run = Run.open(run_folder)
+    with content(run_folder / "summary.json", data):
+        assert "Images in each split" not in export._training(run)
+    assert "Images in each split" in export._training(run)
+    metrics = next(run_folder.glob("evaluation/*/metrics.json"))
+    with content(metrics, data):
+        assert "Nobody has measured it yet" in export._scores(run)
+    assert re.search("left out of the model card: .*metrics.json.*; evaluate again\n$",
+                     capsys.readouterr().err)  # fmt: skip
+    assert "Nobody" not in export._scores(run)
+
+
+ENSEMBLE = {
+    "members": ["RUN"], "combine": "predictions", "weights": {"age": [1]}, "views": ["plain"]
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "is not JSON"),
+        ([ENSEMBLE], "holds a list instead of an object"),
+        ({}, "its members are missing or damaged"),
+        (ENSEMBLE | {"members": [5]}, "its members are missing or damaged"),
+        (ENSEMBLE | {"combine": "sum"}, "its combine are missing or damaged"),
+        (ENSEMBLE | {"views": []}, "its views are missing or damaged"),
+        (ENSEMBLE | {"views": "plain"}, "its views are missing or damaged"),
+        (ENSEMBLE | {"weights": {"age": [1, 1]}}, "its weights are missing or damaged"),
+        (ENSEMBLE | {"weights": {"age": [float("nan")]}}, "its weights are missing or damaged"),
+        (ENSEMBLE | {"weights": {"age": [0]}}, "its weights are missing or damaged"),
+        (ENSEMBLE | {"weights": {"age": [-1]}}, "its weights are missing or damaged"),
+        (ENSEMBLE | {"weights": [1]}, "its weights are missing or damaged"),
+        (ENSEMBLE | {"telepathy": 1}, "unknown key 'telepathy'"),
+    ],
+)
+def test_an_ensemble_json_that_is_none_is_one_line(data, message, tmp_path):
+    with (
+        content(tmp_path / "ensemble.json", data),
+        pytest.raises(UserError, match=rf"ensemble\.json:? {message}"),
+    ):
+        joined.open_run(tmp_path)
+
+
+def test_the_curves_of_a_damaged_metrics_file_show_what_is_left(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [
+        '{"step": 1, "loss": 2.0}', "5", "[1]", "null", '"x"', "{}", '{"step": "2", "loss": 1}',
+        '{"step": 3, "loss": "low"}', '{"step": 4, "loss": [1]}', '{"step": NaN, "loss": 1}',
+        "[" * 100_000, "\udcff", '{"step": 6, "loss": 1.0}', '{"step": 7, "lo',
+    ]  # fmt: skip
+    path.write_bytes("\n".join(lines).encode(errors="surrogateescape"))
+    chart = plots.training_curves(path)
+    assert chart.alt == "Line charts over 6 steps: loss from 2 to 1."
+    history = records.MetricsFile(path, resume_step=5)
+    history.append({"step": 6, "loss": 0.5})
+    history.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()][-1] == 6
+    path.write_bytes(b"")
+    assert plots.training_curves(path).alt == "Line charts over 0 steps: no entry yet."

@@ -175,7 +175,7 @@ def test_missing_members_and_steps_are_named(trained, tmp_path, capsys):
         assert run_command(ensemble.main, argv) == 2
         assert message in capsys.readouterr().err
     (tmp_path / joined.FILE).write_text("{")
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="is not JSON"):
         joined.open_run(tmp_path)
     with pytest.raises(UserError, match="takes one run, not an ensemble"):
         Run.open(tmp_path)

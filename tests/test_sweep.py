@@ -267,7 +267,7 @@ def test_a_study_of_the_other_direction_is_one_line_as_is_a_folder_that_is_a_fil
     (tmp_path / "space.py").write_text(f"def get_space(): return {SPACE}")
     flags = [f"--space={tmp_path / 'space.py'}", f"--study={tmp_path / 'file'}"]
     assert run_command(sweep.main, ["sweep", *flags, CONFIG]) == 2
-    assert "choose a folder" in capsys.readouterr().err
+    assert "is not a folder; use another path" in capsys.readouterr().err
     with pytest.raises(UserError, match="--storage=nonsense cannot be opened"):
         sweep.create_study(tmp_path / "study", "nonsense", None, None, "min")
 

@@ -121,9 +121,11 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--output={output}: is there already; name a new folder")
     if not source.exists():
         raise UserError(f"--source={args.source}: no such file or folder")
+    records.check_folder(output, "--output")
     run = open_run(args.like)
     geometry = known_geometry(run.workdir, run.step)
-    done = align(source, geometry, args.size, output)
+    with records.new_folder(output) as folder:
+        done = align(source, geometry, args.size, folder)
     for what, paths in done.items():
         some = ", ".join(paths[:10]) + (", ..." if len(paths) > 10 else "")
         print(f"{what}: {len(paths):,}" + (f" ({some})" if paths and what != "aligned" else ""))

@@ -390,6 +390,8 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv[1:])
     files, shares = prepare.pairs(args.split_file, "--split-file"), _shares(args.fraction)
 
+    output = expand(args.output or pathlib.Path("runs/audit") / args.dataset)
+    records.check_folder(output, "--output")
     start = time.perf_counter()
     source = sources.load(
         args.dataset,
@@ -398,11 +400,7 @@ def main(argv: Sequence[str]) -> None:
         cache_dir=args.cache_dir,
         options=prepare.options(args.option),
     )
-    output = expand(args.output or pathlib.Path("runs/audit") / args.dataset)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output: {output} cannot be made a folder: {error}") from error
+    output.mkdir(parents=True, exist_ok=True)
     loaded = time.perf_counter()
     ways, notes = ways_to_split(source, files, shares, args.seed)
     report = audit(source, ways) | {"notes": notes}

@@ -111,6 +111,8 @@ def text(measured: Mapping[str, Any], title: str) -> str:
 
 def main(argv: Sequence[str]) -> None:
     config = main_lib.parse(argv)
+    if OUTPUT.value is not None:
+        records.check_folder(expand(OUTPUT.value), "--output")
     source = opening.open_source(config.data)
     rows = splits.make(source, config.data.split)["train"]
     measured = measure(config.sampling, source, rows, config.seed, EPOCHS.value)
@@ -122,7 +124,8 @@ def main(argv: Sequence[str]) -> None:
     output.mkdir(parents=True, exist_ok=True)
     records.write_json(output / "distribution.json", measured)
     records.write_text(output / "distribution.txt", text(measured, title) + "\n")
-    plots.save_distribution_figure(measured, output / "distribution.png", title=title)
+    with records.replacing(output / "distribution.png") as file:
+        plots.save_distribution_figure(measured, file, title=title)
     print(f"written to {output}/: distribution.json, distribution.txt, distribution.png")
 
 

@@ -11,6 +11,7 @@ import math
 import os
 import pathlib
 import re
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from typing import IO, Any, BinaryIO, TypeVar
@@ -135,6 +136,25 @@ def _lock(file: IO[bytes]) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder to fill, which becomes `path` when all is written; else nothing is left of it.
+
+    Raises:
+      UserError: it cannot be made.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with disk(path):
+            temporary.mkdir(parents=True)
+        yield temporary
+        with disk(path):
+            temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
 def write_bytes(path: pathlib.Path, data: bytes) -> None:
     """Writes a file in one go, as `replacing` says."""
     with replacing(path) as file:
@@ -231,6 +251,6 @@ def _kept(path: pathlib.Path, resume_step: int) -> list[str]:
         try:
             if line.endswith("\n") and json.loads(line)["step"] <= resume_step:
                 lines.append(line)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
     return lines

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
+
+from agejax.errors import is_number
 
 # Of Okabe & Ito, told apart by everybody; and two greys for what is not data.
 BLUE, ORANGE = "#0072b2", "#d55e00"
@@ -36,11 +39,12 @@ class Chart(NamedTuple):
 def training_curves(metrics_jsonl: pathlib.Path) -> Chart:
     """A run's metrics.jsonl: a panel for each quantity named in `SHOWN_CURVES`."""
     entries = []
-    for line in metrics_jsonl.read_text().splitlines():
-        try:
-            entries.append(json.loads(line))
-        except ValueError:  # the last line of a run that is going on, or was killed
-            continue
+    for line in metrics_jsonl.read_text(encoding="utf-8", errors="replace").splitlines():
+        # The last line of a run that is going on, or was killed, may be cut; others be damaged.
+        with contextlib.suppress(ValueError, RecursionError):
+            entry = json.loads(line)
+            if isinstance(entry, dict) and is_number(entry.get("step")):
+                entries.append({k: v for k, v in entry.items() if is_number(v)})
     panels: dict[str, list[str]] = {}
     for name in dict.fromkeys(name for entry in entries for name in entry):
         quantity = name.removeprefix("val/")
@@ -54,7 +58,7 @@ def training_curves(metrics_jsonl: pathlib.Path) -> Chart:
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, quantity in zip(grid, order, strict=False):
         for name in panels[quantity]:
-            points = [(e["step"], e[name]) for e in entries if e.get(name) is not None]
+            points = [(e["step"], e[name]) for e in entries if name in e]
             if points:
                 words.append(f"{name} from {points[0][1]:.4g} to {points[-1][1]:.4g}")
             if name.startswith("val/"):
@@ -74,9 +78,7 @@ def training_curves(metrics_jsonl: pathlib.Path) -> Chart:
     return Chart.of(figure, f"Training over {steps:,} steps", alt)
 
 
-def save_distribution_figure(
-    measured: Mapping[str, Any], path: pathlib.Path, *, title: str
-) -> None:
+def save_distribution_figure(measured: Mapping[str, Any], file: BinaryIO, *, title: str) -> None:
     """Each group's share of the data, of the expected draws and of those made, as one PNG.
 
     Args:
@@ -107,7 +109,7 @@ def save_distribution_figure(
         frameon=False, labelcolor=TEXT, fontsize=8.5, ncols=3, loc="lower right",
         bbox_to_anchor=(1, 1), borderaxespad=0,
     )  # fmt: skip
-    figure.savefig(path, dpi=130)
+    figure.savefig(file, format="png", dpi=130)
 
 
 def tidy(axes: Axes) -> None:

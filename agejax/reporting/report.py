@@ -45,8 +45,7 @@ def write(
     folder = output / "figures"
     folder.mkdir(exist_ok=True)
     for name, chart in charts.items():
-        with records.disk(folder):
-            (folder / f"{name.replace(' ', '-')}.png").write_bytes(chart.png)
+        records.write_bytes(folder / f"{name.replace(' ', '-')}.png", chart.png)
 
 
 # ------------------------------------------------------------------------------------------- charts
