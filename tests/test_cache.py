@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -185,6 +186,17 @@ def test_a_cache_without_checksums_serves_and_gets_them(archive, place, made, ca
     assert "images.u8 has changed" in capsys.readouterr().err
 
 
+def test_damaged_records_without_checksums_are_named(archive, place, capsys):
+    make_old(place)
+    records = next((place / "utkface").glob("*-records"))
+    flip(max(records.rglob("*.array_record*"), key=lambda path: path.stat().st_size), 100)
+    shutil.rmtree(decoded(place))
+    with pytest.raises(UserError, match=r"-records is damaged .*remove it"):
+        load(archive, place)
+    shutil.rmtree(records)
+    assert len(load(archive, place).ids) == 12
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -264,6 +276,33 @@ def test_a_file_cut_short_while_batches_are_read_is_one_line(workers, archive, t
     assert "Traceback" not in done.stderr
     again = load(archive, tmp_path, size=128)
     assert again.images[:].any(axis=(1, 2, 3)).all()
+
+
+OTHER = """
+import mmap, os, sys
+import numpy as np
+from agejax.data.mapped import MappedImages
+
+path = sys.argv[1]
+for name in ("ours", "other"):
+    np.ones(4 * 64 * 64 * 3, np.uint8).tofile(path + name)
+ours = MappedImages(path + "ours", (4, 64, 64, 3))
+with open(path + "other", "rb") as file:
+    other = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+os.truncate(path + "other", 0)
+assert ours[:].all()
+print("read", flush=True)
+other[-1]
+"""
+
+
+def test_a_bus_error_of_another_file_ends_the_process_as_it_would_without_us(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", OTHER, f"{tmp_path}/"], cwd=ROOT, capture_output=True, text=True,
+        timeout=60,
+    )  # fmt: skip
+    assert done.stdout == "read\n"
+    assert done.returncode == -signal.SIGBUS
 
 
 def test_a_file_that_loses_less_than_a_page_gives_no_zeros(archive, tmp_path):

@@ -199,7 +199,8 @@ def load(
             return _tfds(builder, folder, None, source=files, **options)
 
         examples = cached(f"{name}/{key}-records", prepare, prepared, cache_dir)
-        _decode_all(examples, folder, image_size)
+        place = cache_folder(cache_dir) / name / f"{key}-records"
+        _decode_all(examples, folder, image_size, str(place))
 
     source = cached(f"{name}/{key}-{image_size}px", decode_all, _open, cache_dir)
     if missing is None and files is not None:
@@ -299,8 +300,8 @@ def _quiet() -> Iterator[None]:
         absl.logging.set_verbosity(verbosity)
 
 
-def _decode_all(builder: Any, folder: pathlib.Path, image_size: int) -> None:
-    """Writes images.u8, labels.npz and source.json of a prepared builder into `folder`."""
+def _decode_all(builder: Any, folder: pathlib.Path, image_size: int, place: str) -> None:
+    """Writes images.u8, labels.npz and source.json of a builder prepared in `place` to `folder`."""
     import tensorflow_datasets as tfds
 
     from agejax.data.builders.base import SPLIT, no_image
@@ -314,7 +315,8 @@ def _decode_all(builder: Any, folder: pathlib.Path, image_size: int) -> None:
     }
     start = time.monotonic()
     with (folder / "images.u8").open("wb") as file:
-        for image, row in _progress(_decoded(examples, image_size), len(examples), builder.name):
+        decoded = _decoded(examples, image_size, place)
+        for image, row in _progress(decoded, len(examples), builder.name):
             if image is None:
                 skipped.append(f"{row['id']}: {row['error']}")
                 continue
@@ -358,12 +360,26 @@ def _decode_all(builder: Any, folder: pathlib.Path, image_size: int) -> None:
     )  # fmt: skip
 
 
-def _decoded(examples: Any, image_size: int) -> Iterator[tuple[np.ndarray | None, dict[str, Any]]]:
-    """Yields (image, the other columns) in order; image is None where it cannot be decoded."""
+def _decoded(
+    examples: Any, image_size: int, place: str
+) -> Iterator[tuple[np.ndarray | None, dict[str, Any]]]:
+    """Yields (image, the other columns) in order; image is None where it cannot be decoded.
+
+    Raises:
+      UserError: the records in the folder `place` are damaged, which only those can be that were
+        prepared before the cache had checksums.
+    """
 
     def work(start: int) -> list[tuple[np.ndarray | None, dict[str, Any]]]:
         rows = range(start, min(start + CHUNK, len(examples)))
-        return [_decode_example(example, image_size) for example in examples.__getitems__(rows)]
+        try:
+            found = examples.__getitems__(rows)
+        except DAMAGE as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{place} is damaged ({reason}); remove it, and it is prepared again"
+            ) from error
+        return [_decode_example(example, image_size) for example in found]
 
     workers = os.cpu_count() or 1
     window = 4 * workers * CHUNK  # bounds what waits to be written
