@@ -300,7 +300,7 @@ def over_seeds(seeds: Sequence[float] | np.ndarray, images95: Sequence[float]) -
     Half widths are t* sqrt(A + B), with A = s² / k of the seeds, B that of the images, and t* the
     mean of the quantiles of Student's t with k - 1 degrees of freedom and of the normal, weighted
     by A and B (Cochran & Cox 1957, section 4.14, for means of unequal variances). A joint number of
-    degrees of freedom (Welch & Satterthwaite) covers 0.88 with two seeds;
+    degrees of freedom (Welch & Satterthwaite) covers 0.86 to 0.94 with two seeds;
     experiments/benchmarks/intervals.py simulates both.
     """
     mean = float(np.mean(seeds))
