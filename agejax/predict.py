@@ -29,6 +29,7 @@ from tqdm import tqdm
 from agejax import heads, sharding, tables
 from agejax.calibration import Calibration, known_geometry
 from agejax.data import detection, sources
+from agejax.data.builders import archives
 from agejax.data.builders.archives import SUFFIXES
 from agejax.data.pipeline import HostBatch
 from agejax.errors import UserError, one_line, run_command
@@ -67,6 +68,8 @@ class Counts:
 def find_images(paths: Sequence[str]) -> list[pathlib.Path]:
     """The files named or matched, and all images below the folders, sorted, each once.
 
+    Folders that are symbolic links are looked into, as `archives.walk` does.
+
     Raises:
       UserError: a path that does not exist, or no image at all.
     """
@@ -74,7 +77,8 @@ def find_images(paths: Sequence[str]) -> list[pathlib.Path]:
     for given in paths:
         path = expand(given)
         if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            below = {*path.rglob("*"), *(path / inside for inside, _ in archives.walk(path))}
+            found += sorted(p for p in below if p.suffix.lower() in SUFFIXES)
         elif path.exists():
             found.append(path)
         elif matched := sorted(glob.glob(str(path), recursive=True)):

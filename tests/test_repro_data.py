@@ -137,6 +137,8 @@ def test_a_folder_that_is_a_symbolic_link_is_read_and_loops_end(tmp_path):
     (folder / "to itself").symlink_to("to itself")
     source = load("image_folder", folder, tmp_path)
     assert len(source.ids) == 6
+    found = predict.find_images([str(folder)])
+    assert [path.relative_to(folder).as_posix() for path in found] == sorted(source.ids)
     assert {name.split("/")[0] for name in source.ids.tolist()} == {"part1", "again"}
     assert len(load("utkface", folder, tmp_path).ids) == 4  # two ages of 420 are none
     (store / "deep" / "30_0_0_20170000.jpg").write_bytes(jpeg(9))  # is noticed
@@ -474,6 +476,18 @@ def test_a_table_of_other_images_shows_a_row_beside_an_image(tmp_path):
         in said
     )
     assert said.endswith("an image is 'a.jpg'")
+
+
+def test_corrected_labels_find_their_images_too(tmp_path):
+    source = load("image_folder", pack(table("file,age", "a.jpg,3", "b.jpg,4"), tmp_path / "x"),
+                  tmp_path)  # fmt: skip
+    labels = tmp_path / "corrected.csv"
+    labels.write_bytes(csv("id,age", "/home/me/faces/a.jpg,50", "B,60", "c.jpg,70"))
+    edited = edits.relabelled(source, str(labels))
+    assert edited.labels["age"][np.argsort(edited.ids)].tolist() == [50, 60]
+    labels.write_bytes(csv("id,age", "x/a.jpg,50", "y/a.jpg,60", "b.jpg,"))
+    edited = edits.relabelled(source, str(labels))
+    assert edited.labels["age"][np.argsort(edited.ids)].tolist() == [3, 4]
 
 
 OWN = ("Picture No,Years,Sex,Notes", "a.jpg,30,F,x", "b.jpg,40,M,y")

@@ -113,7 +113,7 @@ def relabelled(source: Source, path: str) -> Source:
         if wrong := cells.miscounted(found, label, names[label]):
             raise UserError(f"{where}: {wrong}")
     labels = {label: values.copy() for label, values in source.labels.items()}
-    row_of = {name: row for row, name in enumerate(source.ids.tolist())}
+    row_of = _rows_of(source, {cell_of[column] for cell_of in base.table(data, where, ())})
     changed = 0
     for number, cell_of in enumerate(base.table(data, where, ()), 2):  # as an editor counts lines
         row = row_of.get(cell_of[column])
@@ -133,12 +133,24 @@ def relabelled(source: Source, path: str) -> Source:
     if not changed:
         raise UserError(f"{where}: no image of {source.name} in it, such as {source.ids[0]}")
     print(
-        f"{source.name}: {', '.join(given)} of {changed:,} of {len(row_of):,} images from {path}",
+        f"{source.name}: {', '.join(given)} of {changed:,} of {len(source.ids):,} images "
+        f"from {path}",
         file=sys.stderr,
     )
     digest = hashlib.sha256(data).hexdigest()
     fingerprint = hashlib.sha256(f"{source.fingerprint} {digest}".encode()).hexdigest()[:16]
     return dataclasses.replace(source, labels=labels, label_names=names, fingerprint=fingerprint)
+
+
+def _rows_of(source: Source, names: set[str]) -> dict[str, int]:
+    """Name of an image, as a table has it -> its row. An id comes before what is like one."""
+    from agejax.data.builders import pairing
+
+    ids = {name: row for row, name in enumerate(source.ids.tolist())}
+    left = {pairing.normal(name): name for name in names - ids.keys() if name}
+    pairs = pairing.pair([name for name in ids if name not in names], left)
+    like = {left[row]: ids[name] for name, row in pairs.row_of.items() if row not in pairs.doubtful}
+    return {name: ids[name] for name in names & ids.keys()} | like
 
 
 def thinned(

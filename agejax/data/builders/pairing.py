@@ -53,6 +53,7 @@ def pair(files: Sequence[str], rows: Iterable[str]) -> Pairs:
             left.append(file)
         elif row in used:
             pairs.why_not[file] = f"a second image for the row {row}"
+            pairs.doubtful.add(row)
         else:
             used.add(row)
             pairs.row_of[file] = row
