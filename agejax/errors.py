@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import itertools
 import logging
 import math
 import os
@@ -17,7 +18,7 @@ import threading
 import traceback
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from types import FrameType, MappingProxyType
 from typing import Any
 
@@ -78,6 +79,15 @@ class NotFiniteError(UserError):
     def __init__(self, message: str, step: int) -> None:
         super().__init__(message)
         self.step = step
+
+
+def few(names: Collection[str], most: int = 3) -> str:
+    """The first names and how many more there are: "a, b, c and 12 more"."""
+    shown = [
+        name if len(name) <= 60 else f"{name[:57]}..." for name in itertools.islice(names, most)
+    ]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more:,} more" if more else "")
 
 
 def one_line(text: str) -> str:

@@ -1,5 +1,7 @@
 """torchvision's weights: strict loading, and features equal to an independent computation."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +23,10 @@ WEIGHTS = SHARED / "weights" / "mobilenet_v3_small_imagenet_features.safetensors
 def shapes_of(model):
     state = nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))
     return {"/".join(map(str, p)): v.get_value().shape for p, v in nnx.to_flat_state(state)}
+
+
+def abstract_shapes(name):
+    return shapes_of(nnx.eval_shape(lambda: registry.create(name, image_size=64, rngs=nnx.Rngs(0))))
 
 
 def fill(model, loaded):
@@ -119,7 +125,7 @@ def torch_state():
     return {k: rng.normal(size=s).astype(np.float32) for k, s in keys.items()}
 
 
-def test_every_mismatch_is_listed_in_one_error(shapes, tmp_path):
+def test_every_kind_of_mismatch_is_named_in_one_error(shapes, tmp_path):
     state = torch_state()
     del state["features.3.block.0.0.weight"]
     state["features.99.0.weight"] = np.zeros((1, 1, 1, 1), np.float32)
@@ -145,6 +151,88 @@ def test_a_classifier_of_another_task_is_left_out(shapes, tmp_path):
     assert loaded.left_out == ("classifier.3.weight",)
 
 
+def saved(tensors, folder):
+    path = folder / "w.safetensors"
+    safetensors.numpy.save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, path)
+    return str(path)
+
+
+def loaded_from(tensors, shapes, folder, name="mobilenet_v3_small"):
+    return pretrained.load(saved(tensors, folder), name, shapes, prefix="")
+
+
+@pytest.mark.parametrize("prefix", ["model.", "backbone.", "encoder.net.", "model._orig_mod."])
+def test_a_prefix_that_all_keys_of_the_backbone_have_is_taken_off_and_said(
+    prefix, shapes, tmp_path
+):
+    state = torch_state()
+    plain = loaded_from(state, shapes, tmp_path)
+    head = {"age_head.weight": np.zeros((1, 576), np.float32)}
+    loaded = loaded_from({prefix + k: v for k, v in state.items()} | head, shapes, tmp_path)
+    assert loaded.arrays.keys() == plain.arrays.keys() == shapes.keys()
+    for name, array in plain.arrays.items():
+        np.testing.assert_array_equal(loaded.arrays[name], array)
+    assert loaded.left_out == ("age_head.weight",)
+    said = prefix.replace("_orig_mod.", "")
+    assert f"its keys begin with '{said}'; left out: age_head.weight" in str(loaded)
+    assert "its keys begin" not in str(plain)
+
+
+def test_heads_beside_a_complete_backbone_are_left_out(shapes, tmp_path):
+    heads = {f"heads_of_{i:02}.weight": np.zeros((1, 576), np.float32) for i in range(12)}
+    loaded = loaded_from(torch_state() | heads, shapes, tmp_path)
+    assert set(loaded.left_out) == set(heads)
+    assert str(loaded).endswith(" and 4 more")
+    state = torch_state() | heads
+    del state["features.0.0.weight"]
+    with pytest.raises(UserError, match=r"features/0/conv/kernel is missing; heads_of_.* and 10"):
+        loaded_from(state, shapes, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [
+        ("features.3.block.9.new.weight", (3,)),  # of the backbone's own modules
+        ("features.99.0.weight", (1, 1, 1, 1)),  # one more of its layers
+        ("input_norm.weight", (3,)),  # in front of it
+    ],
+)
+def test_what_changes_the_backbone_is_no_head_beside_it(key, shape, shapes, tmp_path):
+    state = torch_state() | {key: np.zeros(shape, np.float32)}
+    with pytest.raises(UserError, match=rf"does not fit: {re.escape(key)} has no place"):
+        loaded_from(state, shapes, tmp_path)
+
+
+def test_a_file_with_the_backbone_twice_is_an_error(shapes, tmp_path):
+    state = torch_state()
+    twice = {f"{who}.{k}": v for who in ("student", "teacher") for k, v in state.items()}
+    with pytest.raises(UserError, match=r"once, under '(student|teacher).' and '.*'; keep one"):
+        loaded_from(twice, shapes, tmp_path)
+
+
+def test_weights_of_another_model_are_named_by_what_they_look_like(tmp_path):
+    path = saved({f"model.{k}": v for k, v in torch_state().items()}, tmp_path)
+    shapes = abstract_shapes("resnet18")
+    with pytest.raises(UserError) as error:
+        pretrained.load(path, "resnet18", shapes, prefix="")
+    assert "looks like mobilenet_v3_small; config.model.name is resnet18" in str(error.value)
+    assert len(str(error.value)) < 300
+
+
+def test_keys_of_no_model_are_counted_and_the_first_named(shapes, tmp_path):
+    keys = {f"{'x' * 200}{i}.weight": np.zeros(1, np.float32) for i in range(500)}
+    with pytest.raises(UserError, match=r"no model of agejax .* and 497 more") as error:
+        loaded_from(keys, shapes, tmp_path)
+    assert len(str(error.value)) < 600
+
+
+def test_a_file_with_many_misfits_is_still_a_short_line(shapes, tmp_path):
+    state = {k: v[..., None] for k, v in torch_state().items()}
+    with pytest.raises(UserError, match=r"does not fit: .* more") as error:
+        loaded_from(state, shapes, tmp_path)
+    assert len(str(error.value)) < 500
+
+
 @pytest.mark.parametrize(
     ("name", "arrays"),
     [
@@ -161,7 +249,7 @@ def test_keys_of_a_library_with_shapes_that_are_not_its_own_are_one_line(name, a
     tensors = {key: np.ones(shape, np.float32) for key, shape in arrays.items()}
     (tmp_path / "w.safetensors").write_bytes(safetensors.numpy.save(tensors))
     ours = shapes_of(nnx.eval_shape(lambda: registry.create(name, image_size=32, rngs=nnx.Rngs(0))))
-    with pytest.raises(UserError, match=r"does not fit|does not write") as error:
+    with pytest.raises(UserError, match=r"does not (fit|write)|looks like no model") as error:
         pretrained.load(str(tmp_path / "w.safetensors"), name, ours, prefix="")
     assert "\n" not in str(error.value)
 

@@ -252,9 +252,9 @@ def test_the_format_is_told_by_the_content(tmp_path):
     (tmp_path / "w.pth").write_bytes(safetensors.numpy.save({"b": VALUES}))
     assert list(read(tmp_path / "w.pth")) == ["b"]
     (tmp_path / "w.npz").write_text("<html>not found</html>")
-    assert "is neither" in refused(tmp_path / "w.npz")
+    assert "is a web page" in refused(tmp_path / "w.npz")
     (tmp_path / "empty.pth").write_bytes(b"")
-    assert "is neither" in refused(tmp_path / "empty.pth")
+    assert "is empty" in refused(tmp_path / "empty.pth")
 
 
 def test_a_safetensors_file_is_none_of_torch_whatever_the_length_of_its_header(tmp_path):
@@ -382,8 +382,8 @@ def test_sizes_are_checked_before_anything_is_allocated(write, root, message, tm
 @pytest.mark.parametrize(
     ("root", "message"),
     [
-        ({"w": "text", 3: 4}, "no tensors where a state dict has them (w)"),
-        ([1], "no tensors where a state dict has them (it is a list)"),
+        ({"w": "text", 3: 4}, "no tensors where a state dict has them (it is a dict of w)"),
+        ([1], "no tensors where a state dict has them (it is a list of int)"),
     ],
 )
 def test_a_file_without_tensors_says_what_it_has(write, root, message, tmp_path):
@@ -547,3 +547,173 @@ def test_a_zip_member_that_claims_a_gigabyte_takes_no_memory(tmp_path):
         (tmp_path / "w").write_bytes(data[:at] + struct.pack("<I", 2**30) + data[at + 4 :])
         with at_most(20e6):
             assert "larger than itself" in refused(tmp_path / "w")
+
+
+# ---- training checkpoints ------------------------------------------------------------------------
+
+
+def beside():
+    """What training scripts keep beside the weights, each as Python pickles it."""
+    namespace = Raw(
+        code(Global("argparse Namespace")) + b")\x81" + code({"lr": 0.1, "out": "runs"}) + b"b"
+    )
+    counter = Raw(
+        code(Call(Global("collections Counter"), {"a": 1})) + b"(" + code("b") + b"K\x02u"
+    )
+    scalar = Call(
+        Global("numpy.core.multiarray scalar"),
+        Call(Global("numpy dtype"), "f8", False, True, state=(3, "<", None, None, None, -1, -1, 0)),
+        Call(Global("_codecs encode"), "x" * 8, "latin1"),
+    )
+    a_set = Call(Global("__builtin__ set"), [1, 2])
+    return {
+        "epoch": 90,
+        "arch": "mobilenet_v3_small",
+        "best_acc1": scalar,
+        "args": namespace,
+        "seen": a_set,
+        "counter": counter,
+        "dtype": Global("torch float32"),
+        "device": Call(Global("torch device"), "cuda", 0),
+        "path": Call(Global("pathlib PosixPath"), "runs", "a"),
+        "lr_scheduler": {"_last_lr": [0.1], "base": Call(Global("builtins complex"), 1.0, 0.0)},
+        "rng": tensor(storage("9", 12, "Byte"), (12,)),
+        "optimizer": {"state": {0: {"exp_avg": tensor(storage("9", 12, "Byte"), (12,))}}},
+    }
+
+
+BYTES = np.arange(12, dtype=np.uint8)
+
+
+def test_a_whole_training_checkpoint_gives_its_tensors(write, tmp_path):
+    root = beside() | {"state_dict": {"w": tensor(HELD, (12,))}}
+    write(tmp_path / "w", root, {"9": BYTES, "0": VALUES})
+    got = read(tmp_path / "w")
+    assert list(got) == ["w"]
+    np.testing.assert_array_equal(got["w"], VALUES)
+
+
+def test_protocol_4_as_python_writes_it_is_read_too(tmp_path):
+    """Placeholders, sets and memos of Python's own pickler, with our tensor in the middle."""
+    others = {"a": {1, 2}, "b": frozenset("c"), "d": bytearray(b"e"), "f": range(3), "g": 2j}
+    head, _, tail = pickle.dumps(others | {"PLACE": "HOLDER"}, 4).rpartition(b"\x8c\x06HOLDER")
+    data = head + code(tensor(HELD, (12,))) + tail
+    data = data[:3] + struct.pack("<Q", len(data) - 11) + data[11:]  # the frame's length
+    write_zip(tmp_path / "w", data, {"0": VALUES})
+    np.testing.assert_array_equal(read(tmp_path / "w")["PLACE"], VALUES)
+
+
+def test_dicts_of_several_modules_are_one_with_their_keys_in_front(write, tmp_path):
+    root = {
+        "epoch": 3,
+        "encoder": {"conv": tensor(HELD, (3, 4))},
+        "head": {"deep": {"w": tensor(HELD, (12,))}},
+    }
+    write(tmp_path / "w", root, {"0": VALUES})
+    assert list(read(tmp_path / "w")) == ["encoder.conv", "head.deep.w"]
+
+
+def test_a_call_that_would_harm_is_inert_beside_the_tensors(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    calls = [
+        Call(SYSTEM, TOUCH),
+        Call(Global("builtins eval"), OPEN),
+        Call(Global("builtins exec"), OPEN),
+        Call(Call(Global("builtins getattr"), SYSTEM, "__call__"), TOUCH),
+        Call(Global("builtins __import__"), "antigravity", state={"x": 1}),
+    ]
+    root = {f"call {i}": call for i, call in enumerate(calls)} | {"state_dict": held(size=(12,))}
+    write(tmp_path / "w", root, {"0": VALUES})
+    assert list(read(tmp_path / "w")) == ["w"]
+    assert not (tmp_path / CANARY).exists()
+
+
+def test_a_pickled_module_is_named_and_not_rebuilt(write, tmp_path):
+    module = Raw(
+        code(Global("torchvision.models.resnet ResNet")) + b")\x81" + code(held(size=(12,))) + b"b"
+    )
+    for root in (module, {"model": module, "epoch": 3}):
+        write(tmp_path / "w", dump(root), {"0": VALUES})
+        message = refused(tmp_path / "w")
+        assert "torchvision.models.resnet.ResNet" in message
+        assert "save the model's state_dict()" in message
+
+
+def test_a_tensor_of_a_kind_that_numpy_lacks_is_left_out(tmp_path):
+    root = {"a": tensor(HELD, (12,)), "b": tensor(storage("1", 12, "ComplexFloat"), (12,))}
+    write_zip(tmp_path / "w", root, {"0": VALUES, "1": VALUES})
+    assert list(read(tmp_path / "w")) == ["a"]
+
+
+# ---- names ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "module.module._orig_mod."],
+)
+def test_prefixes_of_wrappers_are_taken_off_in_any_order(prefix, tmp_path):
+    arrays = {f"{prefix}{name}": VALUES for name in ("a.weight", "b")}
+    (tmp_path / "w").write_bytes(safetensors.numpy.save(arrays))
+    assert sorted(read(tmp_path / "w")) == ["a.weight", "b"]
+
+
+def test_a_prefix_that_not_all_keys_have_stays(tmp_path):
+    (tmp_path / "w").write_bytes(safetensors.numpy.save({"module.a": VALUES, "b": VALUES}))
+    assert sorted(read(tmp_path / "w")) == ["b", "module.a"]
+
+
+def test_parts_that_were_compiled_alone_have_their_plain_names(tmp_path):
+    keys = {"features._orig_mod.0.weight": VALUES, "my_orig_mod.x": VALUES}
+    (tmp_path / "w").write_bytes(safetensors.numpy.save(keys))
+    assert sorted(read(tmp_path / "w")) == ["features.0.weight", "my_orig_mod.x"]
+
+
+# ---- files that are something else ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("w.pth", b"<!DOCTYPE html><html>404</html>", "is a web page, such as a failed download"),
+        ("w.pth", b"\n <HTML>", "is a web page"),
+        ("w", b"version https://git-lfs.github.com/spec/v1\noid sha256:4d", "git lfs pull"),
+        ("w.png", b"\x89PNG\r\n\x1a\n" + bytes(20), "is an image; agejax reads .safetensors"),
+        ("w.jpg", b"\xff\xd8\xff\xe0" + bytes(20), "is an image; agejax reads"),
+        ("w.onnx", b"\x08\x08\x12\x07pytorch\x1a\x03", "looks like ONNX"),
+        ("saved_model.pb", b"\x08\x01\x12\xa0\x11", "looks like a SavedModel of TensorFlow; save"),
+        ("w.tflite", b"\x20\0\0\0TFL3" + bytes(20), "TensorFlow Lite"),
+        ("w.ckpt.data-00000-of-00001", VALUES.tobytes(), "a part of a checkpoint of TensorFlow"),
+        ("w.tar.gz", b"\x1f\x8b\x08" + bytes(20), "is a packed archive; unpack it"),
+        ("w.tar", bytes(257) + b"ustar\x0000", "is a packed archive; unpack it"),
+        ("w.npy", b"\x93NUMPY\x01\0", "is a single array of numpy"),
+        ("w.msgpack", b"\x82\xa6params", "looks like msgpack, as Flax writes it"),
+        ("w.txt", b"sorry, no such model", "is a text that begins 'sorry, no such model'"),
+        ("w", b"", "is empty; get it again"),
+        ("w", b"\x01\x02\x03", "is of no format that is known; agejax reads .safetensors"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_by_what_it_looks_like(name, data, message, tmp_path):
+    (tmp_path / name).write_bytes(data)
+    assert message in refused(tmp_path / name)
+
+
+def test_a_zip_of_other_things_names_the_first_of_them(tmp_path):
+    with zipfile.ZipFile(tmp_path / "w", "w") as archive:
+        for i in range(50):
+            archive.writestr(f"photo {i}.jpg", b"")
+    assert "a zip archive (photo 0.jpg, photo 1.jpg, photo 2.jpg and 47 more)" in refused(
+        tmp_path / "w"
+    )
+
+
+def test_a_folder_is_told_from_a_file(tmp_path):
+    assert "is a folder without a run of agejax" in refused(tmp_path)
+    (tmp_path / "variables.index").touch()
+    assert "is a folder of TensorFlow; save the weights with Keras" in refused(tmp_path)
+    (tmp_path / "config.json").touch()
+    (tmp_path / "model.safetensors").touch()
+    assert "is a folder; name the weights file in it (model.safetensors)" in refused(tmp_path)
+    (tmp_path / "model.ckpt-100.index").touch()
+    assert "is a checkpoint of TensorFlow" in refused(tmp_path / "model.ckpt-100")
+    assert "does not exist; name a weights file" in refused(tmp_path / "nothing")

@@ -1,10 +1,12 @@
 """Keras' weights files: one scheme of names for all formats, and nothing read from elsewhere."""
 
+import io
 import json
 import os
 import pathlib
 import re
 import struct
+import zipfile
 
 import h5py
 import jax.numpy as jnp
@@ -310,3 +312,63 @@ def test_biases_and_epsilon_of_resnet_move_into_the_norm():
         / np.sqrt(variance + 1.001e-5),
         rtol=1e-5,
     )
+
+
+# ---- Keras 3's archive of a whole model ----------------------------------------------------------
+
+
+def write_archive(path, weights, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name in ("metadata.json", "config.json"):
+            archive.writestr(name, "{}")
+        archive.writestr("model.weights.h5", weights)
+
+
+def test_the_archive_of_model_save_gives_the_arrays_in_it(arrays, tmp_path):
+    with h5py.File(file := io.BytesIO(), "w") as h5:
+        write_modern(h5, arrays)
+        h5["optimizer/vars/0"] = np.zeros(3)
+    for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        write_archive(tmp_path / "x.keras", file.getvalue(), compression)
+        assert_equal(read(tmp_path / "x.keras"), arrays)
+
+
+def test_a_backbone_in_a_layer_and_heads_beside_it_are_found_in_an_archive(tmp_path):
+    """As Keras 3 writes Model(input, Dense(1)(backbone(input)))."""
+    rng, name = np.random.default_rng(0), "mobilenet_v3_small_minimalistic"
+    keys = json.loads(GOLDEN.read_text())["keys"]
+    kinds = {
+        "gamma": "batch_normalization", "beta": "batch_normalization", "kernel": "conv2d",
+        "bias": "conv2d", "moving_mean": "batch_normalization",
+        "moving_variance": "batch_normalization",
+    }  # fmt: skip
+    layers = {}
+    for key, shape in keys.items():
+        layer, leaf = key.rsplit("/", 1)
+        layers.setdefault(layer, {})[leaf] = rng.normal(size=shape).astype(np.float32)
+    with h5py.File(file := io.BytesIO(), "w") as h5:
+        for i, (layer, leaves) in enumerate(layers.items()):
+            kind = kinds[next(iter(leaves))]
+            kind = "depthwise_conv2d" if "depthwise" in layer and kind == "conv2d" else kind
+            group = h5.create_group(f"layers/functional/layers/{kind}_{i}/vars")
+            group.attrs["name"] = layer
+            for j, leaf in enumerate(hdf5.LEAVES[kind][: len(leaves)]):
+                group[str(j)] = leaves[leaf]
+        group = h5.create_group("layers/dense/vars")
+        group.attrs["name"] = "age"
+        group["0"], group["1"] = np.zeros((576, 1), np.float32), np.zeros(1, np.float32)
+    write_archive(tmp_path / "x.keras", file.getvalue())
+    loaded = pretrained.load(str(tmp_path / "x.keras"), name, abstract(name), prefix="")
+    assert loaded.arrays.keys() == abstract(name).keys()
+    np.testing.assert_array_equal(loaded.arrays["features/0/conv/kernel"], layers["conv"]["kernel"])
+    assert {"age/kernel", "age/bias"} <= set(loaded.left_out)
+
+
+def test_an_archive_without_hdf5_says_how_to_save_the_weights(tmp_path):
+    write_archive(tmp_path / "x.keras", "{}")
+    refused(tmp_path / "x.keras", r"is no HDF5; .*model\.save_weights\('x\.weights\.h5'\)")
+
+
+def test_an_archive_that_unpacks_to_far_more_is_refused(tmp_path):
+    write_archive(tmp_path / "x.keras", bytes(10_000_000), zipfile.ZIP_DEFLATED)
+    refused(tmp_path / "x.keras", "holds far more than its own size")

@@ -70,9 +70,9 @@ def prepare(folder: pathlib.Path) -> Target:
         data = _file(rng, _tensors(rng, KEYS[model], shapes[model]), hostile)
         path = folder / "weights"
         path.write_bytes(data if rng.random() < 0.25 else mutated(rng, data))
-        tensors, layout = pretrained.identify(str(path), model)
+        _, match = pretrained.identify(str(path), model)
         with contextlib.suppress(UserError):  # of few files the keys are all there
-            fit(tensors, layout, shapes[model], str(path))
+            fit(match.tensors, match.layout, shapes[model], str(path))
         return True
 
     return target

@@ -16,7 +16,7 @@ class Ours:
     """The case's backbone with the weights of the file at `path`."""
 
     def __init__(self, case: Case, path: str) -> None:
-        self.layout = pretrained.identify(path, case.model)[1]
+        self.layout = pretrained.identify(path, case.model)[1].layout
         model = nnx.eval_shape(
             lambda: registry.create(
                 case.model,

@@ -13,12 +13,13 @@ import ml_collections
 
 from agejax.errors import UserError, nearest
 from agejax.models import registry
-from agejax.models.pretrained import augreg, files, keras, lite, timm, torchvision
+from agejax.models.pretrained import augreg, files, keras, lite, matching, timm, torchvision
 from agejax.models.pretrained.layout import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Layout,
     Loaded,
+    Misfit,
     Tensors,
     fit,
 )
@@ -44,15 +45,30 @@ def load(
 
     Raises:
       UserError: an unreadable file, a model without rules, or keys and shapes that do not match on
-        either side, all of them listed.
+        either side: the first of them are named, and the model that the file looks like.
     """
-    tensors, layout = identify(path, model_name)
+    tensors, match = identify(path, model_name)
     ours = {k.removeprefix(prefix): v for k, v in shapes.items() if k.startswith(prefix)}
-    loaded = fit(tensors, layout, ours, _where(path))
+    try:
+        loaded = fit(match.tensors, match.layout, ours, _where(path))
+    except Misfit as error:
+        if looks := matching.looks_like(tensors, LAYOUTS, model_name):
+            raise UserError(
+                f"{_where(path)} looks like {looks}; config.model.name is {model_name}: name the "
+                "weights of that model, or set it to the model of these weights"
+            ) from error
+        raise
+    if match.twins:
+        prefixes = " and ".join(map(repr, (match.prefix, *match.twins)))
+        raise UserError(
+            f"{_where(path)} has the backbone more than once, under {prefixes}; keep one"
+        )
     return dataclasses.replace(
         loaded,
         arrays={prefix + name: array for name, array in loaded.arrays.items()},
         fresh=tuple(prefix + name for name in loaded.fresh),
+        left_out=(*loaded.left_out, *match.beside),
+        prefix=match.prefix,
     )
 
 
@@ -93,7 +109,7 @@ def settle(
         options = {key: defaults[key] for key in c.options if key in defaults}
         options |= of_run.model.options.to_dict()
     elif c.pretrained:
-        layout = identify(c.pretrained, c.name)[1]
+        layout = identify(c.pretrained, c.name)[1].layout
         expected = {"mean": layout.mean, "std": layout.std}
         options = layout.options
         if layout.doubt:
@@ -114,8 +130,8 @@ def settle(
     return config
 
 
-def identify(path: str, model_name: str) -> tuple[Tensors, Layout]:
-    """The tensors of a weights file, and the layout that knows most of them.
+def identify(path: str, model_name: str) -> tuple[Tensors, matching.Match]:
+    """The tensors of a weights file, and the backbone in them.
 
     Raises:
       UserError: an unreadable file, or a model without rules.
@@ -126,7 +142,7 @@ def identify(path: str, model_name: str) -> tuple[Tensors, Layout]:
             f"{nearest(model_name, LAYOUTS)}"
         )
     tensors = files.read(str(expand(path)), _where(path))
-    return tensors, max(LAYOUTS[model_name], key=lambda layout: layout.covered(tensors))
+    return tensors, matching.find(tensors, LAYOUTS[model_name])
 
 
 def _where(path: str) -> str:

@@ -6,6 +6,9 @@ import io
 import math
 import os
 import pathlib
+import re
+import shutil
+import tempfile
 import zipfile
 from collections.abc import Callable
 
@@ -14,7 +17,7 @@ import numpy as np
 import safetensors
 
 from agejax.errors import DAMAGE, UserError
-from agejax.models.pretrained import hdf5, torch_file
+from agejax.models.pretrained import foreign, hdf5, torch_file
 from agejax.models.pretrained.layout import Tensors
 
 SAFETENSORS = {
@@ -29,15 +32,19 @@ SAFETENSORS = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
-WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every key
+# What DataParallel and torch.compile put before every key, and what others put inside of keys.
+WRAPPERS = ("module.", "_orig_mod.")
+INNER = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+KERAS_MEMBER = "model.weights.h5"
 INFLATION = 16  # an archive's members may be this many times its size: weights hardly compress
 
 
 def read(path: str, where: str) -> Tensors:
     """The arrays of a weights file by the names they have in it, in the file's order.
 
-    The format is told by the content: safetensors, torch.save (state dicts alone), .npz, Keras'
-    .h5. Floats of any width come as float32, and `module.` is taken off where every key has it.
+    The format is told by the content: safetensors, torch.save (state dicts, alone or in a training
+    checkpoint), .npz, Keras' .h5 and .keras. Floats of any width come as float32. What wrappers of
+    torch put before every key is taken off, whatever its order.
 
     Args:
       where: how a message begins.
@@ -46,7 +53,7 @@ def read(path: str, where: str) -> Tensors:
       UserError: no such file, or one that cannot be read safely and wholly.
     """
     if not pathlib.Path(path).is_file():
-        raise UserError(f"{where} does not exist; name a weights file")
+        raise UserError(f"{where} {foreign.not_a_file(pathlib.Path(path))}")
     try:
         tensors = _reader(path)(path)
         return _unwrapped({name: _single(array) for name, array in tensors.items()})
@@ -62,6 +69,8 @@ def _reader(path: str) -> Callable[[str], Tensors]:
     if start.startswith(b"PK\x03\x04"):
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+        if KERAS_MEMBER in names:
+            return _read_keras
         return _read_npz if any(n.endswith(".npy") for n in names) else torch_file.read_zip
     if start[8:] == b"{":  # before others: the length before it may look like anything
         return _read_safetensors
@@ -69,7 +78,7 @@ def _reader(path: str) -> Callable[[str], Tensors]:
         return torch_file.read_legacy
     if start.startswith(hdf5.SIGNATURE):
         return hdf5.read
-    raise UserError("is neither .safetensors nor of torch.save nor .npz nor .h5; get it again")
+    raise UserError(foreign.format_of(pathlib.Path(path)))
 
 
 def _line(error: BaseException) -> str:
@@ -82,10 +91,14 @@ def _single(array: np.ndarray) -> np.ndarray:
 
 
 def _unwrapped(tensors: Tensors) -> Tensors:
-    for prefix in WRAPPERS:
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): array for name, array in tensors.items()}
-    return tensors
+    names = [INNER.sub("", name) for name in tensors]
+    if len(set(names)) < len(names):
+        names = list(tensors)
+    while names and (prefix := next((p for p in WRAPPERS if names[0].startswith(p)), None)):
+        if not all(name.startswith(prefix) for name in names):
+            break
+        names = [name.removeprefix(prefix) for name in names]
+    return dict(zip(names, tensors.values(), strict=True))
 
 
 def _read_safetensors(path: str) -> Tensors:
@@ -96,6 +109,23 @@ def _read_safetensors(path: str) -> Tensors:
         values = np.frombuffer(entry["data"], SAFETENSORS[entry["dtype"]])
         tensors[name] = values.reshape(entry["shape"])
     return tensors
+
+
+def _read_keras(path: str) -> Tensors:
+    """The .h5 in Keras 3's archive of a whole model. Nothing else of the archive is looked at."""
+    with zipfile.ZipFile(path) as archive, tempfile.NamedTemporaryFile(suffix=".h5") as file:
+        if archive.getinfo(KERAS_MEMBER).file_size > INFLATION * os.path.getsize(path):
+            raise UserError("holds far more than its own size; get it again")
+        with archive.open(KERAS_MEMBER) as member:
+            shutil.copyfileobj(member, file)
+        file.flush()
+        with open(file.name, "rb") as copy:
+            if copy.read(8) != hdf5.SIGNATURE:
+                raise UserError(
+                    f"is an archive of Keras whose {KERAS_MEMBER} is no HDF5; save the model "
+                    "again, or its weights with model.save_weights('x.weights.h5')"
+                )
+        return hdf5.read(file.name)
 
 
 def _read_npz(path: str) -> Tensors:

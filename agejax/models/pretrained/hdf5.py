@@ -94,7 +94,10 @@ def datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
     found: dict[str, h5py.Dataset] = {}
     for name, dataset in _legacy(top, root, stored) if legacy else _modern(stored):
         if name in found:
-            raise UserError(f"has {name} twice, from a model inside of a layer; save that alone")
+            raise UserError(
+                f"has {name} twice, from a model inside of a layer; save the weights with "
+                "model.save_weights('x.weights.h5')"
+            )
         if dataset.chunks or dataset.external or dataset.is_virtual:
             raise UserError(f"does not hold {name} plainly in itself; save it with Keras again")
         if dataset.dtype.kind not in "fiu":

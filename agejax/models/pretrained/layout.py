@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from agejax.errors import DAMAGE, UserError
+from agejax.errors import DAMAGE, UserError, few
 
 Tensors = dict[str, np.ndarray]
 # (regex of their module's full name, our module's name): the first that matches wins.
@@ -70,13 +71,18 @@ class Layout:
         """Our flat name of one of their keys, None where no rule covers it."""
         match = re.fullmatch(r"(?:(.*)[./])?([^./]+)", key)
         module, leaf = (match[1] or "", match[2]) if match else ("", key)
-        for pattern, ours in self.rules:
-            if found := re.fullmatch(pattern, module):
+        for pattern, ours in self._compiled:
+            if found := pattern.fullmatch(module):
                 leaf = self.leaves.get(leaf, leaf)
                 if leaf == "weight":
                     leaf = "scale" if tensor.ndim == 1 else "kernel"
                 return f"{found.expand(ours)}/{leaf}".lstrip("/")
         return None
+
+    @functools.cached_property
+    def _compiled(self) -> list[tuple[re.Pattern[str], str]]:
+        """All layouts together have more rules than re keeps compiled."""
+        return [(re.compile(pattern), ours) for pattern, ours in self.rules]
 
     def prepared(self, tensors: Tensors) -> Tensors:
         """`prepare`, which takes the keys and shapes that this library writes for granted.
@@ -109,8 +115,9 @@ class Loaded:
       library: that wrote it.
       arrays: what it filled, float32, by our names.
       fresh: our names that it has no values for: our own classifier's.
-      left_out: its classifier's keys, which a backbone has no use for.
+      left_out: keys that a backbone has no use for: its classifier's, and heads' beside it.
       doubt: as in the layout.
+      prefix: what stood before all of the backbone's keys.
     """
 
     library: str
@@ -118,14 +125,17 @@ class Loaded:
     fresh: tuple[str, ...]
     left_out: tuple[str, ...]
     doubt: str = ""
+    prefix: str = ""
 
     def __str__(self) -> str:
         values = sum(array.size for array in self.arrays.values())
         parts = [f"loaded {len(self.arrays)} arrays ({values:,} values) of {self.library}"]
+        if self.prefix:
+            parts.append(f"its keys begin with {self.prefix!r}")
         if self.fresh:
-            parts.append(f"left fresh: {', '.join(self.fresh)}")
+            parts.append(f"left fresh: {few(self.fresh, 8)}")
         if self.left_out:
-            parts.append(f"left out: {', '.join(self.left_out)}")
+            parts.append(f"left out: {few(self.left_out, 8)}")
         if self.doubt:
             parts.append(self.doubt)
         return "; ".join(parts)
@@ -136,15 +146,22 @@ def fit(
 ) -> Loaded:
     """Their tensors as our arrays.
 
+    Keys of modules that no rule knows are left out as heads beside the backbone, where that is
+    complete and they are no part of its own modules.
+
     Args:
       shapes: of the backbone's arrays by our names, without a prefix.
       where: how a message begins.
 
     Raises:
-      UserError: keys and shapes that do not match on either side, all of them listed.
+      Misfit: keys or shapes that do not match on either side; the first of each kind are named.
     """
     found: dict[str, np.ndarray | None] = {}  # None: there, but of another shape
-    left_out, problems = [], []
+    left_out: list[str] = []
+    beside: list[str] = []  # of modules that no rule knows
+    strange: list[str] = []  # of our modules, which this model lacks
+    wrong: list[str] = []
+    modules: set[str] = set()
     try:
         prepared = layout.prepared(tensors)
     except UserError as error:
@@ -157,30 +174,69 @@ def fit(
             if re.fullmatch(layout.classifier, key):
                 left_out.append(key)
             else:
-                problems.append(f"{key} has no place")
+                (beside if name is None else strange).append(key)
             continue
+        modules.add(_top(key))
+        short = key if len(key) <= 60 else f"{key[:57]}..."
         if name in found:
-            problems.append(f"{key} is the second tensor for {name}")
+            wrong.append(f"{short} is the second tensor for {name}")
         found[name] = None
         try:
             value = layout.transform(name, tensor, shapes[name])
         except UserError as error:
-            problems.append(f"{key} {error}")
+            wrong.append(f"{short} {error}")
             continue
         except DAMAGE:  # of a rank that it does not know
-            problems.append(f"{key} is {tensor.shape}, {name} needs {shapes[name]}")
+            wrong.append(f"{short} is {tensor.shape}, {name} needs {shapes[name]}")
             continue
         if value.shape == shapes[name]:
             found[name] = np.ascontiguousarray(value, np.float32)
         else:
-            problems.append(f"{key} is {value.shape}, {name} needs {shapes[name]}")
+            wrong.append(f"{short} is {value.shape}, {name} needs {shapes[name]}")
     # Ours without a value are fine where the whole of that classifier is missing from the file.
     missing = sorted(shapes.keys() - found)
-    problems += [f"{name} is missing" for name in missing if not OUR_CLASSIFIER.fullmatch(name)]
-    if problems:
-        raise UserError(f"{where} ({layout.library}) does not fit: {'; '.join(problems)}")
+    lacking = [name for name in missing if not OUR_CLASSIFIER.fullmatch(name)]
+    heads = [key for key in beside if _top(key) not in modules and not BACKBONE.search(_top(key))]
+    if wrong or lacking or strange or len(heads) < len(beside):
+        known = {*heads, *strange}
+        strange += [key for key in beside if wrong or lacking or key not in known]
+        raise Misfit(where, layout.library, wrong, lacking, strange)
     arrays = {name: value for name, value in found.items() if value is not None}
-    return Loaded(layout.library, arrays, tuple(missing), tuple(left_out), layout.doubt)
+    return Loaded(layout.library, arrays, tuple(missing), (*left_out, *heads), layout.doubt)
+
+
+class Misfit(UserError):
+    """A file whose keys or shapes are not those of the model.
+
+    Attributes:
+      problems: how many.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        library: str,
+        wrong: Sequence[str],
+        missing: Sequence[str],
+        strange: Sequence[str],
+    ) -> None:
+        parts = [
+            "; ".join(wrong[:2]) + (f" and {len(wrong) - 2:,} more" if len(wrong) > 2 else ""),
+            f"{few(missing, 2)} {'is' if len(missing) == 1 else 'are'} missing" if missing else "",
+            f"{few(strange, 2)} {'has' if len(strange) == 1 else 'have'} no place"
+            if strange
+            else "",
+        ]
+        super().__init__(f"{where} ({library}) does not fit: {'; '.join(filter(None, parts))}")
+        self.problems = len(wrong) + len(missing) + len(strange)
+
+
+def _top(key: str) -> str:
+    """The outermost module of a key, "" for what stands outside of all modules."""
+    module, separator, _ = re.sub("/", ".", key).partition(".")
+    return module if separator else ""
 
 
 OUR_CLASSIFIER = re.compile(r"(classifier|fc|head)\b.*")  # of every backbone, by our names
+# Names of modules that change what a backbone computes, and so are no heads beside it.
+BACKBONE = re.compile(r"norm|embed|token|stem", re.IGNORECASE)

@@ -1,7 +1,9 @@
 """State dicts as torch.save writes them, read without torch and without running anything.
 
 A pickle is a program. Here it runs on a machine of our own that can build containers, numbers, text
-and descriptions of tensors, and looks up no name: what it may call is the table in `_call`.
+and descriptions of tensors, and looks up no name: what it may call is the table in `_call`. All
+other names, and what calls of them would give, become placeholders that do nothing: a training
+checkpoint has such beside its tensors (arguments, optimizers, numpy's numbers).
 
 Two formats: since torch 1.6 a zip archive (`NAME/data.pkl`, `NAME/data/KEY`, all uncompressed);
 before, five pickles (magic number, version, machine, object, storage keys) and the raw storages.
@@ -17,13 +19,13 @@ import os
 import pickletools
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
 
-from agejax.errors import UserError
+from agejax.errors import UserError, few
 from agejax.models.pretrained.layout import Tensors
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the older format
@@ -57,7 +59,7 @@ CALLABLE = {
 LITERALS = (
     *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
     *("BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES"),
-    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("BINBYTES8", "BYTEARRAY8", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
 )
 # What training scripts call the state dict in a larger checkpoint. Where there is a moving average
 # of the weights, it is what was evaluated and published, so it comes first.
@@ -65,12 +67,25 @@ WRAPPERS = (
     *("state_dict_ema", "model_ema", "ema_state_dict", "ema"),
     *("state_dict", "model_state_dict", "model", "net", "network", "weights", "module"),
 )
+DEPTH = 3  # of dicts in a checkpoint that hold tensors
+LONGEST = 500  # characters of the keys of dicts around a tensor
 ROOM = 4  # tensors may take this many times the file's size, since tied ones share a storage
 
 
 @dataclasses.dataclass(frozen=True)
 class _Global:
     """A name in the pickle. Never looked up."""
+
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Unknown:
+    """Stands for what a call of an unknown name would give. Takes anything and does nothing.
+
+    Attributes:
+      name: what would be called.
+    """
 
     name: str
 
@@ -103,7 +118,7 @@ def read_zip(path: str) -> Tensors:
         names = archive.namelist()
         folders = [name.removesuffix("/data.pkl") for name in names if name.endswith("/data.pkl")]
         if len(folders) != 1 or not folders[0] or "/" in folders[0]:
-            raise UserError("is a zip archive, but not one of torch.save")
+            raise UserError(f"is a zip archive ({few(names)}), but not one of torch.save")
         (folder,) = folders
         if f"{folder}/constants.pkl" in names:
             raise UserError("is a TorchScript archive; save the model's state_dict() instead")
@@ -118,33 +133,36 @@ def read_zip(path: str) -> Tensors:
         if f"{folder}/byteorder" in names and archive.read(f"{folder}/byteorder") != b"little":
             raise UserError("is of a big-endian machine; save it again on another")
         machine = _Machine()
-        root = machine.run(io.BytesIO(archive.read(f"{folder}/data.pkl")))
-        return _tensors(root, lambda key: archive.read(f"{folder}/data/{key}"), path)
+        described = _state_dict(machine.run(io.BytesIO(archive.read(f"{folder}/data.pkl"))))
+        return _tensors(described, lambda key: archive.read(f"{folder}/data/{key}"), path)
 
 
 def read_legacy(path: str) -> Tensors:
     """The tensors of a state dict in torch's format before 1.6; errors as in `read_zip`."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        if _Machine().run(data) != MAGIC:
-            raise UserError("is a pickle, but not one of torch.save")
+        if (first := _Machine().run(data)) != MAGIC:
+            raise UserError(f"is a pickle of {_describe(first)}, but not one of torch.save")
         _Machine().run(data)  # the format's version: there was only one
         system = _Machine().run(data)
         if not isinstance(system, dict) or system.get("little_endian") is not True:
             raise UserError("is of a big-endian machine, or damaged; save it again on another")
         machine = _Machine()
-        root = machine.run(data)
+        described = _state_dict(machine.run(data))
         places = {}
         for key in _Machine().run(data):
             key = _text(key)
             if key not in machine.storages:
-                raise UserError(f"is damaged: no tensor uses its storage {key[:80]}; get it again")
+                raise UserError(
+                    f"is damaged, or its storage {key[:80]} holds numbers of a kind that numpy "
+                    "does not have; save it in float32"
+                )
             (length,) = struct.unpack("<q", data.read(8))
             size = length * machine.storages[key].dtype.itemsize
             if not 0 <= size <= len(data) - data.tell():
                 raise UserError(f"is cut off in the storage {key}; get it again")
             places[key] = slice(data.tell(), data.tell() + size)
             data.seek(size, os.SEEK_CUR)
-        return _tensors(root, lambda key: data[places[key]], path)
+        return _tensors(described, lambda key: data[places[key]], path)
 
 
 # ---- from a pickle to descriptions ---------------------------------------------------------------
@@ -168,9 +186,12 @@ class _Machine:
 
     def run(self, file: IO[bytes] | mmap.mmap) -> Any:
         """The object of one pickle; the file is left behind its end."""
-        for opcode, argument, _ in pickletools.genops(file):  # type: ignore[arg-type]
+        operations = pickletools.genops(file)  # type: ignore[arg-type]
+        for i, (opcode, argument, _) in enumerate(operations):
             if opcode.name == "STOP":
                 break
+            if i and opcode.name == "PROTO":
+                raise UserError("is damaged: a pickle begins before another ends; get it again")
             self._step(opcode.name, argument)
         return self._stack.pop()
 
@@ -199,9 +220,26 @@ class _Machine:
             case "TUPLE":
                 items = self._pop_mark()
                 self._stack.append(tuple(items))
+            case "EMPTY_SET":
+                stack.append(_Unknown("set"))
+            case "FROZENSET":
+                self._pop_mark()
+                self._stack.append(_Unknown("frozenset"))
+            case "LIST":
+                items = self._pop_mark()
+                self._stack.append(items)
+            case "DICT":
+                items = self._pop_mark()
+                self._stack.append(_update({}, items))
+            case "POP":
+                self._pop(1)
+            case "POP_MARK":
+                self._pop_mark()
+            case "DUP":
+                stack.append(stack[-1])
             case "APPEND":
                 _extend(stack[-2], self._pop(1))
-            case "APPENDS":
+            case "APPENDS" | "ADDITEMS":
                 items = self._pop_mark()
                 _extend(self._stack[-1], items)
             case "SETITEM":
@@ -216,11 +254,13 @@ class _Machine:
             case "BINGET" | "LONG_BINGET":
                 stack.append(self._memo[argument])
             case "GLOBAL":
-                stack.append(_global(argument.replace(" ", ".")))
+                stack.append(_Global(argument.replace(" ", ".")))
             case "STACK_GLOBAL":
-                stack.append(_global(".".join(map(_text, self._pop(2)))))
+                stack.append(_Global(".".join(map(_text, self._pop(2)))))
             case "REDUCE" | "NEWOBJ":
                 stack.append(_call(*self._pop(2)))
+            case "NEWOBJ_EX":
+                stack.append(_call(*self._pop(3)[:2]))
             case "BUILD":
                 (state,) = self._pop(1)
                 _build(stack[-1], state)
@@ -240,7 +280,7 @@ class _Machine:
         items, self._stack = self._stack, self._marks.pop()
         return items
 
-    def _storage(self, identity: Any) -> _Storage:
+    def _storage(self, identity: Any) -> _Storage | _Unknown:
         match identity:
             # The last, of the older format, is a part of another storage.
             case (kind, _Global(name), key, _, int(length)) | (
@@ -249,6 +289,8 @@ class _Machine:
                 storage = _Storage(DTYPES[name], _text(key), length)
                 if self.storages.setdefault(storage.key, storage) == storage:
                     return storage
+            case (kind, _Global(name), *_) if _text(kind) == "storage" and name not in DTYPES:
+                return _Unknown(name)
         raise UserError("refers to something that is not a plain storage; save its state_dict()")
 
 
@@ -261,21 +303,29 @@ def _text(value: Any) -> str:
 
 
 def _kind(value: Any) -> str:
-    return value.name if isinstance(value, _Global) else type(value).__name__.strip("_").lower()
+    if isinstance(value, (_Global, _Unknown)):
+        return value.name[:80]
+    return type(value).__name__.strip("_").lower()
 
 
-def _global(name: str) -> _Global:
-    if name not in CALLABLE and name not in DTYPES:
-        raise UserError(
-            f"wants to call {name[:80]!r}, and code of a weights file is never run; save the "
-            "state_dict() alone, or as .safetensors"
-        )
-    return _Global(name)
+def _describe(root: Any) -> str:
+    """What a pickle holds, in a few words."""
+    if isinstance(root, (list, tuple)) and root:
+        return f"a {_kind(root)} of {few(list(map(_kind, root)))}"
+    if isinstance(root, dict) and root:
+        entries = [
+            f"{key}: {_kind(value)}" if isinstance(value, _Unknown) else key
+            for key, value in root.items()
+        ]
+        return f"a dict of {few(entries)}"
+    return f"a {_kind(root)}"
 
 
 def _call(function: Any, arguments: Any) -> Any:
     """What a call of an allowed name gives; the only place where names mean something."""
-    name = function.name if isinstance(function, _Global) else ""
+    name = function.name if isinstance(function, (_Global, _Unknown)) else ""
+    if isinstance(function, _Unknown) or (name and name not in CALLABLE and name not in DTYPES):
+        return _Unknown(name)
     match name, arguments:
         case "collections.OrderedDict", ():
             return {}
@@ -297,6 +347,9 @@ def _call(function: Any, arguments: Any) -> Any:
             (_Tensor(), *_),
         ):
             return arguments[0]
+        # A tensor in a storage of a kind that numpy does not have.
+        case _, (_Unknown() as unknown, *_):
+            return unknown
         case _, () if name in EMPTY_TENSORS:
             return _Tensor()
     raise UserError(f"calls {_kind(function)} in a way that torch never does; get it again")
@@ -305,7 +358,8 @@ def _call(function: Any, arguments: Any) -> Any:
 def _build(instance: Any, state: Any) -> None:
     """Sets attributes of an object just made: of all, only the place of an empty tensor counts."""
     match instance, state:
-        case dict(), _:  # such as a state dict's _metadata, the versions of its modules
+        # Such as a state dict's _metadata, the versions of its modules.
+        case ((dict() | _Unknown()), _):
             pass
         case _Tensor(storage=None), (_Storage() as storage, offset, size, stride):
             instance.storage, instance.offset = storage, offset
@@ -317,12 +371,16 @@ def _build(instance: Any, state: Any) -> None:
 
 
 def _extend(target: Any, items: list[Any]) -> None:
+    if isinstance(target, _Unknown):
+        return
     if not isinstance(target, list):
         raise UserError(f"is damaged: it appends to a {_kind(target)}; get it again")
     target.extend(items)
 
 
 def _update(target: Any, items: list[Any]) -> dict[str, Any]:
+    if isinstance(target, _Unknown):
+        return {}
     if not isinstance(target, dict) or len(items) % 2:
         raise UserError(f"is damaged: it sets items of a {_kind(target)}; get it again")
     target.update(
@@ -336,11 +394,7 @@ def _update(target: Any, items: list[Any]) -> dict[str, Any]:
 # ---- from descriptions to arrays -----------------------------------------------------------------
 
 
-def _tensors(root: Any, data: Callable[[str], bytes], path: str) -> Tensors:
-    described = _state_dict(root)
-    if not described:
-        keys = ", ".join(list(root)[:8]) if isinstance(root, dict) else f"it is a {_kind(root)}"
-        raise UserError(f"has no tensors where a state dict has them ({keys})")
+def _tensors(described: Mapping[str, _Tensor], data: Callable[[str], bytes], path: str) -> Tensors:
     values: dict[str, np.ndarray] = {}
     arrays = {}
     for name, tensor in described.items():
@@ -356,14 +410,42 @@ def _tensors(root: Any, data: Callable[[str], bytes], path: str) -> Tensors:
     return arrays
 
 
-def _state_dict(root: Any, depth: int = 0) -> dict[str, _Tensor]:
-    """The named tensors: of the first wrapper that has any, or else of the dict itself."""
-    if not isinstance(root, dict) or depth > 2:
-        return {}
-    for name in WRAPPERS:
-        if found := _state_dict(root.get(name), depth + 1):
-            return found
-    return {key: value for key, value in root.items() if isinstance(value, _Tensor)}
+def _state_dict(root: Any) -> dict[str, _Tensor]:
+    """The named tensors: of the first wrapper that has any, or else of the dict itself.
+
+    Those of dicts in it, such as one for a backbone and one for a head, get its key before theirs.
+
+    Raises:
+      UserError: none.
+    """
+    seen: set[int] = set()  # dicts without tensors: a pickle may have one in itself
+
+    def named(root: Any, prefix: str, depth: int) -> dict[str, _Tensor]:
+        if not isinstance(root, dict) or id(root) in seen:
+            return {}
+        if depth > DEPTH or len(prefix) > LONGEST:
+            return {}
+        seen.add(id(root))
+        found = {prefix + key: value for key, value in root.items() if isinstance(value, _Tensor)}
+        for key, value in root.items():
+            found |= named(value, f"{prefix}{key}.", depth + 1)
+        return found
+
+    def unwrapped(root: Any, depth: int) -> dict[str, _Tensor]:
+        if not isinstance(root, dict) or depth > DEPTH:
+            return {}
+        for name in WRAPPERS:
+            inner = root.get(name)
+            if id(inner) not in seen and (found := unwrapped(inner, depth + 1)):
+                return found
+        return named(root, "", depth)
+
+    if found := unwrapped(root, 0):
+        return found
+    raise UserError(
+        f"has no tensors where a state dict has them (it is {_describe(root)}); no code of a "
+        "weights file is run: save the model's state_dict()"
+    )
 
 
 def _view(tensor: _Tensor, values: dict[str, np.ndarray], name: str) -> np.ndarray:
