@@ -15,6 +15,7 @@ from agejax.config import check
 from agejax.data import augment, draws, sources, splits
 from agejax.errors import UserError, one_of
 from agejax.heads import ages, weights
+from agejax.models import pretrained
 from agejax.paths import expand
 
 DURATIONS = ("total", "log_every", "eval.every", "checkpoint.every")
@@ -26,7 +27,7 @@ def values(config: Any) -> None:
     one_of("config", "nonfinite", config.nonfinite, ("stop", "skip", "rollback"))
 
 
-def before_data(config: Any) -> None:
+def before_data(config: Any, *, resumes: bool = False) -> None:
     """Raises `UserError` for every setting that is wrong whatever the data is.
 
     All that a run builds from its config is built here once, from stand-in labels and without
@@ -34,6 +35,7 @@ def before_data(config: Any) -> None:
 
     Args:
       config: as `pretrained.settle` returns it.
+      resumes: it goes on from its own checkpoint, and pretrained weights are not needed again.
     """
     splits.way_of(config.data.split)
     for path in config.distill.runs:
@@ -63,6 +65,8 @@ def before_data(config: Any) -> None:
     weights.of(config.heads, heads, labels, rows)
     augment.build(config.augment, config.model.image_size)
     model, _ = state.create_model(config, heads)
+    if config.model.pretrained and not resumes and not expand(config.model.pretrained).is_dir():
+        pretrained.load(config.model.pretrained, config.model.name, model.shapes)
     optim.create_optimizer(config.optim, optax.constant_schedule(0.0), model.parameters)
     optim.create_penalty(config.optim, model.parameters)
     metrics.lookup(_perfect_scores(heads, stand_in), config.eval.best)

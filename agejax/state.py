@@ -59,6 +59,7 @@ class Model:
     graphdef: Any
     paths: Mapping[str, tuple[Any, ...]]  # flat name -> NNX path
     parameters: tuple[str, ...]  # flat names
+    shapes: Mapping[str, tuple[int, ...]]  # of parameters and batch statistics, by flat name
     heads: Mapping[str, Head]
 
     def apply(
@@ -132,14 +133,16 @@ def create_model(config: Any, heads: Mapping[str, Head]) -> tuple[Model, Initial
     abstract = nnx.eval_shape(lambda: build(jax.random.key(0)))
     _freeze_batch_norm(abstract, config.optim.lr_multipliers)
     graphdef, (params, stats) = _split(abstract)
-    params_paths, stats_paths = _flatten(params)[1], _flatten(stats)[1]
+    (params, params_paths), (stats, stats_paths) = _flatten(params), _flatten(stats)
+    shapes = {name: array.shape for name, array in (params | stats).items()}
 
     @jax.jit  # built once for its shapes and its arrays
     def initialise(key: jax.Array) -> tuple[Flat, Flat]:
         _, (params, stats) = _split(build(key))
         return _flatten(params)[0], _flatten(stats)[0]
 
-    return Model(graphdef, params_paths | stats_paths, tuple(params_paths), heads), initialise
+    paths = params_paths | stats_paths
+    return Model(graphdef, paths, tuple(params_paths), shapes, heads), initialise
 
 
 def abstract(

@@ -79,7 +79,7 @@ def _train(
         "data.batch_size", config.data.batch_size, mesh, config.optim.accumulate
     )
     sharding.check_batch_size("eval.batch_size", config.eval.batch_size, mesh)
-    checks.before_data(config)
+    checks.before_data(config, resumes=stored is not None)
 
     # ---- data -----------------------------------------------------------------------------------
     with clock("data"):

@@ -1,5 +1,6 @@
 """A run that starts from another run's weights predicts what that run predicts."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -55,10 +56,10 @@ def layer(head, seed):
     return arrays, apply
 
 
-def adapted(given, given_new=None, label="age", new_facts=NEW):
+def adapted(given, given_new=None, label="age", new_facts=NEW, old_facts=OLD):
     """(old head, its outputs), (new head, the outputs of its adapted layer), note of one kind."""
     x = np.random.default_rng(7).normal(size=(40, FEATURES)).astype(np.float32)
-    old = heads_lib.create({"h": {"label": label} | given}, OLD)["h"]
+    old = heads_lib.create({"h": {"label": label} | given}, old_facts)["h"]
     new = heads_lib.create({"h": {"label": label} | (given_new or given)}, new_facts)["h"]
     (theirs, apply), (fresh, apply_new) = layer(old, 1), layer(new, 2)
     result = new.adapt(old, theirs, fresh)
@@ -188,6 +189,37 @@ def test_buckets_keep_their_probabilities_and_take_the_ages_of_the_new_data():
     (old, before), (new, after), note = adapted(given)
     np.testing.assert_allclose(new.extras(after)["bucket"], old.extras(before)["bucket"], rtol=1e-5)
     assert note == "with the new data's mean age of each bucket"
+
+
+@pytest.mark.parametrize(
+    ("given", "label", "order"),
+    [
+        ({"kind": "distribution"}, "age", None),
+        ({"kind": "distribution", "decode": "expectation"}, "age", None),
+        ({"kind": "buckets", "edges": (30, 50)}, "age", None),
+        ({"kind": "categorical", "loss": "ldam", "scale": 3.0}, "group", [2, 0, 1]),
+        ({"kind": "binary"}, "sex", [1, 0]),
+    ],
+)
+def test_what_decoding_adds_for_the_prior_moves_into_the_biases(given, label, order):
+    """Both runs drew unevenly, each in its own way."""
+    rng = np.random.default_rng(3)
+    drawn = []
+    for facts in (OLD, NEW):
+        counts = [10.0 + count for count in facts.counts[label]]
+        sampled = rng.uniform(10, 90, len(counts)).tolist()
+        priors = {"h": {"natural": counts, "sampled": sampled}}
+        drawn.append(dataclasses.replace(facts, priors=priors))
+    (old, before), (new, after), _ = adapted(
+        given | {"decode_prior": "natural"}, label=label, old_facts=drawn[0], new_facts=drawn[1]
+    )
+    assert old.prior != new.prior
+    if given["kind"] == "buckets":
+        said, expected = new.extras(after)["bucket"], old.extras(before)["bucket"]
+    else:
+        said, expected = new.decode(after), np.asarray(old.decode(before))
+        expected = expected if order is None else expected[:, order]
+    np.testing.assert_allclose(said, expected, rtol=1e-4, atol=1e-4)
 
 
 # ---- runs ----------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from flax import nnx
 from agejax import losses
 from agejax.errors import UserError, one_of
 from agejax.heads import priors
-from agejax.heads.head import Adapted, Arrays, Facts, Head, Labels, adapt_columns, register
+from agejax.heads.head import Adapted, Arrays, Facts, Head, Labels, adapt_columns, register, shifted
 from agejax.models import outputs
 
 MOST_YEARS = 1000  # of a range; an age needs no more outputs
@@ -387,7 +387,10 @@ class Distribution(Age):
 
     def adapt(self, other: Distribution, theirs: Arrays, fresh: Arrays) -> Adapted | None:
         their_ages, ages = (range(round(h.low), round(h.high) + 1) for h in (other, self))
-        return adapt_columns(theirs, fresh, their_ages, ages, "ages")
+        # Decoding adds the prior of each run to its logits, so it moves into the biases.
+        theirs, fresh = shifted(theirs, other.prior), shifted(fresh, self.prior)
+        adapted = adapt_columns(theirs, fresh, their_ages, ages, "ages")
+        return adapted and Adapted(shifted(adapted.arrays, self.prior, -1), adapted.note)
 
     def loss(self, output: jax.Array, labels: Labels) -> jax.Array:
         years, ages = jnp.clip(self.years(labels), self.low, self.high), self.ages
@@ -516,7 +519,8 @@ class Ordinal(Age):
         )
         assert biases is not None
         arrays = {**biases.arrays, **{key: theirs[key] for key in shared}}
-        return Adapted(arrays, biases.note)
+        notes = [biases.note, "decoded for the new data's ages" * (self.prior != other.prior)]
+        return Adapted(arrays, ", ".join(filter(None, notes)))
 
     def loss(self, output: jax.Array, labels: Labels) -> jax.Array:
         rank = jnp.clip(jnp.round(self.years(labels)) - round(self.low), 0, len(self.start))

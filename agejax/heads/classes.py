@@ -23,6 +23,7 @@ from agejax.heads.head import (
     adapt_columns,
     class_names,
     register,
+    shifted,
 )
 from agejax.models import outputs
 
@@ -76,7 +77,9 @@ class Binary(Head):
         if set(self.classes) != set(other.classes):
             return None
         sign = 1 if self.classes == other.classes else -1
-        return Adapted({key: sign * array for key, array in theirs.items()})
+        layer = {key: sign * array for key, array in theirs.items()}
+        layer["bias"] = layer["bias"] + sign * other._log_odds - self._log_odds
+        return Adapted(layer)
 
     def loss(self, output: jax.Array, labels: Labels) -> jax.Array:
         logit, target = output[:, 0], jnp.maximum(labels[self.label], 0)
@@ -89,7 +92,11 @@ class Binary(Head):
         return jnp.stack([1 - p, p], axis=-1)
 
     def _logit(self, output: jax.Array) -> jax.Array:
-        return output[:, 0] + (self.prior[1] - self.prior[0] if self.prior else 0)
+        return output[:, 0] + self._log_odds
+
+    @property
+    def _log_odds(self) -> float:
+        return self.prior[1] - self.prior[0] if self.prior else 0.0
 
     def logits(self, output: jax.Array) -> jax.Array:
         return jnp.stack([jnp.zeros_like(output[:, 0]), output[:, 0]], axis=-1)
@@ -163,15 +170,31 @@ class ClassLoss:
         other: ClassLoss,
         theirs: Arrays,
         fresh: Arrays,
-        their_names: Sequence[str],
-        our_names: Sequence[str],
+        names: tuple[Sequence[str], Sequence[str]],
+        log_ratios: tuple[Sequence[float], Sequence[float]],
     ) -> Adapted | None:
-        """As `Head.adapt`, of last layers with one output per class."""
+        """As `Head.adapt`, of last layers with one output per class.
+
+        Args:
+          names, log_ratios: of the classes, and what decoding adds to the logits: theirs, ours.
+        """
         if self.cosine != other.cosine or (self.cosine and self.scale != other.scale):
             return None
-        factor = other._factor / self._factor
-        theirs = {key: factor * array for key, array in theirs.items()}
-        return adapt_columns(theirs, fresh, their_names, our_names, "classes")
+        their_ratios, ratios = log_ratios
+        theirs = {key: other._factor * array for key, array in theirs.items()}
+        fresh = {key: self._factor * array for key, array in fresh.items()}
+        adapted = adapt_columns(
+            shifted(theirs, their_ratios), shifted(fresh, ratios), *names, "classes"
+        )
+        if adapted is None:
+            return None
+        logits = shifted(adapted.arrays, ratios, -1)
+        # Cosines have no biases to take up what decoding adds.
+        differs = "decoded for the new data's classes" * (self.cosine and any(map(len, log_ratios)))
+        return Adapted(
+            {key: array / self._factor for key, array in logits.items()},
+            ", ".join(filter(None, (adapted.note, differs))),
+        )
 
     def __call__(self, output: jax.Array, target: jax.Array) -> jax.Array:
         """Output [B, K], classes int [B] -> [B]."""
@@ -231,7 +254,8 @@ class Categorical(Head):
         return self.class_loss.layer(inputs, len(self.classes), rngs)
 
     def adapt(self, other: Categorical, theirs: Arrays, fresh: Arrays) -> Adapted | None:
-        return self.class_loss.adapt(other.class_loss, theirs, fresh, other.classes, self.classes)
+        names, ratios = (other.classes, self.classes), (other.prior, self.prior)
+        return self.class_loss.adapt(other.class_loss, theirs, fresh, names, ratios)
 
     def loss(self, output: jax.Array, labels: Labels) -> jax.Array:
         return self.class_loss(output, jnp.maximum(labels[self.label], 0))
@@ -308,8 +332,9 @@ class Buckets(Head):
         return self.class_loss.layer(inputs, len(self.ages), rngs)
 
     def adapt(self, other: Buckets, theirs: Arrays, fresh: Arrays) -> Adapted | None:
-        names = (bucket_names(head.edges) for head in (other, self))
-        adapted = self.class_loss.adapt(other.class_loss, theirs, fresh, *names)
+        names = bucket_names(other.edges), bucket_names(self.edges)
+        ratios = other.prior, self.prior
+        adapted = self.class_loss.adapt(other.class_loss, theirs, fresh, names, ratios)
         note = "with the new data's mean age of each bucket"
         return adapted and Adapted(
             adapted.arrays, f"{adapted.note}, {note}" if adapted.note else note

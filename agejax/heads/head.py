@@ -179,6 +179,13 @@ def adapt_columns(
     return Adapted(arrays, "" if whole else f"{len(known)} of {len(our_names)} {unit}")
 
 
+def shifted(layer: Arrays, log_ratios: Sequence[float], sign: int = 1) -> Arrays:
+    """Adds to the biases of logits what decoding adds: `priors.log_ratio`, () for nothing."""
+    if not log_ratios or "bias" not in layer:
+        return layer
+    return {**layer, "bias": layer["bias"] + sign * np.array(log_ratios, np.float32)}
+
+
 KINDS: dict[str, type[Any]] = {}
 # Of every head, beside its kind's own options.
 COMMON: dict[str, Any] = {
