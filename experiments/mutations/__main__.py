@@ -97,7 +97,7 @@ def run_tests(copy: pathlib.Path, tests: Sequence[str]) -> tuple[int | None, str
                 os.killpg(process.pid, signal.SIGKILL)  # and what its tests have started
         out.seek(0)
         printed = out.read()
-    found = re.search(r"^(?:FAILED|ERROR) tests/(\S+)", printed, re.MULTILINE)
+    found = re.search(r"^(?:FAILED|ERROR) tests/(.+?)(?: - .*)?$", printed, re.MULTILINE)
     return code, found[1] if found else "", printed
 
 
