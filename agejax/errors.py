@@ -127,17 +127,17 @@ def _run(main: Callable[..., Any], args: Sequence[Any]) -> int:
     except KeyboardInterrupt:
         # Threads may still have to end; a second Ctrl-C does not wait for them.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        _say("agejax: interrupted")
+        say("agejax: interrupted")
         return INTERRUPTED
     except Exception as error:
         if any(isinstance(each, BrokenPipeError) for each in _chain(error)) and (
             _is_closed(sys.stdout) or _is_closed(sys.stderr)
         ):
             return CLOSED_PIPE
-        line = _line(error)
+        line = line_of(error)
         if line is None:
             raise
-        _say(f"agejax: error: {line}")
+        say(f"agejax: error: {line}")
         return 2
     return 0
 
@@ -147,11 +147,11 @@ def leave(number: int, frame: FrameType | None) -> None:
 
     A KeyboardInterrupt raised there would come out of some library's import, or be lost in it.
     """
-    _say("agejax: interrupted")
+    say("agejax: interrupted")
     os._exit(INTERRUPTED)  # nothing was begun yet
 
 
-def _line(error: Exception) -> str | None:
+def line_of(error: Exception) -> str | None:
     """The one line of an error that the user can mend; None for a bug."""
     if isinstance(error, UserError):
         return str(error)
@@ -178,7 +178,7 @@ def _is_ours(filename: Any) -> bool:
     ).parents  # fmt: skip
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
     with contextlib.suppress(OSError, ValueError):  # nobody reads stderr
         print(line, file=sys.stderr, flush=True)
 

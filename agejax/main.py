@@ -22,6 +22,9 @@ COORDINATOR = flags.DEFINE_string(
 )
 PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are.")
 PROCESS = flags.DEFINE_integer("process", None, "Which of them this one is, from 0.")
+JOIN_TIMEOUT = flags.DEFINE_float(
+    "join_timeout", 300.0, "Seconds to wait for the other processes.", lower_bound=1.0
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; default: runs/<config name>.")
 
 
@@ -94,13 +97,14 @@ def main(argv: Sequence[str]) -> None:
     config = parse(argv)
     import jax
 
-    from agejax import evaluate, sharding, train
+    from agejax import evaluate, peers, sharding, train
 
-    sharding.join(COORDINATOR.value, PROCESSES.value, PROCESS.value)
-    sharding.start()
-    name = pathlib.Path(config_flags.get_config_filename(FLAGS["config"])).stem
-    workdir = expand(WORKDIR.value or pathlib.Path("runs") / name)
-    summary = train.train(config, workdir)
+    with peers.together():
+        sharding.join(COORDINATOR.value, PROCESSES.value, PROCESS.value, JOIN_TIMEOUT.value)
+        sharding.start()
+        name = pathlib.Path(config_flags.get_config_filename(FLAGS["config"])).stem
+        workdir = expand(WORKDIR.value or pathlib.Path("runs") / name)
+        summary = train.train(config, workdir)
     if summary is None or not config.eval.final_split:
         return
     if jax.process_count() == 1:
@@ -108,6 +112,7 @@ def main(argv: Sequence[str]) -> None:
         return
     # Scoring takes one process, and a fresh one: this one is bound to all the others.
     first = jax.process_index() == 0
+    peers.leave()
     jax.distributed.shutdown()
     if first:
         arguments = [f"--workdir={workdir}", f"--split={config.eval.final_split}"]

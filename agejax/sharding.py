@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import re
 from collections.abc import Mapping
@@ -12,28 +13,35 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from agejax import peers
 from agejax.errors import UserError
 from agejax.paths import cache_folder
 
 # Smaller parameters are cheaper to keep everywhere than to gather.
 MIN_SHARDED_SIZE = 2**14
+MAX_SHOWN = 4
 
 
 def join(
-    coordinator: str | None = None, processes: int | None = None, process: int | None = None
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+    timeout: float = 300,
 ) -> None:
     """Joins the other processes of a run, before anything asks JAX for its devices.
 
-    Who they are is given, or else said by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID, or else by SLURM, where `srun` started several tasks. Alone, it does nothing.
+    Which they are is given, or read from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID, or from SLURM, where `srun` started several tasks. Alone, it does nothing.
 
     Args:
       coordinator: HOST:PORT of process 0.
       processes: how many there are.
       process: which of them this one is, from 0.
+      timeout: seconds to wait for the others.
 
     Raises:
-      UserError: only some of the three are given, or the others do not come.
+      UserError: only some of the three are given, the others do not come in time, or they were
+        started differently.
     """
     environment = os.environ
     given: dict[str, Any] = {
@@ -43,19 +51,39 @@ def join(
         "--process (JAX_PROCESS_ID)": _number(process, "JAX_PROCESS_ID"),
     }
     missing = [name for name, value in given.items() if value is None]
-    arguments: dict[str, Any] = {}
-    if not missing:
-        names = ("coordinator_address", "num_processes", "process_id")
-        arguments = dict(zip(names, given.values(), strict=True))
-    elif len(missing) < len(given):
+    if missing and len(missing) < len(given):
         raise UserError(f"{missing[0]} is missing; give all of {', '.join(given)}, or none")
-    elif int(environment.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
+    place = slurm_step(environment) if missing else tuple(given.values())
+    if place is None or place[1:] == (1, 0):
         return
+    address, count, number = place
     try:
-        jax.distributed.initialize(**arguments, local_device_ids=local_gpus(environment))
+        with peers.meet(address, count, number, timeout) as others:
+            jax.distributed.initialize(
+                coordinator_address=others.coordinator,
+                num_processes=count,
+                process_id=number,
+                local_device_ids=local_gpus(environment),
+                coordinator_bind_address=others.bind,
+            )
     except (RuntimeError, ValueError, TypeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"cannot join the other processes: {reason}") from error
+
+
+def slurm_step(environment: Mapping[str, str]) -> tuple[str, int, int] | None:
+    """(HOST:PORT of task 0, number of tasks, this task) of a SLURM step; None: not several tasks.
+
+    The host is the first of the step's nodes. The port is JAX's choice for SLURM: it follows from
+    the job's number, so that two jobs on one node rarely want the same.
+    """
+    count = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
+    # Such as "node-a", "node-a,node-b" or "node[001-004,007],other".
+    first = re.match(r"([^,\[]+)(?:\[(\d+))?", environment.get("SLURM_STEP_NODELIST", ""))
+    if count < 2 or first is None:
+        return None
+    port = int(environment["SLURM_JOB_ID"]) % 2**12 + 2**16 - 2**12
+    return f"{first[1]}{first[2] or ''}:{port}", count, int(environment["SLURM_PROCID"])
 
 
 def _number(given: int | None, name: str) -> int | None:
@@ -104,6 +132,11 @@ def create_mesh(devices: int, fsdp: int) -> Mesh:
       UserError: more devices asked for than there are, or an fsdp that does not divide them.
     """
     available = jax.devices()
+    each = collections.Counter(device.process_index for device in available)
+    if len(set(each.values())) > 1:
+        counts = ", ".join(f"{n} in process {i}" for i, n in sorted(each.items())[:MAX_SHOWN])
+        raise UserError(f"the processes have different numbers of devices: {counts}; give all as "
+                        "many, such as by CUDA_VISIBLE_DEVICES")  # fmt: skip
     count = devices or len(available)
     if count > len(available):
         kind = available[0].platform

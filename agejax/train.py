@@ -16,7 +16,7 @@ import ml_collections
 from jax.experimental import multihost_utils
 
 import agejax
-from agejax import checks, durations, metrics, optim, run, sharding, warm_start
+from agejax import checks, durations, metrics, optim, peers, run, sharding, warm_start
 from agejax import heads as heads_lib
 from agejax import state as state_lib
 from agejax import step as step_lib
@@ -108,6 +108,8 @@ def _train(
             jax.process_count(),
         )
 
+    peers.agree(config=run.plain(config), data=source.fingerprint, versions=versions())
+
     # ---- durations, all in steps ----------------------------------------------------------------
     def to_steps(
         duration: Mapping[str, float], name: str, total: int | None = None, least: int = 0
@@ -153,6 +155,8 @@ def _train(
     # ---- start: from the last checkpoint, else fresh (random or pretrained weights) --------------
     claim = run.Claim(workdir)
     checkpoints = CheckpointWriter(workdir / "checkpoints", config.eval.best_mode)
+    skipped = run.skipped_steps(workdir)
+    peers.agree(workdir={"checkpoint": checkpoints.last, "skipped_steps": sorted(skipped)})
     if checkpoints.last is not None:
         state, meta = checkpoints.resume(abstract)
         if meta["fingerprint"] != source.fingerprint:
@@ -170,9 +174,9 @@ def _train(
         with clock("compile"):
             trained = warm_start.of(config, heads, source)
             state = state_lib.create(config, initialise, optimizer, mesh, trained)
+        peers.agree_on_weights(state.params)
         best, evaluated, meta = Best(), True, {}
     start_step = step = int(state.step)
-    skipped = run.skipped_steps(workdir)
     if jax.process_index() == 0:
         records.write_json(workdir / "config.json", run.plain(config))
     log = TrainLog(
@@ -374,5 +378,5 @@ class StopOnSignal:
 
 def versions() -> dict[str, str]:
     """Of the libraries that a result depends on."""
-    names = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     return {"agejax": agejax.__version__} | {name: metadata.version(name) for name in names}

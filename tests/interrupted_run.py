@@ -3,7 +3,6 @@
 python interrupted_run.py SOURCE CACHE WORKDIR WORKERS SIGNAL STEP
 """
 
-import functools
 import os
 import pathlib
 import signal
@@ -15,12 +14,22 @@ import tiny
 from agejax import sharding, train
 
 
+def signal_before(at: int, name: str) -> None:
+    """Has this process signal itself right before its training batch number `at`, from 1."""
+    put_batch, calls = sharding.put_batch, [0]
+
+    def counting(batch, mesh):  # type: ignore[no-untyped-def]
+        if "strength" in batch and (batch["weight"] == 1).all():
+            calls[0] += 1
+            if calls[0] == at:
+                os.kill(os.getpid(), getattr(signal, name))
+        return put_batch(batch, mesh)
+
+    sharding.put_batch = counting
+
+
 def main() -> None:
     source, cache, workdir, workers, name, at = sys.argv[1:]
-    # So that the others notice a death in 10 s and not in 100.
-    jax.distributed.initialize = functools.partial(
-        jax.distributed.initialize, heartbeat_timeout_seconds=10
-    )
     sharding.join()
     jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "xla"))
     config = tiny.get_config()
@@ -28,16 +37,7 @@ def main() -> None:
     config.data.workers = int(workers)
     config.sharding.devices = jax.process_count()
 
-    put_batch, calls = sharding.put_batch, [0]
-
-    def counting(batch, mesh):  # type: ignore[no-untyped-def]
-        if "strength" in batch and (batch["weight"] == 1).all():
-            calls[0] += 1
-            if calls[0] == int(at):
-                os.kill(os.getpid(), getattr(signal, name))
-        return put_batch(batch, mesh)
-
-    sharding.put_batch = counting
+    signal_before(int(at), name)
     done = train.train(config, pathlib.Path(workdir)) is not None
     assert "tensorflow" not in sys.modules
     assert "torch" not in sys.modules

@@ -3,54 +3,93 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
+import math
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+from concurrent import futures
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_resume import last_checkpoint
 
 import tiny
-from agejax import sharding, train
+from agejax import peers, sharding, train
 from agejax.errors import UserError
 
 HERE = pathlib.Path(__file__).parent
 
 
-def start(faces, cache, workdir, name="SIGCONT", at=0):
-    """Two processes of one device each, the second of which signals itself right before its batch
-    number `at`: [(exit code, what it printed)]."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+@contextlib.contextmanager
+def held_port():
+    """A free port of this machine that no other program is given meanwhile.
+
+    The socket never listens, so with SO_REUSEADDR process 0 may listen there.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
+
+
+def run_all(port, commands, count=None, timeout=300):
+    """Runs a command per process, all at once: [(exit code, what it printed)]."""
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
     env = os.environ | {
-        "PYTHONPATH": f"{HERE.parent}:{HERE}", "JAX_COORDINATOR_ADDRESS": address,
-        "JAX_NUM_PROCESSES": "2",
-        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"),
+        "PYTHONPATH": f"{HERE.parent}:{HERE}", "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": str(count or len(commands)), "XLA_FLAGS": flags,
     }  # fmt: skip
     processes = [
         subprocess.Popen(
-            [sys.executable, HERE / "interrupted_run.py", faces, cache, workdir, "0",
-             *((name, str(at)) if i == 1 else ("SIGCONT", "0"))],
-            env=env | {"JAX_PROCESS_ID": str(i)}, start_new_session=True, text=True,
+            [sys.executable, *map(str, command)], env=env | {"JAX_PROCESS_ID": str(i)},
+            start_new_session=True, text=True, cwd=HERE.parent,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
-        for i in range(2)
+        for i, command in enumerate(commands)
     ]  # fmt: skip
     try:
-        printed = [process.communicate(timeout=300)[0] for process in processes]
+        # The pipe ends with the last process that holds it: no child is left either.
+        printed = [process.communicate(timeout=timeout)[0] for process in processes]
     finally:
         for process in processes:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     return list(zip([process.returncode for process in processes], printed, strict=True))
+
+
+def start(faces, cache, workdir, name="SIGCONT", at=0, workers=0):
+    """Two processes of one device each, the second of which signals itself right before its batch
+    number `at`: [(exit code, what it printed)]."""
+    script = [HERE / "interrupted_run.py", faces, cache, workdir, workers]
+    with held_port() as port:
+        return run_all(port, [[*script, "SIGCONT", 0], [*script, name, at]])
+
+
+def start_main(faces, cache, workdir, flags, count=None):
+    """`python -m agejax.main` once per element of `flags`, those that this process adds."""
+    common = [
+        "-m", "agejax.main", "--config=tests/tiny.py", f"--workdir={workdir}",
+        f"--config.data.source={faces}", f"--config.data.cache_dir={cache}",
+        "--config.sharding.devices=0",
+    ]  # fmt: skip
+    with held_port() as port:
+        return run_all(port, [[*common, *each] for each in flags], count)
+
+
+def errors_of(printed):
+    """The lines of errors; fails on a stack of Python's or of C++."""
+    assert "Traceback" not in printed
+    assert "stack trace" not in printed
+    return [line for line in printed.splitlines() if line.startswith("agejax: error: ")]
 
 
 def losses(workdir):
@@ -84,9 +123,11 @@ def test_a_run_of_which_one_process_is_stopped_or_killed_ends_bit_equal(
     for code, printed in start(faces, cache, workdir, "SIGTERM", 6):
         assert code == 0, printed
         assert "stopped" in printed
-    (survivor, printed), (killed, _) = start(faces, cache, workdir, "SIGKILL", 8)
-    assert killed == -signal.SIGKILL
-    assert survivor != 0, printed
+    (survivor, printed), (killed, _) = start(faces, cache, workdir, "SIGKILL", 8, workers=1)
+    assert (killed, survivor) == (-signal.SIGKILL, 2), printed
+    (error,) = errors_of(printed)
+    assert "process 1 is gone" in error
+    assert "resumes from its last checkpoint" in error
     for code, printed in start(faces, cache, workdir):
         assert code == 0, printed
         assert "finished" in printed
@@ -94,6 +135,254 @@ def test_a_run_of_which_one_process_is_stopped_or_killed_ends_bit_equal(
     expected_step, expected = last_checkpoint(together)
     assert step == expected_step
     jax.tree.map(np.testing.assert_array_equal, expected, arrays)
+
+
+@pytest.mark.parametrize("killed", [0, 2])
+def test_whoever_dies_every_other_process_ends_with_one_line_that_names_it(killed):
+    """Process 0 too, whose death JAX answers with a C++ stack a hundredth of a second later."""
+    script = (
+        "import os, signal, sys, time, numpy, jax\n"
+        "from agejax import sharding\n"
+        "from jax.experimental import multihost_utils\n"
+        "sharding.join()\n"
+        "for i in range(10**6):\n"
+        f"    if i == 5 and jax.process_index() == {killed}: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    multihost_utils.process_allgather(numpy.ones(3))\n"
+    )
+    with held_port() as port:
+        ends = run_all(port, [["-c", script]] * 3)
+    for i, (code, printed) in enumerate(ends):
+        if i == killed:
+            assert code == -signal.SIGKILL
+            continue
+        assert code == 2, printed
+        (error,) = errors_of(printed)
+        assert f"process {killed} is gone" in error
+
+
+def test_processes_with_different_configs_all_end_with_the_difference(faces, cache, tmp_path):
+    flags = ["--config.eval.every.steps=6"], ["--config.eval.every.steps=8"]
+    for code, printed in start_main(faces, cache, tmp_path / "run", flags):
+        assert code == 2, printed
+        assert errors_of(printed) == [
+            "agejax: error: the processes differ: config.eval.every.steps is 6 in process 0 and 8 "
+            "in process 1; start all with the same"
+        ]
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_with_other_images_of_the_same_number_all_end_with_a_line(faces, cache, tmp_path):
+    """Where the data lies may differ, what it holds may not."""
+    shutil.copytree(faces, tmp_path / "same")
+    shutil.copytree(faces, tmp_path / "other")
+    first, second = sorted((tmp_path / "other").iterdir())[:2]
+    shutil.copyfile(first, second)
+    flags = [], [f"--config.data.source={tmp_path / 'other'}"]
+    for code, printed in start_main(faces, cache, tmp_path / "run", flags):
+        assert code == 2, printed
+        (error,) = errors_of(printed)
+        assert "the processes differ: data is " in error
+
+
+def test_an_error_of_one_process_ends_the_others_too_and_is_named(faces, cache, tmp_path):
+    flags = [], [f"--config.data.source={tmp_path / 'nowhere'}"]
+    ends = start_main(faces, cache, tmp_path / "run", flags)
+    for code, printed in ends:
+        assert code == 2, printed
+        (error,) = errors_of(printed)
+        assert f"{tmp_path / 'nowhere'}" in error
+    assert "agejax: error: process 1: " in ends[0][1]
+
+
+def test_a_process_that_waits_in_vain_says_for_whom_before_and_after(faces, cache, tmp_path):
+    ((code, printed),) = start_main(faces, cache, tmp_path / "run", [["--join_timeout=1"]], 3)
+    assert code == 2, printed
+    waiting, error = printed.splitlines()
+    assert "waiting for 2 other processes at 127.0.0.1:" in waiting
+    assert "at most 1 s" in waiting
+    assert "1 of 3 processes came" in error
+    assert "missing: 1, 2; start those too" in error
+
+
+def meet_all(port, arrivals, timeout=20):
+    """What each of `arrivals`, (process, processes), comes to: its Peers or the error's message."""
+
+    def one(arrival):
+        process, processes = arrival
+        try:
+            return peers.Peers(f"127.0.0.1:{port}", processes, process, timeout)
+        except UserError as error:
+            return str(error)
+
+    with futures.ThreadPoolExecutor(len(arrivals)) as pool:
+        return list(pool.map(one, arrivals))
+
+
+def test_processes_meet_and_each_hears_all_in_their_order():
+    with held_port() as port:
+        all_ = meet_all(port, [(2, 3), (0, 3), (1, 3)])
+    with futures.ThreadPoolExecutor(3) as pool:
+        heard = list(pool.map(lambda p: p.exchange(f"from {p.process}"), all_))
+    assert heard == [["from 0", "from 1", "from 2"]] * 3
+    for each in all_:
+        each.leave()  # else their watchers would end this process
+
+
+def test_a_relay_waits_for_the_service_and_stays_open_when_process_0_closes():
+    """JAX answers the end of its connection to process 0 with a C++ stack."""
+    with held_port() as port:
+        first, second = meet_all(port, [(0, 2), (1, 2)])
+    near, far = (
+        (host, int(number))
+        for host, number in (each.coordinator.split(":") for each in (second, first))
+    )
+    with socket.create_connection(near) as client:
+        client.sendall(b"hello")
+        with socket.socket() as service:
+            service.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            service.bind(far)  # which `first` holds, and lets JAX's service listen at
+            service.listen()
+            connection, _ = service.accept()
+            assert connection.recv(5, socket.MSG_WAITALL) == b"hello"
+            connection.sendall(b"hello yourself")
+            assert client.recv(14, socket.MSG_WAITALL) == b"hello yourself"
+            connection.close()
+        client.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            client.recv(1)
+    first.leave()
+    second.leave()
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "message"),
+    [
+        ([(0, 3), (1, 3)], "2 of 3 processes came to .* within 3 s; missing: 2; start those too"),
+        ([(1, 2)], "no process 0 at .* within 3 s .*; start it there, give another --coordinator"),
+        ([(0, 3), (1, 3), (1, 3)], "two processes have --process=1"),
+        ([(0, 2), (1, 3)], "process 1 was started with --processes=3, process 0 with --proc"),
+        ([(3, 3)], "--process: 3; 3 processes are numbered 0 to 2"),
+    ],
+)
+def test_processes_that_do_not_fit_all_say_the_same(arrivals, message, monkeypatch):
+    with held_port() as port:
+        for said in meet_all(port, arrivals, timeout=3):
+            assert re.search(message, said)
+
+
+def test_a_port_that_another_program_has_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        (said,) = meet_all(port, [(0, 2)])
+    assert f"--coordinator: cannot listen at port {port}" in said
+    assert "choose another port" in said
+    with pytest.raises(UserError, match="set it to HOST:PORT of process 0"):
+        peers.Peers("node-0", 2, 0, 1)
+
+
+def test_a_program_that_is_no_process_0_is_not_believed():
+    with socket.create_server(("127.0.0.1", 0)) as other, futures.ThreadPoolExecutor(1) as pool:
+
+        def answer():
+            connection, _ = other.accept()
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            return connection
+
+        open_ = pool.submit(answer)
+        (said,) = meet_all(other.getsockname()[1], [(1, 2)])
+        open_.result().close()
+    assert "does not answer as process 0 of a run does" in said
+
+
+def test_a_stranger_at_the_port_of_process_0_disturbs_nobody():
+    with held_port() as port, futures.ThreadPoolExecutor(1) as pool:
+        first = pool.submit(meet_all, port, [(0, 2)])
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)) as s:
+                s.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                break
+        (second,) = meet_all(port, [(1, 2)])
+    for each in (first.result()[0], second):
+        each.leave()
+
+
+@pytest.fixture
+def agree_with(monkeypatch):
+    """peers.agree, in two processes of which the other one has `theirs`."""
+
+    def agree(mine, theirs):
+        class Pair:
+            def exchange(self, message):
+                if theirs is mine:
+                    return [message] * 2
+                return [message, json.dumps(peers.flat(theirs))]
+
+        monkeypatch.setattr(peers, "_peers", Pair())
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        peers.agree(**mine)
+
+    return agree
+
+
+def test_every_kind_of_difference_is_named(agree_with):
+    same = {
+        "config": {"a": {}, "b": [1, 2], "c": None, "data": {"source": "/x"}, "nan": math.nan},
+        "versions": {"jax": "0.10.2"},
+        "data": "5eed",
+    }
+    agree_with(same, same)
+    may = copy.deepcopy(same)
+    may["config"]["data"]["source"] = "/y"
+    agree_with(same, may)
+    for path, value, message in [
+        (("config", "b"), [1, 3], r"config\.b\.1 is 2 in process 0 and 3 in process 1"),
+        (("config", "c"), 0, r"config\.c is null in process 0 and 0 in process 1"),
+        (("config", "a"), {"k": 1}, r"config\.a is {} in process 0 and missing in process 1; "
+         r"config\.a\.k is missing in process 0 and 1"),
+        (("versions", "jax"), "0.10.3", 'versions.jax is "0.10.2" in process 0 and "0.10.3" in'),
+        (("data",), "bad", 'data is "5eed" in process 0 and "bad" in process 1; start all with'),
+    ]:  # fmt: skip
+        other = copy.deepcopy(same)
+        group = other
+        for key in path[:-1]:
+            group = group[key]
+        group[path[-1]] = value
+        with pytest.raises(UserError, match=message):
+            agree_with(same, other)
+    with pytest.raises(UserError, match="and 96 more") as caught:
+        agree_with(*({f"k{i:02d}": text * 500 for i in range(100)} for text in "xy"))
+    assert len(str(caught.value)) < 700
+
+
+def test_weights_that_differ_in_one_bit_differ(monkeypatch):
+    messages = []
+
+    class Pair:
+        def exchange(self, message):
+            messages.append(message)
+            return messages * (2 if len(messages) == 1 else 1)
+
+    weights = {"kernel": jnp.ones((3, 4), jnp.bfloat16), "scale": jnp.float32(2)}
+    monkeypatch.setattr(peers, "_peers", Pair())
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    peers.agree_on_weights(weights)
+    flipped = weights | {"scale": jnp.float32(np.nextafter(np.float32(2), np.float32(3)))}
+    with pytest.raises(UserError, match="the processes differ: weights is "):
+        peers.agree_on_weights(flipped)
+
+
+def test_the_first_task_of_a_slurm_step_is_process_0():
+    environment = {
+        "SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5", "SLURM_JOB_ID": "4099",
+        "SLURM_STEP_NODELIST": "node-a,node-b",
+    }  # fmt: skip
+    # 4099 is 3 beyond 2^12; the ports are the last 2^12 there are.
+    assert sharding.slurm_step(environment) == ("node-a:61443", 8, 5)
+    for nodes in ("gpu[007-009,012],other", "gpu[007,012]"):
+        place = sharding.slurm_step(environment | {"SLURM_STEP_NODELIST": nodes})
+        assert place == ("gpu007:61443", 8, 5)
+    assert sharding.slurm_step(environment | {"SLURM_STEP_NUM_TASKS": "1"}) is None
+    assert sharding.slurm_step({}) is None
 
 
 def test_half_an_address_is_refused(monkeypatch):

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 
 import jax
 import numpy as np
@@ -50,23 +49,21 @@ def uninterrupted(faces, cache, tmp_path_factory):
 def start(faces, cache, workdir, workers, name="SIGCONT", at=0):
     """Runs the script to its end: (exit code, what it printed).
 
-    Into a file, not a pipe: grain's workers outlive a killed parent and would hold a pipe open. The
-    process group ends them.
+    The pipe ends with the last process that holds it, so no worker of the input outlives the run.
     """
     env = os.environ | {"PYTHONPATH": f"{HERE.parent}:{HERE}"}
     arguments = [faces, cache, workdir, str(workers), name, str(at)]
-    with tempfile.TemporaryFile("w+") as out:
-        process = subprocess.Popen(
-            [sys.executable, HERE / "interrupted_run.py", *arguments],
-            env=env, stdout=out, stderr=out, start_new_session=True,
-        )  # fmt: skip
-        try:
-            code = process.wait(timeout=300)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        out.seek(0)
-        return code, out.read()
+    process = subprocess.Popen(
+        [sys.executable, HERE / "interrupted_run.py", *arguments],
+        env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        printed = process.communicate(timeout=300)[0]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, printed
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
+import os
 import sys
+import threading
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -105,12 +108,24 @@ class TrainBatches:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # grain hands absl's flags on to its workers
             options = grain.multiprocessing.MultiprocessingOptions(num_workers=workers)
-            dataset = dataset.mp_prefetch(options)
+            dataset = dataset.mp_prefetch(options, worker_init_fn=_end_with_parent)
         iterator = iter(dataset)
         try:
             yield from iterator
         finally:
             iterator.close()
+
+
+def _end_with_parent(worker: int, count: int) -> None:
+    """In a worker process: ends it when its parent has died, for which grain never looks."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def wait() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=wait, name="end_with_parent", daemon=True).start()
 
 
 def evaluation_batches(source: Source, rows: np.ndarray, batch_size: int) -> Iterator[HostBatch]:
