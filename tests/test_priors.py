@@ -10,9 +10,9 @@ import scipy.special
 
 import tiny
 from agejax import heads, train
-from agejax.checkpoint import digest
 from agejax.data import draws, opening, splits
 from agejax.heads import priors, training
+from agejax.logging import records
 from agejax.run import Run
 
 # What an image says of three ages, or classes, and how often each is in the data and is drawn.
@@ -165,7 +165,7 @@ def test_a_run_from_before_there_were_priors_opens_and_goes_on_as_it_was(run, tm
         kept = stored.get("config", stored)
         kept["heads"]["age"] = {"kind": "distribution"}
         if "digest" in stored:
-            stored["digest"] = digest(stored)
+            stored["digest"] = records.digest(stored)
         path.write_text(json.dumps(stored))
     head = Run.open(old, devices=1).heads["age"]
     assert head.prior == ()
