@@ -512,6 +512,9 @@ def test_own_columns_are_named_and_what_is_not_read_is_said(tmp_path, capsys):
     assert "did you mean 'age'" in refused(
         "image_folder", folder, tmp_path, columns={"ages": "Years"}
     )
+    assert "columns.age: 5; set it to" in refused(
+        "image_folder", folder, tmp_path, columns={"age": 5}
+    )
     wide = pack(table(",".join(f"{i}{'x' * 90}" for i in range(300)), "1,2"), tmp_path / "wide")
     assert "and 290 more" in refused("image_folder", wide, tmp_path)
     some = pack(table("file,Years", "a.jpg,30"), tmp_path / "some")

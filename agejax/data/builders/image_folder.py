@@ -55,9 +55,10 @@ class Table:
     def count(self, columns: Sequence[str]) -> dict[str, Counter[str]]:
         """Column -> how often it has each cell."""
         counts: dict[str, Counter[str]] = {name: Counter() for name in columns}
-        for row in self:
-            for name, cells_of_column in counts.items():
-                cells_of_column[row.get(name, "")] += 1
+        there = [name for name in columns if name in self.column_of]
+        for row in self if there else ():
+            for name in there:
+                counts[name][row[name]] += 1
         return counts
 
 
@@ -102,6 +103,9 @@ class ImageFolder(FaceBuilder):
         self.columns = dict(columns)
         self.folders = tuple(folders.split("/")) if folders else ()
         check_keys(self.columns, KNOWN, f"{OPTIONS}.columns")
+        for ours, theirs in self.columns.items():
+            if not isinstance(theirs, str):
+                raise UserError(f"{OPTIONS}.columns.{ours}: {theirs!r}; set it to a column's name")
         check_keys(self.folders, ("*", *KNOWN[1:]), f"{OPTIONS}.folders")
         self.names: dict[str, tuple[str, ...]] = {}
         for label, names in {"gender": gender_names, "ethnicity": ethnicity_names}.items():
