@@ -9,8 +9,8 @@ __version__ = "0.1.0"
 
 memory.keep_freed()  # here, before other packages start threads
 
-# `python -m agejax.X` imports this package first, and JAX then takes seconds: until the command
-# runs, Ctrl-C ends it by one line. Any other program keeps its own handler.
+# `python -m agejax.X` imports this package first, and then JAX, which takes seconds: until the
+# command runs, Ctrl-C ends it with one line. Any other program keeps its own handler.
 if (
     sys.argv[:1] == ["-m"]
     and any(a.removeprefix("-m").startswith(("agejax.", "experiments.")) for a in sys.orig_argv)

@@ -110,12 +110,15 @@ def run_command(main: Callable[..., Any], *args: Any) -> int:
       Exception: any other one. It is a bug, and its traceback says where.
     """
     _say_a_full_disk_once()
-    if signal.getsignal(signal.SIGINT) is leave:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        code = _run(main, args)
-    finally:
-        flushed = _flush()
+    with handling_interrupts(_interrupt):
+        try:
+            code = _run(main, args)
+        finally:
+            flushed = _flush()
+    if (
+        code == INTERRUPTED
+    ):  # threads may still have to end, which a second Ctrl-C does not wait for
+        signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
     return code or (0 if flushed else CLOSED_PIPE)
 
 
@@ -125,8 +128,6 @@ def _run(main: Callable[..., Any], args: Sequence[Any]) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except KeyboardInterrupt:
-        # Threads may still have to end; a second Ctrl-C does not wait for them.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
         say("agejax: interrupted")
         return INTERRUPTED
     except Exception as error:
@@ -142,13 +143,37 @@ def _run(main: Callable[..., Any], args: Sequence[Any]) -> int:
     return 0
 
 
+Handler = Callable[[int, FrameType | None], Any]
+
+
 def leave(number: int, frame: FrameType | None) -> None:
-    """Ends the process by one line: the handler of SIGINT while a command imports its modules.
+    """Handles SIGINT by ending the process with one line: while a command imports its modules.
 
     A KeyboardInterrupt raised there would come out of some library's import, or be lost in it.
     """
     say("agejax: interrupted")
     os._exit(INTERRUPTED)  # nothing was begun yet
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Handles the first SIGINT as Python does, and the next by `leave`: a library may lose one."""
+    signal.signal(signal.SIGINT, leave)
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def handling_interrupts(handler: Handler) -> Iterator[None]:
+    """A handler of SIGINT for a while; a program that ignores or handles it itself goes on to."""
+    previous = signal.getsignal(signal.SIGINT)
+    ours = previous in (signal.default_int_handler, leave, _interrupt)
+    if not ours or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous if previous is not leave else handler)
 
 
 def line_of(error: Exception) -> str | None:
@@ -286,6 +311,8 @@ def _of_a_thread(failure: threading.ExceptHookArgs) -> None:
 
 def _of_nobody(failure: sys.UnraisableHookArgs) -> None:
     """Writes that come to their end when nobody waits for them any more are no news either."""
+    if isinstance(failure.exc_value, KeyboardInterrupt):
+        return  # lost in a library's callback; the next one is not
     late = str(failure.exc_value).endswith(("Event loop is closed", "likely shutting down"))
     if not late and not _disk_was_full(failure.exc_value):
         sys.__unraisablehook__(failure)

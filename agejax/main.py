@@ -12,7 +12,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from agejax.errors import UserError, line_in, run_command
+from agejax.errors import UserError, handling_interrupts, leave, line_in, run_command
 from agejax.paths import expand
 
 FLAGS = flags.FLAGS
@@ -95,9 +95,10 @@ def _unknown_setting(message: str, argv: Sequence[str]) -> str | None:
 def main(argv: Sequence[str]) -> None:
     """Trains, then scores the best checkpoint on the final split."""
     config = parse(argv)
-    import jax
+    with handling_interrupts(leave):
+        import jax
 
-    from agejax import evaluate, peers, sharding, train
+        from agejax import evaluate, peers, sharding, train
 
     with peers.together():
         sharding.join(COORDINATOR.value, PROCESSES.value, PROCESS.value, JOIN_TIMEOUT.value)

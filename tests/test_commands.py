@@ -91,10 +91,11 @@ def test_ctrl_c_is_one_line_and_a_second_one_does_not_wait(capsys):
     previous = signal.getsignal(signal.SIGINT)
     try:
         assert run_command(interrupted) == 130
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
     finally:
         signal.signal(signal.SIGINT, previous)
     assert capsys.readouterr().err == "agejax: interrupted\n"
+    assert run_command(lambda: None) == 0
+    assert signal.getsignal(signal.SIGINT) is previous
 
 
 def start(code, **options):
@@ -131,6 +132,40 @@ def test_a_closed_pipe_ends_the_command_without_a_word(n, then, code):
     error = process.stderr.read()
     assert process.wait() == code
     assert error == ("agejax: error: wrong\n" if "UserError" in then else "")
+
+
+SLOW = """
+import os, signal, sys, threading
+from agejax.errors import run_command
+def main():
+    {body}
+sys.exit(run_command(main))
+"""
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        # A library that loses the first one.
+        """
+    for _ in range(2):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except BaseException:
+            pass
+        """,
+        # A thread that takes long to end.
+        """
+    threading.Thread(target=threading.Event().wait).start()
+    threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT]).start()
+    signal.raise_signal(signal.SIGINT)
+        """,
+    ],
+)
+def test_a_second_ctrl_c_ends_the_command_at_once(body):
+    process = start(SLOW.format(body=body))
+    assert process.communicate(timeout=60) == ("", "agejax: interrupted\n")
+    assert process.returncode == 130
 
 
 def test_a_full_disk_behind_stdout_is_one_line():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Generator, Iterator
@@ -108,7 +109,7 @@ class TrainBatches:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # grain hands absl's flags on to its workers
             options = grain.multiprocessing.MultiprocessingOptions(num_workers=workers)
-            dataset = dataset.mp_prefetch(options, worker_init_fn=_end_with_parent)
+            dataset = dataset.mp_prefetch(options, worker_init_fn=_obey_parent)
         iterator = iter(dataset)
         try:
             yield from iterator
@@ -116,8 +117,12 @@ class TrainBatches:
             iterator.close()
 
 
-def _end_with_parent(worker: int, count: int) -> None:
-    """In a worker process: ends it when its parent has died, for which grain never looks."""
+def _obey_parent(worker: int, count: int) -> None:
+    """In a worker process: ends it when its parent has died, for which grain never looks.
+
+    Ctrl-C reaches the worker too: it leaves that to its parent, which closes it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
 
