@@ -377,10 +377,13 @@ def disturb(
         first = begin(workdir, cache)
         while first.poll() is None and not list(workdir.glob("checkpoints/[0-9]*")):
             time.sleep(0.05)
-        readers = [storm.begin("read", workdir, cache, i, 1000) for i in (0, 1)]
+        readers = [
+            storm.Child(workdir.parent / f"read-{i}.txt", "read", workdir, cache, i, 1000)
+            for i in (0, 1)
+        ]
         trained = finish(first)
         (workdir.parent / storm.STOP).touch()
-        done += [*map(finish, readers), trained]
+        done += [*(reader.finish() for reader in readers), trained]
     elif kind in BETWEEN:
         done.append(finish(begin(workdir, cache, "SIGKILL", at)))
         BETWEEN[kind](workdir, cache, rng)

@@ -106,12 +106,19 @@ def _use(
     return None
 
 
-def begin(*arguments: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "experiments.storm", "--child", *map(str, arguments)],
-        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
+class Child:
+    """A process of this script. It prints to a file: a pipe that nobody empties would block it."""
+
+    def __init__(self, log: pathlib.Path, *arguments: Any) -> None:
+        self._log = log
+        with log.open("w") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "experiments.storm", "--child", *map(str, arguments)],
+                stdout=out, stderr=out, env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            )  # fmt: skip
+
+    def finish(self) -> faults.Process:
+        return faults.Process(self.process.wait(), self._log.read_text())
 
 
 # ---- the storm -----------------------------------------------------------------------------------
@@ -128,7 +135,9 @@ def storm(opens: int, readers: int, steps: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         cache = pathlib.Path(name) / "cache"
         os.environ["AGEJAX_CACHE"] = str(cache)
-        alone = faults.finish(begin("train", pathlib.Path(name) / "alone", cache, steps))
+        alone = Child(
+            pathlib.Path(name) / "alone.txt", "train", pathlib.Path(name) / "alone", cache, steps
+        ).finish()
         if not alone.digest:
             raise UserError(f"the training that nothing looks at failed: {alone.text[-2000:]}")
         while len(rows) < opens:
@@ -158,28 +167,24 @@ def _train_and_read(
     workdir: pathlib.Path, cache: pathlib.Path, steps: int, readers: int, opens: int
 ) -> tuple[faults.Process, list[dict[str, Any]]]:
     """A training's end, and the opens of it that ended while it trained."""
-    log = workdir.parent / "train.txt"
-    with log.open("w") as out:
-        trainer = subprocess.Popen(
-            [sys.executable, "-m", "experiments.storm", "--child", "train", str(workdir),
-             str(cache), str(steps)],
-            stdout=out, stderr=out, env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        )  # fmt: skip
-        while trainer.poll() is None and not list(workdir.glob("checkpoints/[0-9]*")):
-            time.sleep(0.05)
-        each = -(-opens // readers)
-        processes = [begin("read", workdir, cache, i, each) for i in range(readers)]
-        code = trainer.wait()
+    trainer = Child(workdir.parent / "train.txt", "train", workdir, cache, steps)
+    while trainer.process.poll() is None and not list(workdir.glob("checkpoints/[0-9]*")):
+        time.sleep(0.05)
+    each = -(-opens // readers)
+    reading = [
+        Child(workdir.parent / f"read-{i}.txt", "read", workdir, cache, i, each)
+        for i in range(readers)
+    ]
+    trained = trainer.finish()
     ended = time.time()
     (workdir.parent / STOP).touch()
     rows = []
-    for process in processes:
-        text = process.communicate()[0]
-        lines = [line for line in text.splitlines() if line.startswith('{"kind"')]
+    for done in [child.finish() for child in reading]:
+        lines = [line for line in done.text.splitlines() if line.startswith('{"kind"')]
         rows += [row for row in map(json.loads, lines) if row["end"] < ended]
-        if process.returncode or any('"traceback"' in line for line in lines):
-            print(text[-4000:], file=sys.stderr, flush=True)
-    return faults.Process(code, log.read_text()), sorted(rows, key=lambda row: row["end"])
+        if done.code or any('"traceback"' in line for line in lines):
+            print(done.text[-4000:], file=sys.stderr, flush=True)
+    return trained, sorted(rows, key=lambda row: row["end"])
 
 
 def _write_photos(cache: pathlib.Path, folder: pathlib.Path) -> list[pathlib.Path]:
