@@ -470,7 +470,7 @@ def test_classes_are_names_or_numbers(tmp_path):
 
 
 def test_a_csv_may_leave_out_the_folders_an_archive_begins_with(tmp_path):
-    rows = csv("file,age", "./images/a.jpg,3", r"images\b.jpg,4", "c.jpg,5", ",6", "x/d.jpg,7")
+    rows = csv("file,age", "./images/a.jpg,3", r"images\b.jpg,4", "c.jpg,5", ",6", "x/e.jpg,7")
     images = {f"faces/images/{name}.jpg": i for i, name in enumerate("abcd")}
     files = images | {"faces/labels.csv": rows}
     for kind in ("x.tar.gz", "x.zip", "x"):
@@ -479,7 +479,7 @@ def test_a_csv_may_leave_out_the_folders_an_archive_begins_with(tmp_path):
         assert skipped == [
             "row 4 of labels.csv: no file",
             "faces/images/d.jpg: no row in labels.csv",
-            "x/d.jpg: no such image",
+            "x/e.jpg: no such image",
         ]
 
 
@@ -503,7 +503,7 @@ def test_which_of_several_csv_files_is_meant(tmp_path, monkeypatch):
         (csv("picture,age", "a.jpg,3"), "no column file, file_name"),
         (csv("file,height", "a.jpg,3"), "none of the columns age"),
         (csv(""), "no rows"),
-        (b"\xff\xfe\x00", "no CSV file"),
+        (b"\xff\xfe\x00", "save it as CSV UTF-8"),
     ],
 )
 def test_a_csv_that_is_of_no_use_is_one_clear_line(table, message, tmp_path):

@@ -238,6 +238,25 @@ def test_keys_of_no_model_are_counted_and_the_first_named(shapes, tmp_path):
     assert len(str(error.value)) < 600
 
 
+def test_a_file_of_no_model_is_refused_with_what_to_give(tmp_path):
+    path = saved({f"x{i}.weight": np.zeros(1, np.float32) for i in range(9)}, tmp_path)
+    with pytest.raises(UserError) as error:
+        pretrained.load(path, "resnet50", abstract_shapes("resnet50"), prefix="")
+    assert str(error.value).endswith(
+        "give the weights of resnet50, whose keys begin like 'conv1' (torchvision) or "
+        "'conv1_conv' (keras)"
+    )
+
+
+@pytest.mark.parametrize("model", pretrained.LAYOUTS)
+def test_the_example_of_a_layouts_keys_is_one_of_them(model):
+    for layout in pretrained.LAYOUTS[model]:
+        name = layout.example()
+        assert re.fullmatch(r"[\w./]+", name)
+        assert layout.our_name(f"{name}.weight", np.zeros(1))
+        assert not re.fullmatch(layout.classifier, name)
+
+
 def test_a_file_with_many_misfits_is_still_a_short_line(shapes, tmp_path):
     state = {k: v[..., None] for k, v in torch_state().items()}
     with pytest.raises(UserError, match=r"does not fit: .* more") as error:

@@ -3,9 +3,11 @@
 The kinds are those of ../shared/repro; the files here are small, and nothing is trained.
 """
 
+import ast
 import io
 import os
 import pathlib
+import unicodedata
 import zipfile
 import zlib
 
@@ -299,7 +301,9 @@ def test_gender_coded_as_1_and_2_is_one_error_whose_remedy_works(tmp_path):
     assert source.labels["gender"][order].tolist() == [0, 1, 0, 0, -1, 1]
     # 0 unknown, 1 male, 2 female (ISO 5218).
     folder = pack(coded(0, 1, 2, 1, 2), tmp_path / "iso")
-    assert "(0, 1, 2) do not count from 0" in refused("image_folder", folder, tmp_path)
+    said = refused("image_folder", folder, tmp_path)
+    assert "column gender (0, 1, 2) are more than its classes (0 male, 1 female); write" in said
+    assert said.endswith(f"such as {remedy!r}")
     faces, _, _ = read("image_folder", folder, gender_names=remedy)
     assert [face.gender for face in faces.values()] == [-1, 0, 1, 0, 1]
 
@@ -320,6 +324,65 @@ def test_any_column_of_classes_that_is_counted_otherwise_is_an_error(tmp_path):
     labels.write_bytes(csv("id,gender", "00.jpg,1", "01.jpg,2"))
     with pytest.raises(UserError, match=r"column gender \(1, 2\) do not count from 0"):
         edits.relabelled(source, str(labels))
+
+
+def remedy_of(said):
+    """The setting that a message proposes."""
+    return ast.literal_eval(said.rpartition("such as ")[2])
+
+
+@pytest.mark.parametrize("cells_", [(0, 1, 2, 3, 4, 5), (1, 2, 9), (1, 1, ""), (2, 3)])
+def test_the_names_that_a_message_proposes_for_numbers_are_accepted(cells_, tmp_path):
+    folder = pack(coded(*cells_), tmp_path / "x")
+    names = remedy_of(refused("image_folder", folder, tmp_path))
+    faces, skipped, found = read("image_folder", folder, gender_names=names)
+    assert len(faces) == len(cells_)
+    assert not skipped
+    assert found["gender"] == ("male", "female")
+
+
+def test_gender_coded_as_1_and_minus_1_or_as_1_alone_is_one_error(tmp_path):
+    """CelebA's Male is 1 and -1: ones became female, and men and women alike were lost."""
+    celeba = pack(coded(1, -1, -1, 1), tmp_path / "celeba")
+    said = refused("image_folder", celeba, tmp_path)
+    assert "column gender (-1, 1) do not count from 0 (0 male, 1 female)" in said
+    assert said.endswith("write names in the table")
+    ones = pack(coded(1, 1, "", 1), tmp_path / "ones")
+    said = refused("image_folder", ones, tmp_path)
+    assert "column gender has only the number 1, which may be either class" in said
+    faces, _, _ = read("image_folder", ones, gender_names=remedy_of(said))
+    assert [face.gender for face in faces.values()] == [0, 0, -1, 0]
+    zeros = pack(coded(0, 1, -1), tmp_path / "zeros")  # counts from 0
+    faces, _, _ = read("image_folder", zeros)
+    assert [face.gender for face in faces.values()] == [0, 1, -1]
+    source = load("image_folder", zeros, tmp_path)
+    labels = tmp_path / "edit.csv"
+    for rows, message in (
+        (("00.jpg,1", "01.jpg,-1"), r"\(-1, 1\) do not count from 0"),
+        (("00.jpg,1", "01.jpg,"), "only the number 1, .*; write names in the table$"),
+    ):
+        labels.write_bytes(csv("id,gender", *rows))
+        with pytest.raises(UserError, match=message):
+            edits.relabelled(source, str(labels))
+
+
+def test_folders_of_men_and_women_are_the_classes_of_gender(tmp_path):
+    for men, women in (("men", "women"), ("Males", "Females")):
+        files = {f"{men}/a.jpg": jpeg(1), f"{women}/b.jpg": jpeg(2)}
+        faces, skipped, _ = read("image_folder", pack(files, tmp_path / men), folders="gender")
+        assert [face.gender for face in faces.values()] in ([0, 1], [1, 0])
+        assert faces[f"{men}/a.jpg"].gender == 0
+        assert not skipped
+
+
+@pytest.mark.parametrize("band", ["20-29", "(25, 32)", "60+", "20 – 29", "more than 70"])
+def test_a_band_of_ages_is_refused_with_what_to_write(band, tmp_path):
+    remedy = f"{band} is a band of ages; write a number, such as the band's middle"
+    rows = (f'{name},"{band}"' for name in ("a.jpg", "b.jpg"))
+    folder = pack(table("file,age", *rows), tmp_path / "table")
+    assert remedy in refused("image_folder", folder, tmp_path)
+    folder = pack({f"{band}/a.jpg": jpeg(1)}, tmp_path / "folders")
+    assert remedy in refused("image_folder", folder, tmp_path, folders="age")
 
 
 BANDS = ("0-2", "3-9", "10-19", "20-29", "30-39", "40-49", "50-59", "60-69", "more than 70")
@@ -451,7 +514,11 @@ def test_paths_of_a_table_are_found_however_they_are_written(cell, inside, tmp_p
 def test_files_of_one_name_are_told_apart_by_their_folders():
     files = ["p/a/1.jpg", "p/b/1.jpg", "p/c/2.jpg"]
     pairs = pairing.pair(files, ["/home/p/a/1.jpg", "/home/p/b/1.jpg", "/home/q/2.jpg"])
-    assert pairs.row_of == {"p/a/1.jpg": "/home/p/a/1.jpg", "p/b/1.jpg": "/home/p/b/1.jpg"}
+    assert pairs.row_of == {
+        "p/a/1.jpg": "/home/p/a/1.jpg",
+        "p/b/1.jpg": "/home/p/b/1.jpg",
+        "p/c/2.jpg": "/home/q/2.jpg",
+    }
     pairs = pairing.pair(["1.jpg", "2.jpg"], ["x/1.jpg", "y/1.jpg", "z/2.jpg"])
     assert pairs.row_of == {"2.jpg": "z/2.jpg"}
     assert pairs.why_not == {
@@ -466,6 +533,109 @@ def test_files_of_one_name_are_told_apart_by_their_folders():
     pairs = pairing.pair(["a.jpg", "a.png"], ["a"])
     assert not pairs.row_of
     assert set(pairs.why_not) == {"a.jpg", "a.png"}
+
+
+def test_a_row_that_two_images_could_be_labels_neither(tmp_path):
+    files = {
+        "train/000000.jpg": jpeg(1),
+        "valid/000000.jpg": jpeg(2),
+        "valid/000001.jpg": jpeg(3),
+        "labels.csv": csv("file,age", "000000.jpg,70", "000001.jpg,30"),
+    }
+    faces, skipped, _ = read("image_folder", pack(files, tmp_path / "x"))
+    assert {name: face.age for name, face in faces.items()} == {"valid/000001.jpg": 30}
+    assert skipped == [
+        f"{split}/000000.jpg: one of 2 images for the row 000000.jpg"
+        for split in ("train", "valid")
+    ]
+    del files["valid/000001.jpg"]
+    files["labels.csv"] = csv("file,age", "000000.jpg,70")
+    said = refused("image_folder", pack(files, tmp_path / "y"), tmp_path)
+    assert "none of its 1 rows is of one image only; train/000000.jpg: one of 2 images" in said
+    # The whole path of an image is that image, in any order.
+    for order in (["a.jpg", "old/a.jpg"], ["old/a.jpg", "a.jpg"]):
+        pairs = pairing.pair(order, ["a.jpg"])
+        assert pairs.row_of == {"a.jpg": "a.jpg"}
+        assert list(pairs.why_not) == ["old/a.jpg"]
+        assert not pairs.doubtful
+
+
+def test_the_longest_common_ending_counts_beside_rows_that_match_exactly():
+    files = ["a.jpg", "new/b.jpg", "new/c.jpg"]
+    pairs = pairing.pair(files, ["a.jpg", "old/b.jpg", "old/c.png"])
+    assert pairs.row_of == {
+        "a.jpg": "a.jpg",
+        "new/b.jpg": "old/b.jpg",
+        "new/c.jpg": "old/c.png",
+    }
+    # A name that a paired file or row has too tells nothing; with its folder it may.
+    pairs = pairing.pair(["x/a/1.jpg", "x/c/1.jpg"], ["a/1.jpg", "b/1.jpg"])
+    assert pairs.row_of == {"x/a/1.jpg": "a/1.jpg"}
+    pairs = pairing.pair(["x/a/1.jpg", "x/c/1.jpg"], ["a/1.jpg", "y/c/1.jpg"])
+    assert pairs.row_of == {"x/a/1.jpg": "a/1.jpg", "x/c/1.jpg": "y/c/1.jpg"}
+
+
+@pytest.mark.parametrize(("file", "row"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_accents_are_the_same_in_either_form_of_unicode(file, row, tmp_path):
+    name = "é/Zoë Müller.jpg"
+    inside, cell = (unicodedata.normalize(form, name) for form in (file, row))
+    assert inside != cell
+    images = {inside: jpeg(1), "b.jpg": jpeg(2)}
+    rows = csv("file,age", f"{cell},30", "b.jpg,40")
+    source = pack(images | {"labels.csv": rows}, tmp_path / "x.zip")
+    faces, skipped, _ = read("image_folder", source)
+    assert faces[inside].age == 30
+    assert not skipped
+    # Also where the rest of the path differs.
+    assert pairing.pair([inside], [pairing.normal(f"/home/{cell}")]).row_of
+    loaded = load("image_folder", source, tmp_path)
+    (tmp_path / "edit.csv").write_bytes(csv("id,age", f"{cell},50"))
+    edited = edits.relabelled(loaded, str(tmp_path / "edit.csv"))
+    assert edited.labels["age"].max() == 50
+
+
+def test_a_path_of_a_table_with_a_space_is_named_whole(tmp_path):
+    (tmp_path / "my labels.csv").write_bytes(csv("file,age", "a.jpg,3", ",4"))
+    images = pack({"a.jpg": jpeg(1), "b.jpg": jpeg(2)}, tmp_path / "x")
+    path = str(tmp_path / "my labels.csv")
+    _, skipped, _ = read("image_folder", images, labels=path)
+    assert skipped == [f"row 2 of {path}: no file", f"b.jpg: no row in {path}"]
+
+
+def test_a_table_that_is_no_csv_in_utf_8_is_named_with_its_remedy(tmp_path):
+    text = "file,age,gender\na.jpg,3,Männer\n"
+    with zipfile.ZipFile(out := io.BytesIO(), "w") as book:
+        book.writestr("xl/workbook.xml", "")
+    images = pack({"a.jpg": jpeg(1)}, tmp_path / "x")
+    excel = "is an Excel file: save it as CSV UTF-8"
+    encoding = "text in another encoding than UTF-8: save it as CSV UTF-8"
+    for name, data, message in (
+        ("l.xlsx", out.getvalue(), excel),
+        ("l.xls", b"\xd0\xcf\x11\xe0\xa1\xb1" + bytes(500), excel),
+        ("utf16.csv", text.encode("utf-16"), encoding),
+        ("utf16be.csv", text.encode("utf-16-be"), encoding),
+        ("utf16le.csv", text.encode("utf-16-le"), encoding),
+        ("windows.csv", text.encode("cp1252"), encoding),
+    ):
+        (tmp_path / name).write_bytes(data)
+        said = refused("image_folder", images, tmp_path, labels=str(tmp_path / name))
+        assert said.endswith(message)
+        assert name in said
+
+
+def test_groups_of_two_folders_are_joined_by_their_names_and_not_by_numbers(tmp_path):
+    parts = {}
+    for k, part in enumerate("xy"):
+        files = {f"{part}{i}.jpg": jpeg(10 * k + i) for i in range(5)}
+        rows = (
+            f"{part}{i}.jpg,30,{group}" for i, group in enumerate(("0", "1", "2.0", "Ann", "Ann"))
+        )
+        files["labels.csv"] = csv("file,age,group", *rows)
+        parts[part] = {"name": "image_folder", "source": str(pack(files, tmp_path / part))}
+    mixed = mixture.load(
+        ml_collections.ConfigDict(parts), image_size=32, cache_dir=str(tmp_path / "cache")
+    )
+    assert len(np.unique(mixed.groups)) == 3 + 3 + 1
 
 
 def test_a_table_of_other_images_shows_a_row_beside_an_image(tmp_path):
@@ -488,6 +658,17 @@ def test_corrected_labels_find_their_images_too(tmp_path):
     labels.write_bytes(csv("id,age", "x/a.jpg,50", "y/a.jpg,60", "b.jpg,"))
     edited = edits.relabelled(source, str(labels))
     assert edited.labels["age"][np.argsort(edited.ids)].tolist() == [3, 4]
+
+
+def test_corrected_labels_have_headers_in_any_case_and_unknown_cells_change_nothing(tmp_path):
+    files = table("file,age,gender", "a.jpg,3,male", "b.jpg,4,female")
+    source = load("image_folder", pack(files, tmp_path / "x"), tmp_path)
+    labels = tmp_path / "corrected.csv"
+    labels.write_bytes(csv("File,AGE,Gender", "a.jpg,NA,female", "b.jpg,50,None"))
+    edited = edits.relabelled(source, str(labels))
+    order = np.argsort(edited.ids)
+    assert edited.labels["age"][order].tolist() == [3, 50]
+    assert edited.labels["gender"][order].tolist() == [1, 1]
 
 
 OWN = ("Picture No,Years,Sex,Notes", "a.jpg,30,F,x", "b.jpg,40,M,y")
@@ -749,6 +930,22 @@ def test_morph_by_its_names_and_its_table(tmp_path):
     assert names["ethnicity"][:2] == ("White", "Black")
     assert skipped == ["200_1X21.JPG: not named [id]_[photo][M|F][age].JPG"]
     assert len(np.unique(load("morph", tmp_path / "x", tmp_path).groups)) == 3
+
+
+@pytest.mark.parametrize("name", ["MORPH_2008_nonCommercial.csv", "Morph.CSV"])
+def test_morphs_table_is_read_by_its_name_in_any_case(name, tmp_path, capsys):
+    files = {
+        "Album2/009055_1M54.JPG": jpeg(1),
+        f"Album2/{name}": csv("race,photo", "B,Album2/009055_1M54.JPG"),
+    }
+    faces, _, _ = read("morph", pack(files, tmp_path / "x"))
+    assert faces["009055_1M54.JPG"].ethnicity == 1
+    assert not capsys.readouterr().err
+    del files[f"Album2/{name}"]
+    faces, _, _ = read("morph", pack(files, tmp_path / "y"))
+    assert faces["009055_1M54.JPG"].ethnicity == -1
+    line = "morph: no CSV with 'morph' in its name; the ethnicity is unknown\n"
+    assert capsys.readouterr().err == line
 
 
 def test_a_folder_that_may_not_be_read_is_one_line(tmp_path):

@@ -689,6 +689,7 @@ def test_parts_that_were_compiled_alone_have_their_plain_names(tmp_path):
         ("w.npy", b"\x93NUMPY\x01\0", "is a single array of numpy"),
         ("w.msgpack", b"\x82\xa6params", "looks like msgpack, as Flax writes it"),
         ("w.txt", b"sorry, no such model", "is a text that begins 'sorry, no such model'"),
+        ("w.txt", b"sorry,\nno such\tmodel\n", "is a text that begins 'sorry, no such model'"),
         ("w", b"", "is empty; get it again"),
         ("w", b"\x01\x02\x03", "is of no format that is known; agejax reads .safetensors"),
     ],

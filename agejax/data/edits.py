@@ -85,7 +85,8 @@ def relabelled(source: Source, path: str) -> Source:
 
     Args:
       path: of a CSV as `image_folder` reads them, and `pseudo_label` writes them: a column `id` or
-        `file`, and any of the labels. An empty cell, or an image without a row, keeps its label.
+        `file`, and any of the labels, in any case. An image without a row keeps its label, and so
+        does one whose cell is empty or says that the label is unknown.
 
     Raises:
       UserError: no such CSV, none of these columns, a cell that cannot be, or no image of the
@@ -98,9 +99,10 @@ def relabelled(source: Source, path: str) -> Source:
         data = expand(path).read_bytes()
     except OSError as error:
         raise UserError(f"{where} cannot be read: {error.strerror}") from error
-    header = next(base.table(data, where, ()), {}).keys()
-    column = next((name for name in image_folder.FILE if name in header), None)
-    given = [label for label in source.labels if label in header]
+    header = list(next(base.table(data, where, ()), {}))
+    theirs = {name.lower(): name for name in reversed(header)}
+    column = next((theirs[name] for name in image_folder.FILE if name in theirs), None)
+    given = {label: theirs[label] for label in source.labels if label in theirs}
     if column is None or not given:
         raise UserError(
             f"{where}: need a column of {', '.join(image_folder.FILE)}, and one of "
@@ -108,7 +110,7 @@ def relabelled(source: Source, path: str) -> Source:
         )
     names = dict(source.label_names)
     for label in (label for label in given if label in image_folder.CLASSES):
-        found = Counter(row[label] for row in base.table(data, where, ()))
+        found = Counter(row.get(given[label], "") for row in base.table(data, where, ()))
         names[label] = names.get(label) or cells.class_names(found)
         if wrong := cells.miscounted(found, label, names[label]):
             raise UserError(f"{where}: {wrong}")
@@ -120,8 +122,10 @@ def relabelled(source: Source, path: str) -> Source:
         if row is None:
             continue
         changed += 1
-        for label in (label for label in given if cell_of[label]):
-            text = cell_of[label]
+        for label, name in given.items():
+            text = cell_of[name]
+            if cells.is_unknown(text):
+                continue
             try:
                 labels[label][row] = (
                     cells.class_number(text, label, names[label])

@@ -11,6 +11,7 @@ import json
 import math
 import pathlib
 import re
+import sys
 import unicodedata
 import zlib
 from collections import Counter
@@ -22,7 +23,7 @@ import tensorflow_datasets as tfds
 
 from agejax import tables
 from agejax.data.builders import archives
-from agejax.errors import UserError
+from agejax.errors import UserError, one_line
 from agejax.paths import expand
 
 MANUAL = pathlib.Path("~/tensorflow_datasets/downloads/manual")
@@ -34,6 +35,9 @@ OTHER_PICTURES = (
 )
 MAX_CELLS = 20_000_000  # of a table: rows times columns
 DELIMITERS = (",", ";", "\t")  # of the columns of a table
+ZIP, XLS = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"  # how .xlsx (a zip) and .xls begin
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # its marks of the order of bytes
+OTHER_ENCODING = "text in another encoding than UTF-8: save it as CSV UTF-8"
 LONGEST_HEADER = 2**16  # bytes that are looked at
 SOME, WIDEST = 10, 24  # names that a message lists, and characters of each
 SPLIT = "train"  # tfds' name for the one split of a data set that has no official ones
@@ -207,6 +211,11 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         )
         return list(dict.fromkeys(path for path, _ in found))
 
+    def say(self, what: str) -> None:
+        """Prints a line on stderr, once: workers of Beam's read the same tables."""
+        if self.part == self.parts:
+            print(one_line(f"{self.name}: {what}"), file=sys.stderr)
+
     def _is_image(self, path: str) -> bool:
         """Takes note of what is none."""
         if archives.IMAGE.fullmatch(path):
@@ -320,8 +329,14 @@ def table(data: bytes, where: str, needed: Sequence[str]) -> Iterator[dict[str, 
     The apostrophe that our own tables put before what a spreadsheet would run is taken off.
 
     Raises:
-      UserError: not UTF-8, without one of the needed columns, or of more than `MAX_CELLS`.
+      UserError: an Excel file, not UTF-8, without one of the needed columns, or of more than
+        `MAX_CELLS`.
     """
+    if data.startswith((ZIP, XLS)):
+        kind = "packed" if data.startswith(ZIP) and b"xl/" not in data else "an Excel file"
+        raise UserError(f"{where} is {kind}: save it as CSV UTF-8")
+    if data.startswith(UTF_16) or b"\0" in data[:2]:
+        raise UserError(f"{where}: {OTHER_ENCODING}")
     lines = io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline="")
     first = re.split(rb"[\r\n]", data[:LONGEST_HEADER], maxsplit=1)[0]
     delimiter = max(DELIMITERS, key=lambda mark: first.count(mark.encode()))
@@ -340,7 +355,9 @@ def table(data: bytes, where: str, needed: Sequence[str]) -> Iterator[dict[str, 
             yield {
                 k: tables.original((v or "").strip()) for k, v in row.items() if isinstance(k, str)
             }
-    except (UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: {OTHER_ENCODING}") from error
+    except csv.Error as error:
         raise UserError(f"{where} is no CSV file: {error}") from error
 
 

@@ -12,6 +12,7 @@ UNKNOWN = frozenset(
     ("", "-", "?", "-1", "-1.0", "na", "n/a", "#n/a", "n.a.", "<na>", "nan", "none", "null",
      "unknown")
 )  # fmt: skip
+MINUS_ONE = ("-1", "-1.0")  # unknown, but also a class of some data sets
 TOO_MANY = 0.05  # share of the cells of a column, if they are wrong
 SPLITS = {
     "train": "train", "training": "train",
@@ -19,7 +20,14 @@ SPLITS = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 NUMBER = re.compile(r"([0-9]{1,3})(?:\.0+)?")  # of a class; spreadsheets write 1.0 for 1
-SHORT = {"m": "male", "man": "male", "f": "female", "w": "female", "woman": "female"}
+# A band of ages, such as "20-29", "(25, 32)" or "60+".
+BAND = re.compile(
+    r"\d+ *(?:[-\u2013\u2014]|to) *\d+|\( *\d+ *, *\d+ *\)|\[ *\d+ *, *\d+ *\]"
+    r"|\d+ *\+|more than \d+"
+)
+MOST_NUMBERS = 10  # of classes for which a message proposes names
+MALE, FEMALE = ("m", "man", "men", "males"), ("f", "w", "woman", "women", "females")
+SHORT = dict.fromkeys(MALE, "male") | dict.fromkeys(FEMALE, "female")
 MONTHS = {
     name: number
     for number, names in enumerate(
@@ -42,6 +50,8 @@ def years(text: str) -> float:
     """
     if is_unknown(text):
         return math.nan
+    if BAND.fullmatch(text):
+        raise ValueError(f"{text} is a band of ages; write a number, such as the band's middle")
     try:
         value = float(text)
     except ValueError:
@@ -113,6 +123,8 @@ def miscounted(found: Mapping[str, int], label: str, names: Sequence[str], optio
     """What is wrong with a column that numbers its classes otherwise than `names`; "": nothing.
 
     A few numbers without a class are mistakes of their rows; this is about the column as a whole.
+    Where two classes are numbered, a column of ones alone, or of ones and -1, does not tell which
+    class 1 is.
 
     Args:
       found: the different cells of the column -> how many there are.
@@ -123,16 +135,27 @@ def miscounted(found: Mapping[str, int], label: str, names: Sequence[str], optio
     classes = [name for name in names if name]
     if not classes or len(numbers) < len(known) or classes_are_numbers(classes):
         return ""
+    counted = ", ".join(f"{i} {name}" for i, name in enumerate(names) if name)
     beyond = sum(count for number, count in numbers.items() if number >= len(names))
-    if not beyond or (0 in numbers and beyond < TOO_MANY * sum(numbers.values())):
-        return ""
     shown = sorted(numbers)
     said = ", ".join(map(str, shown[:4])) + (", ..." if len(shown) > 4 else "")
-    counted = ", ".join(f"{i} {name}" for i, name in enumerate(names) if name)
-    wrong = f"the numbers in the column {label} ({said}) do not count from 0 ({counted})"
-    if not option:
+    if shown == [1] and len(classes) == len(names) == 2:
+        if any(text.strip() in MINUS_ONE for text in found):
+            return (
+                f"the numbers in the column {label} (-1, 1) do not count from 0 ({counted}), and "
+                "-1 says that a label is unknown; write names in the table"
+            )
+        wrong = f"the column {label} has only the number 1, which may be either class ({counted})"
+    elif not beyond or (0 in numbers and beyond < TOO_MANY * sum(numbers.values())):
+        return ""
+    elif 0 in numbers:
+        wrong = f"the numbers in the column {label} ({said}) are more than its classes ({counted})"
+    else:
+        wrong = f"the numbers in the column {label} ({said}) do not count from 0 ({counted})"
+    if not option or shown[-1] >= MOST_NUMBERS:
         return f"{wrong}; write names in the table"
     places = (*[""] * max(shown[0], 1), *classes)
+    places += ("",) * (shown[-1] + 1 - len(places))
     return (
         f"{wrong}; write names in the table, or set {option} to a name for each number from 0, '' "
         f"for one that is no class, such as {places!r}"

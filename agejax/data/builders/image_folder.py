@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -15,7 +14,7 @@ import tensorflow_datasets as tfds
 
 from agejax.data.builders import archives, cells, pairing, pixels
 from agejax.data.builders.base import Face, FaceBuilder, listed, table
-from agejax.errors import UserError, check_keys, one_line
+from agejax.errors import UserError, check_keys
 from agejax.paths import expand
 
 FILE = (
@@ -30,6 +29,7 @@ OPTIONS = "config.data.options"
 FOUND = "labels.csv"  # is read where no table is named
 NO_LABELS = "none"
 ONE_NUMBER = re.compile(r"\D*(\d+)\D*")
+PLAIN_NUMBER = re.compile(r"\d+(\.0*)?")
 
 Row = dict[str, Any] | str  # the labels of a face, or why they are of no use
 
@@ -40,10 +40,12 @@ class Table:
 
     Attributes:
       where: what to call it in a message.
+      path: the table's own.
       column_of: our name of a column -> the table's.
     """
 
     where: str
+    path: str
     data: bytes
     column_of: Mapping[str, str]
 
@@ -73,7 +75,7 @@ class ImageFolder(FaceBuilder):
     """
 
     name = "image_folder"
-    VERSION = tfds.core.Version("1.2.0")
+    VERSION = tfds.core.Version("1.3.0")
     USUAL_NAMES = ("faces", "faces.zip", "faces.tar.gz")
     DOWNLOAD = "or collect images into a folder, a .zip or a .tar"
 
@@ -123,6 +125,11 @@ class ImageFolder(FaceBuilder):
         outside = expand(options.get("labels") or ".")
         return [outside] if outside.is_file() else []
 
+    @classmethod
+    def person(cls, group: str) -> int:
+        """A digest of a group's name; 0 for a plain number: each folder numbers its own people."""
+        return 0 if PLAIN_NUMBER.fullmatch(group) else super().person(group)
+
     def faces(self) -> Iterator[Face]:
         labels = self._table()
         files = self.image_paths() if labels or self.folders else []
@@ -131,6 +138,12 @@ class ImageFolder(FaceBuilder):
         self._name_classes()
         pairs = pairing.pair(files, rows)
         if labels and rows and not pairs.row_of:
+            if pairs.why_not:
+                file, why = next(iter(pairs.why_not.items()))
+                raise UserError(
+                    f"{labels.where}: none of its {len(rows):,} rows is of one image only; {file}: "
+                    f"{why}; write paths with their folders"
+                )
             raise UserError(
                 f"{labels.where}: none of its {len(rows):,} rows is of one of the {len(files):,} "
                 f"images; a row is {next(iter(rows))!r}, an image is {files[0]!r}"
@@ -142,7 +155,7 @@ class ImageFolder(FaceBuilder):
             if labels and isinstance(row, dict):
                 key = pairs.row_of.get(path)
                 if key is None:
-                    row = pairs.why_not.get(path, f"no row in {labels.where.rpartition(' ')[2]}")
+                    row = pairs.why_not.get(path, f"no row in {labels.path}")
                 else:
                     row = _joined(row, rows[key])
             if isinstance(row, str):
@@ -166,25 +179,25 @@ class ImageFolder(FaceBuilder):
         if not self.labels:
             inside = self.files(rf"(?i:(?:.*/)?{re.escape(FOUND)})")
             if len(inside) > 1:
-                self._say(f"{len(inside)} files {FOUND} in it; name one with {OPTIONS}.labels")
+                self.say(f"{len(inside)} files {FOUND} in it; name one with {OPTIONS}.labels")
             if len(inside) != 1:
                 return None
             ((path, data),) = inside.items()
-            self._say(f"labels from {path} in it; {OPTIONS}.labels='{NO_LABELS}' leaves it out")
-            return self._read(path, data)
+            self.say(f"labels from {path} in it; {OPTIONS}.labels='{NO_LABELS}' leaves it out")
+            return self._read(path, path, data)
         where = f"{OPTIONS}.labels: {self.labels}"
         inside = self.files(rf"(?:.*/)?{re.escape(self.labels)}")
         outside = expand(self.labels)
         if self.labels in inside:
-            return self._read(where, inside[self.labels])
+            return self._read(where, self.labels, inside[self.labels])
         if not inside and outside.is_file():
-            return self._read(where, outside.read_bytes())
+            return self._read(where, self.labels, outside.read_bytes())
         if len(inside) != 1:
             found = f"{len(inside)} times" if inside else "nowhere"
             raise UserError(f"{where} is {found} in {self.source}")
-        return self._read(where, next(iter(inside.values())))
+        return self._read(where, self.labels, next(iter(inside.values())))
 
-    def _read(self, where: str, data: bytes) -> Table:
+    def _read(self, where: str, path: str, data: bytes) -> Table:
         """A table whose columns are known; on stderr, which of them are not read.
 
         Raises:
@@ -215,11 +228,11 @@ class ImageFolder(FaceBuilder):
             )
         used = [name for name in header if name in column_of.values()]
         if unread := [name for name in header if name not in used]:
-            self._say(
+            self.say(
                 f"{where}: columns read: {listed(used)}; not read: {listed(unread)} "
                 f"({OPTIONS}.columns)"
             )
-        return Table(where, data, column_of)
+        return Table(where, path, data, column_of)
 
     def _rows(self, labels: Table) -> dict[str, Row]:
         """File -> labels, or why the row is of no use.
@@ -231,7 +244,7 @@ class ImageFolder(FaceBuilder):
         rows: dict[str, Row] = {}
         for number, row in enumerate(labels, 1):
             if not row.get("file"):
-                self.skipped.append(f"row {number} of {labels.where.rpartition(' ')[2]}: no file")
+                self.skipped.append(f"row {number} of {labels.path}: no file")
                 continue
             key, said = pairing.normal(row["file"]), self._labels(row)
             first = rows.setdefault(key, said)
@@ -293,6 +306,8 @@ class ImageFolder(FaceBuilder):
             if len(names) == levels
         }
         for row in said.values():
+            if cells.BAND.fullmatch(row.get("age", "")):
+                continue  # "60+" has one number too
             if number := ONE_NUMBER.fullmatch(row.get("age", "")):
                 row["age"] = number[1]
         for label in set(CLASSES) & set(self.folders):
@@ -306,7 +321,7 @@ class ImageFolder(FaceBuilder):
         tables = [labels] if labels else []
         if not labels and self.labels != NO_LABELS:
             tables = [
-                self._read(path, data)
+                self._read(path, path, data)
                 for path, data in self.files(r".*\.csv").items()
                 if pixels.in_table(data)
             ]
@@ -326,11 +341,6 @@ class ImageFolder(FaceBuilder):
                     self.skipped.append(f"{name}: {error}")
                     continue
                 yield Face(id=name, image=image, **said)
-
-    def _say(self, what: str) -> None:
-        """On stderr, once: a worker of Beam's reads the same tables as the process that began."""
-        if self.part == self.parts:
-            print(one_line(f"{self.name}: {what}"), file=sys.stderr)
 
 
 def _joined(of_folders: dict[str, Any], of_table: Row) -> Row:

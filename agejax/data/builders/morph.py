@@ -11,7 +11,7 @@ from agejax.data.builders.base import Face, FaceBuilder, table
 from agejax.data.builders.cells import OLDEST
 
 NAME = re.compile(r"(\d+)_(\d+)([MF])(\d{2,3})", re.IGNORECASE)
-TABLE = r"(?:.*/)?[^/]*morph[^/]*\.csv"  # morph_2008_nonCommercial.csv in the release
+TABLE = r"(?i:(?:.*/)?[^/]*morph[^/]*\.csv)"  # morph_2008_nonCommercial.csv in the release
 RACES = {"W": 0, "B": 1, "A": 2, "H": 3, "O": 4}
 
 
@@ -24,7 +24,7 @@ class Morph(FaceBuilder):
     """
 
     name = "morph"
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     LABEL_NAMES = {  # noqa: RUF012
         "gender": ("male", "female"),
         "ethnicity": ("White", "Black", "Asian", "Hispanic", "Other"),
@@ -33,9 +33,12 @@ class Morph(FaceBuilder):
     DOWNLOAD = "MORPH Album 2 from https://uncw.edu/oic/tech/morph.html (by licence)"
 
     def faces(self) -> Iterator[Face]:
+        tables = self.files(TABLE)
+        if not tables:
+            self.say("no CSV with 'morph' in its name; the ethnicity is unknown")
         race_of = {
             _stem(row["photo"]): RACES.get(row["race"].upper(), -1)
-            for path, data in self.files(TABLE).items()
+            for path, data in tables.items()
             for row in table(data, path, ("photo", "race"))
         }
         for path, match, data in self.images(NAME, "[id]_[photo][M|F][age].JPG"):

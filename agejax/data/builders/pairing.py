@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import posixpath
+import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from agejax.data.builders import archives, cells
 
@@ -29,49 +30,66 @@ class Pairs:
 
 
 def normal(path: str) -> str:
-    """A path as `pair` takes it: with "/" between its parts and without "./"."""
-    return posixpath.normpath(path.replace("\\", "/"))
+    """A row's path as `pair` takes it: with "/" between its parts, without "./", and composed."""
+    return posixpath.normpath(_composed(path.replace("\\", "/")))
 
 
 def pair(files: Sequence[str], rows: Iterable[str]) -> Pairs:
     """Pairs image files with rows, both given by their paths.
 
     First, a row that ends a file's path exactly: an archive begins with folders that tables leave
-    out. Then, of what is left, a path that ends with the other: a table may have folders that the
-    archive lacks, leave out the ending of the image type, and differ in case. Where that finds
-    nothing at all, the table is from another place, and the longest common ending counts; only a
-    file in a folder "val" is not paired with a row in a folder "train". Where several rows or files
-    share an ending, none of them is paired.
+    out. A row that is the whole path of one file belongs to that file. Then, of what is left, a
+    path that ends with the other: a table may have folders that the archive lacks, leave out the
+    ending of the image type, and differ in case. Then the longest common ending counts, where no
+    file or row that is paired already has it; only a file in a folder "val" is not paired with a
+    row in a folder "train". Where several rows or files share an ending, none of them is paired.
+
+    Args:
+      rows: as `normal` gives them. Files may spell accents in either form of Unicode.
     """
     known = set(rows)
     pairs = Pairs({}, {}, set())
-    used: set[str] = set()
+    files_of: defaultdict[str, list[str]] = defaultdict(list)
     left = []
     for file in files:
-        row = next((ending for ending in _endings(file) if ending in known), None)
+        row = next((ending for ending in _endings(_composed(file)) if ending in known), None)
         if row is None:
             left.append(file)
-        elif row in used:
-            pairs.why_not[file] = f"a second image for the row {row}"
-            pairs.doubtful.add(row)
         else:
-            used.add(row)
-            pairs.row_of[file] = row
+            files_of[row].append(file)
+    for row, some in files_of.items():
+        meant = some if len(some) == 1 else [file for file in some if _composed(file) == row]
+        if len(meant) == 1:
+            pairs.row_of[meant[0]] = row
+        else:
+            pairs.doubtful.add(row)
+        for file in some:
+            if file not in pairs.row_of:
+                pairs.why_not[file] = f"one of {len(some)} images for the row {row}"
     if left:
         parts_of = {file: _parts(file) for file in left}
-        rest = {row: _parts(row) for row in sorted(known - used)}
-        _loosely(parts_of, rest, pairs, whole=True)
-        if not pairs.row_of:
-            _loosely(parts_of, rest, pairs, whole=False)
+        rest = {row: _parts(row) for row in sorted(known - files_of.keys())}
+        _loosely(parts_of, rest, pairs)
+        if parts_of and rest:
+            paired = (*pairs.row_of, *pairs.row_of.values(), *pairs.why_not, *pairs.doubtful)
+            taken = {p[: n + 1] for p in map(_parts, paired) for n in range(len(p))}
+            _loosely(parts_of, rest, pairs, taken)
     return pairs
 
 
-def _loosely(files: dict[str, Parts], rows: dict[str, Parts], pairs: Pairs, *, whole: bool) -> None:
+def _loosely(
+    files: dict[str, Parts],
+    rows: dict[str, Parts],
+    pairs: Pairs,
+    taken: Collection[Parts] | None = None,
+) -> None:
     """Moves what has the longest endings in common from `files` and `rows` to `pairs`.
 
     Args:
-      whole: whether one path must be the ending of the other.
+      taken: endings that tell nothing, as others have them; None: one path must be the ending of
+        the other.
     """
+    whole = taken is None
     longest = [max(map(len, paths.values()), default=0) for paths in (files, rows)]
     for depth in range(min(longest), 0, -1):
         alike: defaultdict[Parts, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
@@ -79,7 +97,7 @@ def _loosely(files: dict[str, Parts], rows: dict[str, Parts], pairs: Pairs, *, w
             for path, parts in paths.items():
                 if len(parts) >= depth:
                     alike[parts[:depth]][side].append(path)
-        for some, candidates in alike.values():
+        for ending, (some, candidates) in alike.items():
             if whole:
                 ends = ([f for f in some if len(files[f]) == depth],
                         [r for r in candidates if len(rows[r]) == depth])  # fmt: skip
@@ -91,6 +109,8 @@ def _loosely(files: dict[str, Parts], rows: dict[str, Parts], pairs: Pairs, *, w
                 continue
             if len(some) == len(candidates) == 1:
                 if _of_different_splits(files[some[0]], rows[candidates[0]]):
+                    continue
+                if taken and ending in taken:
                     continue
                 pairs.row_of[some[0]] = candidates[0]
             else:
@@ -107,6 +127,11 @@ def _loosely(files: dict[str, Parts], rows: dict[str, Parts], pairs: Pairs, *, w
                 del rows[row]
 
 
+def _composed(path: str) -> str:
+    """The path with each accent and its letter as one character: macOS writes two."""
+    return unicodedata.normalize("NFC", path)
+
+
 def _endings(path: str) -> Iterator[str]:
     """a/b/c.jpg, b/c.jpg, c.jpg."""
     parts = path.split("/")
@@ -114,8 +139,8 @@ def _endings(path: str) -> Iterator[str]:
 
 
 def _parts(path: str) -> Parts:
-    """In one case, and without the ending of an image type."""
-    *folders, name = path.casefold().split("/")
+    """The parts of a path in one case, composed, and without the ending of an image type."""
+    *folders, name = _composed(path).casefold().split("/")
     if archives.IMAGE.fullmatch(name):
         name = name.rpartition(".")[0]
     return (name, *reversed(folders))[:DEEPEST]

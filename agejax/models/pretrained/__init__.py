@@ -11,7 +11,7 @@ from typing import Any
 
 import ml_collections
 
-from agejax.errors import UserError, nearest
+from agejax.errors import UserError, few, nearest
 from agejax.models import registry
 from agejax.models.pretrained import augreg, files, keras, lite, matching, timm, torchvision
 from agejax.models.pretrained.layout import (
@@ -52,10 +52,20 @@ def load(
     try:
         loaded = fit(match.tensors, match.layout, ours, _where(path))
     except Misfit as error:
-        if looks := matching.looks_like(tensors, LAYOUTS, model_name):
+        alike = matching.looks_like(tensors, LAYOUTS)
+        if not alike:
+            keys = " or ".join(
+                f"{layout.example()!r} ({layout.library})" for layout in LAYOUTS[model_name]
+            )
             raise UserError(
-                f"{_where(path)} looks like {looks}; config.model.name is {model_name}: name the "
-                "weights of that model, or set it to the model of these weights"
+                f"{_where(path)} looks like no model of agejax (its keys: {few(tensors)}); give "
+                f"the weights of {model_name}, whose keys begin like {keys}"
+            ) from error
+        if model_name not in alike:
+            raise UserError(
+                f"{_where(path)} looks like {' or '.join(alike[:3])}; config.model.name is "
+                f"{model_name}: name the weights of that model, or set it to the model of these "
+                "weights"
             ) from error
         raise
     if match.twins:

@@ -45,7 +45,7 @@ def format_of(path: pathlib.Path) -> str:
     for pattern, text in BEGINNINGS:
         if pattern.match(start):
             return f"{text}; {KNOWN}" if ";" not in text else text
-    text = start[:40].decode("utf-8", "ignore")
+    text = " ".join(start[:40].decode("utf-8", "ignore").split())
     if text and text.isprintable():
         return f"is a text that begins {text!r}; {KNOWN}"
     return f"is of no format that is known; {KNOWN}"

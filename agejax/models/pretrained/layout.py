@@ -79,6 +79,16 @@ class Layout:
                 return f"{found.expand(ours)}/{leaf}".lstrip("/")
         return None
 
+    def example(self) -> str:
+        """The name of a module outside of the classifier, as the keys of this layout begin."""
+        for pattern, _ in self.rules:
+            name = pattern.replace(r"\.", ".").replace(r"\d+", "0").replace(r"\d", "1")
+            name = re.sub(r"\[(.)[^]]*\]", r"\1", name).replace("?:", "").replace("?", "")
+            name = re.sub(r"\(([^()|]*)[^()]*\)", r"\1", name)  # the first of (a|b)
+            if name and re.fullmatch(pattern, name) and not re.fullmatch(self.classifier, name):
+                return name
+        raise AssertionError(f"no rule of {self.library} gives a name")
+
     @functools.cached_property
     def _compiled(self) -> list[tuple[re.Pattern[str], str]]:
         """All layouts together have more rules than re keeps compiled."""

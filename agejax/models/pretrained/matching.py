@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from flax import nnx
 
-from agejax.errors import UserError, few
+from agejax.errors import UserError
 from agejax.models import registry
 from agejax.models.pretrained.layout import Layout, Misfit, Tensors, fit
 
@@ -72,10 +72,8 @@ def _prefixes(tensors: Tensors) -> Iterator[str]:
     yield from sorted((p for p, n in counts.items() if n >= SHARE * len(tensors)), key=len)
 
 
-def looks_like(tensors: Tensors, layouts: Mapping[str, Sequence[Layout]], name: str) -> str:
-    """The model or models that a file looks like which does not fit the model `name`.
-
-    "" where that is still the one that it looks like most.
+def looks_like(tensors: Tensors, layouts: Mapping[str, Sequence[Layout]]) -> list[str]:
+    """The model or models that a file looks like most; none where it looks like none of them.
 
     Args:
       layouts: of each model.
@@ -83,12 +81,12 @@ def looks_like(tensors: Tensors, layouts: Mapping[str, Sequence[Layout]], name: 
     matches = {model: find(tensors, each) for model, each in layouts.items()}
     most = max(match.known for match in matches.values())
     if most < ENOUGH * len(tensors):
-        return f"no model of agejax (its keys: {few(tensors)})"
+        return []
     alike = [model for model, match in matches.items() if match.known >= 0.9 * most]
     if len(alike) > 1:
         problems = {model: _problems(model, matches[model]) for model in alike}
         alike = [model for model in alike if problems[model] == min(problems.values())]
-    return "" if name in alike else " or ".join(alike[:3])
+    return alike
 
 
 def _problems(model: str, match: Match) -> int:
