@@ -67,7 +67,7 @@ def test_every_row_is_drawn_within_one_of_its_expectation_in_every_epoch(source,
     chosen = draws.weigh(config, source, ROWS)
     expected = chosen.expected(len(ROWS))
     assert expected.sum() == pytest.approx(chosen.size)
-    sampler = pipeline.make_sampler(config, source, ROWS, seed=4)
+    sampler = sampling.Sampler(*draws.weigh(config, source, ROWS), 4)
     assert sampler.size == chosen.size
     for epoch in range(3):
         drawn = sampler.indices(epoch * chosen.size, (epoch + 1) * chosen.size)
@@ -78,7 +78,7 @@ def test_every_row_is_drawn_within_one_of_its_expectation_in_every_epoch(source,
 @pytest.mark.parametrize("changes", KINDS[1::3] + KINDS[-1:], ids=str)
 @pytest.mark.parametrize("processes", [2, 8])
 def test_the_slices_of_all_processes_make_the_batch_of_one(source, changes, processes):
-    sampler = pipeline.make_sampler(settings(**changes), source, ROWS, seed=4)
+    sampler = sampling.Sampler(*draws.weigh(settings(**changes), source, ROWS), 4)
 
     def batch(step, **which):
         return pipeline.TrainBatches(source, ROWS, sampler, 16, 2.0, True, **which)[step]
@@ -147,7 +147,7 @@ def test_oversampling_adds_the_copies_of_its_formula():
 
 
 def test_oversampling_draws_every_original_once_an_epoch_and_its_copies_as_copies(source):
-    sampler = pipeline.make_sampler(settings(kind="oversample"), source, ROWS, seed=1)
+    sampler = sampling.Sampler(*draws.weigh(settings(kind="oversample"), source, ROWS), 1)
     unknown = np.isnan(source.labels["age"][ROWS])
     for epoch in range(20):
         span = (epoch * sampler.size, (epoch + 1) * sampler.size)
@@ -158,7 +158,7 @@ def test_oversampling_draws_every_original_once_an_epoch_and_its_copies_as_copie
 
 
 def test_copies_take_their_own_recipe_and_originals_theirs(source):
-    sampler = pipeline.make_sampler(settings(kind="oversample"), source, ROWS, seed=1)
+    sampler = sampling.Sampler(*draws.weigh(settings(kind="oversample"), source, ROWS), 1)
     batches = pipeline.TrainBatches(source, ROWS, sampler, 64, copy_recipe=True)
     strength = np.concatenate([batches[i]["strength"] for i in range(sampler.size // 64)])
     assert strength.dtype == np.float32
@@ -274,7 +274,7 @@ def test_a_sampler_of_a_million_rows_takes_memory_for_its_weights_and_little_els
 def test_drawing_a_small_real_source(faces, cache):
     source = sources.load("utkface", str(faces), image_size=32, cache_dir=str(cache))
     rows = np.arange(0, 96, 3)
-    sampler = pipeline.make_sampler(settings(kind="oversample"), source, rows, seed=0)
+    sampler = sampling.Sampler(*draws.weigh(settings(kind="oversample"), source, rows), 0)
     batch = pipeline.TrainBatches(source, rows, sampler, 8)[2]
     np.testing.assert_array_equal(batch["image"], source.take(batch["index"]))
     assert np.isin(batch["index"], rows).all()

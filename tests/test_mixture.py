@@ -14,6 +14,7 @@ import tiny
 from agejax import evaluate, train
 from agejax.config import default
 from agejax.data import draws, mixture, opening, pipeline, sources, splits
+from agejax.data.sampling import Sampler
 from agejax.errors import UserError
 
 DRAWN = {"count": 64, "seed": 1, "size": 32}
@@ -78,7 +79,7 @@ def sampling(**changes):
 def test_parts_are_drawn_by_their_weights(utkface, drawn, kind):
     mixed = mixture.join({"real": utkface, "drawn": drawn}, {"real": 3.0, "drawn": 1.0})
     rows = np.arange(0, 160, 2)
-    sampler = pipeline.make_sampler(sampling(kind=kind), mixed, rows, seed=0)
+    sampler = Sampler(*draws.weigh(sampling(kind=kind), mixed, rows), 0)
     part = mixed.part[rows[sampler.indices(0, 10 * sampler.size)]]
     assert (part == 0).mean() == pytest.approx(0.75, abs=0.01)
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
-from agejax.data import pipeline, sampling, sources
+from agejax.data import draws, pipeline, sampling, sources
 from agejax.errors import UserError
 
 
@@ -102,11 +102,11 @@ def test_later_draws_of_a_row_in_an_epoch_are_augmented_harder(source):
 def test_density_sampling_draws_rare_ages_more_often(source):
     config = tiny.get_config().sampling
     rows = np.arange(len(source.ids))
-    sampler = pipeline.make_sampler(config, source, rows, seed=0)
+    sampler = sampling.Sampler(*draws.weigh(config, source, rows), 0)
     counts = np.bincount(sampler.indices(0, 100 * len(rows)), minlength=len(rows)) / 100
     age = source.labels["age"]
     neighbours = (np.abs(age[:, None] - age[None]) <= 5).sum(axis=1)
     assert counts[neighbours <= 6].mean() > counts[neighbours >= 12].mean()
     config.kind = "dense"
     with pytest.raises(UserError, match=r"config\.sampling\.kind"):
-        pipeline.make_sampler(config, source, rows, seed=0)
+        sampling.Sampler(*draws.weigh(config, source, rows), 0)

@@ -9,14 +9,13 @@ import signal
 import sys
 import threading
 from collections.abc import Generator, Iterator
-from typing import Any
 
 import grain
 import jax
 import numpy as np
 from absl import flags
 
-from agejax.data import draws, sampling
+from agejax.data import sampling
 from agejax.data.sources import Source
 from agejax.errors import UserError
 
@@ -24,16 +23,6 @@ HostBatch = dict[str, np.ndarray]
 
 READ_AHEAD = 4  # batches
 WORKER_DIED = "Worker process was terminated unexpectedly"  # in what grain raises then
-
-
-def make_sampler(config: Any, source: Source, rows: np.ndarray, seed: int) -> sampling.Sampler:
-    """config.sampling -> the endless stream of draws from `rows`.
-
-    Raises:
-      UserError: as `draws.weigh`.
-    """
-    weights, size = draws.weigh(config, source, rows)
-    return sampling.Sampler(weights, size, seed)
 
 
 @dataclasses.dataclass(frozen=True)

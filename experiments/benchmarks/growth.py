@@ -42,7 +42,7 @@ def data(examples: int) -> dict[str, float]:
     has been read before.
     """
     from agejax.config import default
-    from agejax.data import pipeline, splits
+    from agejax.data import draws, pipeline, sampling, splits
     from agejax.data.sources import Source
     from experiments.benchmarks.sampler import labelled
 
@@ -59,7 +59,7 @@ def data(examples: int) -> dict[str, float]:
         start = time.perf_counter()
         rows = splits.make(source, config.data.split)["train"]
         split = time.perf_counter()
-        sampler = pipeline.make_sampler(config.sampling, source, rows, 0)
+        sampler = sampling.Sampler(*draws.weigh(config.sampling, source, rows), 0)
         sampled = time.perf_counter()
         read = pipeline.TrainBatches(source, rows, sampler, 256).iterate(0, 10**6, 0)
         next(read)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from agejax.config import default
-from agejax.data import pipeline, sampling
+from agejax.data import draws, sampling
 from agejax.data.sources import Source
 from experiments.arms import commit
 
@@ -89,7 +89,9 @@ def measure(rows: int, repeats: int) -> dict[str, Any]:
     for name, changes in KINDS.items():
         config = default().sampling
         config.update(changes)
-        kinds[name] = cost(lambda c=config: pipeline.make_sampler(c, source, every, 0), repeats)
+        kinds[name] = cost(
+            lambda c=config: sampling.Sampler(*draws.weigh(c, source, every), 0), repeats
+        )
         print(f"{name}: {kinds[name]}", flush=True)
     return {
         "what": f"{rows:,} examples, batches of {BATCH:,} row numbers, medians; build is from "
