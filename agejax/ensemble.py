@@ -33,6 +33,10 @@ def fit_weights(members: Sequence[Run], views: Sequence[str]) -> dict[str, list[
       UserError: members of other data or splits, whose validation images others have trained on.
     """
     first = members[0]
+    if not first.config.data.split.val_of_train:
+        raise UserError(
+            f"--weights=fit: {first.workdir} was trained without a val split; give the weights"
+        )
     for member in members:
         if not member.has_splits(first.fingerprint, first.config):
             raise UserError(

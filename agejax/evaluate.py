@@ -71,10 +71,17 @@ def score(
     """Predicts the images of a split; the arguments are those of `evaluate`.
 
     Raises:
-      UserError: no such split, or no label that the run predicts on any of its images.
+      UserError: no such split, no label that the run predicts on any of its images, or neither a
+        split nor a data set is named and the run's data has changed.
     """
     source = open_data(run, dataset, source_path, options)
     same_data = source.fingerprint == run.fingerprint
+    if split is None and dataset is None and not same_data:
+        raise UserError(
+            f"--workdir: {run.workdir} was trained on other data than its config gives now; "
+            "--split=all scores all of it, also images that the run was trained on, and --dataset "
+            "names another data set"
+        )
     split = split or ("test" if same_data else "all")
     if split == "all":
         rows = np.arange(len(source.ids))

@@ -164,6 +164,12 @@ def _train(
                 f"{workdir} was trained on other data than {config.data.source or source.name}; "
                 "give it that data again, or use another --workdir"
             )
+        # Empty in runs from before there were counts.
+        if meta["facts"].get("counts") and meta["facts"]["counts"] != facts.counts:
+            raise UserError(
+                f"{workdir} was trained on other images than config.data.split gives now; go on "
+                "with the version of agejax that began it, or use another --workdir"
+            )
         best, evaluated = Best(**meta["best"]), meta["evaluated"]
         if best.step not in (None, *checkpoints.steps):
             best = Best.left(checkpoints, int(state.step) - (not evaluated), eval_every)

@@ -87,14 +87,27 @@ def _start(
             + (f"; fresh: {', '.join(left)}" if left else ""),
             flush=True,
         )
-        if run.fingerprint == source.fingerprint and not run.has_splits(run.fingerprint, config):
+        if (how := _may_have_seen(run, config, source)) is not None:
             print(
-                f"warning: {run.workdir} was trained on the same data with other splits; it may "
-                "have seen images that this run is scored on, and then its scores are too good",
+                f"warning: {run.workdir} was trained on {how}; it may have seen images that this "
+                "run is scored on, and then its scores are too good",
                 file=sys.stderr,
                 flush=True,
             )
     return {k: arrays[k] for k in params}, {k: arrays[k] for k in batch_stats}
+
+
+def _may_have_seen(run: Run, config: ml_collections.ConfigDict, source: Source) -> str | None:
+    """What `run` was trained on, where that may hold images which the new run is scored on."""
+    if run.fingerprint == source.fingerprint:
+        same = run.has_splits(run.fingerprint, config)
+        return None if same else "the same data with other splits"
+    names = [
+        {data.name, *(part.name for part in (data.get("mixture") or {}).values())}
+        for data in (run.config.data, config.data)
+    ]
+    both = sorted(names[0] & names[1])
+    return f"another version or part of {', '.join(both)}" if both else None
 
 
 def adapt(

@@ -322,17 +322,22 @@ def images_of_percentile(seeds: Sequence[float], ci95: Sequence[float]) -> list[
     """
     mean = float(np.mean(seeds))
     means = np.array([np.mean(drawn) for drawn in itertools.product(seeds, repeat=len(seeds))])
-    bounds = []
+    widths = []
     for bound, level in zip(ci95, (0.025, 0.975), strict=True):
         sign = 1 if level > 0.5 else -1
 
         def excess(sigma: float, bound: float = bound, level: float = level) -> float:
             return float(stats.norm.cdf((bound - means) / sigma).mean()) - level
 
-        least, most = 1e-9, 10 * abs(bound - mean) + 1e-6
-        found = sign * excess(least) > 0 > sign * excess(most)
-        bounds.append(mean + sign * Z * (optimize.brentq(excess, least, most) if found else 0.0))
-    return bounds
+        # Not monotone where a single one of the k^k means has more than the level: the widest
+        # sigma is the one that is meant.
+        grid = np.geomspace(1e-9, 10 * abs(bound - mean) + 1e-6, 200)
+        too_narrow = [i for i, sigma in enumerate(grid[:-1]) if sign * excess(sigma) > 0]
+        found = optimize.brentq(excess, *grid[too_narrow[-1] :][:2]) if too_narrow else 0.0
+        widths.append(Z * found)
+    # No sigma gives a bound that lies inside of the means: then the other side's width serves.
+    low, high = (width or max(widths) for width in widths)
+    return [mean - low, mean + high]
 
 
 def text(figure: Mapping[str, Any], digits: int = 2, sign: str = "") -> str:

@@ -2,13 +2,14 @@
 
 import json
 import shutil
+import types
 
 import numpy as np
 import pytest
 
 import tiny
-from agejax import baselines, checks, evaluate, run, sweep, train
-from agejax.data import opening
+from agejax import baselines, checks, ensemble, evaluate, run, sweep, train, warm_start
+from agejax.data import opening, splits
 from agejax.errors import UserError, run_command
 
 
@@ -186,6 +187,9 @@ def test_what_takes_a_val_says_that_there_is_none(without_val, tmp_path, capsys)
     workdir, _ = without_val
     assert run_command(baselines.main, ["baselines", f"--workdir={workdir}"]) == 2
     assert "the run has no val split" in capsys.readouterr().err
+    arguments = ["ensemble", f"--output={tmp_path / 'both'}", "--weights=fit", str(workdir)]
+    assert run_command(ensemble.main, arguments) == 2
+    assert "was trained without a val split; give the weights" in capsys.readouterr().err
     file, space = tmp_path / "config.py", tmp_path / "space.py"
     file.write_text(
         "import tiny\ndef get_config():\n    config = tiny.get_config()\n"
@@ -196,3 +200,48 @@ def test_what_takes_a_val_says_that_there_is_none(without_val, tmp_path, capsys)
     assert run_command(sweep.main, ["sweep", *arguments]) == 2
     assert "leaves no val split to compare trials on" in capsys.readouterr().err
     assert not (tmp_path / "study").exists()
+
+
+def test_a_run_whose_split_is_another_one_now_does_not_resume(
+    trained, config, tmp_path, monkeypatch
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    make = splits.make
+
+    def otherwise(source, given):
+        rows = make(source, given)
+        return rows | {"train": rows["train"][:-5]}
+
+    monkeypatch.setattr(splits, "make", otherwise)
+    with pytest.raises(UserError, match=r"on other images than config\.data\.split gives now"):
+        train.train(changed(config, total={"steps": 4}), workdir)
+
+
+def test_data_that_has_changed_is_scored_whole_only_when_asked(trained, faces, tmp_path):
+    other = tmp_path / "UTKFace"
+    shutil.copytree(faces, other)
+    next(other.iterdir()).unlink()
+    with pytest.raises(UserError, match="other data than its config gives now; --split=all"):
+        evaluate.evaluate(trained, source_path=str(other), write_report=False)
+    result = evaluate.evaluate(
+        trained, source_path=str(other), split="all", output=tmp_path / "all", write_report=False
+    )
+    assert result["n"] == 95
+
+
+@pytest.mark.parametrize(
+    ("name", "same_data", "warned"),
+    [
+        ("utkface", False, "another version or part of utkface"),
+        ("aaf", False, None),
+        ("utkface", True, "the same data with other splits"),
+    ],
+)
+def test_a_start_from_a_run_of_the_same_data_set_is_warned_of(
+    trained, config, name, same_data, warned
+):
+    opened = run.Run.open(trained, devices=1)
+    source = types.SimpleNamespace(fingerprint=opened.fingerprint if same_data else "another")
+    config.data.name, config.data.split.seed = name, 5
+    assert warm_start._may_have_seen(opened, config, source) == warned

@@ -66,6 +66,10 @@ def make(source: Source, config: Any) -> dict[str, np.ndarray]:
         splits = official(source) if way == "official" else from_files(source, config.files)
     splits = _by_usual_names(splits)
     if not config.val_of_train and "val" in splits:
+        print(
+            f"{WHERE}.val_of_train=0: the {len(splits['val']):,} images of val are trained on",
+            file=sys.stderr,
+        )
         both = [splits.get("train", np.zeros(0, np.int64)), splits.pop("val")]
         splits["train"] = np.sort(np.concatenate(both))
     if way in ("official", "files"):
