@@ -32,7 +32,7 @@ import ml_collections
 from agejax import config as config_lib
 from agejax import main as main_lib
 from agejax import sharding, tables, train
-from agejax.errors import UserError, check_keys, line_in, run_command
+from agejax.errors import NotFiniteError, UserError, check_keys, line_in, run_command
 from agejax.logging import records
 from agejax.paths import expand
 from agejax.reporting import sweep_page
@@ -41,6 +41,7 @@ KEYS = ("low", "high", "log", "step", "choices")
 SAMPLERS = ("tpe", "random")  # Optuna's Gaussian process would need torch
 PRUNERS = ("none", "asha", "hyperband", "median")
 HEARTBEAT = 60  # seconds; a worker that has been silent for twice as long is dead
+FAILURES_IN_A_ROW = 3  # of trials, after which it is not their settings that are wrong
 POLL = 2.0  # seconds between two looks at the trials of others
 
 Space = Mapping[str, Mapping[str, Any]]
@@ -245,7 +246,9 @@ def sweep(
     missing: at the end a worker waits for the trials of the others.
 
     Raises:
-      UserError: the first trial of all failed: then the config is wrong, not a setting.
+      UserError: the first trial of all failed: then the config is wrong, not a setting; or
+        `FAILURES_IN_A_ROW` trials failed for another reason than a loss that is not finite, such as
+        a full disk; or more than `trials` failed in all.
       SystemExit: a signal stopped it; the same command goes on.
     """
     import optuna
@@ -254,10 +257,10 @@ def sweep(
 
     failed: Exception | None = None
     stopped = False
-    begun = 0
+    begun = in_a_row = failures = 0
 
     def objective(trial: Any) -> float:
-        nonlocal failed, stopped, begun
+        nonlocal failed, stopped, begun, in_a_row, failures
         trial.set_user_attr("worker", worker.name)
         if trial.number != begun:
             # Another worker is at it, or was: the seed would draw its random points again.
@@ -282,8 +285,13 @@ def sweep(
                 go_on_with(study, trial)
                 stopped = True
                 raise Stopped("stopped by a signal; goes on as another trial")
+            in_a_row = 0
         except (UserError, Stopped) as error:
             failed = error
+            if isinstance(error, UserError):
+                failures += 1
+                # A loss that is not finite is its settings' own failure: the machine has trained.
+                in_a_row = 0 if isinstance(error, NotFiniteError) else in_a_row + 1
             trial.set_user_attr("error", str(error))
             print(f"trial {trial.number}: {error}", file=sys.stderr)
             raise
@@ -295,8 +303,13 @@ def sweep(
 
     def after(study: Any, trial: Any) -> None:
         write(study, folder, space)
-        # The first trial's failure is the config's, not a setting's.
-        if isinstance(failed, UserError) and not len(study.get_trials(states=ended)):
+        # The first trial's failure is the config's, not a setting's. That of one trial after the
+        # other is the machine's: each of the trials that replace them would fail as well.
+        if isinstance(failed, UserError) and (
+            in_a_row >= FAILURES_IN_A_ROW
+            or failures > trials
+            or not len(study.get_trials(states=ended))
+        ):
             raise failed
 
     waits = False

@@ -17,7 +17,7 @@ import pytest
 import tiny
 from agejax import config as config_lib
 from agejax import sweep, train
-from agejax.errors import UserError, run_command
+from agejax.errors import NotFiniteError, UserError, run_command
 from configs import imbalance_utk, mobilenet_v3_utk_best, scratch_utk, small_model_utk
 
 pytestmark = pytest.mark.filterwarnings(
@@ -294,6 +294,38 @@ def test_a_setting_that_fails_is_a_failed_trial_and_a_config_that_fails_an_error
     other = tmp_path / "other"
     with pytest.raises(UserError, match="no such data"):
         sweep.sweep(config, SPACE, other, study_in(other), trials=2)
+
+
+def failing(monkeypatch, errors):
+    """Trials fail with these errors one after the other, None: it trains. Returns the trials."""
+    begun, errors = [], list(errors)
+
+    def pretend(config, workdir, stop_after):
+        begun.append(workdir.name)
+        assert errors, "another trial began"
+        if error := errors.pop(0):
+            raise error
+        return {"best": {"value": 1.0}}
+
+    monkeypatch.setattr(train, "train", pretend)
+    return begun
+
+
+def test_a_sweep_ends_where_its_trials_fail_one_after_the_other(config, tmp_path, monkeypatch):
+    full = [UserError(f"disk full {i}") for i in range(3)]
+    begun = failing(monkeypatch, [None, full[0], None, *full])
+    with pytest.raises(UserError, match=r"^disk full 2$"):
+        sweep.sweep(config, SPACE, tmp_path / "study", study_in(tmp_path / "study"), trials=9)
+    assert len(begun) == 6
+    assert [row["state"] for row in rows_of(tmp_path / "study")][-3:] == ["fail"] * 3
+
+
+def test_a_sweep_ends_where_more_trials_fail_than_were_asked_for(config, tmp_path, monkeypatch):
+    diverged = [NotFiniteError(f"the loss is nan, {i}", step=1) for i in range(5)]
+    begun = failing(monkeypatch, [None, *diverged])
+    with pytest.raises(UserError, match=r"^the loss is nan, 4$"):
+        sweep.sweep(config, SPACE, tmp_path / "study", study_in(tmp_path / "study"), trials=4)
+    assert len(begun) == 6
 
 
 @pytest.mark.parametrize(
