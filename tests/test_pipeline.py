@@ -1,5 +1,8 @@
+import contextlib
 import multiprocessing
 import os
+import signal
+import threading
 
 import numpy as np
 import pytest
@@ -61,6 +64,32 @@ def test_reading_from_any_step_with_any_workers_gives_the_same_batches(source, w
     read = batches.iterate(11, 15, workers)
     for step, batch in zip(range(11, 15), read, strict=True):
         same(batch, batches[step])
+
+
+def test_ctrl_c_leaves_workers_alone_from_their_start(source, capfd):
+    done = threading.Event()
+    struck = set()
+
+    def strike():
+        while not done.wait(0.002):
+            for worker in multiprocessing.active_children():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker.pid, signal.SIGINT)
+                    struck.add(worker.pid)
+
+    thread = threading.Thread(target=strike)
+    thread.start()
+    read = batches_of(source).iterate(0, 9, workers=2)
+    try:
+        same(next(read), batches_of(source)[0])
+        same(next(read), batches_of(source)[1])
+    finally:
+        done.set()
+        thread.join()
+        read.close()
+    assert len(struck) == 2
+    assert capfd.readouterr().err == ""
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 class Deadly(pipeline.TrainBatches):

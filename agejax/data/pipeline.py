@@ -9,6 +9,8 @@ import signal
 import sys
 import threading
 from collections.abc import Generator, Iterator
+from concurrent import futures
+from multiprocessing import resource_tracker
 
 import grain
 import jax
@@ -98,20 +100,42 @@ class TrainBatches:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # grain hands absl's flags on to its workers
             options = grain.multiprocessing.MultiprocessingOptions(num_workers=workers)
-            dataset = dataset.mp_prefetch(options, worker_init_fn=_obey_parent)
+            dataset = dataset.mp_prefetch(options, worker_init_fn=_end_with_parent)
         iterator = iter(dataset)
         try:
+            if workers:
+                yield _first(iterator)
             yield from iterator
         finally:
             iterator.close()
 
 
-def _obey_parent(worker: int, count: int) -> None:
-    """In a worker process: ends it when its parent has died, for which grain never looks.
+def _first(iterator: Iterator[HostBatch]) -> HostBatch:
+    """The first batch of an iterator of grain, which starts its workers as it is asked for one.
 
-    Ctrl-C reaches the worker too: it leaves that to its parent, which closes it.
+    Ctrl-C reaches every process of a terminal. Workers leave it to their parent, which closes them,
+    and from their start on: a thread and a process inherit which signals are blocked, and each that
+    grain begins comes from the thread that asks here. The main thread still gets its Ctrl-C.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    first: futures.Future[HostBatch] = futures.Future()
+
+    def read() -> None:
+        try:
+            first.set_result(next(iterator))
+        except BaseException as error:  # for whoever waits
+            first.set_exception(error)
+
+    resource_tracker.ensure_running()  # its start would unblock the signal in a thread of grain's
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        threading.Thread(target=read, name="first_batch", daemon=True).start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return first.result()
+
+
+def _end_with_parent(worker: int, count: int) -> None:
+    """In a worker process: ends it when its parent has died, for which grain never looks."""
     parent = multiprocessing.parent_process()
     if parent is not None:
 
