@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 # The wide forms are taken for the narrow ones by spreadsheets of some languages. What begins with
 # apostrophes before one of these gets one more, so that every cell can be read back.
-FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+FORMULA = re.compile(r"'*([\t\r\n]|\s*[=+\-@\uff1d\uff0b\uff0d\uff20])")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
 
 

@@ -23,7 +23,22 @@ def read(path):
 
 
 @pytest.mark.parametrize(
-    "text", ["=1+1", "+49 30", "-x", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1", "'=1", "-1-1"]
+    "text",
+    [
+        "=1+1",
+        "+49 30",
+        "-x",
+        "@SUM(A1)",
+        "\t=1",
+        "\r=1",
+        "\n=1",
+        "\uff1d1",
+        "'=1",
+        "-1-1",
+        " =1",
+        "' =1",
+        "\u00a0@x",
+    ],
 )
 def test_a_text_that_a_spreadsheet_would_run_begins_with_an_apostrophe(text):
     assert tables.cell(text) == f"'{text}"
@@ -31,13 +46,14 @@ def test_a_text_that_a_spreadsheet_would_run_begins_with_an_apostrophe(text):
 
 
 @pytest.mark.parametrize(
-    "value", [-3.2, np.float32(-3.5), -7, "-3.20", "+4", "-1e-3", "", "a=b", "1-2", "'a", None]
+    "value",
+    [-3.2, np.float32(-3.5), -7, "-3.20", "+4", "-1e-3", "", "a=b", "1-2", "'a", " a", None],
 )
 def test_numbers_and_other_texts_stay(value):
     assert tables.cell(value) is value
 
 
-@given(st.text(st.sampled_from("'=+-@\t\r\n1.eab\uff1d"), max_size=6))
+@given(st.text(st.sampled_from("'=+-@ \t\r\n1.eab\uff1d"), max_size=6))
 def test_every_text_is_read_back(text):
     assert tables.original(tables.cell(text)) == text
     tables.write(out := io.StringIO(), [text], [[text, 1.5]])
