@@ -381,7 +381,8 @@ def test_a_file_that_is_missing_or_broken_is_one_clear_line(shapes, tmp_path):
     for path, model, message in (
         (tmp_path / "none", "mobilenet_v3_small", "does not exist"),
         (broken, "mobilenet_v3_small", "is damaged"),
-        (broken, "mobilenet", "no rules"),
+        (broken, "mobilenet", "no model 'mobilenet'; did you mean"),
+        (broken, "cnn", "no rules to read weights of 'cnn'"),
     ):
         with pytest.raises(UserError, match=message):
             pretrained.load(str(path), model, shapes)

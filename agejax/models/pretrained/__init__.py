@@ -11,7 +11,7 @@ from typing import Any
 
 import ml_collections
 
-from agejax.errors import UserError, few, nearest
+from agejax.errors import UserError, few
 from agejax.models import registry
 from agejax.models.pretrained import augreg, files, keras, lite, matching, timm, torchvision
 from agejax.models.pretrained.layout import (
@@ -144,14 +144,17 @@ def identify(path: str, model_name: str) -> tuple[Tensors, matching.Match]:
     """The tensors of a weights file, and the backbone in them.
 
     Raises:
-      UserError: an unreadable file, or a model without rules.
+      UserError: no such file, an unreadable one, or a model without rules.
     """
+    file = str(expand(path))
+    files.check(file, _where(path))  # first: it is wrong whatever the model is
     if model_name not in LAYOUTS:
+        registry.default_options(model_name)  # raises where there is no such model
         raise UserError(
-            f"{_where(path)}: no rules to read weights of {model_name!r}; "
-            f"{nearest(model_name, LAYOUTS)}"
+            f"{_where(path)}: no rules to read weights of {model_name!r} from a file; name the "
+            f"folder of a run to start from its weights, or use one of {few(LAYOUTS)}"
         )
-    tensors = files.read(str(expand(path)), _where(path))
+    tensors = files.read(file, _where(path))
     return tensors, matching.find(tensors, LAYOUTS[model_name])
 
 

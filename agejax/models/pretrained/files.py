@@ -39,6 +39,12 @@ KERAS_MEMBER = "model.weights.h5"
 INFLATION = 16  # an archive's members may be this many times its size: weights hardly compress
 
 
+def check(path: str, where: str) -> None:
+    """Raises `UserError` where there is no file at `path`; the message begins with `where`."""
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"{where} {foreign.not_a_file(pathlib.Path(path))}")
+
+
 def read(path: str, where: str) -> Tensors:
     """The arrays of a weights file by the names they have in it, in the file's order.
 
@@ -52,8 +58,7 @@ def read(path: str, where: str) -> Tensors:
     Raises:
       UserError: no such file, or one that cannot be read safely and wholly.
     """
-    if not pathlib.Path(path).is_file():
-        raise UserError(f"{where} {foreign.not_a_file(pathlib.Path(path))}")
+    check(path, where)
     try:
         tensors = _reader(path)(path)
         return _unwrapped({name: _single(array) for name, array in tensors.items()})

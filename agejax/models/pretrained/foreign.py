@@ -59,11 +59,14 @@ def not_a_file(path: pathlib.Path) -> str:
         return (
             "is no file; name a weights file"
             if path.exists()
-            else "does not exist; name a weights file"
+            else "does not exist; name a weights file, or the folder of a run"
         )
     names = sorted(child.name for child in path.iterdir())
     if weights := [name for name in names if name.endswith(ENDINGS)]:
         return f"is a folder; name the weights file in it ({few(weights)})"
     if "saved_model.pb" in names or any(map(TENSORFLOW.fullmatch, names)):
         return f"is a folder of TensorFlow; {KERAS}"
-    return "is a folder without a run of agejax (config.json) and without a weights file"
+    return (
+        "is a folder without a run of agejax and without a weights file; name a folder that has "
+        "one of them, or a weights file"
+    )
