@@ -39,8 +39,8 @@ def before_data(config: Any, *, resumes: bool = False) -> None:
     """
     splits.way_of(config.data.split)
     for path in config.distill.runs:
-        if run.read_config(expand(path)) is None:
-            raise UserError(f"config.distill.runs: {path} holds no run (no config.json)")
+        if run.opened_config(expand(path)) is None:
+            raise UserError(f"config.distill.runs: {path} holds no run with a checkpoint")
 
     def to_steps(duration: Mapping[str, float], name: str, total: int | None = 1) -> int:
         batch = config.data.batch_size

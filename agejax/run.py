@@ -36,12 +36,13 @@ from agejax.step import make_eval_step
 # itself and saves itself, and what it does about a loss that is not finite. None of these changes
 # what a step computes.
 FREE_KEYS = re.compile(
-    r"data\.(source|cache_dir|workers|mixture\.\w+\.source)|log_every\..*|checkpoint\.every\..*|"
+    r"data\.(source|cache_dir|workers|mixture\.[^.]+\.source)|log_every\..*|checkpoint\.every\..*|"
     r"eval\.(every\..*|batch_size|patience|final_split)|nonfinite|"
     r"model\.pretrained|watchdog|profile|sharding\.(devices|fsdp)"
 )
 
 SKIPPED = "skipped_steps.json"
+WRITTEN = ("config.json", "metrics.jsonl", "summary.json", SKIPPED)  # by a run, in its folder
 MAX_IN_A_ROW = 3
 
 
@@ -160,8 +161,24 @@ def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return value
 
 
-def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict | None:
+def check_workdir(workdir: pathlib.Path) -> None:
+    """Raises `UserError` where a run cannot write its files to `workdir`. Makes nothing."""
+    records.check_folder(workdir, "--workdir")
+    for name in WRITTEN:
+        if (workdir / name).is_dir():
+            raise UserError(
+                f"--workdir: {workdir / name} is a folder, where a run writes a file; remove it, "
+                "or use another path"
+            )
+
+
+def read_config(
+    workdir: pathlib.Path, remedy: str = "use another --workdir"
+) -> ml_collections.ConfigDict | None:
     """The config a run was started with, None where there is none.
+
+    Args:
+      remedy: what to do where it is damaged.
 
     Raises:
       UserError: it is damaged, or of a later version.
@@ -169,11 +186,11 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict | None:
     path = workdir / "config.json"
     if not path.exists():
         return None
-    stored = records.read_json(path, dict, "use another --workdir")
+    stored = records.read_json(path, dict, remedy)
     try:
         return _as_written(from_json(stored))
     except UserError as error:
-        raise UserError(f"{path}: {error}; use another --workdir") from error
+        raise UserError(f"{path}: {error}; {remedy}") from error
 
 
 def _as_written(stored: Any) -> ml_collections.ConfigDict:
@@ -205,10 +222,13 @@ def opened_config(workdir: pathlib.Path) -> ml_collections.ConfigDict | None:
     with the checkpoints, which keep theirs under a digest. Where it is lost, theirs serves.
 
     Raises:
-      UserError: config.json says other than the checkpoints.
+      UserError: config.json is damaged, or says other than the checkpoints.
     """
-    kept, written = stored_config(workdir), read_config(workdir)
-    if kept is None or written is None:
+    kept = stored_config(workdir)
+    if kept is None:
+        return None
+    written = read_config(workdir, "remove it: the checkpoint has the config")
+    if written is None:
         return kept
     if changed := _changed(kept, written):
         raise UserError(

@@ -54,7 +54,7 @@ def train(
       UserError: bad input, or a loss that is not finite (the last good checkpoint stays).
     """
     workdir = expand(workdir)
-    records.check_folder(workdir, "--workdir")
+    run.check_workdir(workdir)
     checks.values(config)
     while True:
         try:
@@ -173,7 +173,8 @@ def _train(
         best, evaluated = Best(**meta["best"]), meta["evaluated"]
         if best.step not in (None, *checkpoints.steps):
             best = Best.left(checkpoints, int(state.step) - (not evaluated), eval_every)
-            print(f"the best checkpoint is lost; from now on it is {best}", flush=True)
+            if best != Best.summarised(workdir):  # a run that was finished saves nothing more
+                print(f"the best checkpoint is lost; from now on it is {best}", flush=True)
         clock.add(meta["seconds"])
         print(f"resuming {workdir} at step {int(state.step):,}", flush=True)
     else:
@@ -349,6 +350,14 @@ class Best:
         if best is None or value is None:
             return cls()
         return cls(value, best, step // eval_every - best // eval_every)
+
+    @classmethod
+    def summarised(cls, workdir: pathlib.Path) -> Best | None:
+        """The best that a finished run wrote to its summary.json; None where it has none."""
+        with contextlib.suppress(UserError, LookupError, TypeError):
+            summary = records.read_json(workdir / "summary.json", dict, "")
+            return cls(**summary["best"])
+        return None
 
     def __str__(self) -> str:
         return "none" if self.step is None else f"step {self.step:,} with {self.value:.4g}"

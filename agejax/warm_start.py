@@ -25,7 +25,7 @@ from agejax.models.necks import NeckOptions
 from agejax.models.pretrained import positions
 from agejax.optim import Flat
 from agejax.paths import expand
-from agejax.run import Run, read_config
+from agejax.run import Run, opened_config, read_config
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -224,8 +224,12 @@ def _neck(config: Any, name: str) -> dict[str, Any] | None:
 
 
 def _is_run(path: pathlib.Path) -> bool:
-    """Whether it is a run's folder. Model hubs write a config.json of another kind."""
-    config = read_config(path) if path.is_dir() else None
+    """Whether it is a run's folder, with a checkpoint."""
+    return path.is_dir() and _is_of_run(opened_config(path))
+
+
+def _is_of_run(config: ml_collections.ConfigDict | None) -> bool:
+    """Whether it is a run's config. Model hubs write a config.json of another kind."""
     return config is not None and "model" in config and "heads" in config
 
 
@@ -239,10 +243,10 @@ def _config_of(path: pathlib.Path) -> ml_collections.ConfigDict | None:
     if (path / "ensemble.json").exists():
         raise UserError(f"{where} is an ensemble; name the folder of one of its runs")
     if not _is_run(path):
+        if path.is_dir() and _is_of_run(read_config(path)):
+            raise UserError(f"{where} has no checkpoint yet; let that run train on")
         around = next((p for p in path.absolute().parents if _is_run(p)), None)
         if around is not None and path.is_dir():
             raise UserError(f"{where} is a part of the run in {around}; name that folder")
         return None
-    if not any(step.name.isdigit() for step in (path / "checkpoints").glob("*")):
-        raise UserError(f"{where} has no checkpoint yet; let that run train on")
-    return read_config(path)
+    return opened_config(path)

@@ -130,6 +130,27 @@ def test_the_refusal_of_another_config_names_the_way_to_start_from_the_weights(t
         run.check_same_config(trained, stored, mended)
 
 
+def test_a_part_of_a_mixture_with_any_name_may_move(trained):
+    stored = run.stored_config(trained)
+    stored.data.mixture = {"imdb-wiki": {"source": "/old", "share": 1.0}}
+    moved = stored.copy_and_resolve_references()
+    with moved.unlocked():
+        moved.data.mixture["imdb-wiki"].source = "/new"
+    run.check_same_config(trained, stored, moved)
+    with moved.unlocked():
+        moved.data.mixture["imdb-wiki"].share = 0.5
+    with pytest.raises(UserError, match=r"imdb-wiki\.share \("):
+        run.check_same_config(trained, stored, moved)
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "summary.json"])
+def test_a_folder_in_the_place_of_a_runs_file_is_found_first(config, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(opening, "open_source", None)
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=rf"^--workdir: .*/{name} is a folder, .*; remove it, or"):
+        train.train(config, tmp_path)
+
+
 def test_what_changes_nothing_that_is_computed_may_change_on_resume(trained):
     stored = run.stored_config(trained)
     free = stored.copy_and_resolve_references()

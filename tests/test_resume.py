@@ -141,7 +141,10 @@ def test_the_summary_and_what_is_opened_agree_on_the_best_where_the_best_was_dam
     before, last = checkpoints.steps[-2:]
     value = checkpoints.value(last)
     say(folder / str(before), value=0.5)
-    say(folder / str(last), best={"value": 0.5, "step": before, "stale": 1})
+    told = {"value": 0.5, "step": before, "stale": 1}
+    say(folder / str(last), best=told)
+    summary = json.loads((workdir / "summary.json").read_text()) | {"best": told}
+    (workdir / "summary.json").write_text(json.dumps(summary))
     assert Run.open(workdir, devices=1).step == before
     flip_bits(folder / str(before))
     with pytest.raises(UserError, match=rf"checkpoints/{before} cannot be restored: its numbers"):
@@ -155,6 +158,8 @@ def test_the_summary_and_what_is_opened_agree_on_the_best_where_the_best_was_dam
     assert f"the best checkpoint is lost; from now on it is step {last} with" in said.out
     assert summary["best"] == {"value": value, "step": last, "stale": 0}
     assert json.loads((workdir / "summary.json").read_text())["best"] == summary["best"]
+    assert train.train(config, workdir)["best"] == summary["best"]
+    assert "is lost" not in capsys.readouterr().out
     assert Run.open(workdir, devices=1).step == last
 
 

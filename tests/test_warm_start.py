@@ -12,8 +12,8 @@ import pytest
 from flax import nnx
 
 import tiny
+from agejax import checks, train, warm_start
 from agejax import heads as heads_lib
-from agejax import train, warm_start
 from agejax.data import opening, pipeline
 from agejax.errors import UserError
 from agejax.run import Run
@@ -389,7 +389,7 @@ def settled(workdir, path, **model):
 def refused(workdir, path, message, **model):
     with pytest.raises(UserError, match=message) as error:
         settled(workdir, path, **model)
-    assert str(error.value).startswith("config.model.")
+    assert str(error.value).startswith(("config.model.", f"{path}/config.json"))
     assert len(str(error.value)) < 400
     assert not pathlib.Path(workdir).exists() or str(workdir) == str(path)
 
@@ -416,6 +416,30 @@ def test_an_option_that_the_run_left_at_its_default_may_not_differ(trained, tmp_
         tmp_path / "new", old, r"options\.stride_first: .* expects False",
         name="resnet50", options={"stride_first": True},
     )  # fmt: skip
+
+
+def test_a_run_that_lost_its_config_json_is_still_a_run(trained, tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    shutil.copytree(trained, old)
+    (old / "config.json").write_text("{")
+    refused(new, old, r"config\.json is not JSON .*; remove it: the checkpoint has the config")
+    (old / "config.json").unlink()
+    assert settled(new, old, options={}).options.widths == [8, 16]
+    refused(new, old / "checkpoints", f"is a part of the run in {old}; name that folder")
+    config = tiny.get_config()
+    config.model.pretrained = str(old)
+    config.distill.runs = (str(old),)
+    checks.before_data(warm_start.settle(config, new, None))
+    assert warm_start.of(config, {}, None) is not None
+
+
+def test_a_path_that_is_no_run_is_named_before_the_model(tmp_path):
+    new, path = tmp_path / "new", tmp_path / "path"
+    refused(new, path, "path does not exist; name a weights file, or the folder of a run$")
+    path.mkdir()
+    refused(new, path, "path is a folder without a run of agejax and without a weights file; name")
+    (path / "w.npz").touch()
+    refused(new, path / "w.npz", r"no rules .* 'cnn' from a file; name the folder of a run to")
 
 
 def test_a_folder_to_start_from_is_checked_before_the_data(trained, tmp_path):
