@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as managers
 
-from agejax.errors import UserError, full_disk
+from agejax.errors import UserError, brief, full_disk, no_room
 from agejax.logging import records
 from agejax.state import TrainState
 
@@ -75,12 +75,22 @@ class Checkpoints:
     def best(self) -> int | None:
         """The step with the best value, the newest one where none was evaluated.
 
-        Of equal values the earliest is the best, as `train.Best` has it.
+        Of equal values the earliest is the best, as `train.Best` has it. Where the value of an
+        older step is damaged, the newest step knows which is the best.
 
         Raises:
-          UserError: the value of a step is damaged, so that the best is not known.
+          UserError: the value of a step is damaged, and the newest step does not name the best.
         """
-        ranked = self._ranked(self.steps)
+        steps = self.steps
+        try:
+            ranked = self._ranked(steps)
+        except VanishedError:
+            raise
+        except UserError:
+            named: int | None = self.meta(steps[-1])["best"]["step"]
+            if named not in steps:
+                raise
+            return named
         return ranked[0] if ranked else None
 
     def value(self, step: int) -> float | None:
@@ -139,8 +149,7 @@ class Checkpoints:
                 raise VanishedError(
                     f"{folder} is not there any more; the run that trains there removed it"
                 ) from error
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise self._damaged(step, reason) from error
+            raise self._damaged(step, brief(error)) from error
 
     def _value_beside(self, step: int) -> float | None:
         """The value in the file that orbax keeps of it."""
@@ -178,7 +187,7 @@ class Checkpoints:
     def _damaged(self, step: int, reason: str) -> UserError:
         others = ", ".join(str(s) for s in self._folders() if s != step) or "none left"
         return UserError(
-            f"{self._folder / str(step)} cannot be restored: {reason[:200]}; remove it to go on "
+            f"{self._folder / str(step)} cannot be restored: {reason}; remove it to go on "
             f"from another ({others})"
         )
 
@@ -213,8 +222,8 @@ class CheckpointWriter(Checkpoints):
     def __init__(self, folder: pathlib.Path, best_mode: str = "min") -> None:
         super().__init__(folder, best_mode)
         self._full = (
-            f"disk full while saving a checkpoint in {folder}: free some space and start again; "
-            "the run resumes from the checkpoint before"
+            f"cannot save a checkpoint in {folder}",
+            "; the run resumes from the checkpoint before",
         )
         damaged = {}
         for step in self.steps:
@@ -272,9 +281,9 @@ class CheckpointWriter(Checkpoints):
                    for shard in leaf.addressable_shards if shard.replica_id == 0)  # fmt: skip
         self.wait()
         if shutil.disk_usage(self._folder).free < size + SPARE:
-            raise UserError(self._full)
+            raise no_room(*self._full)
         metrics = None if value is None else {"value": value}
-        with full_disk(self._full):
+        with full_disk(*self._full):
             self._manager.save(step, args=items, metrics=metrics, force=True)
 
     def resume(self, like: Any) -> Restored:
@@ -306,14 +315,14 @@ class CheckpointWriter(Checkpoints):
 
     def wait(self) -> None:
         """Blocks until everything saved is on disk; raises `UserError` if the disk was full."""
-        with full_disk(self._full):
+        with full_disk(*self._full):
             self._manager.wait_until_finished()
         if jax.process_index() == 0:
             self._remove_deleted()
 
     def close(self) -> None:
         """Waits as `wait` does, and raises what it does."""
-        with full_disk(self._full):
+        with full_disk(*self._full):
             self._manager.close()
         if jax.process_index() == 0:
             self._remove_deleted()

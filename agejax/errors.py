@@ -196,6 +196,13 @@ def reason(error: OSError) -> str:
     return f"{os.strerror(error.errno)}; {REMEDIES[error.errno]}"
 
 
+def brief(error: Exception) -> str:
+    """The message of an error, one line and not too long; a bare key says too little."""
+    text = repr(error) if isinstance(error, LookupError) or not str(error).strip() else str(error)
+    text = " ".join(text.split())
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
 def _is_ours(filename: Any) -> bool:
     """Whether a path lies in this package: an error there is a bug."""
     return isinstance(filename, str) and pathlib.Path(__file__).parent in pathlib.Path(
@@ -270,10 +277,13 @@ def line_in(path: str, error: BaseException) -> str | None:
 
 
 @contextlib.contextmanager
-def full_disk(message: str) -> Iterator[None]:
+def full_disk(what: str, remedy: str = "") -> Iterator[None]:
     """Turns the error of a full disk, however deep a library has wrapped it, into a `UserError`.
 
     A quota and a limit on the size of files (`ulimit -f`) are as full, and are named.
+
+    Args:
+      what, remedy: as for `no_room`.
     """
     try:
         yield
@@ -281,8 +291,20 @@ def full_disk(message: str) -> Iterator[None]:
         number = next((number for number in NO_ROOM if _has_number(error, number)), None)
         if number is None:
             raise
-        limit = f" ({os.strerror(number)}; {REMEDIES[number]})" if number != errno.ENOSPC else ""
-        raise UserError(message + limit) from error
+        raise no_room(what, remedy, number) from error
+
+
+def no_room(what: str, remedy: str = "", number: int = errno.ENOSPC) -> UserError:
+    """The error of a disk that takes no more.
+
+    Args:
+      what: "cannot write FILE".
+      remedy: what follows the remedy of the error, with the sign that joins them.
+      number: one of `NO_ROOM`.
+    """
+    kind = "the limit on file sizes is reached" if number == errno.EFBIG else "disk full"
+    quota = f" ({os.strerror(number)})" if number == errno.EDQUOT else ""
+    return UserError(f"{kind}: {what}{quota}; {REMEDIES[number]}{remedy}")
 
 
 def _disk_was_full(error: BaseException | None) -> bool:
@@ -302,6 +324,7 @@ def _say_a_full_disk_once() -> None:
     threading.excepthook, sys.unraisablehook = _of_a_thread, _of_nobody
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_of_other_than_the_disk)
+    logging.getLogger("absl").addFilter(_of_other_than_no_metrics)
 
 
 def _of_a_thread(failure: threading.ExceptHookArgs) -> None:
@@ -320,6 +343,11 @@ def _of_nobody(failure: sys.UnraisableHookArgs) -> None:
 
 def _of_other_than_the_disk(record: logging.LogRecord) -> bool:
     return not (record.exc_info and _disk_was_full(record.exc_info[1]))
+
+
+def _of_other_than_no_metrics(record: logging.LogRecord) -> bool:
+    """Passes over orbax's warning of a checkpoint without a value: not every one is evaluated."""
+    return "did not provide metrics" not in record.getMessage()
 
 
 def nearest(given: str, known: Iterable[str]) -> str:

@@ -256,6 +256,18 @@ def test_a_lost_config_json_changes_no_prediction_and_another_one_is_refused(sev
     assert Run.open(workdir, devices=1).config.data.source == "elsewhere"
 
 
+def test_a_damaged_config_json_beside_a_checkpoint_is_to_be_removed(several):
+    workdir = several({1: 1.0})
+    path = workdir / "config.json"
+    path.write_text('{"heads": [')
+    with pytest.raises(UserError, match=r"is not JSON .*; remove it: the checkpoint has the conf"):
+        Run.open(workdir, devices=1)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match=r"is not a file; remove it: the checkpoint has the conf"):
+        Run.open(workdir, devices=1)
+
+
 def test_no_flipped_bit_of_the_facts_goes_unseen(several):
     folder = several({1: 1.0}) / "checkpoints"
     path = folder / "1" / "meta" / "metadata"
@@ -288,6 +300,26 @@ def test_a_checkpoint_without_a_digest_loads_as_it_did(tmp_path):
     assert (writer.best, writer.value(1), writer.value(3)) == (1, 1.0, 2.0)
     assert int(writer.resume(like())[0].step) == 3
     writer.close()
+
+
+def test_the_newest_step_knows_the_best_where_an_older_one_is_damaged(tmp_path):
+    named = META | {"best": {"value": 1.0, "step": 1, "stale": 2}}
+    folder = written(tmp_path / "c", {1: 1.0, 2: 3.0, 3: 2.0}, meta=named)
+    change_facts(folder / "2")
+    assert Checkpoints(folder).best == 1
+    change_facts(folder / "3")
+    with pytest.raises(UserError, match=r"c/3 cannot be restored"):
+        _ = Checkpoints(folder).best
+
+
+def test_a_key_that_is_missing_in_a_damaged_checkpoint_is_told_as_one(tmp_path):
+    folder = written(tmp_path / "c", {1: 1.0})
+
+    def read(folder):
+        raise KeyError("value_metadata")
+
+    with pytest.raises(UserError, match=r"restored: KeyError\('value_metadata'\); remove it"):
+        Checkpoints(folder)._read(1, read)
 
 
 # ---- damage --------------------------------------------------------------------------------------

@@ -11,10 +11,11 @@ import sys
 import threading
 
 import pytest
+from absl import logging as absl_logging
 
 import tiny
 from agejax import evaluate, heads, main, predict, run, train
-from agejax.errors import UserError, run_command
+from agejax.errors import UserError, full_disk, run_command
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -102,6 +103,37 @@ def test_a_full_disk_is_said_once_by_the_main_thread(fails, capsys, caplog, monk
     assert capsys.readouterr().err + caplog.text == ""
     assert run_command(fails, ZeroDivisionError("of a bug")) == 0
     assert "ZeroDivisionError: of a bug" in capsys.readouterr().err + caplog.text
+
+
+def test_the_warning_of_a_checkpoint_without_an_evaluation_is_not_printed(caplog):
+    def saves():
+        absl_logging.warning("Requested `tracked_metric`; did not provide metrics.")
+        absl_logging.warning("another one")
+
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        assert run_command(saves) == 0
+    assert [record.getMessage() for record in caplog.records] == ["another one"]
+
+
+@pytest.mark.parametrize(
+    ("number", "line"),
+    [
+        (errno.ENOSPC, "disk full: cannot write x; free some space and start again or y"),
+        (
+            errno.EDQUOT,
+            "disk full: cannot write x (Disk quota exceeded); free some space and start again or y",
+        ),
+        (
+            errno.EFBIG,
+            "the limit on file sizes is reached: cannot write x; raise the limit on file sizes "
+            "(ulimit -f) and start again or y",
+        ),
+    ],
+)
+def test_a_disk_that_takes_no_more_is_told_with_its_own_remedy(number, line):
+    with pytest.raises(UserError) as error, full_disk("cannot write x", " or y"):
+        raise ValueError(f"of a library: {os.strerror(number)}")
+    assert str(error.value) == line
 
 
 def test_a_message_is_one_line_that_no_terminal_obeys_whatever_it_quotes(capsys):
@@ -234,7 +266,7 @@ def test_a_checkpoint_that_has_no_room_is_not_begun(faces, cache, tmp_path, monk
     monkeypatch.setattr(ocp.CheckpointManager, "save", None)
     usage = shutil.disk_usage(tmp_path)._replace(free=2**20)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
-    with pytest.raises(UserError, match=r"disk full while saving a checkpoint in .*/checkpoints"):
+    with pytest.raises(UserError, match=r"disk full: cannot save a checkpoint in .*/checkpoints"):
         train.train(config_with(faces, cache, total={"steps": 2}), tmp_path / "run")
 
 

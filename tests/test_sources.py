@@ -265,7 +265,7 @@ def test_a_full_disk_is_one_line(archive, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(cache, "_sync", full)
-    with pytest.raises(UserError, match="disk is full"):
+    with pytest.raises(UserError, match=r"^disk full: cannot write to the cache "):
         load(archive, tmp_path / "cache")
 
 

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from agejax.errors import DAMAGE, UserError, full_disk
+from agejax.errors import DAMAGE, UserError, brief, full_disk
 from agejax.logging import records
 from agejax.paths import cache_folder
 
@@ -68,7 +68,7 @@ def cached(
         try:
             return read(folder)
         except (*DAMAGE, OSError) as error:
-            raise Damaged(_reason(error)) from error
+            raise Damaged(brief(error)) from error
 
     with _disk_errors(folder.parent):
         with contextlib.suppress(Absent, Damaged):
@@ -112,7 +112,7 @@ def check(folder: pathlib.Path, again: bool = False) -> int:
             _checked[folder] = state
         return sum(sizes.values())
     except (*DAMAGE, OSError) as error:
-        raise Damaged(_reason(error)) from error
+        raise Damaged(brief(error)) from error
 
 
 def check_all(name: str, cache_dir: str | None = None) -> str:
@@ -269,19 +269,12 @@ def _sync(path: pathlib.Path) -> None:
         os.close(descriptor)
 
 
-def _reason(error: Exception) -> str:
-    """The message of an error, one line and not too long; a bare key says too little."""
-    text = repr(error) if isinstance(error, LookupError) or not str(error) else str(error)
-    text = " ".join(text.split())
-    return text if len(text) <= 200 else f"{text[:200]}..."
-
-
 @contextlib.contextmanager
 def _disk_errors(cache: pathlib.Path) -> Iterator[None]:
     """Turns what a disk objects to into a `UserError`."""
     remedy = "use another place with --config.data.cache_dir=DIR"
     try:
-        with full_disk(f"cache {cache}: the disk is full; free space or {remedy}"):
+        with full_disk(f"cannot write to the cache {cache}", f", or {remedy}"):
             yield
     except OSError as error:
         raise UserError(f"cache {cache}: {error}; mend that or {remedy}") from error

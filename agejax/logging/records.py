@@ -28,7 +28,7 @@ def disk(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turns an error of the file system, met while writing `path`, into a `UserError`."""
     name = os.fspath(path)
     try:
-        with full_disk(f"disk full: cannot write {name}; free some space and start again"):
+        with full_disk(f"cannot write {name}"):
             yield
     except OSError as error:
         if error.errno not in REMEDIES:
