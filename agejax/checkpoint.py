@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as managers
 
-from agejax.errors import UserError, brief, full_disk, no_room
+from agejax.errors import UserError, brief, full_disk, no_room, of_the_machine
 from agejax.logging import records
 from agejax.state import TrainState
 
@@ -149,6 +149,8 @@ class Checkpoints:
                 raise VanishedError(
                     f"{folder} is not there any more; the run that trains there removed it"
                 ) from error
+            if of_the_machine(error):
+                raise  # the checkpoint may be whole
             raise self._damaged(step, brief(error)) from error
 
     def _value_beside(self, step: int) -> float | None:

@@ -15,6 +15,7 @@ import signal
 import struct
 import sys
 import threading
+import time
 import traceback
 import zipfile
 import zlib
@@ -22,15 +23,22 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from types import FrameType, MappingProxyType
 from typing import Any
 
+from agejax.interrupts import INTERRUPTED, leave
+
 # What parsers raise on bytes that are not as they should be.
 DAMAGE = (
     *(EOFError, ValueError, LookupError, TypeError, ArithmeticError, RuntimeError, MemoryError),
     *(struct.error, zlib.error, zipfile.BadZipFile),
 )
 
-INTERRUPTED, CLOSED_PIPE = 130, 141  # exit codes: what shells report for SIGINT and SIGPIPE
+CLOSED_PIPE = 141  # the exit code that shells report for SIGPIPE
 LONGEST = 700  # characters of a message
 
+# Errors of reading that tell nothing about the file.
+MACHINE = (
+    *(errno.EACCES, errno.EINTR, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EPERM),
+    errno.ESTALE,
+)
 # Errors of the file system and the machine, by number, and what to do about each. An error with
 # another number is a bug.
 REMEDIES = {
@@ -115,9 +123,8 @@ def run_command(main: Callable[..., Any], *args: Any) -> int:
             code = _run(main, args)
         finally:
             flushed = _flush()
-    if (
-        code == INTERRUPTED
-    ):  # threads may still have to end, which a second Ctrl-C does not wait for
+    if code == INTERRUPTED:
+        # Threads may still have to end; a second Ctrl-C does not wait for them.
         signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
     return code or (0 if flushed else CLOSED_PIPE)
 
@@ -146,15 +153,6 @@ def _run(main: Callable[..., Any], args: Sequence[Any]) -> int:
 Handler = Callable[[int, FrameType | None], Any]
 
 
-def leave(number: int, frame: FrameType | None) -> None:
-    """Handles SIGINT by ending the process with one line: while a command imports its modules.
-
-    A KeyboardInterrupt raised there would come out of some library's import, or be lost in it.
-    """
-    say("agejax: interrupted")
-    os._exit(INTERRUPTED)  # nothing was begun yet
-
-
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """Handles the first SIGINT as Python does, and the next by `leave`: a library may lose one."""
     signal.signal(signal.SIGINT, leave)
@@ -181,13 +179,22 @@ def line_of(error: Exception) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     text = str(error).strip()
-    if isinstance(error, MemoryError) or text.startswith("RESOURCE_EXHAUSTED"):  # XLA's
+    if _no_memory(error):
         what = text.splitlines()[0] if text else "an allocation failed"
         return str(UserError(f"out of memory: {what}; use smaller batches, or a larger machine"))
     if isinstance(error, OSError) and error.errno in REMEDIES and not _is_ours(error.filename):
         name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else ""
         return str(UserError(f"{name}: {reason(error)}" if name else reason(error)))
     return None
+
+
+def of_the_machine(error: Exception) -> bool:
+    """Whether reading failed for want of memory or rights: the file itself may be whole."""
+    return _no_memory(error) or (isinstance(error, OSError) and error.errno in MACHINE)
+
+
+def _no_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or str(error).startswith("RESOURCE_EXHAUSTED")  # XLA's
 
 
 def reason(error: OSError) -> str:
@@ -335,10 +342,23 @@ def _of_a_thread(failure: threading.ExceptHookArgs) -> None:
 def _of_nobody(failure: sys.UnraisableHookArgs) -> None:
     """Writes that come to their end when nobody waits for them any more are no news either."""
     if isinstance(failure.exc_value, KeyboardInterrupt):
-        return  # lost in a library's callback; the next one is not
+        # Lost in a library's callback, such as JAX's of the garbage collector: comes again from
+        # another thread, for what is raised in here is lost as well.
+        if signal.getsignal(signal.SIGINT) is leave:
+            signal.signal(signal.SIGINT, _interrupt)
+        almost_out = threading.Event()
+        threading.Thread(target=_interrupt_again, args=(almost_out,), daemon=True).start()
+        almost_out.set()
+        return
     late = str(failure.exc_value).endswith(("Event loop is closed", "likely shutting down"))
     if not late and not _disk_was_full(failure.exc_value):
         sys.__unraisablehook__(failure)
+
+
+def _interrupt_again(almost_out: threading.Event) -> None:
+    almost_out.wait()
+    time.sleep(0.1)  # until the main thread has left the hook
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 def _of_other_than_the_disk(record: logging.LogRecord) -> bool:

@@ -12,7 +12,8 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from agejax.errors import UserError, handling_interrupts, leave, line_in, run_command
+from agejax.errors import UserError, handling_interrupts, line_in, run_command
+from agejax.interrupts import leave
 from agejax.paths import expand
 
 FLAGS = flags.FLAGS

@@ -29,7 +29,8 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from agejax.errors import INTERRUPTED, UserError, line_of, one_line, say
+from agejax.errors import UserError, line_of, one_line, say
+from agejax.interrupts import INTERRUPTED
 
 # What may differ between the processes of one run: where files lie, and what each does by itself.
 MAY_DIFFER = re.compile(

@@ -1,6 +1,7 @@
 """Checkpoints: which are kept, which is best, what readers leave alone and what damage costs."""
 
 import dataclasses
+import errno
 import json
 import pathlib
 import shutil
@@ -370,3 +371,27 @@ def test_the_digest_of_facts_is_sha256_of_their_json_in_the_order_of_the_keys():
     # printf '{"a": 1.5, "b": [2, null]}' | sha256sum
     expected = "577de9195f0aaea092b514d2bdfe34e2da19758346593b6913fa0aaf6e6e26b2"
     assert records.digest({"b": [2, None], "digest": "any", "a": 1.5}) == expected
+
+
+@pytest.mark.parametrize(
+    "error",
+    [PermissionError(errno.EACCES, "no"), OSError(errno.EMFILE, "many"), MemoryError()],
+    ids=["rights", "open files", "memory"],
+)
+def test_a_checkpoint_that_the_machine_cannot_read_now_is_not_set_aside(
+    tmp_path, monkeypatch, error
+):
+    folder = written(tmp_path / "checkpoints", {1: 2.0, 2: 1.0})
+    read_text = pathlib.Path.read_text
+
+    def fails(path, *args, **kwargs):
+        if path.parts[-3:] == ("2", "meta", "metadata"):
+            raise error
+        return read_text(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "read_text", fails)
+        with pytest.raises(type(error)):
+            CheckpointWriter(folder)
+    assert Checkpoints(folder).steps == [1, 2]
+    assert not (tmp_path / "damaged").exists()

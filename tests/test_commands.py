@@ -168,6 +168,28 @@ def test_a_second_ctrl_c_ends_the_command_at_once(body):
     assert process.returncode == 130
 
 
+LOST = """
+import gc, signal, sys, time
+from agejax.errors import run_command
+class Callback:
+    def __call__(self, phase, info):
+        if phase == "start":
+            gc.callbacks.remove(self)
+            signal.raise_signal(signal.SIGINT)  # as a Ctrl-C that comes right now
+def main():
+    gc.callbacks.append(Callback())
+    gc.collect()
+    time.sleep(60)
+sys.exit(run_command(main))
+"""
+
+
+def test_a_ctrl_c_that_a_librarys_callback_loses_comes_again():
+    process = start(LOST)
+    assert process.communicate(timeout=30) == ("", "agejax: interrupted\n")
+    assert process.returncode == 130
+
+
 def test_a_full_disk_behind_stdout_is_one_line():
     result = subprocess.run(
         [sys.executable, "-c", PRINTS.format(n=1, then="pass")], cwd=ROOT, text=True, check=False,
@@ -180,13 +202,15 @@ def test_a_full_disk_behind_stdout_is_one_line():
     )
 
 
-def test_ctrl_c_while_a_command_imports_its_modules_is_one_line():
+@pytest.mark.parametrize("first", ["| agejax.interrupts\n", "| agejax\n"])
+def test_ctrl_c_while_a_command_imports_its_modules_is_one_line(first):
+    """The standard library's modules come after the first one, numpy and JAX after the second."""
     process = subprocess.Popen(
         [sys.executable, "-X", "importtime", "-m", "agejax.evaluate", "--help"],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     for line in process.stderr:
-        if line.endswith("| agejax\n"):  # numpy and JAX come next
+        if line.endswith(first):
             process.send_signal(signal.SIGINT)
             break
     rest = [line for line in process.stderr if not line.startswith("import time:")]
