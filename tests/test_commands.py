@@ -202,7 +202,7 @@ def test_a_full_disk_behind_stdout_is_one_line():
     )
 
 
-@pytest.mark.parametrize("first", ["| agejax.interrupts\n", "| agejax\n"])
+@pytest.mark.parametrize("first", ["agejax.interrupts", "agejax"])
 def test_ctrl_c_while_a_command_imports_its_modules_is_one_line(first):
     """The standard library's modules come after the first one, numpy and JAX after the second."""
     process = subprocess.Popen(
@@ -210,7 +210,7 @@ def test_ctrl_c_while_a_command_imports_its_modules_is_one_line(first):
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     for line in process.stderr:
-        if line.endswith(first):
+        if line.rpartition("|")[2].strip() == first:
             process.send_signal(signal.SIGINT)
             break
     rest = [line for line in process.stderr if not line.startswith("import time:")]
