@@ -29,7 +29,7 @@ def cluster(tmp_path):
                             "SLURM_JOB_ID": "7", "BATCH": "yes"} | variables  # fmt: skip
         done = subprocess.run(
             ["bash", FOLDER / "slurm" / script, *arguments],
-            env=env, capture_output=True, text=True, timeout=60,
+            env=env, capture_output=True, text=True, timeout=240,
         )  # fmt: skip
         return done.returncode, done.stdout.splitlines()
 

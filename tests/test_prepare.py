@@ -45,7 +45,7 @@ def test_beam_prepares_what_one_process_does(case, tmp_path):
     np.testing.assert_array_equal(ours.images, theirs.images)
     assert ours.label_names == theirs.label_names
     assert sorted(ours.skipped) == sorted(theirs.skipped)
-    assert len(ours.skipped) == {"utkface": 2, "image_folder": 8}.get(name, 0)
+    assert len(ours.skipped) == {"utkface": 2, "image_folder": 9}.get(name, 0)
 
 
 @pytest.mark.parametrize(

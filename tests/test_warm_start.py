@@ -1,7 +1,6 @@
 """A run that starts from another run's weights predicts what that run predicts."""
 
 import dataclasses
-import json
 import pathlib
 import shutil
 
@@ -12,10 +11,11 @@ import pytest
 from flax import nnx
 
 import tiny
-from agejax import checks, train, warm_start
+from agejax import checks, run, train, warm_start
 from agejax import heads as heads_lib
 from agejax.data import opening, pipeline
 from agejax.errors import UserError
+from agejax.models import pretrained
 from agejax.run import Run
 
 OLD = heads_lib.Facts(
@@ -406,16 +406,15 @@ def test_the_model_is_the_runs(trained, tmp_path):
     refused(new, trained, r"config\.model\.mean: .* expects", mean=(0.5, 0.5, 0.5))
 
 
-def test_an_option_that_the_run_left_at_its_default_may_not_differ(trained, tmp_path):
-    old = tmp_path / "old"
-    shutil.copytree(trained, old)
-    stored = json.loads((old / "config.json").read_text())
-    stored["model"] |= {"name": "resnet50", "options": {}}
-    (old / "config.json").write_text(json.dumps(stored))
-    refused(
-        tmp_path / "new", old, r"options\.stride_first: .* expects False",
-        name="resnet50", options={"stride_first": True},
-    )  # fmt: skip
+def test_an_option_that_the_run_left_at_its_default_may_not_differ(trained):
+    of_run = run.read_config(trained)
+    config = tiny.get_config()
+    config.model.pretrained = str(trained)
+    for each, options in ((of_run, {}), (config, {"stride_first": True})):
+        with each.unlocked():
+            each.model.name, each.model.options = "resnet50", ml_collections.ConfigDict(options)
+    with pytest.raises(UserError, match=r"options\.stride_first: .* expects False"):
+        pretrained.settle(config, None, of_run)
 
 
 def test_a_run_that_lost_its_config_json_is_still_a_run(trained, tmp_path):
