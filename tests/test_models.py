@@ -15,6 +15,7 @@ from agejax.models import mobilenet_v3, registry, vgg
 # Of the published classifiers with 1,000 classes: torchvision's tables, timm's for ViT-Ti and -S,
 # trainable weights of keras.applications (3.15) for the minimalistic ones.
 PARAMETERS = {
+    "mobilenet_v1": 4_231_976,  # trainable weights of keras.applications.MobileNet
     "mobilenet_v3_small": 2_542_856,
     "mobilenet_v3_small_minimalistic": 2_044_736,
     "mobilenet_v3_large": 5_483_032,
@@ -43,6 +44,10 @@ PARAMETERS = {
     "tf_efficientnet_b0": 5_288_548,
     "efficientnet_lite0": 4_652_008,
     "tf_efficientnet_lite0": 4_652_008,
+    "efficientnet_lite1": 5_416_680,
+    "tf_efficientnet_lite1": 5_416_680,
+    "efficientnet_lite2": 6_092_072,
+    "tf_efficientnet_lite2": 6_092_072,
     "vit_ti16": 5_717_416,
     "vit_s16": 22_050_664,
     "vit_b16": 86_567_656,

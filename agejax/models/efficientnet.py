@@ -1,4 +1,4 @@
-"""EfficientNet-B0 (Tan & Le 2019) and EfficientNet-Lite0, which has ReLU6 and no squeeze-excite.
+"""EfficientNet-B0 (Tan & Le 2019) and EfficientNet-Lite0 to 2, with ReLU6 and no squeeze-excite.
 
 Numerics are timm's and torchvision's, or with options those of the weights from TensorFlow.
 """
@@ -6,6 +6,7 @@ Numerics are timm's and torchvision's, or with options those of the weights from
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from flax import nnx
 
 from agejax.models.backbone import Backbone, Features
 from agejax.models.layers import Activation, Dropout, Linear, SqueezeExcite, global_mean
-from agejax.models.mobilenet_v3 import ConvNorm, conv_padding
+from agejax.models.mobilenet_v3 import ConvNorm, conv_padding, divisible
 
 # blocks, kernel, stride of the first block, how much wider inside, outputs
 Stage = tuple[int, int, int, int, int]
@@ -29,6 +30,23 @@ B0: tuple[Stage, ...] = (
     (1, 3, 1, 6, 320),
 )
 STEM, TOP = 32, 1280  # channels
+
+
+def scaled(stages: tuple[Stage, ...], width: float, depth: float) -> tuple[Stage, ...]:
+    """The stages of a larger Lite network: `width` times the channels, `depth` times the blocks.
+
+    As in all of them the first and the last stage keep their depth, and stem and top their width
+    (tensorflow/tpu, efficientnet_lite_builder.py: fix_head_stem).
+    """
+    ends = (0, len(stages) - 1)
+    return tuple(
+        (blocks if i in ends else math.ceil(depth * blocks), size, stride, wider,
+         divisible(width * outputs))
+        for i, (blocks, size, stride, wider, outputs) in enumerate(stages)
+    )  # fmt: skip
+
+
+LITE1, LITE2 = scaled(B0, 1.0, 1.1), scaled(B0, 1.1, 1.2)
 
 
 def places(stages: tuple[Stage, ...]) -> list[tuple[int, int]]:
@@ -81,7 +99,7 @@ class EfficientNet(Backbone):
     """Images [B, H, W, 3] -> pooled features [B, 1280], or logits.
 
     Args:
-      stages: B0.
+      stages: B0, LITE1 or LITE2.
       lite: ReLU6 for swish, and no squeeze-excite.
       padding: "torch" pads half of the kernel on every side; "same" is TensorFlow's.
       epsilon: of the batch norms: 1e-5 in timm and torchvision, 1e-3 in TensorFlow.
@@ -138,5 +156,9 @@ class EfficientNet(Backbone):
 
 b0 = functools.partial(EfficientNet, B0, False)
 lite0 = functools.partial(EfficientNet, B0, True)
+lite1 = functools.partial(EfficientNet, LITE1, True)
+lite2 = functools.partial(EfficientNet, LITE2, True)
 tf_b0 = functools.partial(b0, padding="same", epsilon=1e-3)
 tf_lite0 = functools.partial(lite0, padding="same", epsilon=1e-3)
+tf_lite1 = functools.partial(lite1, padding="same", epsilon=1e-3)
+tf_lite2 = functools.partial(lite2, padding="same", epsilon=1e-3)

@@ -12,13 +12,24 @@ import jax.numpy as jnp
 from flax import nnx
 
 from agejax.errors import UserError, check_values, nearest
-from agejax.models import cnn, efficientnet, mlp, mobilenet_v3, nasnet, resnet, vgg, vit
+from agejax.models import (
+    cnn,
+    efficientnet,
+    mlp,
+    mobilenet_v1,
+    mobilenet_v3,
+    nasnet,
+    resnet,
+    vgg,
+    vit,
+)
 from agejax.models.backbone import Backbone
 
 # Called with num_classes, dtype, rngs, the config's options, and image_size where it is wanted.
 MODELS: dict[str, functools.partial[Any]] = {
     "mlp": functools.partial(mlp.MLP),
     "cnn": functools.partial(cnn.CNN),
+    "mobilenet_v1": functools.partial(mobilenet_v1.MobileNetV1),
     "mobilenet_v3_small": mobilenet_v3.small,
     "mobilenet_v3_small_minimalistic": functools.partial(mobilenet_v3.small, minimalistic=True),
     "mobilenet_v3_large": mobilenet_v3.large,
@@ -41,6 +52,10 @@ MODELS: dict[str, functools.partial[Any]] = {
     "tf_efficientnet_b0": efficientnet.tf_b0,
     "efficientnet_lite0": efficientnet.lite0,
     "tf_efficientnet_lite0": efficientnet.tf_lite0,
+    "efficientnet_lite1": efficientnet.lite1,
+    "tf_efficientnet_lite1": efficientnet.tf_lite1,
+    "efficientnet_lite2": efficientnet.lite2,
+    "tf_efficientnet_lite2": efficientnet.tf_lite2,
     "nasnet_mobile": nasnet.nasnet_mobile,
     "nasnet_large": nasnet.nasnet_large,
     "pnasnet5_large": nasnet.pnasnet5_large,

@@ -13,7 +13,16 @@ import ml_collections
 
 from agejax.errors import UserError, few
 from agejax.models import registry
-from agejax.models.pretrained import augreg, files, keras, lite, matching, timm, torchvision
+from agejax.models.pretrained import (
+    augreg,
+    faceres,
+    files,
+    keras,
+    lite,
+    matching,
+    timm,
+    torchvision,
+)
 from agejax.models.pretrained.layout import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -29,7 +38,7 @@ __all__ = ["Loaded", "identify", "load", "settle"]
 
 # model -> the layouts its weights come in, of every library.
 LAYOUTS: dict[str, list[Layout]] = {}
-for library in (torchvision, timm, keras, augreg, lite):
+for library in (torchvision, timm, keras, augreg, lite, faceres):
     for name, layout in library.LAYOUTS.items():
         LAYOUTS.setdefault(name, []).append(layout)
 

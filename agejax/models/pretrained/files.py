@@ -17,7 +17,7 @@ import numpy as np
 import safetensors
 
 from agejax.errors import DAMAGE, UserError
-from agejax.models.pretrained import foreign, hdf5, torch_file
+from agejax.models.pretrained import foreign, hdf5, tensorflow_js, torch_file
 from agejax.models.pretrained.layout import Tensors
 
 SAFETENSORS = {
@@ -79,6 +79,8 @@ def _reader(path: str) -> Callable[[str], Tensors]:
         return _read_npz if any(n.endswith(".npy") for n in names) else torch_file.read_zip
     if start[8:] == b"{":  # before others: the length before it may look like anything
         return _read_safetensors
+    if start.lstrip()[:1] in (b"{", b"["):
+        return tensorflow_js.read
     if start.startswith(b"\x80"):
         return torch_file.read_legacy
     if start.startswith(hdf5.SIGNATURE):

