@@ -54,7 +54,9 @@ def read(path: str) -> Tensors:
             size = math.prod(shape) * np.dtype(DTYPES[stored]).itemsize
             if start + size > len(data):
                 raise UserError(f"names files that end before {str(name)[:80]}; get them again")
-            array = np.frombuffer(data[start : start + size], DTYPES[stored]).reshape(shape)
+            array: np.ndarray = np.frombuffer(data[start : start + size], DTYPES[stored]).reshape(
+                shape
+            )
             start += size
             if quantised and stored != "float16":
                 scale, least = np.float32(quantised["scale"]), np.float32(quantised["min"])
