@@ -24,7 +24,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, SVR
 
-from agejax import evaluate, optim, sharding, warm_start
+from agejax import evaluate, image_sizes, optim, sharding, warm_start
 from agejax import state as state_lib
 from agejax.calibration import Calibration
 from agejax.data import augment, opening, pipeline, splits
@@ -101,7 +101,7 @@ def features(run: Run, source: Any, rows: np.ndarray, which: str) -> np.ndarray:
         trained = warm_start.of(config, run.heads, source)
         state = state_lib.create(config, initialise, frozen, mesh, trained)
         params, batch_stats = state.params, state.batch_stats
-    size = config.model.image_size
+    size = image_sizes.of_evaluation(config)
 
     @jax.jit
     def embed(params: Any, batch_stats: Any, batch: Any) -> dict[str, jax.Array]:

@@ -41,6 +41,7 @@ class Calibration:
       geometry: how faces are framed in the training images; None where no detector is installed,
         or it finds none.
       split: that the images are of, "calibration" or "val".
+      image_size: config.eval.image_size of the run when it was fitted.
     """
 
     step: int
@@ -50,6 +51,7 @@ class Calibration:
     alpha: float = ALPHA
     geometry: Geometry | None = None
     split: str = "val"
+    image_size: int = 0
 
     @classmethod
     def fit(
@@ -114,14 +116,26 @@ class Calibration:
         records.write_json(folder / FILE, values | {"digest": records.digest(values)})
 
     @classmethod
-    def read(cls, folder: pathlib.Path, step: int) -> Calibration | None:
-        """Of a run's folder; None where there is none, or only that of another checkpoint."""
+    def read(
+        cls, folder: pathlib.Path, step: int, image_size: int | None = None
+    ) -> Calibration | None:
+        """Reads the calibration of a run's folder.
+
+        Args:
+          step: of the checkpoint.
+          image_size: config.eval.image_size; None: any.
+
+        Returns:
+          None where there is none, or only that of another checkpoint or image size.
+        """
         try:
             stored: dict[str, Any] = json.loads((folder / FILE).read_text())
             # Older versions wrote no digest.
             if "digest" in stored and records.digest(stored) != stored.pop("digest"):
                 return None
             if stored["step"] != step:
+                return None
+            if image_size not in (None, stored.get("image_size", 0)):
                 return None
             stored["widths"] = {
                 name: ByGroup(

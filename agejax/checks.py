@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import optax
 
-from agejax import durations, metrics, optim, run, state
+from agejax import durations, image_sizes, metrics, optim, run, state
 from agejax import heads as heads_lib
 from agejax.config import check
 from agejax.data import augment, draws, sources, splits
@@ -63,8 +63,11 @@ def before_data(config: Any, *, resumes: bool = False) -> None:
     heads = heads_lib.create(config.heads, heads_lib.Facts.of(labels, stand_in.label_names))
     draws.weigh(config.sampling, stand_in, rows)
     weights.of(config.heads, heads, labels, rows)
+    for duration, _ in image_sizes.stages(config):
+        to_steps(duration, image_sizes.KEY)
     augment.build(config.augment, config.model.image_size)
     model, _ = state.create_model(config, heads)
+    image_sizes.check(config, model)
     if config.model.pretrained and not resumes and not expand(config.model.pretrained).is_dir():
         pretrained.load(config.model.pretrained, config.model.name, model.shapes)
     optim.create_optimizer(config.optim, optax.constant_schedule(0.0), model.parameters)

@@ -85,7 +85,7 @@ def default() -> ml_collections.ConfigDict:
     c.model = ml_collections.ConfigDict()
     c.model.name = "mobilenet_v3_small"
     c.model.options = ml_collections.ConfigDict()  # the backbone's own options
-    c.model.image_size = 128  # what the network sees, pixels
+    c.model.image_size = 128  # pixels, of the images that the network sees
     c.model.dtype = "float32"  # compute: float32 | bfloat16; parameters and logits stay float32
     c.model.hidden = 0  # width of a dense layer between backbone and heads; 0: none
     c.model.dropout = 0.2
@@ -131,10 +131,14 @@ def default() -> ml_collections.ConfigDict:
     c.schedule.final_div = 1e4  # one_cycle and warmup_cosine: start (peak) / end
     c.schedule.decay_every = {"epochs": 1.0}  # exponential
     c.schedule.decay_rate = 0.95
+    # Smaller images at first: ((duration from the start, pixels), ...), durations increasing, such
+    # as (({"percent": 60.0}, 128),); after the last one they have model.image_size.
+    c.schedule.image_size = ()
 
     c.eval = ml_collections.ConfigDict()
     c.eval.every = {"epochs": 1.0}
     c.eval.batch_size = 256
+    c.eval.image_size = 0  # pixels, of the images to score and predict; 0: model.image_size
     c.eval.best = "age/mae"  # a path into metrics.json: the best checkpoint, early stopping
     c.eval.best_mode = "min"
     c.eval.patience = 0  # evaluations without a better value before stopping; 0: never
@@ -180,7 +184,9 @@ LIMITS: dict[str, dict[str, tuple[float, float]]] = {
         "lr": (1e-30, 1e30), "div": (1e-3, 1e12), "final_div": (1e-3, 1e12),
         "decay_rate": (1e-12, 1e12),
     },
-    "config.eval": {"batch_size": (1, 2**16), "patience": (0, 2**31 - 1)},
+    "config.eval": {
+        "batch_size": (1, 2**16), "image_size": (0, 4096), "patience": (0, 2**31 - 1),
+    },
     "config.sharding": {"devices": (0, 2**20), "fsdp": (1, 2**20)},
 }  # fmt: skip
 # Groups whose keys are the user's, or one of several, and that are checked where they are used.

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from agejax import heads, metrics, sharding, tables
+from agejax import heads, image_sizes, metrics, sharding, tables
 from agejax.calibration import Calibration
 from agejax.data import detection, opening, pipeline, prepare, splits
 from agejax.data.sources import Source
@@ -150,7 +150,8 @@ def calibrate(run: Run, source: Source | None = None) -> Calibration | None:
     Returns:
       None where val is empty or the run's data is not at hand any more, which is said on stderr.
     """
-    known = Calibration.read(run.workdir, run.step)
+    image_size = run.config.eval.get("image_size", 0)
+    known = Calibration.read(run.workdir, run.step, image_size)
     if known is not None:
         return known
     try:
@@ -169,7 +170,9 @@ def calibrate(run: Run, source: Source | None = None) -> Calibration | None:
         return None
     held = score_rows(run, source, rows, name)
     fitted = Calibration.fit(held.predictions, held.labels, held.duplicates, run.step)
-    fitted = dataclasses.replace(fitted, geometry=framing(source, rows), split=name)
+    fitted = dataclasses.replace(
+        fitted, geometry=framing(source, rows), split=name, image_size=image_size
+    )
     try:
         fitted.save(run.workdir)
     except UserError as error:  # a run may lie where only its owner writes
@@ -198,6 +201,8 @@ def measure(scored: Scored) -> dict[str, Any]:
         duplicates=scored.duplicates,
         floor_age=scored.run.facts.medians.get("age"),
     )
+    if scored.run.model is not None:
+        result["image_size"] = image_sizes.of_evaluation(scored.run.config)
     return result | {
         "images_per_second": scored.images_per_second,
         "dataset": scored.source.name,
@@ -338,6 +343,7 @@ def evaluate(
     compare_with: str | pathlib.Path | None = None,
     write_report: bool = True,
     options: Mapping[str, Any] | None = None,
+    image_size: int | None = None,
 ) -> dict[str, Any]:
     """Scores the run's best checkpoint and writes the results to `output`.
 
@@ -351,6 +357,9 @@ def evaluate(
       write_report: without it there are only `metrics.evaluate`'s figures and predictions.csv.
       options: of the data set, as config.data.options; those that it was trained with and that are
         not named here stay.
+      image_size: pixels; scores the images at this size, to choose config.eval.image_size by. The
+        default split is then val, and nothing is calibrated. The results go to a folder of their
+        own, WORKDIR/evaluation/DATASET-SPLIT-SIZEpx.
 
     Returns:
       The contents of metrics.json.
@@ -363,17 +372,25 @@ def evaluate(
     run = open_run(workdir)
     if output is None:
         records.check_folder(run.workdir / "evaluation", "--output")
+    if image_size is not None:
+        run, split = run.scored_at(image_size), split or (None if dataset else "val")
+        if split == "test":
+            raise UserError(
+                "--image_size: choose a size on --split=val; the test split is for the size that "
+                "config.eval.image_size says"
+            )
     scored = score(run, dataset, source_path, split, options)
     other = None
     if compare_with is not None:
         other = score_again(scored, open_run(compare_with), source_path, options)
     calibration = None
-    if write_report:
+    if write_report and image_size is None:
         own = scored.source if scored.source.fingerprint == run.fingerprint else None
         calibration = calibrate(run, own)
         if own is None:
             warn_of_frame(scored, calibration)
-    place = run.workdir / "evaluation" / f"{scored.source.name}-{scored.split}"
+    size = "" if image_size is None else f"-{image_size}px"
+    place = run.workdir / "evaluation" / f"{scored.source.name}-{scored.split}{size}"
     return publish(scored, expand(output or place), calibration, other, write_report=write_report)
 
 
@@ -458,6 +475,10 @@ def main(argv: Sequence[str]) -> None:
     )  # fmt: skip
     parser.add_argument("--split", help="train, val, test, all; default: test, or all elsewhere")
     parser.add_argument("--compare", metavar="RUN2", help="another run, on the same images")
+    parser.add_argument(
+        "--image_size", type=int, metavar="PIXELS",
+        help="score val at this size, to choose config.eval.image_size; default: the run's own",
+    )  # fmt: skip
     parser.add_argument("--output", help="default: WORKDIR/evaluation/DATASET-SPLIT")
     args = parser.parse_args(argv[1:])
     sharding.start()
@@ -469,6 +490,7 @@ def main(argv: Sequence[str]) -> None:
         split=args.split,
         output=args.output,
         compare_with=args.compare,
+        image_size=args.image_size,
     )
 
 

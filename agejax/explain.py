@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from scipy import ndimage
 from sklearn.linear_model import Ridge
 
-from agejax import sharding
+from agejax import image_sizes, sharding
 from agejax.data import augment, sources
 from agejax.errors import UserError, one_line, run_command
 from agejax.heads import Head
@@ -312,7 +312,7 @@ class Subject(NamedTuple):
             raise UserError(
                 f"{run.workdir}: no single network says this; explain one of its members"
             )
-        size = run.config.model.image_size
+        size = image_sizes.of_evaluation(run.config)
 
         def decoded(params: Any, stats: Any, images: jax.Array) -> jax.Array:
             outputs, _ = model.apply(params, stats, augment.eval_images(images, size))

@@ -19,7 +19,7 @@ import ml_collections
 import numpy as np
 
 import agejax
-from agejax import heads, metrics, onnx_export, sharding
+from agejax import heads, image_sizes, metrics, onnx_export, sharding
 from agejax import state as state_lib
 from agejax.errors import DAMAGE, UserError, run_command
 from agejax.logging import records
@@ -141,7 +141,7 @@ def difference(given: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarra
 def describe(run: Run, outputs: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
     """model.json: what goes in, what is done to it, what comes out, and where it is from."""
     config = run.config
-    size, inside = config.data.image_size, config.model.image_size
+    size, inside = config.data.image_size, image_sizes.of_evaluation(config)
     nothing = {head.label: np.zeros(0) for head in run.heads.values()}
     classes = heads.derive(run.heads, nothing, run.facts.label_names)[1]
     steps = ["uint8 0..255 to float 0..1"]

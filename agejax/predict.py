@@ -284,7 +284,7 @@ def main(argv: Sequence[str]) -> None:
     sharding.start()
     run = open_run(args.workdir)
     size, counts = run.config.data.image_size, Counts()
-    calibration = Calibration.read(run.workdir, run.step)
+    calibration = Calibration.read(run.workdir, run.step, run.config.eval.get("image_size", 0))
     if calibration is None:
         print(
             f"no intervals: {run.workdir} has no calibration yet; "

@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from agejax import heads as heads_lib
-from agejax import optim, sharding
+from agejax import image_sizes, optim, sharding
 from agejax import state as state_lib
 from agejax.checkpoint import Checkpoints, again_if_vanished
 from agejax.config import default, from_json
@@ -37,7 +37,7 @@ from agejax.step import make_eval_step
 # what a step computes.
 FREE_KEYS = re.compile(
     r"data\.(source|cache_dir|workers|mixture\.[^.]+\.source)|log_every\..*|checkpoint\.every\..*|"
-    r"eval\.(every\..*|batch_size|patience|final_split)|nonfinite|"
+    r"eval\.(every\..*|batch_size|image_size|patience|final_split)|nonfinite|"
     r"model\.pretrained|watchdog|profile|sharding\.(devices|fsdp)"
 )
 
@@ -147,6 +147,23 @@ class Run:
             plain(default().data.split) | plain(each.data.split) for each in (self.config, config)
         )
         return ours == other and self.fingerprint == fingerprint
+
+    def scored_at(self, image_size: int) -> Run:
+        """The run with images of another size, in pixels, than its config says.
+
+        Raises:
+          UserError: it is no single network, or its network cannot take that size.
+        """
+        if self.model is None:
+            raise UserError(f"--image_size: {self.workdir} is no single network; name one run")
+        where, built_for = f"--image_size={image_size}", self.config.model.image_size
+        image_sizes.check_fits(self.model, image_size, where, built_for)
+        config = self.config.copy_and_resolve_references()
+        with config.unlocked():
+            config.eval.image_size = image_size
+        return dataclasses.replace(
+            self, config=config, eval_step=make_eval_step(config, self.model)
+        )
 
     def predict(self, batches: Iterable[HostBatch]) -> dict[str, np.ndarray]:
         """{label: years [N] or probabilities [N, K]} of every row with weight > 0."""

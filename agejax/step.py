@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from agejax import losses, optim
+from agejax import image_sizes, losses, optim
 from agejax.data import augment as augment_lib
 from agejax.heads import weights
 from agejax.models import layers
@@ -31,6 +31,7 @@ def make_train_step(
     optimizer: optim.Optimizer,
     like: TrainState,
     *,
+    image_size: int | None = None,
     steps_per_epoch: float = math.inf,
     switches: Mapping[str, int] | None = None,
     teachers: Teachers | None = None,
@@ -42,11 +43,14 @@ def make_train_step(
 
     Args:
       like: the abstract state; the new state stays where it says.
+      image_size: edge of the images that the network sees, in pixels; None:
+        config.model.image_size.
       steps_per_epoch: what feature smoothing calls an epoch.
       switches: head -> the step from which on its example weights count.
       teachers: whose arrays are the batch's entry "teachers".
     """
-    augment = augment_lib.build(config.augment, config.model.image_size)
+    size = image_size or config.model.image_size
+    augment = augment_lib.build(config.augment, size)
     seed, ema, micro = config.seed, config.optim.ema, config.optim.accumulate
     penalty = optim.create_penalty(config.optim, model.parameters)
     after = dict(switches or {})
@@ -147,6 +151,8 @@ def make_train_step(
         sums = {name: jnp.where(finite, value, 0) for name, value in sums.items()}
         return taken, sums | {"skipped": jnp.stack([1.0 - finite, 1.0])}
 
+    if size != config.model.image_size:
+        train_step.__name__ += f"_{size}px"  # a profile tells programs apart by name
     shardings = jax.tree.map(lambda x: x.sharding, like)
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
 
@@ -157,9 +163,10 @@ def make_eval_step(
     """The jitted `eval_step(params, batch_stats, batch) -> {label: predictions}`.
 
     Years [B] for an age, probabilities [B, K] for classes; a head's extras as LABEL_EXTRA. Where
-    two heads share a label, the first one speaks for it.
+    two heads share a label, the first one speaks for it. The images are resized to
+    `image_sizes.of_evaluation(config)`.
     """
-    size = config.model.image_size
+    size = image_sizes.of_evaluation(config)
 
     def eval_step(params: Flat, batch_stats: Flat, batch: Batch) -> dict[str, jax.Array]:
         images = augment_lib.eval_images(batch["image"], size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import signal
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ import ml_collections
 from jax.experimental import multihost_utils
 
 import agejax
-from agejax import checks, durations, metrics, optim, peers, run, sharding, warm_start
+from agejax import checks, durations, image_sizes, metrics, optim, peers, run, sharding, warm_start
 from agejax import heads as heads_lib
 from agejax import state as state_lib
 from agejax import step as step_lib
@@ -124,6 +125,7 @@ def _train(
         )
 
     total_steps = to_steps(config.total, "total", least=1)
+    in_run = functools.partial(to_steps, total=total_steps)
     log_every = to_steps(config.log_every, "log_every", total_steps, 1)
     eval_every = to_steps(config.eval.every, "eval.every", total_steps, 1)
     checkpoint_every = to_steps(config.checkpoint.every, "checkpoint.every", total_steps, 1)
@@ -132,23 +134,24 @@ def _train(
     model, initialise = state_lib.create_model(config, heads)
     teachers = Teachers.open(config, heads, source)
     taught = {} if teachers is None else {"teachers": teachers.arrays}
-    schedule = optim.create_schedule(
-        config.schedule,
-        total_steps,
-        lambda d, name: to_steps(d, name, total_steps),
-        optim.lr_scale(config),
-    )
+    scale = optim.lr_scale(config)
+    schedule = optim.create_schedule(config.schedule, total_steps, in_run, scale)
     optimizer = optim.create_optimizer(config.optim, schedule, model.parameters)
     abstract = state_lib.abstract(config, initialise, optimizer, mesh)
     steps_per_epoch = sampler.size / config.data.batch_size
-    train_step = step_lib.make_train_step(
+    train_steps = image_sizes.TrainSteps(
         config,
-        model,
-        optimizer,
-        abstract,
-        steps_per_epoch=steps_per_epoch,
-        switches=weights.switches(config.heads, lambda d, name: to_steps(d, name, total_steps)),
-        teachers=teachers,
+        in_run,
+        functools.partial(
+            step_lib.make_train_step,
+            config,
+            model,
+            optimizer,
+            abstract,
+            steps_per_epoch=steps_per_epoch,
+            switches=weights.switches(config.heads, in_run),
+            teachers=teachers,
+        ),
     )
     eval_step = step_lib.make_eval_step(config, model)
 
@@ -218,7 +221,7 @@ def _train(
         workdir,
         config.profile,
         start_step,
-        lambda: train_step.lower(abstract, batch).compile(),
+        lambda: train_steps.last.lower(abstract, batch).compile(),
         config.data.batch_size,
     )
 
@@ -284,10 +287,7 @@ def _train(
                 step += 1
                 state = dataclasses.replace(state, step=state.step + 1)
                 continue
-            if step == start_step:
-                with clock("compile"):
-                    state, sums = train_step(state, batch)
-            else:
+            with train_steps.at(step, clock, log) as train_step:
                 state, sums = train_step(state, batch)
             step += 1
             log.add(step, sums)

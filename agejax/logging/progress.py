@@ -59,6 +59,10 @@ class Progress:
         shown = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
         self._write(f"{self._place(step)}  val {shown}", stays=True)
 
+    def note(self, step: int, text: str) -> None:
+        """One line about the run that stays."""
+        self._write(f"{self._place(step)}  {text}", stays=True)
+
     def close(self) -> None:
         """Leaves the terminal's last line standing, for whatever is printed next."""
         if self._open:

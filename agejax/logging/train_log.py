@@ -127,6 +127,11 @@ class TrainLog:
         self._progress.evaluation(step, values)
         self._record(step, {f"val/{name}": value for name, value in values.items()})
 
+    def note(self, step: int, text: str) -> None:
+        """Prints one line about the run at a step."""
+        if self._writes:
+            self._progress.note(step, text)
+
     def _write(self, window: dict[int, Sums], spent: Mapping[str, float]) -> None:
         if not window:
             return

@@ -7,6 +7,7 @@ and big_vision in JAX, which published them first.
 from __future__ import annotations
 
 import functools
+import math
 from typing import Literal, get_args
 
 import jax
@@ -55,7 +56,8 @@ class ViT(Backbone):
     """Images [B, H, W, 3] -> the normalised class token [B, dim], or logits.
 
     Args:
-      image_size: edge of the images, pixels, a multiple of 16: positions are learned.
+      image_size: edge of the images, pixels, a multiple of 16: positions are learned. At another
+        size, a multiple too, they are resized.
       gelu: itself, or its approximation by a tanh, which is up to 5e-4 off.
     """
 
@@ -95,12 +97,15 @@ class ViT(Backbone):
 
     def embed(self, x: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         batch, height, width, _ = x.shape
+        if height % PATCH or width % PATCH:
+            raise UserError(f"a ViT needs images of a multiple of {PATCH} px")
         x = x.reshape(batch, height // PATCH, PATCH, width // PATCH, PATCH, 3)
         x = x.swapaxes(2, 3).reshape(batch, -1, PATCH * PATCH * 3)
         x = self.patch_embed(x)
         first = jnp.broadcast_to(self.cls_token[...], (batch, 1, x.shape[-1]))
         x = jnp.concatenate([first.astype(x.dtype), x], axis=1)
-        x = x + self.pos_embed[...].astype(x.dtype)
+        positions = resize_positions(self.pos_embed[...], height // PATCH, width // PATCH)
+        x = x + positions.astype(x.dtype)
         x = self.dropout(x, train=train, rngs=rngs)
         for block in self.blocks:
             x = block(x, train=train, rngs=rngs)
@@ -113,6 +118,21 @@ class ViT(Backbone):
     ) -> jax.Array:
         assert self.head is not None
         return self.head(features.pooled)
+
+
+def resize_positions(positions: jax.Array, height: int, width: int) -> jax.Array:
+    """Learned positions for another grid: [1, 1 + n * n, D] -> [1, 1 + height * width, D].
+
+    The class token's, which is the first one, stays. The others are resized in rows and columns:
+    bicubic (Keys 1981, a = -1/2), antialiased where the grid shrinks, as in timm's
+    `resample_abs_pos_embed`.
+    """
+    side, dim = math.isqrt(positions.shape[1] - 1), positions.shape[2]
+    if (height, width) == (side, side):
+        return positions
+    grid = positions[0, 1:].reshape(side, side, dim)
+    grid = jax.image.resize(grid, (height, width, dim), "bicubic", antialias=True)
+    return jnp.concatenate([positions[:, :1], grid.reshape(1, -1, dim)], axis=1)
 
 
 ti16 = functools.partial(ViT, 192, 12, 3)

@@ -527,8 +527,8 @@ OTHERS = (
     ),
     Mutation(
         "the schedule takes another epoch", TRAIN,
-        "lambda d, name: to_steps(d, name, total_steps),\n        optim",
-        "lambda d, name: 1 + to_steps(d, name, total_steps),\n        optim",
+        "total_steps, in_run, scale)",
+        "total_steps, lambda *of: 1 + in_run(*of), scale)",
         ("test_loop.py::test_the_schedule_counts_in_the_same_epochs",),
     ),
     Mutation(
@@ -586,7 +586,7 @@ OTHERS = (
     ),
     Mutation(
         "the learning rate does not follow the batch size", TRAIN,
-        "optim.lr_scale(config),", "1.0,",
+        "scale = optim.lr_scale(config)", "scale = 1.0",
         ("test_loop.py::test_the_schedule_counts_in_the_same_epochs",),
     ),
     Mutation(
@@ -890,6 +890,23 @@ OTHERS = (
         "if self.cut_short():", "if False:",
         ("test_cache.py::test_a_file_cut_short_while_batches_are_read_is_one_line",
          "test_cache.py::test_a_file_that_loses_less_than_a_page_gives_no_zeros"),
+    ),
+    Mutation(
+        "the image size changes a step late", "agejax/image_sizes.py",
+        "if step < end)", "if step <= end)",
+        ("test_image_sizes.py::test_the_first_steps_are_those_of_a_run_of_small_images",),
+    ),
+    Mutation(
+        "a run is scored at the size it was trained at", "agejax/image_sizes.py",
+        'int(config.eval.get("image_size", 0) or config.model.image_size)',
+        "int(config.model.image_size)",
+        ("test_image_sizes.py::test_a_run_is_scored_at_the_size_that_its_config_says",),
+    ),
+    Mutation(
+        "a calibration of another image size is taken", "agejax/calibration.py",
+        'if image_size not in (None, stored.get("image_size", 0)):', "if False:",
+        ("test_image_sizes.py::test_a_finished_run_is_scored_and_calibrated_at_a_size_that_is_set_"
+         "later",),
     ),
 )  # fmt: skip
 

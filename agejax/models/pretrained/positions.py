@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from agejax.errors import UserError
+from agejax.models import vit
 from agejax.models.pretrained.layout import Transform
 
 
@@ -24,10 +24,7 @@ def fitted(transform: Transform) -> Transform:
 
 
 def resize(positions: np.ndarray, tokens: int) -> np.ndarray:
-    """[1, 1 + n^2, D] -> [1, tokens, D], the class token first, on a grid of rows.
-
-    Bicubic (Keys 1981, a = -1/2) and antialiased when it shrinks, as timm's
-    `resample_abs_pos_embed`.
+    """[1, 1 + n^2, D] -> [1, tokens, D], as `vit.resize_positions` does.
 
     Raises:
       UserError: positions that are no square grid after the class token's.
@@ -36,7 +33,5 @@ def resize(positions: np.ndarray, tokens: int) -> np.ndarray:
         raise UserError(f"is {positions.shape}: no class token and then a square grid of positions")
     if positions.shape[1] == tokens:
         return positions
-    dim, old, new = positions.shape[2], math.isqrt(positions.shape[1] - 1), math.isqrt(tokens - 1)
-    grid = jnp.asarray(positions[0, 1:], jnp.float32).reshape(old, old, dim)
-    grid = jax.image.resize(grid, (new, new, dim), "bicubic", antialias=True)
-    return np.concatenate([positions[:, :1], np.asarray(grid).reshape(1, -1, dim)], axis=1)
+    side = math.isqrt(tokens - 1)
+    return np.asarray(vit.resize_positions(jnp.asarray(positions, jnp.float32), side, side))

@@ -1,0 +1,133 @@
+"""The sizes of images, in pixels: while a run trains, and when it is scored.
+
+Smaller images at the start of a run cost less time (progressive learning: Tan and Le 2021). Test
+images somewhat larger than the training images undo the zoom of random crops (FixRes: Touvron et
+al. 2019).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from agejax.errors import UserError, is_number
+
+if TYPE_CHECKING:
+    from agejax.logging.stopwatch import Stopwatch
+    from agejax.logging.train_log import TrainLog
+    from agejax.state import Model
+
+KEY = "schedule.image_size"
+MOST = 4096  # pixels
+
+
+def of_evaluation(config: Any) -> int:
+    """The edge of the images that a run is scored at, and predicts from, in pixels."""
+    # A run that is older than the setting has none.
+    return int(config.eval.get("image_size", 0) or config.model.image_size)
+
+
+def stages(config: Any) -> list[tuple[Mapping[str, float], int]]:
+    """The sizes of a run's first images: [(duration from the start, pixels)].
+
+    Raises:
+      UserError: config.schedule.image_size is something else than pairs of these.
+    """
+    found = []
+    for pair in config.schedule.image_size:
+        if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
+            raise UserError(
+                f"config.{KEY}: {pair!r}; list pairs of a duration and a size, such as "
+                "(({'percent': 60}, 128),)"
+            )
+        duration, size = pair
+        if not (is_number(size) and isinstance(size, int) and 1 <= size <= MOST):
+            raise UserError(f"config.{KEY}: {size!r}; set a size to 1..{MOST} whole pixels")
+        found.append((duration, size))
+    return found
+
+
+def check(config: Any, model: Model) -> None:
+    """Raises `UserError` for a size in the config that the network cannot take."""
+    sizes = [(f"config.{KEY}", size) for _, size in stages(config)]
+    for where, size in [*sizes, ("config.eval.image_size", of_evaluation(config))]:
+        if size != config.model.image_size:
+            check_fits(model, size, f"{where}: {size} px", config.model.image_size)
+
+
+def check_fits(model: Model, size: int, where: str, built_for: int) -> None:
+    """Raises `UserError` where a network built for one image size cannot take another one."""
+    arrays = {k: jax.ShapeDtypeStruct(shape, jnp.float32) for k, shape in model.shapes.items()}
+    params = {name: arrays.pop(name) for name in model.parameters}
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    try:
+        jax.eval_shape(model.apply, params, arrays, images)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    except (TypeError, ValueError) as error:  # two shapes that do not fit
+        raise UserError(
+            f"{where}: the network has dense layers over all pixels of its {built_for} px and "
+            "takes no other size; leave this setting out, or choose a network that pools its maps"
+        ) from error
+
+
+class TrainSteps:
+    """The train steps of a run, one for each image size; the step's number alone chooses.
+
+    Args:
+      config: the run's.
+      to_steps: (duration, key) -> its number of steps.
+      make: image_size=pixels -> the jitted train step for images of that size.
+
+    Raises:
+      UserError: durations that do not increase.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        to_steps: Callable[[Mapping[str, float], str], int],
+        make: Callable[..., jax.stages.Wrapped],
+    ) -> None:
+        self._stages = [(to_steps(duration, KEY), size) for duration, size in stages(config)]
+        ends = [0, *(end for end, _ in self._stages)]
+        if any(end <= before for before, end in itertools.pairwise(ends)):
+            raise UserError(
+                f"config.{KEY}: the durations come to {', '.join(map(str, ends[1:]))} steps from "
+                "the start of the run; each must be longer than the one before"
+            )
+        self._final, self._make = config.model.image_size, make
+        self._made: dict[int, jax.stages.Wrapped] = {}
+        self._size: int | None = None
+
+    def size(self, step: int) -> int:
+        """The image size of the step that leads from `step` to `step + 1`."""
+        return next((size for end, size in self._stages if step < end), self._final)
+
+    @property
+    def last(self) -> jax.stages.Wrapped:
+        """The step function that was used last."""
+        assert self._size is not None
+        return self._made[self._size]
+
+    @contextlib.contextmanager
+    def at(self, step: int, clock: Stopwatch, log: TrainLog) -> Iterator[jax.stages.Wrapped]:
+        """Gives the step function that leads from `step` to `step + 1`, to be called once inside.
+
+        A new size is reported in the log, and the time of its first step counts as compiling.
+        """
+        size = self.size(step)
+        if size != self._size and self._stages:
+            log.note(step, f"images of {size} px from here on")
+        self._size = size
+        if size in self._made:
+            yield self.last
+            return
+        self._made[size] = self._make(image_size=size)
+        with clock("compile"):
+            yield self.last
