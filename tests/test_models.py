@@ -57,8 +57,9 @@ PARAMETERS = {
 OURS = {"cnn", "mlp"}  # published by nobody
 # One of every family.
 FAMILIES = [
-    *("mlp", "cnn", "mobilenet_v3_small", "resnet18", "seresnext50_32x4d", "vgg16_bn"),
-    *("efficientnet_b0", "efficientnet_lite0", "nasnet_mobile", "pnasnet5_large", "vit_ti16"),
+    *("mlp", "cnn", "mobilenet_v1", "mobilenet_v3_small", "resnet18", "seresnext50_32x4d"),
+    *("vgg16_bn", "efficientnet_b0", "efficientnet_lite0", "nasnet_mobile", "pnasnet5_large"),
+    "vit_ti16",
 ]
 
 

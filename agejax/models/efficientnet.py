@@ -46,7 +46,7 @@ def scaled(stages: tuple[Stage, ...], width: float, depth: float) -> tuple[Stage
     )  # fmt: skip
 
 
-LITE1, LITE2 = scaled(B0, 1.0, 1.1), scaled(B0, 1.1, 1.2)
+LITES = (B0, scaled(B0, 1.0, 1.1), scaled(B0, 1.1, 1.2))  # Lite0, Lite1, Lite2
 
 
 def places(stages: tuple[Stage, ...]) -> list[tuple[int, int]]:
@@ -99,7 +99,7 @@ class EfficientNet(Backbone):
     """Images [B, H, W, 3] -> pooled features [B, 1280], or logits.
 
     Args:
-      stages: B0, LITE1 or LITE2.
+      stages: B0, or one of LITES.
       lite: ReLU6 for swish, and no squeeze-excite.
       padding: "torch" pads half of the kernel on every side; "same" is TensorFlow's.
       epsilon: of the batch norms: 1e-5 in timm and torchvision, 1e-3 in TensorFlow.
@@ -155,9 +155,7 @@ class EfficientNet(Backbone):
 
 
 b0 = functools.partial(EfficientNet, B0, False)
-lite0 = functools.partial(EfficientNet, B0, True)
-lite1 = functools.partial(EfficientNet, LITE1, True)
-lite2 = functools.partial(EfficientNet, LITE2, True)
+lite0, lite1, lite2 = (functools.partial(EfficientNet, stages, True) for stages in LITES)
 tf_b0 = functools.partial(b0, padding="same", epsilon=1e-3)
 tf_lite0 = functools.partial(lite0, padding="same", epsilon=1e-3)
 tf_lite1 = functools.partial(lite1, padding="same", epsilon=1e-3)

@@ -32,7 +32,11 @@ from agejax.errors import UserError, nearest, run_command
 from agejax.models import layers, registry
 
 # Edge in pixels of the images that published weights were trained on, where it is not 224.
-IMAGE_SIZES = {"nasnet_large": 331, "pnasnet5_large": 331}
+IMAGE_SIZES = {
+    "efficientnet_lite1": 240, "tf_efficientnet_lite1": 240,
+    "efficientnet_lite2": 260, "tf_efficientnet_lite2": 260,
+    "nasnet_large": 331, "pnasnet5_large": 331,
+}  # fmt: skip
 SMALLEST = 32  # every network has halved its maps five times by its end
 SECONDS = 2.0  # how long a speed is measured
 

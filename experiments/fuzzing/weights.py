@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import io
+import json
 import os
 import pathlib
 import pickle
@@ -38,6 +39,11 @@ KEYS = {
         *("features.0.0.weight", "conv_stem.weight", "Conv/kernel", "Conv/BatchNorm/gamma"),
         "expanded_conv/depthwise/kernel",
     ),
+    "mobilenet_v1": (
+        *("conv1.kernel", "conv1_bn/gamma", "conv_stem.weight", "conv1_bn/batchnorm_1/sub"),
+        *("conv1/convolution/merged_input", "conv_dw_1/depthwise_kernel", "conv1_relu/Cast"),
+        "conv_dw_1_bn/batchnorm_1/mul",
+    ),
     "vit_ti16": (
         *("cls_token", "pos_embed", "blocks.0.attn.qkv.weight", "embedding/kernel", "cls"),
         *("pos_embedding", "Transformer/posembed_input/pos_embedding"),
@@ -48,6 +54,7 @@ KEYS = {
     ),
 }
 H5_SHARE = 0.12  # each is looked at by a process of its own
+PART = "w.bin"  # the arrays of a TensorFlow.js model
 Tensors = dict[str, np.ndarray]
 
 
@@ -67,8 +74,10 @@ def prepare(folder: pathlib.Path) -> Target:
 
     def target(rng: random.Random, folder: pathlib.Path) -> bool:
         model = rng.choice(tuple(KEYS))
-        data = _file(rng, _tensors(rng, KEYS[model], shapes[model]), hostile)
+        tensors = _tensors(rng, KEYS[model], shapes[model])
+        data = _file(rng, tensors, hostile)
         path = folder / "weights"
+        (folder / PART).write_bytes(b"".join(tensor.tobytes() for tensor in tensors.values()))
         path.write_bytes(data if rng.random() < 0.25 else mutated(rng, data))
         _, match = pretrained.identify(str(path), model)
         with contextlib.suppress(UserError):  # of few files the keys are all there
@@ -105,7 +114,7 @@ def _file(rng: random.Random, tensors: Tensors, hostile: list[bytes]) -> bytes:
     """Of any format, or one whose pickle is damaged behind the checksum, or hostile."""
     if rng.random() < H5_SHARE:
         return _hdf5(rng, tensors)
-    match rng.randrange(6):
+    match rng.randrange(7):
         case 0:
             return safetensors.numpy.save(tensors)
         case 1:
@@ -129,8 +138,24 @@ def _file(rng: random.Random, tensors: Tensors, hostile: list[bytes]) -> bytes:
                     *(struct.pack("<q", t.size) + t.tobytes() for t in tensors.values()),
                 )
             )
+        case 5:
+            return _tensorflow_js(rng, tensors)
     pickled = rng.choice(hostile)
     return _torch_zip(pickled, tensors) if rng.random() < 0.5 else pickled
+
+
+def _tensorflow_js(rng: random.Random, tensors: Tensors) -> bytes:
+    """A manifest of arrays in `PART`; some are called quantised."""
+    weights = []
+    for name, tensor in tensors.items():
+        entry: dict[str, Any] = {"name": name, "shape": tensor.shape, "dtype": tensor.dtype.name}
+        if rng.random() < 0.2:
+            kind = rng.choice(("uint8", "uint16", "float16", "int32", None))
+            scale = rng.choice((0.5, 1e300, float("nan"), "1", None))
+            entry["quantization"] = {"dtype": kind, "scale": scale, "min": -1}
+        weights.append(entry)
+    paths = rng.choice(([PART], [PART], [PART, PART], [f"../{PART}"], [""], ["."], [".."]))
+    return json.dumps({"weightsManifest": [{"paths": paths, "weights": weights}]}).encode()
 
 
 def _torch_zip(pickled: bytes, tensors: Tensors) -> bytes:

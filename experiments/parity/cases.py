@@ -9,6 +9,30 @@ from experiments.parity.vit_reference import flax, resized
 
 CASES: list[Case] = [
     Case(
+        "mobilenet_v1",
+        "keras",
+        keras("MobileNet", "weights.h5", input_shape=(64, 64, 3)),
+        file="weights.h5",
+        golden=True,
+    ),
+    Case(
+        "mobilenet_v1",
+        "keras narrow",
+        keras("MobileNet", "model.weights.h5", alpha=0.25, input_shape=(96, 96, 3)),
+        file="model.weights.h5",
+        size=96,
+        options={"width": 0.25},
+    ),
+    Case(
+        "mobilenet_v1",
+        "timm",
+        timm("mobilenetv1_100"),
+        file="weights.safetensors",
+        size=75,
+        train=True,
+        golden=True,
+    ),
+    Case(
         "mobilenet_v3_small",
         "torchvision",
         torchvision("mobilenet_v3_small"),
@@ -128,6 +152,10 @@ CASES: list[Case] = [
             ("tf_efficientnet_b0", 64),
             ("efficientnet_lite0", 64),
             ("tf_efficientnet_lite0", 75),
+            ("efficientnet_lite1", 75),
+            ("tf_efficientnet_lite1", 64),
+            ("efficientnet_lite2", 64),
+            ("tf_efficientnet_lite2", 75),
         )
     ),
     *(
@@ -139,6 +167,10 @@ CASES: list[Case] = [
             golden=size == 64,
         )
         for suffix, size in (("", 64), (" 75", 75))
+    ),
+    *(
+        Case(name, "efficientnet_lite_pytorch", efficientnet_lite(name.replace("_", "-")), size=75)
+        for name in ("efficientnet_lite1", "efficientnet_lite2")
     ),
     Case(
         "nasnet_mobile",

@@ -31,23 +31,26 @@ def _short_names(tensors: Tensors) -> Tensors:
     A convolution's kernel and bias are the constants of the graph nodes that its batch norm was
     folded into. The scale of a depthwise convolution stands apart: it multiplies the kernel.
     """
-    if not any("/batchnorm_1/" in name for name in tensors):
+    if "conv1_bn/batchnorm_1/sub" not in tensors:
         return tensors
     short: Tensors = {}
     for name, tensor in tensors.items():
-        layer, leaf = name.split("/", 1)
+        layer, _, leaf = name.partition("/")
         match = re.fullmatch(r"conv(?:_(dw|pw)_)?(\d+)(?:_bn)?", layer)
+        ours = f"{match[1] or 'conv'}{match[2]}" if match else ""
         if layer in HEADS:
             short[f"{HEADS[layer]}.{leaf}"] = tensor
-        elif match:
-            ours = f"{match[1] or 'conv'}{match[2]}"
-            if leaf == "convolution/merged_input":
-                short[f"{ours}.kernel"] = tensor
-            elif leaf == "depthwise_kernel":
-                scale = tensors[f"{layer}_bn/batchnorm_1/mul"]
-                short[f"{ours}.kernel"] = np.moveaxis(tensor, 2, 3) * scale
-            elif leaf == "batchnorm_1/sub":
-                short[f"{ours}.bias"] = tensor
+        elif ours and leaf == "convolution/merged_input":
+            short[f"{ours}.kernel"] = tensor
+        elif ours and leaf == "depthwise_kernel":
+            scale = tensors[f"{layer}_bn/batchnorm_1/mul"]
+            short[f"{ours}.kernel"] = np.moveaxis(tensor, 2, 3) * scale
+        elif ours and leaf == "batchnorm_1/sub":
+            short[f"{ours}.bias"] = tensor
+        elif not ours:
+            short[name] = tensor
+        elif leaf != "batchnorm_1/mul":
+            short[f"{ours}.{leaf}"] = tensor
     return short
 
 
@@ -59,6 +62,7 @@ LAYOUTS: dict[str, Layout] = {
         prepare=lambda tensors: rgb(_short_names(tensors), "conv1.kernel"),
         transform=lambda name, tensor, shape: tensor,
         classifier=r"(dense|age|gender)\..*",
+        ignored=r"conv.*_relu/(Cast|Const_1)|global_pooling/Mean/reduction_indices",
         mean=CAFFE_MEAN,
         std=CAFFE_STD,
         options={"folded": True, "padding": "same"},

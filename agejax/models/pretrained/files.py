@@ -49,8 +49,9 @@ def read(path: str, where: str) -> Tensors:
     """The arrays of a weights file by the names they have in it, in the file's order.
 
     The format is told by the content: safetensors, torch.save (state dicts, alone or in a training
-    checkpoint), .npz, Keras' .h5 and .keras. Floats of any width come as float32. What wrappers of
-    torch put before every key is taken off, whatever its order.
+    checkpoint), .npz, Keras' .h5 and .keras, the JSON manifest of TensorFlow.js. Floats of any
+    width come as float32. What wrappers of torch put before every key is taken off, whatever its
+    order.
 
     Args:
       where: how a message begins.
@@ -61,6 +62,8 @@ def read(path: str, where: str) -> Tensors:
     check(path, where)
     try:
         tensors = _reader(path)(path)
+        if not tensors:
+            raise UserError("holds no arrays; name the file that has the weights")
         return _unwrapped({name: _single(array) for name, array in tensors.items()})
     except UserError as error:
         raise UserError(f"{where} {_line(error)}") from error
@@ -77,7 +80,9 @@ def _reader(path: str) -> Callable[[str], Tensors]:
         if KERAS_MEMBER in names:
             return _read_keras
         return _read_npz if any(n.endswith(".npy") for n in names) else torch_file.read_zip
-    if start[8:] == b"{":  # before others: the length before it may look like anything
+    # Before others: the length before it may look like anything. It ends in a zero byte, which no
+    # JSON has.
+    if start[7:] == b"\0{":
         return _read_safetensors
     if start.lstrip()[:1] in (b"{", b"["):
         return tensorflow_js.read
@@ -94,7 +99,8 @@ def _line(error: BaseException) -> str:
 
 def _single(array: np.ndarray) -> np.ndarray:
     floating = array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16
-    return array.astype(np.float32, copy=False) if floating else array
+    with np.errstate(over="ignore"):  # what no float32 can hold is refused as not finite
+        return array.astype(np.float32, copy=False) if floating else array
 
 
 def _unwrapped(tensors: Tensors) -> Tensors:

@@ -7,7 +7,7 @@ import re
 
 from agejax.errors import few
 
-KNOWN = "agejax reads .safetensors, torch.save's files, .npz, .h5 and .keras"
+KNOWN = "agejax reads .safetensors, torch.save's files, .npz, .h5, .keras and TensorFlow.js' .json"
 ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".npz", ".h5", ".keras")
 KERAS = "save the weights with Keras: model.save_weights('x.weights.h5')"
 TENSORFLOW = re.compile(r".*\.(data-\d+-of-\d+|index|meta)")  # parts of a checkpoint, by name
@@ -42,6 +42,8 @@ def format_of(path: pathlib.Path) -> str:
         return "is empty; get it again"
     if TENSORFLOW.fullmatch(path.name):
         return f"is a part of a checkpoint of TensorFlow; {KERAS}"
+    if manifest := next(filter(pathlib.Path.is_file, _manifests(path)), None):
+        return f"may be a part of a TensorFlow.js model; name {manifest.name}, which is beside it"
     for pattern, text in BEGINNINGS:
         if pattern.match(start):
             return f"{text}; {KNOWN}" if ";" not in text else text
@@ -49,6 +51,13 @@ def format_of(path: pathlib.Path) -> str:
     if text and text.isprintable():
         return f"is a text that begins {text!r}; {KNOWN}"
     return f"is of no format that is known; {KNOWN}"
+
+
+def _manifests(path: pathlib.Path) -> list[pathlib.Path]:
+    """The JSON files that would name a .bin file as their part."""
+    if path.suffix != ".bin":
+        return []
+    return [path.with_suffix(".json"), path.with_name("model.json")]
 
 
 def not_a_file(path: pathlib.Path) -> str:
@@ -62,7 +71,10 @@ def not_a_file(path: pathlib.Path) -> str:
             else "does not exist; name a weights file, or the folder of a run"
         )
     names = sorted(child.name for child in path.iterdir())
-    if weights := [name for name in names if name.endswith(ENDINGS)]:
+    weights = [name for name in names if name.endswith(ENDINGS)]
+    # In place of the parts of a TensorFlow.js model, the file that names them.
+    beside = {name: {m.name for m in _manifests(path / name)} & set(names) for name in weights}
+    if weights := sorted(set().union(*(beside[name] or {name} for name in weights))):
         return f"is a folder; name the weights file in it ({few(weights)})"
     if "saved_model.pb" in names or any(map(TENSORFLOW.fullmatch, names)):
         return f"is a folder of TensorFlow; {KERAS}"

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from agejax.models import vgg
+from agejax.models import mobilenet_v1, vgg
 from agejax.models.mobilenet_v3 import LARGE, SMALL, Row, block_parts, minimal
 from agejax.models.pretrained.layout import HALF, Layout, Rules, Tensors
 
@@ -211,7 +211,34 @@ def _nasnet(n: int) -> Layout:
     )
 
 
+# ---- MobileNetV1 ---------------------------------------------------------------------------------
+
+# Before a stride of 2 Keras pads odd maps at their ends alone, where "same" pads both sides; at
+# image sizes that are multiples of 32 there are no odd maps, and the two are alike.
+MOBILENET_V1 = Layout(
+    "keras",
+    (
+        ("conv1", "stem/conv"),
+        ("conv1_bn", "stem/norm"),
+        ("conv_preds", "classifier"),
+        *(
+            (f"conv_{short}_{i + 1}{theirs}", f"{part}/{i}/{ours}")
+            for short, part in (("dw", "depthwise"), ("pw", "pointwise"))
+            for theirs, ours in (("", "conv"), ("_bn", "norm"))
+            for i in range(len(mobilenet_v1.BLOCKS))
+        ),
+    ),
+    leaves=LEAVES | {"depthwise_kernel": "kernel"},
+    transform=array,
+    classifier=r"conv_preds/.*",
+    mean=HALF,
+    std=HALF,
+    options={"folded": False, "padding": "same", "epsilon": 1e-3},
+)
+
+
 LAYOUTS: dict[str, Layout] = {
+    "mobilenet_v1": MOBILENET_V1,
     "mobilenet_v3_small": _mobilenet_v3(SMALL),
     "mobilenet_v3_small_minimalistic": _mobilenet_v3(minimal(SMALL)),
     "mobilenet_v3_large": _mobilenet_v3(LARGE),

@@ -74,6 +74,8 @@ class Layout:
         for pattern, ours in self._compiled:
             if found := pattern.fullmatch(module):
                 leaf = self.leaves.get(leaf, leaf)
+                if not module and leaf not in OUTSIDE:
+                    return None
                 if leaf == "weight":
                     leaf = "scale" if tensor.ndim == 1 else "kernel"
                 return f"{found.expand(ours)}/{leaf}".lstrip("/")
@@ -199,10 +201,12 @@ def fit(
         except DAMAGE:  # of a rank that it does not know
             wrong.append(f"{short} is {tensor.shape}, {name} needs {shapes[name]}")
             continue
-        if value.shape == shapes[name]:
-            found[name] = np.ascontiguousarray(value, np.float32)
-        else:
+        if value.shape != shapes[name]:
             wrong.append(f"{short} is {value.shape}, {name} needs {shapes[name]}")
+        elif not np.isfinite(value).all():
+            wrong.append(f"{short} has values that are not finite")
+        else:
+            found[name] = np.ascontiguousarray(value, np.float32)
     # Ours without a value are fine where the whole of that classifier is missing from the file.
     missing = sorted(shapes.keys() - found)
     lacking = [name for name in missing if not OUR_CLASSIFIER.fullmatch(name)]
@@ -247,6 +251,7 @@ def _top(key: str) -> str:
     return module if separator else ""
 
 
+OUTSIDE = ("cls_token", "pos_embed")  # our arrays outside of all modules: a ViT's
 OUR_CLASSIFIER = re.compile(r"(classifier|fc|head)\b.*")  # of every backbone, by our names
 # Names of modules that change what a backbone computes, and so are no heads beside it.
 BACKBONE = re.compile(r"norm|embed|token|stem", re.IGNORECASE)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from agejax.models import efficientnet, vgg
+from agejax.models import efficientnet, mobilenet_v1, vgg
 from agejax.models.mobilenet_v3 import LARGE, SMALL, Row, block_parts, minimal
 from agejax.models.pretrained import positions, torchvision
 from agejax.models.pretrained.layout import (
@@ -105,7 +105,26 @@ def _mobilenet_v3(rows: tuple[Row, ...], **fields: Any) -> Layout:
     return Layout("timm", tuple(rules), classifier=r"(conv_head|classifier)\..*", **fields)
 
 
-def _efficientnet(**fields: Any) -> Layout:
+def _mobilenet_v1() -> Layout:
+    """The blocks of one width are a stage, as in MobileNetV3."""
+    widths = [channels for channels, _ in mobilenet_v1.BLOCKS]
+    stages = sorted(set(widths))
+    rules = [("conv_stem", "stem/conv"), ("bn1", "stem/norm"), ("classifier", "classifier")]
+    for i, width in enumerate(widths):
+        block = rf"blocks\.{stages.index(width)}\.{i - widths.index(width)}"
+        for conv, norm, part in (("conv_dw", "bn1", "depthwise"), ("conv_pw", "bn2", "pointwise")):
+            rules += [(rf"{block}\.{conv}", f"{part}/{i}/conv")]
+            rules += [(rf"{block}\.{norm}", f"{part}/{i}/norm")]
+    return Layout(
+        "timm",
+        tuple(rules),
+        mean=HALF,
+        std=HALF,
+        options={"folded": False, "padding": "torch", "epsilon": 1e-5},
+    )
+
+
+def _efficientnet(stages: tuple[efficientnet.Stage, ...], **fields: Any) -> Layout:
     """Blocks are named by what they do, the first one's projection as another's expansion."""
     rules = [
         ("conv_stem", "stem/conv"),
@@ -114,7 +133,7 @@ def _efficientnet(**fields: Any) -> Layout:
         ("bn2", "top/norm"),
         ("classifier", "classifier"),
     ]
-    for i, (stage, j) in enumerate(efficientnet.places(efficientnet.B0)):
+    for i, (stage, j) in enumerate(efficientnet.places(stages)):
         block, ours = rf"blocks\.{stage}\.{j}", f"blocks/{i}"
         for part, (conv, norm) in (WIDENING if i else FIRST).items():
             rules += [(rf"{block}\.{conv}", f"{ours}/{part}/conv")]
@@ -214,7 +233,9 @@ LAYOUTS: dict[str, Layout] = {
     "vgg16_bn": _vgg(vgg.VGG16, True),
     "vgg19": _vgg(vgg.VGG19, False),
     "vgg19_bn": _vgg(vgg.VGG19, True),
+    "mobilenet_v1": _mobilenet_v1(),
     "efficientnet_b0": _efficientnet(
+        efficientnet.B0,
         options={"padding": "torch", "epsilon": 1e-5},
         doubt=(
             "weights of tf_efficientnet_b0 look the same but need the model of that name, and "
@@ -222,22 +243,33 @@ LAYOUTS: dict[str, Layout] = {
         ),
     ),
     "tf_efficientnet_b0": _efficientnet(
+        efficientnet.B0,
         options={"padding": "same", "epsilon": 1e-3},
         doubt=(
             "weights of efficientnet_b0 look the same but need the model of that name, and "
             f"those of AdvProp (ap_in1k) expect config.model.mean and .std {HALF}"
         ),
     ),
-    "efficientnet_lite0": _efficientnet(
-        options={"padding": "torch", "epsilon": 1e-5},
-        doubt="weights of tf_efficientnet_lite0 look the same but need the model of that name",
-    ),
-    "tf_efficientnet_lite0": _efficientnet(
-        options={"padding": "same", "epsilon": 1e-3},
-        mean=HALF,
-        std=HALF,
-        doubt="weights of efficientnet_lite0 look the same but need the model of that name",
-    ),
+    **{
+        f"efficientnet_lite{i}": _efficientnet(
+            stages,
+            options={"padding": "torch", "epsilon": 1e-5},
+            doubt=(
+                f"weights of tf_efficientnet_lite{i} look the same but need the model of that name"
+            ),
+        )
+        for i, stages in enumerate(efficientnet.LITES)
+    },
+    **{
+        f"tf_efficientnet_lite{i}": _efficientnet(
+            stages,
+            options={"padding": "same", "epsilon": 1e-3},
+            mean=HALF,
+            std=HALF,
+            doubt=f"weights of efficientnet_lite{i} look the same but need the model of that name",
+        )
+        for i, stages in enumerate(efficientnet.LITES)
+    },
     "nasnet_large": _nasnet([*STEM_CELLS, *NASNET_CELLS]),
     "pnasnet5_large": _nasnet([*STEM_CELLS, *(f"cell_{i}" for i in range(12))]),
     **{f"vit_{size}": VIT_LAYOUT for size in ("ti16", "s16", "b16", "l16")},
