@@ -174,7 +174,7 @@ def evaluate_baseline(
       The contents of metrics.json, as `evaluate.evaluate` returns them.
     """
     run = Run.open(workdir)
-    output = expand(output or run.workdir / "baselines" / f"{estimator}-{which}-{split}")
+    output = expand(output or run.results / "baselines" / f"{estimator}-{which}-{split}")
     records.check_folder(output, "--output")
     source = opening.open_source(run.config.data)
     if source.fingerprint != run.fingerprint:

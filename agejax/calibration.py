@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from agejax import metrics
+from agejax import box, metrics
 from agejax.data.detection import Detector, Geometry
 from agejax.errors import DAMAGE, UserError, is_number
 from agejax.logging import records
@@ -181,6 +181,11 @@ def known_geometry(workdir: pathlib.Path, step: int) -> Geometry:
     Detector.installed()  # says what to install
     calibration = Calibration.read(workdir, step)
     if calibration is None or calibration.geometry is None:
+        if box.is_release(workdir):
+            raise UserError(
+                f"{workdir}: this model was released without the frame of its training images, so "
+                "that faces cannot be brought into it; give crops, or another model"
+            )
         raise UserError(
             f"{workdir}: how its training images frame faces is not known; delete {FILE} there, "
             f"and run python -m agejax.evaluate --workdir={workdir} where the training data is"

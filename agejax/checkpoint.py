@@ -13,17 +13,18 @@ import pathlib
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from orbax.checkpoint import checkpoint_managers as managers
 
 from agejax.errors import UserError, brief, full_disk, no_room, of_the_machine
 from agejax.logging import records
 from agejax.state import TrainState
+
+if TYPE_CHECKING:  # orbax is imported where it is used: a released model is opened without it
+    from orbax.checkpoint import checkpoint_managers as managers
 
 SPARE = 2**20  # bytes that a checkpoint takes beside its arrays
 SIGNS = {"min": 1.0, "max": -1.0}  # what makes the best value the smallest
@@ -130,6 +131,8 @@ class Checkpoints:
           VanishedError: it was removed meanwhile.
         """
         meta = self.meta(step)
+        import orbax.checkpoint as ocp
+
         reader = ocp.Checkpointer(ocp.StandardCheckpointHandler())
         arguments = ocp.args.StandardRestore(like)
         state = self._read(
@@ -222,6 +225,8 @@ class CheckpointWriter(Checkpoints):
     """
 
     def __init__(self, folder: pathlib.Path, best_mode: str = "min") -> None:
+        import orbax.checkpoint as ocp
+
         super().__init__(folder, best_mode)
         self._full = (
             f"cannot save a checkpoint in {folder}",
@@ -268,6 +273,8 @@ class CheckpointWriter(Checkpoints):
         Raises:
           UserError: the disk is full. Earlier checkpoints stay whole.
         """
+        import orbax.checkpoint as ocp
+
         step = int(state.step)
         value = None if value is None else float(value)
         kept = json.loads(json.dumps({**meta, "value": value, "checksum": checksum(state)}))

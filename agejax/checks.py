@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 import optax
 
-from agejax import durations, image_sizes, metrics, optim, run, state
+from agejax import box, durations, image_sizes, metrics, optim, run, state
 from agejax import heads as heads_lib
 from agejax.config import check
 from agejax.data import augment, draws, sources, splits
 from agejax.errors import UserError, one_of
 from agejax.heads import ages, weights
 from agejax.models import pretrained
-from agejax.paths import expand
 
 DURATIONS = ("total", "log_every", "eval.every", "checkpoint.every")
 
@@ -39,7 +38,7 @@ def before_data(config: Any, *, resumes: bool = False) -> None:
     """
     splits.way_of(config.data.split)
     for path in config.distill.runs:
-        if run.opened_config(expand(path)) is None:
+        if run.opened_config(box.locate(path, "config.distill.runs")) is None:
             raise UserError(f"config.distill.runs: {path} holds no run with a checkpoint")
 
     def to_steps(duration: Mapping[str, float], name: str, total: int | None = 1) -> int:
@@ -68,7 +67,8 @@ def before_data(config: Any, *, resumes: bool = False) -> None:
     augment.build(config.augment, config.model.image_size)
     model, _ = state.create_model(config, heads)
     image_sizes.check(config, model)
-    if config.model.pretrained and not resumes and not expand(config.model.pretrained).is_dir():
+    path = config.model.pretrained
+    if path and not resumes and not box.locate(path, "config.model.pretrained").is_dir():
         pretrained.load(config.model.pretrained, config.model.name, model.shapes)
     optim.create_optimizer(config.optim, optax.constant_schedule(0.0), model.parameters)
     optim.create_penalty(config.optim, model.parameters)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import optimize, sparse
 
-from agejax import calibration, evaluate, joined, sharding
+from agejax import box, calibration, evaluate, joined, sharding
 from agejax.errors import UserError, run_command
 from agejax.joined import COMBINE, FILE, VIEWS, open_member
 from agejax.logging import records
@@ -144,7 +144,7 @@ def create(
     shares = parse_weights(weights, members, views)
     joined.join(output, members, combine, shares, views)  # raises where they do not fit together
     output.mkdir(parents=True, exist_ok=True)
-    paths = [str(expand(path).absolute()) for path in given]
+    paths = [str(p if box.is_name(p) else expand(p).absolute()) for p in given]
     spec = {"members": paths, "combine": combine, "weights": shares, "views": list(views)}
     (output / calibration.FILE).unlink(missing_ok=True)  # of what was here before
     records.write_json(output / FILE, spec)

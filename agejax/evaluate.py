@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from agejax import heads, image_sizes, metrics, sharding, tables
+from agejax import box, heads, image_sizes, metrics, sharding, tables
 from agejax.calibration import Calibration
 from agejax.data import detection, opening, pipeline, prepare, splits
 from agejax.data.sources import Source
@@ -173,6 +173,8 @@ def calibrate(run: Run, source: Source | None = None) -> Calibration | None:
     fitted = dataclasses.replace(
         fitted, geometry=framing(source, rows), split=name, image_size=image_size
     )
+    if box.is_release(run.workdir):  # it is only read
+        return fitted
     try:
         fitted.save(run.workdir)
     except UserError as error:  # a run may lie where only its owner writes
@@ -352,7 +354,7 @@ def evaluate(
       source_path: where its files lie; default: where the run's config says.
       split: train, val, test or another of the run's splits, or all. Default: test on the run's own
         data, all on other data, where the run's splits mean nothing.
-      output: default: WORKDIR/evaluation/DATASET-SPLIT.
+      output: default: evaluation/DATASET-SPLIT below `Run.results`.
       compare_with: another run's folder, whose predictions of the same images are set beside.
       write_report: without it there are only `metrics.evaluate`'s figures and predictions.csv.
       options: of the data set, as config.data.options; those that it was trained with and that are
@@ -371,7 +373,7 @@ def evaluate(
         records.check_folder(expand(output), "--output")
     run = open_run(workdir)
     if output is None:
-        records.check_folder(run.workdir / "evaluation", "--output")
+        records.check_folder(run.results / "evaluation", "--output")
     if image_size is not None:
         run, split = run.scored_at(image_size), split or (None if dataset else "val")
         if split == "test":
@@ -390,7 +392,7 @@ def evaluate(
         if own is None:
             warn_of_frame(scored, calibration)
     size = "" if image_size is None else f"-{image_size}px"
-    place = run.workdir / "evaluation" / f"{scored.source.name}-{scored.split}{size}"
+    place = run.results / "evaluation" / f"{scored.source.name}-{scored.split}{size}"
     return publish(scored, expand(output or place), calibration, other, write_report=write_report)
 
 

@@ -453,7 +453,7 @@ def explain(
     if output is not None:
         records.check_folder(expand(output), "--output")
     run = Run.open(workdir, devices=1)
-    output = expand(output or run.workdir / "explanations" / f"{target}-{method}")
+    output = expand(output or run.results / "explanations" / f"{target}-{method}")
     records.check_folder(output, "--output")
     explain_one = explainer(run, target, method, seed)
     output.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,6 @@ A run's best model as one file that needs no agejax: uint8 images in, years and 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.util
 import pathlib
 import sys
@@ -19,9 +18,9 @@ import ml_collections
 import numpy as np
 
 import agejax
-from agejax import heads, image_sizes, metrics, onnx_export, sharding
+from agejax import card, heads, image_sizes, onnx_export, sharding
 from agejax import state as state_lib
-from agejax.errors import DAMAGE, UserError, run_command
+from agejax.errors import UserError, run_command
 from agejax.logging import records
 from agejax.paths import expand
 from agejax.run import Run
@@ -81,7 +80,7 @@ def export(
         print(f"{output / FILES[name]}: {len(data) / 1e6:,.1f} MB, differs from the run by "
               f"{error:.1e} of the largest value")  # fmt: skip
     records.write_json(output / "model.json", info)
-    records.write_text(output / "model_card.md", model_card(run, info))
+    records.write_text(output / "model_card.md", card.of_export(run, info))
     print("written beside it: model.json, model_card.md")
     return info
 
@@ -175,120 +174,6 @@ def describe(run: Run, outputs: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str,
         },
         "files": {},
     }
-
-
-CARD = """\
-# Model card: {run}
-
-{backbone}, trained by agejax {agejax} on {data[name]}; the weights of step {step:,}. From a \
-{size} x {size} RGB image of a face it says {outputs}.
-
-## How well it does, by group first
-
-{scores}
-
-## What it was trained on
-
-{training}
-
-## Limits
-
-- Its ages are annotators' or file names' labels of public photos: guesses in many data sets, and \
-the classes of gender and ethnicity are what somebody took a face for, never what a person is.
-- It was measured on the data named above and on no other. Other cameras, poses, lighting, \
-make-up, occlusion, ages or groups of people can be much worse; a group with few images has been \
-measured hardly at all.
-- It expects a cropped face. It answers for any image, a cat's included, and does not say when it \
-knows nothing.
-- A single answer is often off by more than the mean error, towards the ages that were common in \
-training.
-
-## Fair use
-
-For research and for judging such models. Not for decisions about persons: not for checking an \
-age, for admission, hiring, credit, insurance, policing or asylum, nor for sorting people by \
-gender or ethnicity.
-
-## Licence
-
-agejax does not know the licence of the training images or of pretrained weights; the model is \
-bound by theirs. Many face data sets are for non-commercial research only: read the terms of \
-{data[name]} before passing this model on.
-
-## How to run it
-
-It takes uint8 images [batch, {size}, {size}, 3] and does the rest itself: \
-{steps}. Files, and how far each is from the run it was made of (share of the largest value): \
-{files}.
-
-```python
-# JAX alone
-import jax, pathlib
-model = jax.export.deserialize(bytearray(pathlib.Path("model.jaxexport").read_bytes()))
-predictions = jax.jit(model.call)(images)  # {{"age": years [batch], ...}}
-
-# ONNX Runtime alone
-import onnxruntime
-session = onnxruntime.InferenceSession("model.onnx")
-names = [output.name for output in session.get_outputs()]
-predictions = dict(zip(names, session.run(names, {{"images": images}})))
-```
-"""
-
-
-def model_card(run: Run, info: Mapping[str, Any]) -> str:
-    """model_card.md."""
-    outputs = [
-        f"{name} ({', '.join(out['classes'])})" if "classes" in out else f"{name} in years"
-        for name, out in info["outputs"].items()
-    ]
-    return CARD.format(
-        **{k: v for k, v in info.items() if k not in ("outputs", "files")},
-        size=info["input"]["shape"][1],
-        outputs="; ".join(outputs),
-        scores=_scores(run),
-        training=_training(run),
-        steps="; ".join(info["preprocessing_inside"]),
-        files=", ".join(f"{f['name']} {f['parity']:.0e}" for f in info["files"].values()),
-    )
-
-
-def _scores(run: Run) -> str:
-    """Every evaluation of the run, groups before totals."""
-    parts = []
-    for path in sorted(run.workdir.glob("evaluation/*/metrics.json")):
-        try:
-            result = records.read_json(path, dict, "evaluate again")
-            note = "" if result["step"] == run.step else f"; of another step, {result['step']:,}"
-            heading = f"### {result['dataset']}, {result['split']}: {result['n']:,} images{note}"
-            parts.append(f"{heading}\n\n```text\n{metrics.table(result)}\n```")
-        except (UserError, *DAMAGE, AttributeError) as error:  # or another version's
-            reason = error if isinstance(error, UserError) else f"{path} is damaged; evaluate again"
-            print(f"left out of the model card: {reason}", file=sys.stderr)
-    return "\n\n".join(parts) or (
-        "Nobody has measured it yet: there is no evaluation in the run. Make one with "
-        f"`python -m agejax.evaluate --workdir={run.workdir}`, then export again."
-    )
-
-
-def _training(run: Run) -> str:
-    """The data set, its splits, and the labels of the training split."""
-    data, facts = run.config.data, run.facts
-    lines = [f"- Data set: {data.name}, fingerprint {run.fingerprint}."]
-    with contextlib.suppress(OSError, UserError, *DAMAGE, AttributeError):  # it is not needed
-        summary = records.read_json(run.workdir / "summary.json", dict, "")
-        sizes = ", ".join(f"{name} {n:,}" for name, n in summary["examples"].items())
-        lines.append(f"- Images in each split: {sizes}; copies of one photo share a split.")
-    for label in facts.labels:
-        if label in facts.means:
-            lines.append(
-                f"- {label} in training: mean {facts.means[label]:.1f}, median "
-                f"{facts.medians[label]:.1f}, standard deviation {facts.stds[label]:.1f} years."
-            )
-        elif label in facts.label_names and label in facts.counts:  # older runs have no counts
-            pairs = zip(facts.label_names[label], facts.counts[label], strict=True)
-            lines.append(f"- {label} in training: {', '.join(f'{k} {n:,}' for k, n in pairs)}.")
-    return "\n".join(lines)
 
 
 # ---- JAX -----------------------------------------------------------------------------------------

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from agejax import box
 from agejax.errors import UserError, check_keys, is_number
 from agejax.logging import records
-from agejax.paths import expand
 from agejax.run import Run
 
 FILE = "ensemble.json"
@@ -29,12 +29,15 @@ VIEWS: dict[str, Callable[[jax.Array], list[jax.Array]]] = {
 
 
 def open_run(workdir: str | pathlib.Path) -> Run:
-    """A run's folder, or an ensemble's.
+    """Opens a run's folder, a released model's or an ensemble's.
+
+    Args:
+      workdir: as `box.locate` takes it.
 
     Raises:
-      UserError: neither, or a member that is missing or says other things than the first.
+      UserError: none of these, or a member that is missing or predicts other things than the first.
     """
-    workdir = expand(workdir)
+    workdir = box.locate(workdir)
     if not (workdir / FILE).exists():
         return Run.open(workdir)
     path, remedy = workdir / FILE, "make the ensemble again"

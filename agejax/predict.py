@@ -1,8 +1,11 @@
-"""python -m agejax.predict --workdir=RUN IMAGE_OR_FOLDER_OR_GLOB... [--faces=detect]
+"""python -m agejax.predict IMAGE_OR_FOLDER_OR_GLOB... [--workdir=RUN] [--faces=crops|detect]
 
-One line a face: path, age in years with an interval that holds the truth 9 times in 10, and the
-probability of each class. Images are taken for face crops, framed as the training images are; with
---faces=detect they are photos, whose faces are found and warped to that frame first.
+One line per face: path, age in years with an interval that holds the truth 9 times in 10, and the
+probability of each class. Without --workdir the model that comes with agejax is used.
+
+A model knows faces as its training images frame them. With --faces=crops, images are such crops;
+with --faces=detect they are photos, whose faces are found and brought into that frame. By default
+the images themselves decide, where a face detector is installed.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import glob
 import io
 import itertools
 import json
+import math
 import pathlib
 import sys
 import threading
@@ -21,22 +25,24 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 from tqdm import tqdm
 
-from agejax import heads, sharding, tables
+from agejax import box, heads, sharding, tables
 from agejax.calibration import Calibration, known_geometry
 from agejax.data import detection, sources
 from agejax.data.builders import archives
 from agejax.data.builders.archives import SUFFIXES
-from agejax.data.pipeline import HostBatch
 from agejax.errors import UserError, one_line, run_command
 from agejax.joined import open_run
 from agejax.logging import records
 from agejax.paths import expand
 from agejax.run import Run
+
+if TYPE_CHECKING:
+    from agejax.data.pipeline import HostBatch
 
 WORKERS = 4  # threads that read and decode
 
@@ -166,10 +172,60 @@ def photo_reader(
     return read
 
 
+def reader(
+    faces: str, run: Run, calibration: Calibration | None, paths: Sequence[pathlib.Path]
+) -> Callable[[pathlib.Path], list[Crop]]:
+    """How to read images: as crops, or as photos. Reports on stderr what may spoil the ages.
+
+    Args:
+      faces: "crops", "detect", or "auto": photos where a detector is installed and the first images
+        are framed otherwise than the training images.
+
+    Raises:
+      UserError: "detect", and there is no detector, or the frame of the training images is unknown.
+    """
+    size = run.config.data.image_size
+    if faces == "detect":
+        return photo_reader(known_geometry(run.workdir, run.step), size)
+    geometry = calibration.geometry if calibration else None
+    crops = crop_reader(size)
+    if faces == "auto" and geometry is not None and detection.Detector.if_installed() is None:
+        print(
+            "no face detector is installed, so each image is taken as a crop of a face; to find "
+            f"the faces of photos: {detection.REMEDY}",
+            file=sys.stderr,
+        )
+        return crops
+    warning = detection.frame_warning(readable(paths[: detection.CHECKED], crops), geometry)
+    if warning is None:
+        return crops
+    if faces == "crops":
+        print(f"{warning}; if they are photos, use --faces=detect", file=sys.stderr)
+        return crops
+    assert geometry is not None
+    print("looking for faces in photos; if each image is one face, use --faces=crops",
+          file=sys.stderr)  # fmt: skip
+    return photo_reader(geometry, size)
+
+
+def introduction(run: Run) -> str:
+    """A line about a released model and what its answers are."""
+    return (
+        f"model: {box.name_of(run.workdir)} ({run.config.model.name}), for research: an age is a "
+        f"guess from one photo, and its errors by group are in {run.workdir / 'card.md'}"
+    )
+
+
+def batch_size_of(images: int, run: Run) -> int:
+    """Rows of a batch: a power of two per device, so that few numbers of images compile anew."""
+    rows = 2 ** math.ceil(math.log2(max(images / run.mesh.size, 1))) * run.mesh.size
+    return min(run.config.eval.batch_size, rows)
+
+
 def predict(
     run: Run, faces: Iterable[Crop], batch_size: int, calibration: Calibration | None = None
 ) -> Iterator[dict[str, Any]]:
-    """One record a face.
+    """One record per face.
 
     Records hold path, age (years), with a calibration age_low and age_high (years) and calibrated
     probabilities, and {target: {class: probability}}.
@@ -272,9 +328,16 @@ def main(argv: Sequence[str]) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--workdir", required=True, help="the folder of a trained run or ensemble")
+    parser.add_argument(
+        "--workdir", default=box.BOX,
+        help="the folder of a trained run, a released model or an ensemble, or box:NAME; default: "
+        "the model that comes with agejax",
+    )  # fmt: skip
     parser.add_argument("--format", choices=("jsonl", "csv"), default="jsonl")
-    parser.add_argument("--faces", choices=("crops", "detect"), default="crops")
+    parser.add_argument(
+        "--faces", choices=("auto", "crops", "detect"), default="auto",
+        help="whether images are face crops, or photos to find the faces in",
+    )  # fmt: skip
     parser.add_argument("--output", help="a file to write to; default: stdout")
     parser.add_argument("paths", nargs="+", metavar="IMAGE_OR_FOLDER_OR_GLOB")
     args = parser.parse_args(argv[1:])
@@ -283,22 +346,20 @@ def main(argv: Sequence[str]) -> None:
         records.check_file(expand(args.output), "--output")
     sharding.start()
     run = open_run(args.workdir)
-    size, counts = run.config.data.image_size, Counts()
+    counts = Counts()
     calibration = Calibration.read(run.workdir, run.step, run.config.eval.get("image_size", 0))
+    if box.is_release(run.workdir):
+        print(introduction(run), file=sys.stderr)
     if calibration is None:
+        remedy = f"python -m agejax.evaluate --workdir={run.workdir} makes it"
+        released = box.is_release(run.workdir)
         print(
-            f"no intervals: {run.workdir} has no calibration yet; "
-            f"python -m agejax.evaluate --workdir={run.workdir} makes it",
+            f"no intervals: {box.name_of(run.workdir)} has no calibration"
+            + ("" if released else f" yet; {remedy}"),
             file=sys.stderr,
         )
-    if args.faces == "detect":
-        read = photo_reader(known_geometry(run.workdir, run.step), size)
-    else:
-        read = crop_reader(size)
-        some = readable(paths[: detection.CHECKED], read)
-        if warning := detection.frame_warning(some, calibration.geometry if calibration else None):
-            print(f"{warning}; if they are photos, use --faces=detect", file=sys.stderr)
-    batch_size = min(run.config.eval.batch_size, -(-len(paths) // run.mesh.size) * run.mesh.size)
+    read = reader(args.faces, run, calibration, paths)
+    batch_size = batch_size_of(len(paths), run)
 
     start = time.perf_counter()
     lines = predict(run, crops(paths, read, counts), batch_size, calibration)

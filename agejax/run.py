@@ -12,7 +12,7 @@ import re
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import ml_collections
@@ -21,16 +21,17 @@ import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from agejax import box, image_sizes, optim, sharding
 from agejax import heads as heads_lib
-from agejax import image_sizes, optim, sharding
 from agejax import state as state_lib
 from agejax.checkpoint import Checkpoints, again_if_vanished
 from agejax.config import default, from_json
-from agejax.data.pipeline import HostBatch
 from agejax.errors import NotFiniteError, UserError, is_number
 from agejax.logging import records
-from agejax.paths import expand
 from agejax.step import make_eval_step
+
+if TYPE_CHECKING:
+    from agejax.data.pipeline import HostBatch
 
 # What a restart may change: where the data lies, how the work is spread, when the run looks at
 # itself and saves itself, and what it does about a loss that is not finite. None of these changes
@@ -93,16 +94,19 @@ class Run:
 
     @classmethod
     def open(cls, workdir: str | pathlib.Path, devices: int = 0, step: int | None = None) -> Run:
-        """A checkpoint of a run's folder, which is only read: the run may be training there.
+        """Opens a checkpoint of a run, or a released model. The folder is only read.
+
+        So the run may be training there.
 
         Args:
+          workdir: as `box.locate` takes it.
           devices: how many to use; 0: all.
           step: which checkpoint; None: the best.
 
         Raises:
           UserError: no run there, no checkpoint yet, none of that step, or a damaged one.
         """
-        workdir = expand(workdir)
+        workdir = box.locate(workdir)
         config = opened_config(workdir)
         if config is None:
             if (workdir / "config.json").exists():
@@ -113,6 +117,8 @@ class Run:
             which = ensemble if (workdir / "ensemble.json").exists() else "; train one first"
             raise UserError(f"--workdir: {workdir} holds no run (no config.json){which}")
         mesh = sharding.create_mesh(devices, 1)
+        if box.is_release(workdir):
+            return cls._released(workdir, config, mesh, step)
         checkpoints = Checkpoints(workdir / "checkpoints", config.eval.best_mode)
 
         def chosen() -> int:
@@ -140,13 +146,41 @@ class Run:
             params, batch_stats, make_eval_step(config, model),
         )  # fmt: skip
 
+    @classmethod
+    def _released(
+        cls,
+        workdir: pathlib.Path,
+        config: ml_collections.ConfigDict,
+        mesh: Mesh,
+        step: int | None,
+    ) -> Run:
+        """Opens a released model."""
+        release = box.read(workdir)
+        if step not in (None, release["step"]):
+            raise UserError(f"--workdir: {workdir} has step {release['step']} only, not {step}")
+        facts = heads_lib.Facts(**release["facts"])
+        heads = heads_lib.create(config.heads, facts)
+        model, _ = state_lib.create_model(config, heads)
+        arrays = jax.device_put(box.arrays(workdir, model.shapes), sharding.replicated(mesh))
+        params = {name: arrays.pop(name) for name in model.parameters}
+        return cls(
+            workdir, config, facts, heads, release["fingerprint"], release["step"], mesh, model,
+            params, arrays, make_eval_step(config, model),
+        )  # fmt: skip
+
+    @property
+    def results(self) -> pathlib.Path:
+        """The folder under which commands write what they find out about the run, by default.
+
+        Its own; for a released model, which is only read, one in the current folder.
+        """
+        released = box.is_release(self.workdir)
+        return pathlib.Path("runs") / f"released-{self.workdir.name}" if released else self.workdir
+
     def has_splits(self, fingerprint: str, config: ml_collections.ConfigDict) -> bool:
         """Whether it was trained on this data, split as this config does."""
-        # A run older than a setting was split as its default does.
-        ours, other = (
-            plain(default().data.split) | plain(each.data.split) for each in (self.config, config)
-        )
-        return ours == other and self.fingerprint == fingerprint
+        same = same_splits(self.config.data.split, config.data.split)
+        return same and self.fingerprint == fingerprint
 
     def scored_at(self, image_size: int) -> Run:
         """The run with images of another size, in pixels, than its config says.
@@ -172,6 +206,15 @@ class Run:
         ) or {}  # fmt: skip
 
 
+def same_splits(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two config.data.split make the same splits of the same data."""
+    # A run older than a setting was split as its default does.
+    written = [
+        plain(default().data.split) | plain(ml_collections.ConfigDict(s)) for s in (one, other)
+    ]
+    return written[0] == written[1]
+
+
 def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """A config as what JSON gives back: dicts, lists, numbers, strings."""
     value: dict[str, Any] = json.loads(config.to_json_best_effort())
@@ -181,6 +224,11 @@ def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
 def check_workdir(workdir: pathlib.Path) -> None:
     """Raises `UserError` where a run cannot write its files to `workdir`. Makes nothing."""
     records.check_folder(workdir, "--workdir")
+    if box.is_release(workdir):
+        raise UserError(
+            f"--workdir: {workdir} holds a released model, which is only read; use another path, "
+            "and --config.model.pretrained to start from it"
+        )
     for name in WRITTEN:
         if (workdir / name).is_dir():
             raise UserError(
@@ -233,14 +281,17 @@ def stored_config(workdir: pathlib.Path) -> ml_collections.ConfigDict | None:
 
 
 def opened_config(workdir: pathlib.Path) -> ml_collections.ConfigDict | None:
-    """The config to open a run with, None where there is no checkpoint.
+    """The config to open a run with; None where there is neither a checkpoint nor a release.
 
-    config.json says where the data lies now, and what else may change; for the rest it must agree
+    config.json names the place of the data, and what else may change; for the rest it must agree
     with the checkpoints, which keep theirs under a digest. Where it is lost, theirs serves.
 
     Raises:
-      UserError: config.json is damaged, or says other than the checkpoints.
+      UserError: config.json is damaged, or differs from the checkpoints' or the released one.
     """
+    if box.is_release(workdir):
+        box.read(workdir)
+        return read_config(workdir, box.REMEDY)
     kept = stored_config(workdir)
     if kept is None:
         return None

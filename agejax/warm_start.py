@@ -1,4 +1,4 @@
-"""Starting from the weights of another run: config.model.pretrained names its folder.
+"""Starting from the weights of a run or a released model, which config.model.pretrained names.
 
 The data, the recipe and the length are the new run's. From the other run come the backbone, what
 stands between backbone and heads, and the heads that fit, converted so that they predict the same.
@@ -16,6 +16,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from agejax import box, lineage
 from agejax import state as state_lib
 from agejax.data.sources import Source
 from agejax.errors import UserError
@@ -24,7 +25,6 @@ from agejax.models import pretrained
 from agejax.models.necks import NeckOptions
 from agejax.models.pretrained import positions
 from agejax.optim import Flat
-from agejax.paths import expand
 from agejax.run import Run, opened_config, read_config
 
 Arrays = Mapping[str, np.ndarray]
@@ -42,15 +42,17 @@ def settle(
 
     Raises:
       UserError: as `pretrained.settle`; or config.model.pretrained is a folder that is no run, a
-        run without a checkpoint, an ensemble, or `workdir` itself.
+        run without a checkpoint, an ensemble, a name that is not in the box, or `workdir` itself.
     """
-    path = expand(config.model.pretrained) if config.model.pretrained else None
+    resumes, given = stored is not None, config.model.pretrained
+    # A run that resumes needs no weights, and they may be gone.
+    path = _locate(given) if given and not (resumes and box.is_name(given)) else None
     if path is not None and path.resolve() == workdir.resolve():
         raise UserError(
             f"config.model.pretrained: {path} is the folder of this run itself; set --workdir to "
             "a new folder to start from its weights, or leave config.model.pretrained out to resume"
         )
-    of_run = None if stored is not None or path is None else _config_of(path)
+    of_run = None if resumes or path is None else _config_of(path)
     return pretrained.settle(config, stored, of_run)
 
 
@@ -63,7 +65,7 @@ def of(
       heads, source: the new run's.
     """
     path = config.model.pretrained
-    if not path or not _is_run(expand(path)):
+    if not path or not _is_run(_locate(path)):
         return None
     return functools.partial(_start, config, heads, source)
 
@@ -82,32 +84,21 @@ def _start(
     arrays, taken, left = adapt(run.config, run.heads, theirs, config, heads, fresh)
     if jax.process_index() == 0:
         done = "" if (run.workdir / "summary.json").exists() else ", which is not finished"
+        name = box.name_of(run.workdir)
         print(
-            f"starting from step {run.step:,} of {run.workdir}{done}: took {', '.join(taken)}"
+            f"starting from step {run.step:,} of {name}{done}: took {', '.join(taken)}"
             + (f"; fresh: {', '.join(left)}" if left else ""),
             flush=True,
         )
-        if (how := _may_have_seen(run, config, source)) is not None:
+        how = lineage.may_have_seen(lineage.of(run), config, source)
+        if how is not None:
             print(
-                f"warning: {run.workdir} was trained on {how}; it may have seen images that this "
+                f"warning: {name} was trained on {how}; it may have seen images that this "
                 "run is scored on, and then its scores are too good",
                 file=sys.stderr,
                 flush=True,
             )
     return {k: arrays[k] for k in params}, {k: arrays[k] for k in batch_stats}
-
-
-def _may_have_seen(run: Run, config: ml_collections.ConfigDict, source: Source) -> str | None:
-    """What `run` was trained on, where that may hold images which the new run is scored on."""
-    if run.fingerprint == source.fingerprint:
-        same = run.has_splits(run.fingerprint, config)
-        return None if same else "the same data with other splits"
-    names = [
-        {data.name, *(part.name for part in (data.get("mixture") or {}).values())}
-        for data in (run.config.data, config.data)
-    ]
-    both = sorted(names[0] & names[1])
-    return f"another version or part of {', '.join(both)}" if both else None
 
 
 def adapt(
@@ -223,8 +214,12 @@ def _neck(config: Any, name: str) -> dict[str, Any] | None:
 # ---- which folder --------------------------------------------------------------------------------
 
 
+def _locate(given: str) -> pathlib.Path:
+    return box.locate(given, "config.model.pretrained")
+
+
 def _is_run(path: pathlib.Path) -> bool:
-    """Whether it is a run's folder, with a checkpoint."""
+    """Whether it is the folder of a run with a checkpoint, or of a released model."""
     return path.is_dir() and _is_of_run(opened_config(path))
 
 

@@ -368,7 +368,7 @@ def test_crops_of_a_photo_are_framed_as_the_chips_in_it(detector, geometry):
 
 
 def test_predict_finds_the_faces_of_a_photo_and_warns_of_crops_framed_otherwise(
-    detector, geometry, trained, tmp_path, capsys
+    detector, geometry, trained, tmp_path, capsys, monkeypatch
 ):
     workdir = tmp_path / "run"
     shutil.copytree(trained, workdir)
@@ -398,10 +398,24 @@ def test_predict_finds_the_faces_of_a_photo_and_warns_of_crops_framed_otherwise(
     assert "not framed" not in err
     own = min(lines, key=lambda line: line["box"][0])
     assert own["age"] == pytest.approx(json.loads(out)["age"], abs=3)
+    # Unless told otherwise, images that are framed otherwise are photos.
     assert run_command(predict.main, [*flags[:2], str(tmp_path / "photo.png")]) == 0
-    assert "1 of 1 images are not framed as the faces" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert [json.loads(line) for line in out.splitlines()] == lines
+    assert "looking for faces in photos" in err
+    as_crop = ["predict", f"--workdir={workdir}", "--faces=crops", str(tmp_path / "photo.png")]
+    assert run_command(predict.main, as_crop) == 0
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 1
+    assert "1 of 1 images are not framed as the faces" in err
     assert run_command(predict.main, [*flags, str(tmp_path / "nobody.png")]) == 2
     assert "no face found in 1 photo(s)" in capsys.readouterr().err
+    monkeypatch.setattr(detection.Detector, "if_installed", classmethod(lambda cls: None))
+    assert run_command(predict.main, [*flags[:2], str(tmp_path / "photo.png")]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 1
+    assert "so each image is taken as a crop of a face; to find the faces of photos: " in err
+    assert detection.REMEDY in err
 
 
 def test_align_makes_a_copy_that_is_framed_as_the_training_images(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import tiny
-from agejax import export, metrics, onnx_export, state, train
+from agejax import card, export, metrics, onnx_export, state, train
 from agejax.errors import run_command
 from agejax.run import Run
 
@@ -120,10 +120,10 @@ def test_model_json_says_what_goes_in_and_what_comes_out(workdir, exported):
 
 
 def test_the_card_of_an_unmeasured_run_says_how_to_measure(workdir, exported):
-    card = (exported / "model_card.md").read_text()
-    assert "Nobody has measured it yet" in card
-    assert f"python -m agejax.evaluate --workdir={workdir}" in card
-    assert "Not for decisions about persons" in card
+    text = (exported / "model_card.md").read_text()
+    assert "Not measured yet" in text
+    assert f"python -m agejax.evaluate --workdir={workdir}" in text
+    assert "Do not use it for decisions about persons" in text
 
 
 def test_the_card_gives_groups_before_totals(workdir, tmp_path):
@@ -136,18 +136,18 @@ def test_the_card_gives_groups_before_totals(workdir, tmp_path):
     scores |= {"dataset": "utkface", "split": "test", "step": run.step + 1}
     (folder / "metrics.json").write_text(json.dumps(scores))
     run = dataclasses.replace(run, workdir=tmp_path / "run")
-    card = export.model_card(run, export.describe(run, {}))
-    assert "utkface, test: 40 images; of another step" in card
-    assert card.index("10-19") < card.index("95 % interval")
+    text = card.of_export(run, export.describe(run, {}))
+    assert "utkface, test: 40 images; of another step" in text
+    assert text.index("10-19") < text.index("95 % interval")
 
 
 def test_the_card_of_a_run_without_counts_of_its_labels_is_written(workdir):
     run = Run.open(workdir, devices=1)
     facts = dataclasses.replace(run.facts, counts={})
-    card = export.model_card(dataclasses.replace(run, facts=facts), export.describe(run, {}))
-    assert "- age in training: mean" in card
-    assert "- gender in training" not in card
-    assert "- gender in training: male" in export.model_card(run, export.describe(run, {}))
+    text = card.of_export(dataclasses.replace(run, facts=facts), export.describe(run, {}))
+    assert "- age in training: mean" in text
+    assert "- gender in training" not in text
+    assert "- gender in training: male" in card.of_export(run, export.describe(run, {}))
 
 
 def test_a_difference_is_the_largest_of_all_in_units_of_each_outputs_largest_value():

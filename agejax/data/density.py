@@ -8,9 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from scipy.ndimage import convolve1d, gaussian_filter1d
-from scipy.optimize import brentq
-from scipy.signal import fftconvolve
+import scipy  # which imports its parts when they are used: predict needs none of them
 
 from agejax.errors import UserError
 
@@ -37,7 +35,7 @@ def kde(values: np.ndarray, bandwidth: float, grid: np.ndarray) -> np.ndarray:
     taps = min(int(_reach(bandwidth) / step), len(grid))
     offsets = np.arange(-taps, taps + 1) * (step / bandwidth)
     kernel = np.exp(-0.5 * offsets**2) / (np.sqrt(2 * np.pi) * bandwidth)
-    full = fftconvolve(counts / len(values), kernel)
+    full = scipy.signal.fftconvolve(counts / len(values), kernel)
     return full[taps : taps + len(grid)]
 
 
@@ -87,7 +85,7 @@ def lds_window(sigma: float, size: int) -> np.ndarray:
     """
     impulse = np.zeros(size)
     impulse[size // 2] = 1
-    window = gaussian_filter1d(impulse, sigma)
+    window = scipy.ndimage.gaussian_filter1d(impulse, sigma)
     return window / window.max()
 
 
@@ -116,7 +114,7 @@ def lds_weight(
     years = np.rint(values[known]).clip(0, OLDEST).astype(np.uint8)
     counts = np.bincount(years, minlength=OLDEST + 1).astype(np.float64)
     counts = np.sqrt(counts) if reweight == "sqrt" else np.clip(counts, 5, 1000)
-    effective = convolve1d(counts, lds_window(sigma, size), mode="constant")
+    effective = scipy.ndimage.convolve1d(counts, lds_window(sigma, size), mode="constant")
     weight = np.divide(1, effective, out=np.zeros_like(effective), where=effective > 0)
     return _spread(weight[years], known)
 
@@ -261,4 +259,4 @@ def _reach(bandwidth: float) -> float:
     if excess(3 * bandwidth) < 0:
         return 3 * bandwidth
     # The reference stops its root search here; a finer one moves the grid, and weights by 2e-5.
-    return brentq(excess, 0, 8 * bandwidth, xtol=1e-3) + 1e-3
+    return scipy.optimize.brentq(excess, 0, 8 * bandwidth, xtol=1e-3) + 1e-3

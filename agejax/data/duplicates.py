@@ -13,8 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
-import scipy.fft
-from scipy.sparse import coo_array, csgraph
+import scipy  # which imports its parts when they are used: predict needs none of them
 
 EDGE = 64  # of a thumbnail, pixels
 HASH_DISTANCE = 10  # bits in which the hashes of a proposed pair may differ
@@ -53,8 +52,10 @@ def groups(n: int, thumbnails: np.ndarray | None, same: Sequence[Sequence[str]] 
 
 def merge(pairs: np.ndarray, n: int) -> np.ndarray:
     """Pairs of rows int [P, 2] -> int64 [n], for each row the first row it is connected with."""
-    graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
-    _, component = csgraph.connected_components(graph, directed=False)
+    graph = scipy.sparse.coo_array(
+        (np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(n, n)
+    )
+    _, component = scipy.sparse.csgraph.connected_components(graph, directed=False)
     _, first = np.unique(component, return_index=True)
     return first[component].astype(np.int64)
 

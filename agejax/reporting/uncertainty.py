@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from scipy import optimize, special, stats
+import scipy  # which imports its parts when they are used: predict needs none of them
 
 from agejax.metrics import SMALLEST_GROUP, Partition
 
@@ -45,7 +45,7 @@ def temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
       that is never wrong would have 0, one that knows nothing infinity.
     """
     p, label = _known(probabilities, labels)
-    best = optimize.minimize_scalar(
+    best = scipy.optimize.minimize_scalar(
         lambda log_t: nll(scaled(p, math.exp(log_t)), label),
         bounds=(math.log(0.01), math.log(100)),
         method="bounded",
@@ -56,7 +56,7 @@ def temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 def scaled(probabilities: np.ndarray, t: float) -> np.ndarray:
     """softmax(log p / t), float64 [N, K]; the most probable class stays so."""
-    return special.softmax(_log(probabilities) / t, axis=1)
+    return scipy.special.softmax(_log(probabilities) / t, axis=1)
 
 
 def reliability(
@@ -234,7 +234,7 @@ def coverage(
         return {"n": 0, "coverage": math.nan, "band95": [math.nan] * 2, "width": math.nan}
     band = (1.0, 1.0)
     if rank <= calibration:
-        hits = stats.betabinom(n, rank, calibration + 1 - rank)
+        hits = scipy.stats.betabinom(n, rank, calibration + 1 - rank)
         band = tuple(hits.ppf([0.025, 0.975]) / n)
     return {
         "n": n,
@@ -301,7 +301,7 @@ def wilson(k: int, n: int, confidence: float = 0.95) -> list[float]:
     assert 0 <= k <= n
     if n == 0:
         return [0.0, 1.0]
-    z = stats.norm.ppf((1 + confidence) / 2)
+    z = scipy.stats.norm.ppf((1 + confidence) / 2)
     centre = (k + z * z / 2) / (n + z * z)
     half = z / (n + z * z) * math.sqrt(k * (n - k) / n + z * z / 4)
     return [max(0.0, float(centre - half)), min(1.0, float(centre + half))]

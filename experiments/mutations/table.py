@@ -908,6 +908,21 @@ OTHERS = (
         ("test_image_sizes.py::test_a_finished_run_is_scored_and_calibrated_at_a_size_that_is_set_"
          "later",),
     ),
+    Mutation(
+        "a changed file of a released model is used", "agejax/box.py",
+        "if found != expected:", "if False:",
+        ("test_box.py::test_a_damaged_file_is_one_line",),
+    ),
+    Mutation(
+        "what ancestors of a model have seen does not count", "agejax/lineage.py",
+        "in runs(lineage):\n        if (seen", "in [lineage]:\n        if (seen",
+        ("test_box.py::test_images_that_only_an_ancestor_has_seen_count",),
+    ),
+    Mutation(
+        "half precision takes biases and scales too", "agejax/release.py",
+        'storage == "float16" and arrays[name].ndim > 1', 'storage == "float16"',
+        ("test_box.py::test_half_precision_is_for_kernels_and_moves_predictions_little",),
+    ),
 )  # fmt: skip
 
 MUTATIONS = (*(m._replace(survived=True) for m in SURVIVORS), *OTHERS)

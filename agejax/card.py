@@ -1,0 +1,385 @@
+"""Model cards: for whom a model errs first, then where it comes from, its limits and its terms."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from agejax import box, image_sizes, lineage, metrics
+from agejax.calibration import ALPHA, Calibration
+from agejax.errors import DAMAGE, UserError
+from agejax.logging import records
+from agejax.run import Run
+
+# What the publishers of data sets and weights ask for, in short. Others: "read its terms".
+TERMS = {
+    "aaf": "All-Age-Faces: for research only",
+    "adience": "Adience: for research only",
+    "agedb": "AgeDB: for non-commercial research only",
+    "appa_real": "APPA-REAL: for research only",
+    "cacd": "CACD: for research only",
+    "fg_net": "FG-NET: for research only",
+    "imdb_wiki": "IMDB-WIKI: for academic research only",
+    "morph": "MORPH: by licence only",
+    "procedural_faces": "procedural_faces: drawn by agejax, no terms",
+    "utkface": "UTKFace: for non-commercial research only",
+    "faceres-deep": "weights of faceres-deep: MIT, but trained on VGGFace2 and IMDB-WIKI, "
+    "which are for research only",
+}
+
+LIMITS = """\
+- Its ages are labels of public photos: in many data sets somebody's guess. The classes of gender \
+and ethnicity are what somebody took a face for, never what a person is.
+- It was measured on the data named above and on no other. Errors can be much larger for other \
+cameras, poses, lighting, make-up, covered faces, ages or groups of people. The figures of a group \
+with few images are uncertain.
+- It gives an answer for any image, also for a cat. It does not report that it knows nothing.
+- A single answer is often off by more than the mean error, and usually towards the ages that were \
+common in training."""
+
+FAIR_USE = """\
+For research, and for judging such models. Do not use it for decisions about persons: not to \
+check an age, not for admission, hiring, credit, insurance, policing or asylum, and not to sort \
+people by gender or ethnicity."""
+
+UNMEASURED = """\
+Not measured yet: the run has no evaluation. Make one with \
+`python -m agejax.evaluate --workdir={workdir}`, then export again."""
+
+EXPORT = """\
+# Model card: {run}
+
+{backbone}, trained by agejax {agejax} on {data[name]}; the weights of step {step:,}. It takes a \
+{size} x {size} RGB image of a face and predicts {outputs}.
+
+## Errors by group, then in total
+
+{scores}
+
+## What it was trained on
+
+{training}
+
+## Limits
+
+- It expects a cropped face, framed as the faces it was trained on.
+{limits}
+
+## Fair use
+
+{fair_use}
+
+## Licence
+
+The model is bound by the terms of its training images and of pretrained weights. agejax does not \
+know all of them; read them before you pass this model on:
+
+{terms}
+
+## How to run it
+
+It takes uint8 images [batch, {size}, {size}, 3] and does the rest itself: \
+{steps}. The files, and the largest difference of each from the run (as a share of the largest \
+value): {files}.
+
+```python
+# JAX alone
+import jax, pathlib
+model = jax.export.deserialize(bytearray(pathlib.Path("model.jaxexport").read_bytes()))
+predictions = jax.jit(model.call)(images)  # {{"age": years [batch], ...}}
+
+# ONNX Runtime alone
+import onnxruntime
+session = onnxruntime.InferenceSession("model.onnx")
+names = [output.name for output in session.get_outputs()]
+predictions = dict(zip(names, session.run(names, {{"images": images}})))
+```
+"""
+
+
+def of_export(run: Run, info: Mapping[str, Any]) -> str:
+    """model_card.md of exported files.
+
+    Args:
+      info: the contents of model.json.
+    """
+    return EXPORT.format(
+        **{k: v for k, v in info.items() if k not in ("outputs", "files")},
+        size=info["input"]["shape"][1],
+        outputs=outputs(info),
+        scores=scores(run) or UNMEASURED.format(workdir=box.name_of(run.workdir)),
+        training=training(run),
+        limits=LIMITS,
+        fair_use=FAIR_USE,
+        terms=terms(lineage.of(run)),
+        steps="; ".join(info["preprocessing_inside"]),
+        files=", ".join(f"{f['name']} {f['parity']:.0e}" for f in info["files"].values()),
+    )
+
+
+def outputs(info: Mapping[str, Any]) -> str:
+    """The outputs of model.json in words."""
+    return "; ".join(
+        f"{name} ({', '.join(out['classes'])})" if "classes" in out else f"{name} in years"
+        for name, out in info["outputs"].items()
+    )
+
+
+def evaluations(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(folder's name, metrics.json) of every evaluation of a run that can be read.
+
+    A damaged one is named on stderr.
+    """
+    for path in sorted(run.workdir.glob("evaluation/*/metrics.json")):
+        try:
+            result = records.read_json(path, dict, "evaluate again")
+            metrics.table(result)
+            _heading(run, result)
+        except (UserError, *DAMAGE, AttributeError) as error:  # or of another version
+            reason = error if isinstance(error, UserError) else f"{path} is damaged; evaluate again"
+            print(f"left out of the model card: {reason}", file=sys.stderr)
+            continue
+        yield path.parent.name, result
+
+
+def _heading(run: Run, result: Mapping[str, Any]) -> str:
+    note = "" if result["step"] == run.step else f"; of another step, {result['step']:,}"
+    return f"### {result['dataset']}, {result['split']}: {result['n']:,} images{note}"
+
+
+def scores(run: Run) -> str:
+    """Every evaluation of the run, groups before totals; "" where there is none."""
+    return "\n\n".join(
+        f"{_heading(run, result)}\n\n```text\n{metrics.table(result)}\n```"
+        for _, result in evaluations(run)
+    )
+
+
+def training(run: Run) -> str:
+    """The data set, its splits, and the labels of the training split."""
+    data, facts = run.config.data, run.facts
+    lines = [f"- Data set: {data.name}, fingerprint {run.fingerprint}."]
+    with contextlib.suppress(OSError, UserError, *DAMAGE, AttributeError):  # it is not needed
+        summary = records.read_json(run.workdir / "summary.json", dict, "")
+        sizes = ", ".join(f"{name} {n:,}" for name, n in summary["examples"].items())
+        lines.append(f"- Images in each split: {sizes}; copies of one photo share a split.")
+    for label in facts.labels:
+        if label in facts.means:
+            lines.append(
+                f"- {label} in training: mean {facts.means[label]:.1f}, median "
+                f"{facts.medians[label]:.1f}, standard deviation {facts.stds[label]:.1f} years."
+            )
+        elif label in facts.label_names and label in facts.counts:  # older runs have no counts
+            pairs = zip(facts.label_names[label], facts.counts[label], strict=True)
+            lines.append(f"- {label} in training: {', '.join(f'{k} {n:,}' for k, n in pairs)}.")
+    return "\n".join(lines)
+
+
+def terms(origin: lineage.Lineage) -> str:
+    """The terms of all data and weights that a model comes from, as far as they are known."""
+    found: dict[str, None] = {}
+    for node in lineage.nodes(origin):
+        if node["kind"] == "run":
+            found |= dict.fromkeys(
+                TERMS.get(n, f"{n}: read its terms") for n in node["data"]["names"]
+            )
+        else:
+            what = node.get("library") or node["name"]
+            found[TERMS.get(what, f"weights {node['name']} ({what}): read their terms")] = None
+    return _list(list(found))
+
+
+# ---- released models -----------------------------------------------------------------------------
+
+RELEASE = """\
+# {title}
+
+This model guesses how old a face in a photo looks, and predicts {classes}. It is for research. It \
+is a {backbone} with {parameters:,} parameters that sees {inside} x {inside} pixels, trained by \
+agejax {agejax}. Its weights are stored in {storage}.
+
+```
+{use}
+```
+
+## Errors by group, then in total
+
+Years of age are mean absolute errors (mae); bias is predicted minus labelled. Look at the groups \
+first: the error is not the same for everybody.
+
+{scores}
+
+## Intervals
+
+{intervals}
+
+## What a number means
+
+- `age` is a guess in years of what the label of such a photo would be. It is not the age of the \
+person, and two photos of one person get different guesses.
+- `age_low` and `age_high` enclose the label {share:.0f} times in 100 for images like those it was \
+calibrated on. For other images they can be much too narrow.
+- Probabilities of classes are scaled on the same images, so that of answers given with 0.8 about \
+80 in 100 agree with the label.
+- {framing}
+
+## Where it comes from
+
+{origin}
+
+{training}
+
+## How it was made
+
+{recipes}
+
+This folder: `python -m agejax.release --workdir=RUN --output=FOLDER`.
+
+## Limits
+
+{limits}
+
+## Fair use
+
+{fair_use}
+
+## Terms
+
+The model is bound by the terms of what it comes from, as far as agejax knows them:
+
+{terms}
+"""
+
+FRAMED = """\
+It expects faces framed as in its training images. `python -m agejax.predict` finds the faces of a \
+photo and frames them so, where a face detector is installed."""
+UNFRAMED = """\
+It expects faces framed as in its training images. How these are framed was not measured, so that \
+`python -m agejax.predict` cannot find faces in photos for it: give it such crops."""
+
+
+def of_release(run: Run, release: Mapping[str, Any], info: Mapping[str, Any], name: str) -> str:
+    """card.md of a released model.
+
+    Args:
+      run: opened from the released folder.
+      release: the contents of its release.json.
+      info: `export.describe` of it.
+      name: of the folder it will lie in.
+    """
+    calibration = Calibration.read(run.workdir, run.step)
+    framed = calibration is not None and calibration.geometry is not None
+    classes = [
+        f"{n} ({', '.join(o['classes'])})" for n, o in info["outputs"].items() if "classes" in o
+    ]
+    return RELEASE.format(
+        title=name,
+        classes="; ".join(classes) or "nothing else",
+        backbone=run.config.model.name,
+        parameters=sum(array.size for array in run.params.values()),
+        inside=image_sizes.of_evaluation(run.config),
+        agejax=info["agejax"],
+        storage=release["storage"]
+        + ("" if release["parity"] == 0 else f" (predictions differ from the run by at most "
+           f"{release['parity']:.0e} of the largest value)"),
+        use=f"python -m agejax.predict --workdir={box.BOX}:{name} photo.jpg",
+        scores=scores(run) or "Not measured: no image with a label was kept from its training.",
+        intervals=intervals(run, calibration),
+        share=100 * (1 - (calibration.alpha if calibration else ALPHA)),
+        framing=FRAMED if framed else UNFRAMED,
+        origin=origin(release["lineage"]),
+        training=training(run),
+        recipes=recipes(release["lineage"]),
+        limits=LIMITS,
+        fair_use=FAIR_USE,
+        terms=terms(release["lineage"]),
+    )  # fmt: skip
+
+
+def intervals(run: Run, calibration: Calibration | None) -> str:
+    """How often intervals of the age held the label, by group, in every evaluation."""
+    if calibration is None:
+        return "It is not calibrated: predictions come without `age_low` and `age_high`."
+    parts = [
+        f"Fitted to {calibration.n:,} images of the split `{calibration.split}`, to hold "
+        f"{1 - calibration.alpha:.0%} of the labels."
+    ]
+    for _, result in evaluations(run):
+        found = result.get("uncertainty", {}).get("age")
+        if not found:
+            continue
+        rows = ["| group | n | held |", "|---|---:|---:|"]
+        rows += [
+            f"| {group['name']} | {group['n']:,} | {group['coverage']:.1%} |"
+            for by in ("decade", "gender", "ethnicity")
+            for group in found["groups"].get(by, ())
+        ]
+        rows.append(f"| all | {found['by_decade']['n']:,} | {found['by_decade']['coverage']:.1%} |")
+        parts += [f"On {result['dataset']}, {result['split']}:", "\n".join(rows)]
+    return "\n\n".join(parts)
+
+
+def origin(node: lineage.Lineage, role: str = "This model", depth: int = 0) -> str:
+    """A lineage as a nested list: what each run was trained on, started from and taught by."""
+    indent = "  " * depth
+    match node["kind"]:
+        case "run":
+            data = node["data"]
+            sizes = ", ".join(f"{k} {n:,}" for k, n in data["examples"].items())
+            lines = [
+                f"{indent}- {role}: run `{node['name']}`, {node['backbone']} at "
+                f"{node['image_size']} px, trained on {' and '.join(data['names'])} (data "
+                f"fingerprint {data['fingerprint']}"
+                + (f"; images: {sizes}" if sizes else "")
+                + f"; {_split(data['split'])})."
+            ]
+            if node["start"] is None:
+                lines.append(f"{indent}  - Start: random weights.")
+            else:
+                lines.append(origin(node["start"], "Start", depth + 1))
+            lines += [origin(each, "Teacher", depth + 1) for each in node["teachers"]]
+            return "\n".join(lines)
+        case "file":
+            library = f", in the layout of {node['library']}" if node["library"] else ""
+            return (
+                f"{indent}- {role}: the file `{node['name']}`{library} (SHA-256 {node['sha256']})."
+            )
+    return f"{indent}- {role}: `{node['name']}`, which was not at hand when this card was made."
+
+
+def _split(split: Mapping[str, Any]) -> str:
+    if split.get("files"):
+        return f"split by lists of names: {', '.join(split['files'])}"
+    if split.get("official"):
+        return "the official split"
+    shares = ", ".join(f"{name} {share:g}" for name, share in split["fractions"].items())
+    return f"random split, {shares}, seed {split['seed']}, copies of a photo kept together"
+
+
+def recipes(node: lineage.Lineage) -> str:
+    """A config file of every run of a lineage, from which it can be trained again."""
+    parts = []
+    for run in lineage.runs(node):
+        body = "\n".join(f"    config.{k} = {_literal(v)}" for k, v in run["settings"].items())
+        parts.append(
+            f"`python -m agejax.main --config={run['name']}.py`, where `{run['name']}.py` is as "
+            "follows, and paths are where your files lie:\n\n"
+            "```python\nfrom agejax.config import default\n\n\ndef get_config():\n"
+            f"    config = default()\n{body}\n    return config\n```"
+        )
+    return "\n\n".join(dict.fromkeys(parts))
+
+
+def _literal(value: Any) -> str:
+    """JSON data as Python; lists as tuples, as configs have them."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k!r}: {_literal(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "(" + "".join(f"{_literal(v)}, " for v in value).rstrip() + ")"
+    return repr(value)
+
+
+def _list(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}." for line in lines)

@@ -1,0 +1,229 @@
+"""Where a model comes from: the training data of it, of what it started from, and of its teachers.
+
+A lineage is JSON, so that a released model carries it. A run is {"kind": "run", "name", "backbone",
+"image_size", "step" (None of an ancestor), "data": {"names", "fingerprint", "split", "examples"},
+"settings": those that differ from the defaults, "start": lineage or None, "teachers": [lineage]};
+its split is config.data.split with the SHA-256 of files in place of their paths. A file is {"kind":
+"file", "name", "sha256", "library"}. What is not there any more is {"kind": "missing", "name"}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from agejax import box
+from agejax.checkpoint import Checkpoints
+from agejax.config import OPEN, default
+from agejax.data.sources import Source
+from agejax.errors import DAMAGE, UserError
+from agejax.logging import records
+from agejax.models import pretrained
+from agejax.paths import expand
+from agejax.run import Run, opened_config, plain, same_splits
+
+Lineage = dict[str, Any]
+
+ENSEMBLE = "ensemble.json"
+
+# Settings that name places on the machine where the run was trained.
+PLACES = re.compile(
+    r"data\.(source|edits\.labels|split\.files\..*|mixture\.[^.]+\.source)|model\.pretrained|"
+    r"distill\.(runs|files|features\.teacher)"
+)
+
+
+def of(run: Run) -> Lineage:
+    """The lineage of a run or a released model. Ancestors that were deleted are "missing"."""
+    if box.is_release(run.workdir):
+        lineage: Lineage = box.read(run.workdir)["lineage"]
+        return lineage
+    return _of_run(run.workdir, run.config, run.fingerprint, ()) | {"step": run.step}
+
+
+def runs(lineage: Lineage) -> Iterator[Lineage]:
+    """The runs of a lineage: the model itself, then what it started from and was taught by."""
+    for node in nodes(lineage):
+        if node["kind"] == "run":
+            yield node
+
+
+def nodes(lineage: Lineage) -> Iterator[Lineage]:
+    """All that a lineage names, the model itself first."""
+    yield lineage
+    for parent in (lineage.get("start"), *lineage.get("teachers", ())):
+        if parent is not None:
+            yield from nodes(parent)
+
+
+def may_have_seen(
+    lineage: Lineage, config: ml_collections.ConfigDict, source: Source
+) -> str | None:
+    """What the model or an ancestor was trained on, if a new run may be scored on such images.
+
+    Args:
+      config, source: of the new run.
+
+    Returns:
+      Words for a message; None where all of them have seen its training split at most.
+    """
+    for node in runs(lineage):
+        if (seen := _overlap(node["data"], config.data, source)) is not None:
+            by = "" if node is lineage else f" (by way of {node['name']}, which it learned from)"
+            return seen + by
+    return None
+
+
+def _overlap(theirs: Mapping[str, Any], data: Any, source: Source) -> str | None:
+    if theirs["fingerprint"] == source.fingerprint:
+        same = same_splits(theirs["split"], _split(data.split))
+        return None if same else "the same data with other splits"
+    both = sorted(set(theirs["names"]) & set(_names(data)))
+    return f"another version or part of {', '.join(both)}" if both else None
+
+
+def _of_run(
+    folder: pathlib.Path,
+    config: ml_collections.ConfigDict,
+    fingerprint: str,
+    descendants: tuple[pathlib.Path, ...],
+) -> Lineage:
+    """
+    Args:
+      descendants: the folders on the way to it; a folder may have been used again since.
+    """
+    way = (*descendants, folder.resolve())
+    values = portable(config)
+    examples: Any = {}
+    with contextlib.suppress(OSError, UserError, *DAMAGE):  # a run that is not finished has none
+        examples = records.read_json(folder / "summary.json", dict, "")["examples"]
+    start = config.model.pretrained
+    return {
+        "kind": "run",
+        "name": folder.resolve().name,
+        "backbone": config.model.name,
+        "image_size": config.model.image_size,
+        "step": None,
+        "data": {
+            "names": _names(config.data),
+            "fingerprint": fingerprint,
+            "split": _split(config.data.split),
+            "examples": examples,
+        },
+        "settings": differing(values),
+        "start": _ancestors(start, config.model.name, way)[0] if start else None,
+        "teachers": [one for path in _teachers(config) for one in _ancestors(path, None, way)],
+    }
+
+
+def _teachers(config: Any) -> list[str]:
+    given = config.get("distill") or {}
+    return [*given.get("runs", ()), *given.get("files", ())]
+
+
+def _split(split: Any) -> dict[str, Any]:
+    """config.data.split with the SHA-256 of its files in place of their paths."""
+    values = plain(split)
+    for name, path in values.get("files", {}).items():
+        with contextlib.suppress(OSError):  # else the path itself tells it from others
+            values["files"][name] = box.sha256(expand(path).read_bytes())
+    return values
+
+
+def _names(data: Any) -> list[str]:
+    """The data sets that config.data names."""
+    parts = (data.get("mixture") or {}).values()
+    return sorted({part["name"] for part in parts} if parts else {data.name})
+
+
+def _ancestors(path: str, backbone: str | None, way: tuple[pathlib.Path, ...]) -> list[Lineage]:
+    """The lineage of what a run started from or was taught by; one for each member of an ensemble.
+
+    Args:
+      path: a run's folder, a released model, an ensemble, a weights file for `backbone`, or a file
+        of a teacher's answers.
+    """
+    missing = {"kind": "missing", "name": pathlib.PurePath(path).name}
+    try:
+        folder = box.locate(path)
+        if box.is_release(folder):
+            return [box.read(folder)["lineage"]]
+        if folder.is_file():
+            return _of_file(folder, backbone, way)
+        if folder.resolve() in way:
+            return [missing]
+        if (folder / ENSEMBLE).exists():
+            members = records.read_json(folder / ENSEMBLE, dict, "")["members"]
+            runs = dict.fromkeys(re.sub(r"@\d+$", "", member) for member in members)
+            inner = (*way, folder.resolve())
+            return [one for member in runs for one in _ancestors(member, backbone, inner)]
+        if (config := opened_config(folder)) is None:
+            return [missing]
+        checkpoints = Checkpoints(folder / "checkpoints")
+        fingerprint = checkpoints.meta(checkpoints.steps[-1])["fingerprint"]
+    except (UserError, OSError, *DAMAGE):
+        return [missing]
+    return [_of_run(folder, config, fingerprint, way)]
+
+
+def _of_file(
+    path: pathlib.Path, backbone: str | None, way: tuple[pathlib.Path, ...]
+) -> list[Lineage]:
+    if backbone is None:
+        # `python -m agejax.distill` writes which run the answers are of.
+        with contextlib.suppress(OSError, *DAMAGE), np.load(path, allow_pickle=False) as archive:
+            return _ancestors(json.loads(str(archive["facts"]))["run"], None, way)
+    library = None
+    if backbone is not None:
+        with contextlib.suppress(UserError):
+            library = pretrained.identify(str(path), backbone)[1].layout.library
+    digest = box.sha256(path.read_bytes())
+    return [{"kind": "file", "name": path.name, "sha256": digest, "library": library}]
+
+
+# ---- settings ------------------------------------------------------------------------------------
+
+
+def portable(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """A config as JSON data, with names in place of paths, which tell of its author's machine."""
+    values = plain(config)
+    values["data"]["cache_dir"] = None
+    return _without_places(values, "")
+
+
+def _without_places(value: Any, path: str) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: _without_places(item, f"{path}.{key}" if path else key)
+            for key, item in value.items()
+        }
+    if isinstance(value, list):
+        return [_without_places(item, path) for item in value]
+    is_place = isinstance(value, str) and (
+        PLACES.fullmatch(path) or value.startswith(("/", "~"))  # such as a data set's own option
+    )
+    return pathlib.PurePath(expand(value)).name if is_place else value
+
+
+def differing(values: Mapping[str, Any]) -> dict[str, Any]:
+    """{"schedule.lr": 0.002, ...}: what a stored config sets otherwise than `config.default`."""
+    return dict(_differing(values, plain(default()), ""))
+
+
+def _differing(
+    values: Mapping[str, Any], defaults: Mapping[str, Any], where: str
+) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        path = f"{where}.{key}" if where else key
+        usual = defaults[key]
+        if isinstance(usual, dict) and usual and path not in OPEN:
+            yield from _differing(value, usual, path)
+        elif value != usual:
+            yield path, value

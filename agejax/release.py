@@ -1,0 +1,167 @@
+"""python -m agejax.release --workdir=RUN --output=FOLDER [--storage=float16]
+
+Makes a released model of a run's best checkpoint: a folder of a few megabytes with the weights,
+the calibration, the origin and a card, which every command takes as --workdir.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import pathlib
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors.numpy
+
+from agejax import box, calibration, card, export, image_sizes, lineage, sharding
+from agejax.errors import UserError, run_command
+from agejax.logging import records
+from agejax.paths import expand
+from agejax.run import Run
+
+STORAGE = ("float32", "float16")
+# Of an output's largest value, between the released model and the run. Weights of 11 bits move an
+# age by some hundredths of a year; a network that they move further is not to be stored so.
+TOLERANCES = {"float32": 0.0, "float16": 1e-2}
+KEPT_OF_SUMMARY = ("name", "steps", "epochs", "examples", "parameters", "skipped", "versions")
+
+
+def release(
+    workdir: str | pathlib.Path, output: str | pathlib.Path, storage: str = "float32"
+) -> dict[str, Any]:
+    """Writes the best checkpoint of a run, and all that is needed to use it, to `output`.
+
+    A released model that is there is replaced. Evaluations of other checkpoints and of other image
+    sizes are left out.
+
+    Args:
+      storage: of `STORAGE`, for kernels; biases, scales and statistics stay float32.
+
+    Returns:
+      The contents of release.json.
+
+    Raises:
+      UserError: no run or checkpoint, another folder at `output`, or predictions that differ from
+        the run's by more than `TOLERANCES`.
+    """
+    output = expand(output)
+    records.check_folder(output, "--output")
+    if output.exists() and not box.is_release(output) and any(output.iterdir()):
+        raise UserError(
+            f"--output: {output} is not empty and holds no released model; name another"
+        )
+    run = Run.open(workdir, devices=1)
+    if box.is_release(run.workdir):
+        raise UserError(f"--workdir: {run.workdir} is a released model already; name a run")
+    size = run.config.eval.get("image_size", 0)
+    fitted = calibration.Calibration.read(run.workdir, run.step, size)
+    if fitted is None:
+        print(
+            f"warning: {run.workdir} is not calibrated, so the released model gives no intervals; "
+            "python -m agejax.evaluate calibrates a run that has a val split",
+            file=sys.stderr,
+        )
+    with records.new_folder(output) as folder:
+        _write(run, fitted, folder, storage)
+        again = Run.open(folder, devices=1)
+        written = box.read(folder) | {"parity": _difference(again, run)}
+        if not written["parity"] <= TOLERANCES[storage]:
+            raise UserError(
+                f"--storage={storage}: the released model differs from the run by "
+                f"{written['parity']:.1e} of the largest value (allowed: {TOLERANCES[storage]:.0e})"
+                "; nothing was written"
+            )
+        _seal(folder, written)
+        info = export.describe(again, jax.eval_shape(export.prediction(again), _images(again)))
+        text = card.of_release(again, written, info, output.name)
+        records.write_text(folder / "card.md", text)
+        shutil.rmtree(output, ignore_errors=True)
+    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    print(
+        f"{output}: {size / 1e6:,.2f} MB, step {run.step:,} of {run.workdir}, differs from it by "
+        f"{written['parity']:.1e} of the largest value; use it as --workdir={output}"
+    )
+    return written
+
+
+def _write(
+    run: Run, fitted: calibration.Calibration | None, folder: pathlib.Path, storage: str
+) -> None:
+    """Writes all but the card."""
+    arrays = {k: np.asarray(v) for k, v in (run.params | run.batch_stats).items()}
+    kernels = {name for name in run.params if storage == "float16" and arrays[name].ndim > 1}
+    halves = {name: arrays[name].astype(np.float16) for name in kernels}
+    records.write_bytes(folder / box.WEIGHTS, safetensors.numpy.save(arrays | halves))
+    records.write_json(folder / "config.json", lineage.portable(run.config))
+    if (run.workdir / "summary.json").exists():
+        summary = records.read_json(run.workdir / "summary.json", dict, "let the run end")
+        kept = {key: summary[key] for key in KEPT_OF_SUMMARY if key in summary}
+        records.write_json(folder / "summary.json", kept)
+    if fitted is not None:
+        fitted.save(folder)
+    for name, result in card.evaluations(run):
+        sizes = {image_sizes.of_evaluation(run.config), result.get("image_size")}
+        if result["step"] != run.step or len(sizes - {None}) > 1:
+            continue
+        place = folder / "evaluation" / name
+        with records.disk(place):
+            place.mkdir(parents=True)
+        result.pop("compared", None)  # with a folder of this machine
+        records.write_json(place / "metrics.json", result)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    _seal(
+        folder,
+        {
+            "format": box.FORMAT,
+            "run": run.workdir.resolve().name,
+            "step": run.step,
+            "fingerprint": run.fingerprint,
+            "facts": dataclasses.asdict(run.facts),
+            "lineage": lineage.of(run),
+            "storage": storage,
+            "parity": None,
+            "files": {
+                str(path.relative_to(folder)): box.sha256(path.read_bytes()) for path in files
+            },
+        },
+    )
+
+
+def _seal(folder: pathlib.Path, values: dict[str, Any]) -> None:
+    """Writes release.json with its digest."""
+    values = records.clean(values)
+    records.write_json(folder / box.RELEASE, values | {"digest": records.digest(values)})
+
+
+def _difference(one: Run, other: Run) -> float:
+    """The largest difference of their predictions of random images; see `export.difference`."""
+    images = _images(one)
+    batch = {"image": images, "weight": np.ones(len(images), np.float32)}
+    return export.difference(one.predict([batch]), other.predict([batch]))
+
+
+def _images(run: Run) -> np.ndarray:
+    return export.random_images(run.config.data.image_size)
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m agejax.release",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--workdir", required=True, help="the folder of a trained run")
+    parser.add_argument("--output", required=True, help="the folder to write")
+    parser.add_argument("--storage", choices=STORAGE, default=STORAGE[0], help="of the kernels")
+    args = parser.parse_args(argv[1:])
+    sharding.start()
+    release(args.workdir, args.output, args.storage)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv))
