@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from agejax import box, image_sizes, lineage, metrics
-from agejax.calibration import ALPHA, Calibration
+from agejax.calibration import Calibration
 from agejax.errors import DAMAGE, UserError
 from agejax.logging import records
 from agejax.run import Run
@@ -219,11 +219,7 @@ first: the error is not the same for everybody.
 
 - `age` is a guess in years of what the label of such a photo would be. It is not the age of the \
 person, and two photos of one person get different guesses.
-- `age_low` and `age_high` enclose the label {share:.0f} times in 100 for images like those it was \
-calibrated on. For other images they can be much too narrow.
-- Probabilities of classes are scaled on the same images, so that of answers given with 0.8 about \
-80 in 100 agree with the label.
-- {framing}
+{calibrated}- {framing}
 
 ## Where it comes from
 
@@ -252,6 +248,12 @@ The model is bound by the terms of what it comes from, as far as agejax knows th
 {terms}
 """
 
+CALIBRATED = """\
+- `age_low` and `age_high` enclose the label {share:.0f} times in 100 for images like those it was \
+calibrated on. For other images they can be much too narrow.
+- Probabilities of classes are scaled on the same images, so that of answers given with 0.8 about \
+80 in 100 agree with the label.
+"""
 FRAMED = """\
 It expects faces framed as in its training images. `python -m agejax.predict` finds the faces of a \
 photo and frames them so, where a face detector is installed."""
@@ -285,9 +287,9 @@ def of_release(run: Run, release: Mapping[str, Any], info: Mapping[str, Any], na
         + ("" if release["parity"] == 0 else f" (predictions differ from the run by at most "
            f"{release['parity']:.0e} of the largest value)"),
         use=f"python -m agejax.predict --workdir={box.BOX}:{name} photo.jpg",
-        scores=scores(run) or "Not measured: no image with a label was kept from its training.",
+        scores=scores(run) or "Not measured: the run had no evaluation when it was released.",
         intervals=intervals(run, calibration),
-        share=100 * (1 - (calibration.alpha if calibration else ALPHA)),
+        calibrated=CALIBRATED.format(share=100 * (1 - calibration.alpha)) if calibration else "",
         framing=FRAMED if framed else UNFRAMED,
         origin=origin(release["lineage"]),
         training=training(run),
@@ -377,7 +379,7 @@ def _literal(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{k!r}: {_literal(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
-        return "(" + "".join(f"{_literal(v)}, " for v in value).rstrip() + ")"
+        return f"({', '.join(map(_literal, value))}{',' if len(value) == 1 else ''})"
     return repr(value)
 
 

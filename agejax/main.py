@@ -99,8 +99,13 @@ def main(argv: Sequence[str]) -> None:
     with handling_interrupts(leave):
         import jax
 
-        from agejax import evaluate, peers, sharding, train
+        from agejax import box, evaluate, peers, sharding, train
 
+    if box.is_name(WORKDIR.value or ""):
+        raise UserError(
+            f"--workdir={WORKDIR.value} names a model that agejax comes with; write "
+            f"./{WORKDIR.value} for a folder of that name"
+        )
     with peers.together():
         sharding.join(COORDINATOR.value, PROCESSES.value, PROCESS.value, JOIN_TIMEOUT.value)
         sharding.start()

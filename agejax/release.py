@@ -66,6 +66,9 @@ def release(
             "python -m agejax.evaluate calibrates a run that has a val split",
             file=sys.stderr,
         )
+    if not (run.workdir / "summary.json").exists():
+        print(f"warning: {run.workdir} is not finished; its best step so far is released",
+              file=sys.stderr)  # fmt: skip
     with records.new_folder(output) as folder:
         _write(run, fitted, folder, storage)
         again = Run.open(folder, devices=1)

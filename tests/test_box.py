@@ -21,6 +21,7 @@ from agejax import (
     checks,
     ensemble,
     evaluate,
+    explain,
     joined,
     lineage,
     predict,
@@ -257,6 +258,10 @@ def test_a_released_model_is_evaluated_and_joined_and_never_written(
     expected = json.loads((measured / "evaluation/utkface-test/metrics.json").read_text())
     assert result["age"]["mae"] == pytest.approx(expected["age"]["mae"], abs=1e-4)
     assert (tmp_path / "runs/released-small/evaluation/utkface-test/metrics.json").exists()
+    image = str(next(faces.iterdir()))
+    flags = ["explain", "--workdir=box", "--method=grad_cam", image]
+    assert run_command(explain.main, flags) == 0
+    assert len(os.listdir(tmp_path / "runs/released-small/explanations/age-grad_cam")) == 2
     ensemble.create(tmp_path / "both", ["box", measured])
     assert json.loads((tmp_path / "both/ensemble.json").read_text())["members"] == [
         "box", str(measured),
@@ -448,10 +453,13 @@ def test_an_unmeasured_run_is_released_with_a_card_that_says_so(trained, tmp_pat
         path.unlink(missing_ok=True)
     shutil.rmtree(tmp_path / "run/evaluation", ignore_errors=True)
     release.release(tmp_path / "run", tmp_path / "out")
-    assert "is not calibrated" in capsys.readouterr().err
+    warnings = capsys.readouterr().err
+    assert "is not calibrated" in warnings
+    assert "is not finished" in warnings
     text = (tmp_path / "out/card.md").read_text()
     assert "Not measured" in text
     assert "It is not calibrated" in text
+    assert "enclose the label" not in text
     image = str(ROOT / "docs/procedural_faces.jpg")
     assert run_command(predict.main, ["predict", f"--workdir={tmp_path / 'out'}", image]) == 0
     assert "has no calibration\n" in capsys.readouterr().err

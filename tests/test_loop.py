@@ -183,6 +183,14 @@ def test_the_command_scores_the_final_split(faces, tmp_path, monkeypatch):
     assert scored == [((tmp_path,), {"split": "val"})]
 
 
+def test_a_run_is_not_written_to_a_folder_that_the_box_hides(faces, monkeypatch, capsys):
+    monkeypatch.setattr(train, "train", None)
+    monkeypatch.setattr(main, "parse", lambda argv: get_config(faces))
+    main.FLAGS(["main", f"--config={tiny.__file__}", "--workdir=box"])
+    assert run_command(main.main, []) == 2
+    assert "write ./box for a folder of that name" in capsys.readouterr().err
+
+
 def test_data_is_prepared_in_the_cache_that_the_environment_names(seen, cache):
     assert list(cache.glob("utkface/*-32px*"))
     assert cache.resolve() != pathlib.Path("~/.cache/agejax").expanduser().resolve()
