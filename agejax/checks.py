@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import optax
 
-from agejax import box, durations, image_sizes, metrics, optim, run, state
+from agejax import box, durations, frozen, image_sizes, metrics, optim, run, state
 from agejax import heads as heads_lib
 from agejax.config import check
 from agejax.data import augment, draws, sources, splits
@@ -70,7 +70,8 @@ def before_data(config: Any, *, resumes: bool = False) -> None:
     path = config.model.pretrained
     if path and not resumes and not box.locate(path, "config.model.pretrained").is_dir():
         pretrained.load(config.model.pretrained, config.model.name, model.shapes)
-    optim.create_optimizer(config.optim, optax.constant_schedule(0.0), model.parameters)
+    optimizer = optim.create_optimizer(config.optim, optax.constant_schedule(0.0), model.parameters)
+    frozen.check(config, model, optimizer.frozen)
     optim.create_penalty(config.optim, model.parameters)
     metrics.lookup(_perfect_scores(heads, stand_in), config.eval.best)
 

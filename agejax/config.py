@@ -89,6 +89,10 @@ def default() -> ml_collections.ConfigDict:
     c.model.dtype = "float32"  # compute: float32 | bfloat16; parameters and logits stay float32
     c.model.hidden = 0  # width of a dense layer between backbone and heads; 0: none
     c.model.dropout = 0.2
+    # Where the backbone is frozen: of how many views of each training image its features are
+    # computed once and kept in the cache, for the heads to train on. 1: the image as evaluation
+    # sees it; more: augmented ones too. 0: the backbone runs in every step.
+    c.model.cached_views = 0
     # Of RGB in 0..1; default: as the pretrained weights expect, ImageNet's without any.
     c.model.mean = config_dict.placeholder(tuple)
     c.model.std = config_dict.placeholder(tuple)
@@ -174,7 +178,10 @@ LIMITS: dict[str, dict[str, tuple[float, float]]] = {
         "alpha": (0, 1000), "lds_sigma": (1e-3, 100), "lds_size": (1, 100),
         "keep_seed": (0, 2**31 - 1), "copy_strength": (0, 100),
     },
-    "config.model": {"image_size": (1, 4096), "hidden": (0, 2**16), "dropout": (0, 0.99)},
+    "config.model": {
+        "image_size": (1, 4096), "hidden": (0, 2**16), "dropout": (0, 0.99),
+        "cached_views": (0, 1000),
+    },
     "config.distill": {"share": (0, 1)},
     "config.optim": {
         "b1": (0, 0.9999), "b2": (0, 0.999999), "eps": (0, 1), "clip_norm": (0, 1e9),

@@ -16,6 +16,7 @@ from agejax import optim, sharding
 from agejax.errors import UserError
 from agejax.heads import Head, ages
 from agejax.models import layers, pretrained, registry
+from agejax.models.backbone import Features
 from agejax.models.face_model import FaceModel
 from agejax.models.feature_smoothing import SmoothingOptions
 from agejax.models.necks import NeckOptions
@@ -66,7 +67,7 @@ class Model:
         self,
         params: Flat,
         batch_stats: Flat,
-        images: jax.Array,
+        images: jax.Array | Features,
         *,
         train: bool = False,
         key: jax.Array | None = None,
@@ -75,6 +76,7 @@ class Model:
         """Images [B, H, W, 3] in 0..1 -> ({head: outputs [B, width]}, new batch statistics).
 
         Args:
+          images: or what the backbone has made of them.
           labels: what `FaceModel` needs of them in training.
         """
         network = self.network(params, batch_stats)

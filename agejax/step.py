@@ -15,12 +15,14 @@ from agejax import image_sizes, losses, optim
 from agejax.data import augment as augment_lib
 from agejax.heads import weights
 from agejax.models import layers
+from agejax.models.backbone import Features
 from agejax.state import Flat, Model, TrainState
 
 if TYPE_CHECKING:
     from agejax.distill import Teachers  # which opens runs, whose predictions are made here
 
-Batch = Mapping[str, Any]  # name -> array; "teachers": theirs
+# name -> array: "image", or the "features" of a frozen backbone, and labels; "teachers": theirs
+Batch = Mapping[str, Any]
 Sums = dict[str, jax.Array]  # name -> float32 [2]: a sum and its count
 LABELS = ("age", "gender", "ethnicity", "apparent_age", "apparent_age_std")
 
@@ -102,8 +104,12 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         key_augment, key_dropout = jax.random.split(key)
-        images, mix = augment(key_augment, batch["image"], batch["strength"])
-        taught = teachers.say(batch["teachers"], images) if teachers is not None else {}
+        images: jax.Array | Features
+        if "features" in batch:  # of a frozen backbone; teachers would need the images
+            images, mix, taught = Features.of_pooled(batch["features"]), None, {}
+        else:
+            images, mix = augment(key_augment, batch["image"], batch["strength"])
+            taught = teachers.say(batch["teachers"], images) if teachers is not None else {}
         whole = _targets(model, batch, mix) | {"images": images, "taught": taught}
 
         trainable, rest = optimizer.split(state.params)
@@ -139,7 +145,9 @@ def make_train_step(
         if average is not None:
             decay = optim.ema_decay(ema, state.step)
             new = {"params": params, "batch_stats": stats}
-            average = jax.tree.map(lambda a, n: decay * a + (1 - decay) * n, average, new)
+            mean = jax.tree.map(lambda a, n: decay * a + (1 - decay) * n, average, new)
+            # What is frozen is its own average: a sum would only round it.
+            average = mean | {"params": mean["params"] | {k: average["params"][k] for k in rest}}
         sums["gradient_norm"] = jnp.stack([optax.global_norm(grads), 1.0])
         sums["learning_rate"] = jnp.stack([jnp.float32(optimizer.schedule(state.step)), 1.0])
         taken = TrainState(state.step + 1, params, stats, opt_state, average)
@@ -169,7 +177,11 @@ def make_eval_step(
     size = image_sizes.of_evaluation(config)
 
     def eval_step(params: Flat, batch_stats: Flat, batch: Batch) -> dict[str, jax.Array]:
-        images = augment_lib.eval_images(batch["image"], size)
+        images: jax.Array | Features
+        if "features" in batch:
+            images = Features.of_pooled(batch["features"])
+        else:
+            images = augment_lib.eval_images(batch["image"], size)
         outputs, _ = model.apply(params, batch_stats, images)
         predictions: dict[str, jax.Array] = {}
         for name, head in model.heads.items():

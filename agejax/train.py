@@ -17,7 +17,18 @@ import ml_collections
 from jax.experimental import multihost_utils
 
 import agejax
-from agejax import checks, durations, image_sizes, metrics, optim, peers, run, sharding, warm_start
+from agejax import (
+    checks,
+    durations,
+    frozen,
+    image_sizes,
+    metrics,
+    optim,
+    peers,
+    run,
+    sharding,
+    warm_start,
+)
 from agejax import heads as heads_lib
 from agejax import state as state_lib
 from agejax import step as step_lib
@@ -186,6 +197,9 @@ def _train(
             state = state_lib.create(config, initialise, optimizer, mesh, trained)
         peers.agree_on_weights(state.params)
         best, evaluated, meta = Best(), True, {}
+    with clock("features"):
+        features = frozen.compute(config, model, state, source, rows, mesh)
+    batches = dataclasses.replace(batches, features=features)
     start_step = step = int(state.step)
     if jax.process_index() == 0:
         records.write_json(workdir / "config.json", run.plain(config))
@@ -203,7 +217,7 @@ def _train(
         """Metrics of the val split; None where there is none, or SIGTERM came first."""
         if val_rows is None:
             return None
-        val = pipeline.evaluation_batches(source, val_rows, config.eval.batch_size)
+        val = pipeline.evaluation_batches(source, val_rows, config.eval.batch_size, features)
         predictions = run.predict_batches(
             eval_step, *state.averaged(), val, mesh, stop=lambda: stop.requested
         )

@@ -208,7 +208,7 @@ def _neck(config: Any, name: str) -> dict[str, Any] | None:
     if given is None:
         return None
     options = vars(NeckOptions.of(given, f"config.heads.{name}.neck"))
-    return {key: value for key, value in options.items() if key != "dropout"}
+    return {k: v for k, v in options.items() if k not in ("dropout", "input_dropout")}
 
 
 # ---- which folder --------------------------------------------------------------------------------

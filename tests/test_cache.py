@@ -282,12 +282,12 @@ def test_a_file_cut_short_while_batches_are_read_is_one_line(workers, archive, t
 OTHER = """
 import mmap, os, sys
 import numpy as np
-from agejax.data.mapped import MappedImages
+from agejax.data.mapped import MappedArray
 
 path = sys.argv[1]
 for name in ("ours", "other"):
     np.ones(4 * 64 * 64 * 3, np.uint8).tofile(path + name)
-ours = MappedImages(path + "ours", (4, 64, 64, 3))
+ours = MappedArray(path + "ours", (4, 64, 64, 3))
 with open(path + "other", "rb") as file:
     other = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
 os.truncate(path + "other", 0)

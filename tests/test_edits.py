@@ -12,7 +12,7 @@ import tiny
 from agejax import evaluate, train
 from agejax.config import default
 from agejax.data import edits, opening, pipeline, sources, splits
-from agejax.data.mapped import MappedImages
+from agejax.data.mapped import MappedArray
 from agejax.errors import UserError
 
 RACES = ("White", "Black", "Asian", "Indian", "Other")
@@ -60,7 +60,7 @@ def test_a_view_is_sent_to_workers_without_its_images(source):
     data = pickle.dumps(view)
     assert len(data) < source.images.nbytes / 5
     copy = pickle.loads(data)
-    assert isinstance(copy.images.sources[0].images, MappedImages)
+    assert isinstance(copy.images.sources[0].images, MappedArray)
     np.testing.assert_array_equal(copy.take(np.arange(9)), view.take(np.arange(9)))
 
 

@@ -13,7 +13,7 @@ from agejax.models import layers, outputs, registry
 from agejax.models.backbone import Backbone, Features
 from agejax.models.face_model import FaceModel
 from agejax.models.feature_smoothing import SmoothingOptions
-from agejax.models.necks import NeckOptions
+from agejax.models.necks import Neck, NeckOptions
 
 BRANCH = {"convs": (8, 4), "max_pool": True, "pool": "flatten", "hidden": (6,), "dropout": 0.3}
 
@@ -191,3 +191,15 @@ def test_every_kind_of_backbone_carries_a_branch(name, options):
 def test_a_wrong_neck_is_one_clear_line(given, message):
     with pytest.raises(UserError, match=message):
         NeckOptions.of(given, "config.heads.age.neck")
+
+
+def test_input_dropout_drops_what_enters_the_dense_layers():
+    options = NeckOptions.of({"hidden": (3,), "input_dropout": 0.5}, "neck")
+    neck = Neck(options, (1, 1, 400), dtype=jnp.float32, rngs=nnx.Rngs(0))
+    neck.hidden[0].kernel.set_value(jnp.ones((400, 3)))
+    seen = Features.of_pooled(jnp.ones((64, 400)))
+    np.testing.assert_allclose(neck(seen, train=False), 400)
+    kept = np.asarray(neck(seen, train=True, rngs=nnx.Rngs(dropout=0)))[:, 0] / 2
+    assert (kept == np.round(kept)).all()  # 1s that are doubled or dropped
+    assert abs(kept.mean() - 200) < 5
+    assert len(set(kept.tolist())) > 10

@@ -17,7 +17,7 @@ from PIL import Image
 from test_builders import pack
 
 from agejax.data import cache, duplicates, sources
-from agejax.data.mapped import MappedImages
+from agejax.data.mapped import MappedArray
 from agejax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -62,7 +62,7 @@ def test_a_source_holds_the_pixels_and_labels_of_its_files(archive, files, tmp_p
     source = load(archive, tmp_path / "cache", size=80)
     assert source.images.shape == (24, 80, 80, 3)
     assert source.images.dtype == np.uint8
-    assert isinstance(source.images, MappedImages)
+    assert isinstance(source.images, MappedArray)
     assert sorted(source.ids) == sorted(chip(i) for i in range(24))
     for row, name in enumerate(source.ids):
         age, gender, race = (int(part) for part in name.split("_")[:3])
@@ -281,7 +281,7 @@ def test_a_worker_process_maps_the_file_again(archive, tmp_path):
     data = pickle.dumps(source)
     assert len(data) < source.images.nbytes / 10
     copy = pickle.loads(data)
-    assert isinstance(copy.images, MappedImages)
+    assert isinstance(copy.images, MappedArray)
     np.testing.assert_array_equal(copy.images, source.images)
     np.testing.assert_array_equal(copy.labels["age"], source.labels["age"])
 

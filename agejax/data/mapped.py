@@ -1,4 +1,4 @@
-"""Images in a file that is mapped to memory, and what happens when the file is cut short meanwhile.
+"""An array in a file that is mapped to memory, and what happens if the file is cut short.
 
 The kernel answers a read behind the end of a mapped file with SIGBUS, which ends the process
 without a word. Reads by system calls do not have that danger, but random batches came from them at
@@ -25,33 +25,36 @@ from agejax.errors import UserError
 MAP_FIXED = 0x10  # which Python's mmap does not name; the same on Linux and macOS
 
 
-class MappedImages:
-    """uint8 [N, S, S, 3] in a file of nothing else; rows are read when asked for.
+class MappedArray:
+    """An array in a file of nothing else, such as images uint8 [N, S, S, 3], read row by row.
 
     A pickle holds the path alone: worker processes map the file again.
 
     Attributes:
-      shape: (N, S, S, 3).
+      shape: (N, ...).
 
     Raises:
       OSError: the file cannot be opened.
       ValueError: it is not of this size.
     """
 
-    dtype = np.dtype(np.uint8)
-
-    def __init__(self, path: str | os.PathLike[str], shape: tuple[int, ...]) -> None:
-        self.path, self.shape = pathlib.Path(path), tuple(shape)
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        shape: tuple[int, ...],
+        dtype: np.typing.DTypeLike = np.uint8,
+    ) -> None:
+        self.path, self.shape, self.dtype = pathlib.Path(path), tuple(shape), np.dtype(dtype)
         self._file = self.path.open("rb")
         self._size = os.fstat(self._file.fileno()).st_size
         if self._size != self.nbytes:
             raise ValueError(f"{self.path.name}: {self._size:,} bytes are not {self.nbytes:,}")
-        self._map = np.memmap(self._file, np.uint8, "r", shape=self.shape)
+        self._map = np.memmap(self._file, self.dtype, "r", shape=self.shape)
         _guard(self)
 
     @property
     def nbytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -64,16 +67,16 @@ class MappedImages:
         """
         if isinstance(rows, slice):
             rows = np.arange(len(self))[rows]
-        images: np.ndarray = np.take(self._map, rows, axis=0)
+        values: np.ndarray = np.take(self._map, rows, axis=0)
         if self.cut_short():
             raise UserError(_cut(self.path))
-        return images.view(np.ndarray)
+        return values.view(np.ndarray)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self[:] if dtype is None else self[:].astype(dtype)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _map_again, (str(self.path), self.shape)
+        return _map_again, (str(self.path), self.shape, self.dtype)
 
     def cut_short(self) -> bool:
         """Whether the file has lost a part of what is mapped."""
@@ -86,16 +89,16 @@ class MappedImages:
         _libc.mmap(place, ctypes.c_size_t(self.nbytes), mmap.PROT_READ, flags, -1, ctypes.c_long(0))
 
 
-def _map_again(path: str, shape: tuple[int, ...]) -> MappedImages:
+def _map_again(path: str, shape: tuple[int, ...], dtype: np.dtype) -> MappedArray:
     """In a worker process; the file was whole when the data set was opened."""
     try:
-        return MappedImages(path, shape)
+        return MappedArray(path, shape, dtype)
     except (OSError, ValueError) as error:
         raise UserError(_cut(path)) from error
 
 
 def _cut(path: str | pathlib.Path) -> str:
-    return f"{path} was cut short while it was read; start again, and the images are decoded anew"
+    return f"{path} was cut short while it was read; start again, and it is made anew"
 
 
 # ------------------------------------------------------------------------------------------ SIGBUS
@@ -104,7 +107,7 @@ _libc = ctypes.CDLL(None)
 _libc.signal.restype = ctypes.c_void_p
 _libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
 _libc.mmap.restype = ctypes.c_void_p
-_open: weakref.WeakSet[MappedImages] = weakref.WeakSet()
+_open: weakref.WeakSet[MappedArray] = weakref.WeakSet()
 _lock = threading.Lock()
 _previous: int | None = None  # the handler before ours, once ours is there
 
@@ -124,7 +127,7 @@ def _at_bus_error(number: int) -> None:
         _libc.signal(number, _previous)
 
 
-def _guard(images: MappedImages) -> None:
+def _guard(images: MappedArray) -> None:
     global _previous
     with _lock:
         _open.add(images)

@@ -18,6 +18,7 @@ import numpy as np
 from absl import flags
 
 from agejax.data import sampling
+from agejax.data.features import CachedFeatures
 from agejax.data.sources import Source
 from agejax.errors import UserError
 
@@ -37,6 +38,8 @@ class TrainBatches:
       copy_strength: augmentation strength of a row's second and later draws in an epoch.
       copy_recipe: whether those have an augmentation of their own; a batch's strengths then are
         [B, 2], of the originals' recipe and of the copies'.
+      features: what the frozen backbone made of the images, in place of them. A row's draws go
+        through its views, from epoch to epoch and from copy to copy.
       process_index, process_count: which slice. Not asked of JAX here: in a grain worker process
         that would start a backend, which on a GPU takes its memory.
     """
@@ -49,11 +52,17 @@ class TrainBatches:
     copy_recipe: bool = False
     process_index: int = 0
     process_count: int = 1
+    features: CachedFeatures | None = None
 
     def __getitem__(self, step: int) -> HostBatch:
         share = self.batch_size // self.process_count
         start = step * self.batch_size + self.process_index * share
-        batch = gather(self.source, self.rows[self.sampler.indices(start, start + share)])
+        rows, view = self.rows[self.sampler.indices(start, start + share)], 0
+        if self.features is not None and len(self.features.views) > 1:
+            epoch = np.arange(start, start + share) // self.sampler.size
+            turn = rows + epoch + self.sampler.occurrence(start, start + share)
+            view = turn % len(self.features.views)
+        batch = gather(self.source, rows, self.features, view)
         if self.copy_strength != 1.0 or self.copy_recipe:
             later = self.sampler.occurrence(start, start + share) > 0
             strength = np.where(later, np.float32(self.copy_strength), np.float32(1))
@@ -146,10 +155,15 @@ def _end_with_parent(worker: int, count: int) -> None:
         threading.Thread(target=wait, name="end_with_parent", daemon=True).start()
 
 
-def evaluation_batches(source: Source, rows: np.ndarray, batch_size: int) -> Iterator[HostBatch]:
+def evaluation_batches(
+    source: Source, rows: np.ndarray, batch_size: int, features: CachedFeatures | None = None
+) -> Iterator[HostBatch]:
     """Every row once, in order; the last batch is padded with rows of weight 0.
 
     With several processes each takes its slice of every global batch.
+
+    Args:
+      features: in place of the images.
     """
     share = batch_size // jax.process_count()
     for start in range(0, len(rows), batch_size):
@@ -157,13 +171,27 @@ def evaluation_batches(source: Source, rows: np.ndarray, batch_size: int) -> Ite
         real = np.arange(batch_size) < len(mine)
         mine = np.pad(mine, (0, batch_size - len(mine)), mode="edge")
         part = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
-        yield gather(source, mine[part]) | {"weight": real[part].astype(np.float32)}
+        yield gather(source, mine[part], features) | {"weight": real[part].astype(np.float32)}
 
 
-def gather(source: Source, rows: np.ndarray) -> HostBatch:
-    """The batch of `rows` [B]: images uint8 [B, S, S, 3], every label, and unit weights."""
+def gather(
+    source: Source,
+    rows: np.ndarray,
+    features: CachedFeatures | None = None,
+    view: np.ndarray | int = 0,
+) -> HostBatch:
+    """The batch of `rows` [B]: every label, unit weights, and images uint8 [B, S, S, 3].
+
+    Args:
+      features: their features f32 [B, C] take the place of the images.
+      view: of the features, int [B] or [].
+    """
+    if features is None:
+        inputs = {"image": source.take(rows)}
+    else:
+        inputs = {"features": features.take(rows, view)}
     return {
-        "image": source.take(rows),
+        **inputs,
         **{name: values[rows] for name, values in source.labels.items()},
         "weight": np.ones(len(rows), np.float32),
         "strength": np.ones(len(rows), np.float32),

@@ -31,9 +31,9 @@ from PIL import Image
 from agejax.data import builders, duplicates
 from agejax.data.builders import archives
 from agejax.data.cache import cached
-from agejax.data.mapped import MappedImages
+from agejax.data.mapped import MappedArray
 from agejax.errors import DAMAGE, UserError, check_values, one_line
-from agejax.logging import records
+from agejax.logging import progress, records
 from agejax.paths import cache_folder, expand
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Source:
     """
 
     name: str
-    images: np.ndarray | MappedImages | Gathered
+    images: np.ndarray | MappedArray | Gathered
     labels: dict[str, np.ndarray]
     ids: np.ndarray
     groups: np.ndarray
@@ -316,7 +316,9 @@ def _decode_all(builder: Any, folder: pathlib.Path, image_size: int, place: str)
     start = time.monotonic()
     with (folder / "images.u8").open("wb") as file:
         decoded = _decoded(examples, image_size, place)
-        for image, row in _progress(decoded, len(examples), builder.name):
+        count = progress.Count(f"{builder.name}: decoded", len(examples))
+        for image, row in decoded:
+            count.add()
             if image is None:
                 skipped.append(f"{row['id']}: {row['error']}")
                 continue
@@ -403,24 +405,11 @@ def _decode_example(
     return np.ascontiguousarray(_square(image, image_size)), row
 
 
-def _progress(items: Iterator[Any], total: int, name: str) -> Iterator[Any]:
-    """Passes items on and says on stderr how far it is: on one line, or one line every 10 s."""
-    live = sys.stderr.isatty()
-    start = said = time.monotonic()
-    for i, item in enumerate(items, 1):
-        yield item
-        now = time.monotonic()
-        if now - said > (0.2 if live else 10) or (live and i == total):
-            said = now
-            text = f"{name}: decoded {i:,} of {total:,}, {i / (now - start):,.0f} images/s"
-            print(text, end="\r" if live and i < total else "\n", file=sys.stderr, flush=True)
-
-
 def _open(folder: pathlib.Path) -> Source:
     """Raises ValueError, KeyError or TypeError where the three files do not fit together."""
     facts = json.loads((folder / "source.json").read_text())
     n, height, width, channels = facts["shape"]
-    images = MappedImages(folder / "images.u8", (n, height, width, channels))
+    images = MappedArray(folder / "images.u8", (n, height, width, channels))
     with np.load(folder / "labels.npz") as arrays:
         columns = {name: arrays[name] for name in ("ids", "groups", "official", "people", *LABELS)}
     kinds = {"ids": "U", "groups": "i", "official": "U", "people": "i"} | {

@@ -1,4 +1,4 @@
-"""The progress line: rewritten in place on a terminal, one plain line a log in a file."""
+"""Progress lines: rewritten in place on a terminal, a plain line now and then in a file."""
 
 from __future__ import annotations
 
@@ -91,6 +91,35 @@ class Progress:
         if not self._logged:
             self._logged, self._since = True, (step, now)
         return (now - began) / max(step - since, 1) * (self._total - step)
+
+
+class Count:
+    """Reports on stderr how many images are done: on one line, or as one line every 10 s.
+
+    Args:
+      what: what is done to them, such as "utkface: decoded".
+      total: how many images there are.
+    """
+
+    def __init__(self, what: str, total: int) -> None:
+        self._what, self._total, self._done = what, total, 0
+        self._live = sys.stderr.isatty()
+        self._start = self._reported = time.monotonic()
+
+    def add(self, images: int = 1) -> None:
+        """Counts images that were done."""
+        self._done += images
+        now, last = time.monotonic(), self._done >= self._total
+        if now - self._reported > (0.2 if self._live else 10) or (self._live and last):
+            self._reported = now
+            speed = self._done / (now - self._start)
+            text = f"{self._what} {self._done:,} of {self._total:,}, {speed:,.0f} images/s"
+            end = "\r" if self._live and not last else "\n"
+            print(text, end=end, file=sys.stderr, flush=True)
+
+    def leave_out(self, images: int) -> None:
+        """Takes images that need not be done from the total."""
+        self._total -= images
 
 
 def duration(seconds: float) -> str:

@@ -18,6 +18,11 @@ class Features(NamedTuple):
     maps: jax.Array
     pooled: jax.Array
 
+    @classmethod
+    def of_pooled(cls, pooled: jax.Array) -> Features:
+        """Pooled features [B, C] that were kept without their maps: they become maps of 1 px."""
+        return cls(pooled[:, None, None], pooled)
+
 
 class Backbone(nnx.Module):
     """Subclasses set `feature_dim` and `num_classes`, and write the two methods below.

@@ -64,15 +64,20 @@ class FaceModel(nnx.Module):
 
     def __call__(
         self,
-        images: jax.Array,
+        images: jax.Array | Features,
         *,
         train: bool = False,
         rngs: nnx.Rngs | None = None,
         ages: Mapping[str, jax.Array] | None = None,
         epoch: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
-        """In training, `ages` ([B] of each head that smooths) and the epoch's number are needed."""
+        """Images, or what the backbone has made of them, to the outputs of every head.
+
+        In training, `ages` ([B] of each head that smooths) and the epoch's number are needed.
+        """
         seen: dict[bool, Features] = {}  # greyscale or not -> features, each computed once
+        if isinstance(images, Features):
+            seen[False] = images
         shared: jax.Array | None = None
         dropped: jax.Array | None = None  # heads that share features share the mask too
         outputs = {}
@@ -80,6 +85,7 @@ class FaceModel(nnx.Module):
             neck = self.necks.get(name)
             grey = neck is not None and neck.options.greyscale
             if grey not in seen:
+                assert not isinstance(images, Features)
                 seen[grey] = self.backbone.embed(
                     self._normalise(images, grey), train=train, rngs=rngs
                 )

@@ -35,6 +35,7 @@ class NeckOptions:
       hidden: widths of dense layers.
       activation: relu | hard_swish | gelu, after each of them.
       dropout: before each dense layer but the first, and before the output.
+      input_dropout: of what enters the dense layers, before the first of them.
     """
 
     greyscale: bool = False
@@ -44,6 +45,7 @@ class NeckOptions:
     hidden: tuple[int, ...] = ()
     activation: str = "relu"
     dropout: float = 0.0
+    input_dropout: float = 0.0
 
     @classmethod
     def of(cls, given: Mapping[str, Any], where: str) -> NeckOptions:
@@ -60,8 +62,9 @@ class NeckOptions:
                 raise UserError(
                     f"{where}.{key}: {getattr(options, key)!r} is not one of {', '.join(known)}"
                 )
-        if not 0 <= options.dropout < 1:
-            raise UserError(f"{where}.dropout: need 0 <= dropout < 1, got {options.dropout}")
+        for key in ("dropout", "input_dropout"):
+            if not 0 <= getattr(options, key) < 1:
+                raise UserError(f"{where}.{key}: need 0 <= {key} < 1, got {getattr(options, key)}")
         return options
 
 
@@ -102,6 +105,7 @@ class Neck(nnx.Module):
             inputs = outputs
         self.hidden = nnx.List(hidden)
         self.dropout = layers.Dropout(options.dropout)
+        self.input_dropout = layers.Dropout(options.input_dropout)
         self.width = inputs
 
     def _pools(self, height: int, width: int) -> bool:
@@ -120,6 +124,7 @@ class Neck(nnx.Module):
             x = x.reshape(x.shape[0], -1)
         else:
             x = layers.global_mean(x) if self.options.convs else features.pooled
+        x = self.input_dropout(x, train=train, rngs=rngs)
         for i, dense in enumerate(self.hidden):
             x = x if i == 0 else self.dropout(x, train=train, rngs=rngs)
             x = activation(dense(x))

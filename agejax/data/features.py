@@ -1,0 +1,110 @@
+"""Features of images that a network computed once: kept in the cache in blocks, read by row.
+
+    CACHE/features/KEY/00000/features.f32   float32 [1024, C] of rows 0 to 1,023 of a source
+    CACHE/features/KEY/00001/features.f32   of the next rows, and so on
+
+KEY names everything that one view's features depend on. A block is there whole or not at all: a
+process that is killed loses the block that it was computing, and the next one goes on from there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import jax
+import numpy as np
+
+from agejax.data.cache import cached
+from agejax.data.mapped import MappedArray
+from agejax.logging import progress
+
+ROWS = 1024  # of a block
+FILE = "features.f32"
+# (view, rows int [B]) -> features of these rows, f32 [b, C] at a time
+Compute = Callable[[int, np.ndarray], Iterator[np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class CachedFeatures:
+    """Features of N images in V views.
+
+    Attributes:
+      width: C, the number of features.
+      views: of each view: the number of a block -> its features, f32 [rows, C].
+    """
+
+    width: int
+    views: Sequence[Mapping[int, MappedArray]]
+
+    def take(self, rows: np.ndarray, view: np.ndarray | int = 0) -> np.ndarray:
+        """The features of rows int [B], each in its own view int [B], f32 [B, C]."""
+        features = np.empty((len(rows), self.width), np.float32)
+        block, inside = np.divmod(rows, ROWS)
+        places = np.stack([np.broadcast_to(view, block.shape), block])
+        kinds, of_kind = np.unique(places, axis=1, return_inverse=True)
+        for i, (v, b) in enumerate(kinds.T):
+            here = of_kind == i
+            features[here] = self.views[v][int(b)][inside[here]]
+        return features
+
+
+def load(
+    keys: Sequence[str],
+    rows: Sequence[np.ndarray],
+    total: int,
+    width: int,
+    compute: Compute,
+    *,
+    name: str,
+    cache_dir: str | None = None,
+) -> CachedFeatures:
+    """Opens the features of V views; what is missing or damaged is computed, with lines on stderr.
+
+    Several processes of one run begin at different blocks, so that those that share a cache share
+    the work.
+
+    Args:
+      keys: of each view.
+      rows: of each view: the rows that are needed, int [M]. Their blocks are computed whole, so
+        that another split of the same images finds most of them.
+      total: N, of the source.
+      width: C.
+      name: what the lines call these features.
+      cache_dir: default: $AGEJAX_CACHE, else ~/.cache/agejax.
+
+    Raises:
+      UserError: a disk that is full, read-only or failing.
+    """
+    wanted = [(view, int(b)) for view, need in enumerate(rows) for b in np.unique(need // ROWS)]
+    first = jax.process_index() * len(wanted) // jax.process_count()
+    views: list[dict[int, MappedArray]] = [{} for _ in keys]
+    sizes = {b: min(ROWS, total - b * ROWS) for _, b in wanted}
+    count = progress.Count(f"{name}: computed", sum(sizes[b] for _, b in wanted))
+    made, start = 0, time.monotonic()
+    for view, b in wanted[first:] + wanted[:first]:
+        shape, found = (sizes[b], width), True
+
+        def make(folder: pathlib.Path, view: int = view, b: int = b) -> None:
+            nonlocal found
+            found = False
+            with (folder / FILE).open("wb") as file:
+                for part in compute(view, np.arange(b * ROWS, b * ROWS + sizes[b])):
+                    file.write(np.ascontiguousarray(part, np.float32).data)
+                    count.add(len(part))
+
+        def read(folder: pathlib.Path, shape: tuple[int, int] = shape) -> MappedArray:
+            return MappedArray(folder / FILE, shape, np.float32)
+
+        views[view][b] = cached(f"features/{keys[view]}/{b:05d}", make, read, cache_dir)
+        if found:
+            count.leave_out(sizes[b])
+        else:
+            made += sizes[b]
+    if made:
+        seconds = time.monotonic() - start
+        print(f"{name}: computed {made:,} in {seconds:.0f} s", file=sys.stderr, flush=True)
+    return CachedFeatures(width, views)
