@@ -923,6 +923,32 @@ OTHERS = (
         'storage == "float16" and arrays[name].ndim > 1', 'storage == "float16"',
         ("test_box.py::test_half_precision_is_for_kernels_and_moves_predictions_little",),
     ),
+    Mutation(
+        "cached features do not depend on the weights", "agejax/frozen.py",
+        "weights.update(np.ascontiguousarray(array, np.float32).data)", "pass",
+        ("test_frozen.py::test_other_weights_of_the_backbone_have_other_features_and_those_of_heads"
+         "_have_not",),
+    ),
+    Mutation(
+        "an epoch takes one view of all images", "agejax/data/pipeline.py",
+        "turn = rows + epoch +", "turn = 0 * rows + epoch +",
+        ("test_frozen.py::test_a_row_goes_through_its_views_from_epoch_to_epoch",),
+    ),
+    Mutation(
+        "augmented views depend on the batch", "agejax/frozen.py",
+        "jax.random.fold_in(of_view, row), image[None]", "of_view, image[None]",
+        ("test_frozen.py::test_each_view_is_a_function_of_the_seed_and_the_image",),
+    ),
+    Mutation(
+        "the average of a frozen parameter is a rounded sum", STEP,
+        '{k: average["params"][k] for k in rest}', "{}",
+        ("test_frozen.py::test_a_frozen_parameter_is_its_own_average",),
+    ),
+    Mutation(
+        "nothing is dropped before the dense layers", "agejax/models/necks.py",
+        "x = self.input_dropout(x, train=train, rngs=rngs)", "pass",
+        ("test_necks.py::test_input_dropout_drops_what_enters_the_dense_layers",),
+    ),
 )  # fmt: skip
 
 MUTATIONS = (*(m._replace(survived=True) for m in SURVIVORS), *OTHERS)
