@@ -21,6 +21,11 @@ def get_config() -> ml_collections.ConfigDict:
     config = mobilenet_v3_utk_best.get_config()
     config.total = {"epochs": 24.0}
     config.model.image_size = 128
+    return on_public_lists(config)
+
+
+def on_public_lists(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The config with the public split and its ages."""
     config.data.split.fractions = ml_collections.ConfigDict()
     config.data.split.files = {"train": "coral_train.txt", "test": "coral_test.txt"}
     config.data.split.drop_copies_from_train = True

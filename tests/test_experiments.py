@@ -12,7 +12,7 @@ from agejax.errors import UserError, run_command
 from experiments import arms, cross_data, recompute, run
 from experiments.benchmarks import intervals
 from experiments.mutations import __main__ as mutations
-from experiments.systems import setting
+from experiments.systems import imbalance, setting, transfer
 
 
 @pytest.mark.parametrize("system", run.SYSTEMS)
@@ -61,6 +61,23 @@ def test_an_arm_that_is_not_there_is_named(faces, tmp_path, capsys):
 def test_missing_weights_are_named(tmp_path):
     with pytest.raises(UserError, match="no file whose name begins with mobilenet_v3_small"):
         setting.Setting("cpu", weights=tmp_path).pretrained("mobilenet_v3_small")
+
+
+def test_the_face_network_has_rows_on_the_systems_own_images(tmp_path):
+    (tmp_path / "mobilenet_v3_small.safetensors").touch()
+    place = setting.Setting("cpu", weights=tmp_path)
+    assert not any(name.startswith("faces") for name in imbalance.arms(place))
+    (tmp_path / "mobilenet_v1_faces.safetensors").touch()
+    known = imbalance.arms(place)
+    like, frozen, tuned = (known[name].config for name in ("baseline", "faces-frozen", "faces"))
+    for config in (frozen, tuned):
+        assert config.data.split == like.data.split
+        assert config.data.edits == like.data.edits
+        assert set(config.heads) == {"age", "gender", "ethnicity"}
+        assert config.model.pretrained == str(tmp_path / "mobilenet_v1_faces.safetensors")
+        assert config.model.image_size > like.model.image_size
+    assert frozen.model.cached_views == 1
+    assert set(transfer.arms(place)["faces"].config.heads) == {"age"}
 
 
 def test_macro_f1_and_its_paired_interval():

@@ -446,6 +446,34 @@ SURVIVORS = (
 
 OTHERS = (
     Mutation(
+        "a TensorFlow.js manifest may name one file many times",
+        "agejax/models/pretrained/tensorflow_js.py",
+        "if len(set(files)) < len(files) or not parts.isdisjoint(files):", "if False:",
+        ("test_mobilenet_v1.py::test_arrays_of_one_name_and_groups_of_one_file_are_refused",),
+    ),
+    Mutation(
+        "weights may hold NaN", "agejax/models/pretrained/layout.py",
+        "elif not np.isfinite(value).all():", "elif False:",
+        ("test_mobilenet_v1.py::test_values_that_are_not_finite_are_refused",),
+    ),
+    Mutation(
+        "any key without a module is a ViT's", "agejax/models/pretrained/layout.py",
+        "if not module and leaf not in OUTSIDE:", "if False:",
+        ("test_mobilenet_v1.py::test_keys_without_modules_look_like_no_model",),
+    ),
+    Mutation(
+        "the scale of a depthwise convolution is lost", "agejax/models/pretrained/faceres.py",
+        "np.moveaxis(tensor, 2, 3) * scale", "np.moveaxis(tensor, 2, 3)",
+        ("test_mobilenet_v1.py::"
+         "test_features_of_the_tensorflow_js_files_are_those_of_their_graph",),
+    ),
+    Mutation(
+        "the face network sees red for blue", "agejax/models/pretrained/faceres.py",
+        'rgb(_short_names(tensors), "conv1.kernel")', "_short_names(tensors)",
+        ("test_mobilenet_v1.py::"
+         "test_features_of_the_tensorflow_js_files_are_those_of_their_graph",),
+    ),
+    Mutation(
         "a head's weight is ignored", STEP,
         "total += head.weight * (1 - share_of_teachers) * mean",
         "total += (1 - share_of_teachers) * mean",

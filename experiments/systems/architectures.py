@@ -13,6 +13,7 @@ import ml_collections
 from agejax.pseudo_label import pseudo_label
 from configs import appa_resnet50
 from experiments.arms import Arm
+from experiments.systems import faces
 from experiments.systems.setting import Setting, changed
 
 TITLE = "A. Architectures"
@@ -61,7 +62,7 @@ def arms(setting: Setting) -> dict[str, Arm]:
             name = SMALL[backbone] if setting.scale == "cpu" else backbone
             config = changed(config, model__name=name, model__options={})
         chosen[backbone] = Arm(config, f"{config.model.name} from random weights")
-    return chosen
+    return chosen | faces.arms(setting, real)
 
 
 def gender_arms(setting: Setting, real: ml_collections.ConfigDict) -> dict[str, Arm]:

@@ -10,6 +10,7 @@ import ml_collections
 
 from configs import imbalance_utk
 from experiments.arms import Arm
+from experiments.systems import faces
 from experiments.systems.setting import Setting, changed
 
 TITLE = "B. Imbalance"
@@ -52,6 +53,12 @@ def arms(setting: Setting) -> dict[str, Arm]:
         sampling__power=0.5,
         augment__flip=0.5,
     )
+    # For the face network too: the test set is balanced, and so is what it draws.
+    even = {
+        "sampling__kind": "inverse", "sampling__over": ("decade", "ethnicity"),
+        "sampling__power": 0.5, "heads__age__decode_prior": "sampled",
+        "heads__ethnicity__example_weights": {"kind": "inverse"},
+    }  # fmt: skip
     return {
         "baseline": Arm(
             config, "as it is",
@@ -79,4 +86,5 @@ def arms(setting: Setting) -> dict[str, Arm]:
         "ours": Arm(
             ours, "SORD, INS for ethnicity, decades x ethnicities drawn by the root of INS"
         ),
+        **faces.arms(setting, config, **even),
     }  # fmt: skip

@@ -11,6 +11,7 @@ import ml_collections
 
 from configs import scratch_utk
 from experiments.arms import Arm
+from experiments.systems import faces
 from experiments.systems.setting import Setting, changed
 
 TITLE = "E. From scratch against pre-trained"
@@ -69,4 +70,5 @@ def arms(setting: Setting) -> dict[str, Arm]:
             branched(changed(deep, model__pretrained=None), age=pooled, gender=pooled),
             f"{backbone} from random weights, maps pooled",
         ),
+        **faces.arms(setting, cnn),
     }

@@ -44,14 +44,24 @@ class Setting:
         """
         if self.scale == "smoke":
             return None
-        folder = self.weights or pathlib.Path("weights")
-        found = sorted(folder.glob(f"{backbone}*")) if folder.is_dir() else []
+        found = self._files(backbone)
         if not found:
             raise UserError(
-                f"--weights={folder}: no file whose name begins with {backbone}; "
+                f"--weights={self._folder}: no file whose name begins with {backbone}; "
                 "docs/models.md names what can be read"
             )
         return str(found[0])
+
+    def has(self, backbone: str) -> bool:
+        """Whether `pretrained` would find what it needs."""
+        return self.scale == "smoke" or bool(self._files(backbone))
+
+    @property
+    def _folder(self) -> pathlib.Path:
+        return self.weights or pathlib.Path("weights")
+
+    def _files(self, backbone: str) -> list[pathlib.Path]:
+        return sorted(self._folder.glob(f"{backbone}*")) if self._folder.is_dir() else []
 
     def place(self, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         """The config on this data, at this scale: `full` configs are left as published."""

@@ -14,6 +14,7 @@ from agejax import baselines
 from agejax.config import default
 from configs import small_model_utk
 from experiments.arms import Arm
+from experiments.systems import faces
 from experiments.systems.setting import Setting, changed
 
 TITLE = "D. Small model"
@@ -67,6 +68,7 @@ def arms(setting: Setting) -> dict[str, Arm]:
             None, "support vector machines on these",
             {"age/mae": 5.49, "gender/accuracy": 0.946}, make=baseline("svm"),
         ),
+        **faces.arms(setting, oversampled),
     }  # fmt: skip
 
 

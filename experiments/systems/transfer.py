@@ -13,6 +13,7 @@ import ml_collections
 from agejax import ensemble, evaluate
 from configs import transfer_appa
 from experiments.arms import Arm
+from experiments.systems import faces
 from experiments.systems.setting import Setting, changed
 
 TITLE = "C. Transfer ladder"
@@ -48,7 +49,9 @@ def arms(setting: Setting) -> dict[str, Arm]:
     return chosen | {
         "ensemble": Arm(
             None, f".6 of more-data and .4 of {other}", make=joined({"more-data": 0.6, other: 0.4})
-        )
+        ),
+        # On as many images as the rungs that have all.
+        **faces.arms(setting, base(setting, "mobilenet_v3_small"), data__split__train_share=1.0),
     }
 
 
