@@ -115,7 +115,10 @@ class Graph:
         for equation in jaxpr.eqns:
             kind, values = equation.primitive.name, [read(atom) for atom in equation.invars]
             shape = equation.outvars[0].aval.shape
-            if kind in CALLS:
+            name = equation.params.get("name")
+            if kind == "jit" and name in FUNCTIONS and isinstance(values[0].data, str):
+                outputs = [Value(FUNCTIONS[name](self, values[0].data), values[0].shape)]
+            elif kind in CALLS:
                 inner = equation.params[CALLS[kind]]
                 outputs = self.run(inner.jaxpr, inner.consts, values)
             elif kind == "broadcast_in_dim":
@@ -473,6 +476,15 @@ OPERATIONS: dict[str, Operation] = {
     "squeeze": _reshape,
     "stack": _stack,
     "transpose": _transpose,
+}
+
+# Functions of jax.nn that ONNX has an operation for: (graph, name) -> name. ONNX Runtime fuses them
+# into the convolution before them, and int8 then spends its 256 values on what the function keeps.
+FUNCTIONS: dict[str, Callable[[Graph, str], str]] = {
+    "hard_sigmoid": lambda g, x: g.node("HardSigmoid", x, alpha=1 / 6, beta=0.5),
+    "hard_silu": lambda g, x: g.node("HardSwish", x),
+    "relu": lambda g, x: g.node("Relu", x),
+    "relu6": lambda g, x: g.node("Clip", x, np.array(0, np.float32), np.array(6, np.float32)),
 }
 
 # Functions inside functions, and where their jaxpr is.

