@@ -7,7 +7,10 @@ setup(
     version="0.1.0",
     description="Train and judge face-age models in JAX",
     packages=find_packages(include=("agejax", "agejax.*")),
-    package_data={"agejax.weights": ["*/*.json", "*/*.md", "*/*.safetensors", "*/evaluation/*/*"]},
+    package_data={
+        "agejax.web": ["page.*", "licences.txt"],
+        "agejax.weights": ["*/*.json", "*/*.md", "*/*.safetensors", "*/evaluation/*/*"],
+    },
     python_requires=">=3.11",
     # Lower bounds are the versions tested; constraints.txt pins one whole working set.
     install_requires=[

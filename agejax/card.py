@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from agejax import box, image_sizes, lineage, metrics
+from agejax import box, image_sizes, lineage, metrics, quantize
 from agejax.calibration import Calibration
 from agejax.errors import DAMAGE, UserError
 from agejax.logging import records
@@ -57,7 +57,7 @@ EXPORT = """\
 ## Errors by group, then in total
 
 {scores}
-
+{quantization}
 ## What it was trained on
 
 {training}
@@ -106,10 +106,11 @@ def of_export(run: Run, info: Mapping[str, Any]) -> str:
       info: the contents of model.json.
     """
     return EXPORT.format(
-        **{k: v for k, v in info.items() if k not in ("outputs", "files")},
+        **{k: v for k, v in info.items() if k not in ("outputs", "files", "quantization")},
         size=info["input"]["shape"][1],
         outputs=outputs(info),
         scores=scores(run) or UNMEASURED.format(workdir=box.name_of(run.workdir)),
+        quantization=quantization(info),
         training=training(run),
         limits=LIMITS,
         fair_use=FAIR_USE,
@@ -154,6 +155,22 @@ def scores(run: Run) -> str:
     return "\n\n".join(
         f"{_heading(run, result)}\n\n```text\n{metrics.table(result)}\n```"
         for _, result in evaluations(run)
+    )
+
+
+def quantization(info: Mapping[str, Any]) -> str:
+    """What int8 changes; "" where the model is not in int8."""
+    record = info.get("quantization")
+    if record is None:
+        return ""
+    size = record["bytes"]
+    lines = [f"- {quantize.describe(*target)}" for target in record["targets"].items()]
+    return (
+        "\n## What int8 changes\n\nThe scores above are of the float32 model. The ONNX file has "
+        f"int8 weights and {record['activations']} activations. It is "
+        f"{size['float32'] / size['int8']:.1f} times smaller, and was calibrated on "
+        f"{record['calibration_images']:,} images of {record['judged_on']}. On "
+        f"{record['n']:,} others of it:\n\n" + "\n".join(lines) + "\n"
     )
 
 

@@ -1,6 +1,8 @@
-"""python -m agejax.export --workdir=RUN --output=DIR [--format=jax|onnx|both]
+"""python -m agejax.export --workdir=RUN --output=DIR [--format=jax|onnx|both|web] [--quantize=int8]
 
 A run's best model as one file that needs no agejax: uint8 images in, years and probabilities out.
+--format=web makes a page that opens offline and predicts in the browser. --quantize=int8 makes the
+ONNX file, or the one in the page, about a quarter as large, and reports what that costs.
 """
 
 from __future__ import annotations
@@ -18,19 +20,22 @@ import ml_collections
 import numpy as np
 
 import agejax
-from agejax import card, heads, image_sizes, onnx_export, sharding
+from agejax import card, heads, image_sizes, onnx_export, quantize, sharding
 from agejax import state as state_lib
 from agejax.errors import UserError, run_command
 from agejax.logging import records
 from agejax.paths import expand
 from agejax.run import Run
 from agejax.step import make_eval_step
+from agejax.web import page, runtime
 
-FORMATS = ("jax", "onnx")
-FILES = {"jax": "model.jaxexport", "onnx": "model.onnx"}
+FORMATS = ("jax", "onnx", "web")
+FILES = {"jax": "model.jaxexport", "onnx": "model.onnx", "web": page.FILE}
+INT8 = "model.int8.onnx"
 NEEDS = {  # packages, and what to install for them
     "jax": (("flatbuffers",), "flatbuffers"),
     "onnx": (("onnx", "onnxruntime"), "'agejax[onnx]'"),
+    "web": (("onnx", "onnxruntime"), "'agejax[onnx]'"),
 }
 PLATFORMS = ("cpu", "cuda")  # that a JAX file runs on
 TOLERANCE = 1e-4  # of an output's largest value, between a file and the run
@@ -39,28 +44,44 @@ Predict = Callable[[Any], dict[str, Any]]  # uint8 [B, S, S, 3] -> {label: [B] o
 
 
 def export(
-    workdir: str | pathlib.Path, output: str | pathlib.Path, formats: Sequence[str] = ("jax",)
+    workdir: str | pathlib.Path,
+    output: str | pathlib.Path,
+    formats: Sequence[str] = ("jax",),
+    *,
+    int8: bool = False,
+    max_mae_change: float = quantize.MAX_MAE_CHANGE,
+    source_path: str | None = None,
+    onnxruntime_web: str | None = None,
 ) -> dict[str, Any]:
     """Writes a run's best model to `output`, once it has been shown to say what the run says.
+
+    Args:
+      formats: of `FORMATS`.
+      int8: whether an ONNX file, or that of a page, is in int8.
+      max_mae_change, source_path: as in `quantize.quantized`.
+      onnxruntime_web: where a page's runtime is, as `runtime.find` takes it.
 
     Returns:
       The contents of model.json, which lies beside the models, as does model_card.md.
 
     Raises:
       UserError: no run or checkpoint, a package is missing, an operation that ONNX export does not
-        know, or a model that differs from the run's by more than `TOLERANCE`.
+        know, a model that differs from the run's by more than `TOLERANCE`, or as
+        `quantize.quantized` and `runtime.find`.
     """
     output = expand(output)
     records.check_folder(output, "--output")
     for name in formats:
         require(name)
+    engine = runtime.find(onnxruntime_web) if "web" in formats else None
     run = Run.open(workdir, devices=1)
     output.mkdir(parents=True, exist_ok=True)
     images = random_images(run.config.data.image_size)
     info = describe(run, jax.eval_shape(prediction(run), images))
+    files: dict[str, bytes] = {}  # written when all are right
     for name in formats:
         # ONNX Runtime has no bfloat16 convolution on a CPU: its models compute in float32.
-        predict = prediction(run, dtype="float32" if name == "onnx" else None)
+        predict = prediction(run, dtype=None if name == "jax" else "float32")
         with jax.default_device(jax.devices("cpu")[0]):
             expected = jax.device_get(predict(images))
             if name == "jax":
@@ -75,10 +96,21 @@ def export(
                 f"--format={name}: the exported model differs from the run by {error:.1e} of the "
                 f"largest value (allowed: {TOLERANCE:.0e}); nothing was written for it"
             )
-        records.write_bytes(output / FILES[name], data)
-        info["files"][name] = {"name": FILES[name], "bytes": len(data), "parity": error}
-        print(f"{output / FILES[name]}: {len(data) / 1e6:,.1f} MB, differs from the run by "
-              f"{error:.1e} of the largest value")  # fmt: skip
+        file = FILES[name]
+        if int8 and name != "jax":
+            data, info["quantization"] = quantize.quantized(run, data, source_path, max_mae_change)
+            file = INT8 if name == "onnx" else file
+        if engine is not None and name == "web":
+            data = page.render(run, info, data, engine)
+            files["licences.txt"] = page.licences().encode()
+        files[file] = data
+        info["files"][name] = {"name": file, "bytes": len(data), "parity": error}
+    for file, data in files.items():
+        records.write_bytes(output / file, data)
+    for one in info["files"].values():
+        before = " before int8" if int8 and one["name"] != FILES["jax"] else ""
+        print(f"{output / one['name']}: {one['bytes'] / 1e6:,.1f} MB, differs from the run by "
+              f"{one['parity']:.1e} of the largest value{before}")  # fmt: skip
     records.write_json(output / "model.json", info)
     records.write_text(output / "model_card.md", card.of_export(run, info))
     print("written beside it: model.json, model_card.md")
@@ -196,9 +228,31 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--workdir", required=True, help="the folder of a trained run")
     parser.add_argument("--output", required=True, help="the folder to write to")
     parser.add_argument("--format", choices=(*FORMATS, "both"), default="jax")
+    parser.add_argument("--quantize", choices=("int8",), help="of an ONNX file, or the page's")
+    parser.add_argument(
+        "--max_mae_change", type=float, default=quantize.MAX_MAE_CHANGE, metavar="YEARS",
+        help="by which int8 may raise the error on val; default %(default)s",
+    )  # fmt: skip
+    parser.add_argument(
+        "--source", help="the run's archive or folder, for int8; default: where its config says"
+    )
+    parser.add_argument(
+        "--onnxruntime_web", metavar="PATH",
+        help=f"for a page: the folder or archive of {runtime.PACKAGE}; default: from npm",
+    )  # fmt: skip
     args = parser.parse_args(argv[1:])
+    if args.quantize and args.format == "jax":
+        raise UserError("--quantize=int8: of ONNX files only; use --format=onnx or web")
     sharding.start()
-    export(args.workdir, args.output, FORMATS if args.format == "both" else (args.format,))
+    export(
+        args.workdir,
+        args.output,
+        ("jax", "onnx") if args.format == "both" else (args.format,),
+        int8=args.quantize is not None,
+        max_mae_change=args.max_mae_change,
+        source_path=args.source,
+        onnxruntime_web=args.onnxruntime_web,
+    )
 
 
 if __name__ == "__main__":

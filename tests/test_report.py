@@ -3,12 +3,12 @@
 import dataclasses
 import itertools
 import json
-import pathlib
 import re
 import shutil
 
 import numpy as np
 import pytest
+from browsing import opened
 
 from agejax import evaluate
 from agejax.calibration import Calibration
@@ -17,8 +17,6 @@ from agejax.errors import UserError
 from agejax.reporting import figures, report
 from agejax.reporting.plots import Chart
 from agejax.run import Run
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @pytest.fixture(scope="module")
@@ -180,37 +178,6 @@ def test_a_run_without_these_images_cannot_be_compared(trained):
 
 
 # ------------------------------------------------------------------------------------- in a browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(
-            executable_path=CHROMIUM,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
-        )
-        yield chromium
-        chromium.close()
-
-
-def opened(browser, path: pathlib.Path, **context):
-    """The page, offline, and what it complained of or asked for."""
-    said: list[str] = []
-    page = browser.new_context(offline=True, **context).new_page()
-    page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on(
-        "request",
-        lambda request: (
-            said.append(request.url) if not request.url.startswith(("file:", "data:")) else None
-        ),
-    )
-    page.goto(path.as_uri())
-    page.wait_for_load_state("load")
-    return page, said
 
 
 def test_the_page_opens_whole_and_silently(browser, written):

@@ -977,6 +977,38 @@ OTHERS = (
         "x = self.input_dropout(x, train=train, rngs=rngs)", "pass",
         ("test_necks.py::test_input_dropout_drops_what_enters_the_dense_layers",),
     ),
+    Mutation(
+        "int8 is judged on the images that calibrated it", "agejax/quantize.py",
+        "calibrating, rows = source.take(rows[:few]), rows[few:]",
+        "calibrating = source.take(rows[:few])",
+        ("test_quantize.py::test_the_change_is_that_on_val_images_that_did_not_calibrate",),
+    ),
+    Mutation(
+        "int8 weights are scaled by the wrong axis", "agejax/quantize.py",
+        "others = tuple(i for i in range(values.ndim) if i != axis)",
+        "others = tuple(range(values.ndim))[:1]",
+        ("test_quantize.py::test_int8_weights_alone_change_what_the_model_says_little",),
+    ),
+    Mutation(
+        "any package from npm is taken", "agejax/web/runtime.py",
+        "if hashlib.sha256(data).hexdigest() != FILES[name]:", "if not data:",
+        ("test_web.py::test_a_package_that_is_another_is_refused_and_not_kept",),
+    ),
+    Mutation(
+        "the page may open connections", "agejax/web/page.py",
+        "default-src 'none'; connect-src 'none'", "default-src 'none'; connect-src *",
+        ("test_web.py::test_the_policy_of_the_page_forbids_connections_and_other_scripts",),
+    ),
+    Mutation(
+        "the page has one interval for all ages", "agejax/web/page.js",
+        "decade < 0 ? widths.all : widths.decades[decade]", "widths.all",
+        ("test_web.py::test_crops_get_the_ages_intervals_and_probabilities_of_predict",),
+    ),
+    Mutation(
+        "the page's probabilities are not calibrated", "agejax/web/page.js",
+        "info.temperatures[label] ?? 1", "1",
+        ("test_web.py::test_crops_get_the_ages_intervals_and_probabilities_of_predict",),
+    ),
 )  # fmt: skip
 
 MUTATIONS = (*(m._replace(survived=True) for m in SURVIVORS), *OTHERS)

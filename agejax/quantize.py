@@ -1,0 +1,294 @@
+"""int8 ONNX models, and what they cost on the validation images.
+
+Weights are int8, one scale per output channel. Activations are uint8, one scale per tensor, whose
+range comes from calibration images; where that costs too much, some or all stay float32. Static
+quantisation is ONNX Runtime's. The model keeps its inputs and outputs.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from agejax import heads, metrics, onnx_export
+from agejax.data import opening, splits
+from agejax.data.sources import Source
+from agejax.errors import UserError
+from agejax.run import Run
+
+MAX_MAE_CHANGE = 0.1  # years; more is refused unless the user allows it
+CALIBRATION = 256  # val images that give the ranges; at most half of val, the others judge
+FIRST = 5  # convolutions that stay in float32 where int8 activations cost too much
+BATCH = 32  # calibration images in memory at once, with all their activations
+# What becomes int8. Activation functions belong to it: the convolution before one then uses its 256
+# values for what the function keeps.
+LAYERS = {"Conv": 0, "Gemm": 1, "MatMul": 1}  # and the axis of the outputs in their weights
+FUNCTIONS = ("Relu", "Clip")
+
+
+def quantized(
+    run: Run,
+    model: bytes,
+    source_path: str | None = None,
+    max_mae_change: float = MAX_MAE_CHANGE,
+) -> tuple[bytes, dict[str, Any]]:
+    """The run's ONNX model in int8, and how it compares with the float model on val.
+
+    The first of `WAYS` is taken that changes the error by no more than allowed.
+
+    Args:
+      model: of `onnx_export.to_onnx`, in float32.
+      source_path: where the run's data lies now, if not where its config says.
+      max_mae_change: years that the mean absolute error of an age may grow by.
+
+    Returns:
+      The model, and {"kind": "int8", "activations": of `WAYS`, "calibration_images",
+      "judged_on", "n", "bytes": {"float32", "int8"}, "targets": {label: {"n", "metric": "mae" in
+      years or "accuracy", "float32", "int8", "change", "change_ci95"}}}.
+
+    Raises:
+      UserError: the run's val images are not at hand, or the error grows by more than allowed.
+    """
+    source, rows = held_out(run, source_path)
+    rows = np.random.default_rng(0).permutation(rows)
+    few = min(CALIBRATION, len(rows) // 2)
+    calibrating, rows = source.take(rows[:few]), rows[few:]
+    before = _predictions(model, source, rows)
+    figures, worst = "", 0.0
+    for activations, make in WAYS.items():
+        data = make(model, calibrating)
+        targets = _compare(run, source, rows, before, _predictions(data, source, rows))
+        lines = {name: describe(name, one) for name, one in targets.items()}
+        print(
+            f"int8 with {activations} activations: {'; '.join(lines.values())}; on {len(rows):,} "
+            "images of val",
+            file=sys.stderr,
+        )
+        ages = {name: one["change"] for name, one in targets.items() if one["metric"] == "mae"}
+        figures, worst = "; ".join(lines[name] for name in ages), max(ages.values(), default=0.0)
+        if worst <= max_mae_change:
+            return data, {
+                "kind": "int8",
+                "activations": activations,
+                "calibration_images": few,
+                "judged_on": "val",
+                "n": len(rows),
+                "bytes": {"float32": len(model), "int8": len(data)},
+                "targets": targets,
+            }
+    raise UserError(
+        f"--quantize=int8: {figures}, allowed are {max_mae_change:+g} years; nothing was written. "
+        "Allow more by --max_mae_change, or export in float32"
+    )
+
+
+def _compare(
+    run: Run,
+    source: Source,
+    rows: np.ndarray,
+    before: Mapping[str, np.ndarray],
+    after: Mapping[str, np.ndarray],
+) -> dict[str, Any]:
+    """The entry "targets" of `quantized`'s record, of predictions of rows int [N]."""
+    known, names = heads.derive(
+        run.heads, {k: v[rows] for k, v in source.labels.items()}, source.label_names
+    )
+    groups = source.groups[rows]
+    old, new = (
+        metrics.evaluate(each, known, names, duplicates=groups, resamples=1)
+        for each in (before, after)
+    )
+    paired = metrics.paired(after, before, known, names, groups)
+    return {name: _change(one, old[name], new[name]) for name, one in paired.items()}
+
+
+def held_out(run: Run, source_path: str | None) -> tuple[Source, np.ndarray]:
+    """The run's data and the rows of its split val.
+
+    Raises:
+      UserError: the data is not the run's, or it has no val of two images or more.
+    """
+    source = opening.open_source(run.config.data, source_path)
+    if source.fingerprint != run.fingerprint:
+        raise UserError(
+            f"--quantize=int8: {source.name} is other data than {run.workdir} was trained on; name "
+            "the run's own by --source"
+        )
+    rows = splits.make(source, run.config.data.split).get("val")
+    if rows is None or len(rows) < 2:
+        raise UserError(
+            f"--quantize=int8: {run.workdir} was trained without a val split, which calibrates and "
+            "judges int8; export in float32"
+        )
+    return source, rows
+
+
+def describe(name: str, target: Mapping[str, Any]) -> str:
+    """A target's figures in words, for the terminal and the model card."""
+    low, high = target["change_ci95"]
+    what = "MAE" if target["metric"] == "mae" else "accuracy"
+    return (
+        f"{name} {what} {target['float32']:.3f} -> {target['int8']:.3f} "
+        f"({target['change']:+.3f}, 95 % {low:+.3f} to {high:+.3f})"
+    )
+
+
+def _change(
+    paired: Mapping[str, Any], before: Mapping[str, float], after: Mapping[str, float]
+) -> dict[str, Any]:
+    """A target's entry in `quantized`'s record; `paired` counts errors, so accuracy turns round."""
+    metric = "mae" if "mae" in before else "accuracy"
+    sign = 1 if metric == "mae" else -1
+    return {
+        "n": paired["n"],
+        "metric": metric,
+        "float32": before[metric],
+        "int8": after[metric],
+        "change": sign * paired["difference"],
+        "change_ci95": sorted(sign * bound for bound in paired["difference_ci95"]),
+    }
+
+
+def _predictions(model: bytes, source: Source, rows: np.ndarray) -> dict[str, np.ndarray]:
+    predict = onnx_export.load(model)
+    parts = [
+        predict(source.take(rows[start : start + BATCH])) for start in range(0, len(rows), BATCH)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def static(model: bytes, images: np.ndarray, skip: int = 0) -> bytes:
+    """The ONNX model with layers that compute in int8 (QDQ format).
+
+    Args:
+      model: of `onnx_export.to_onnx`.
+      images: uint8 [N, S, S, 3], as the model will see them, which give the activations' ranges.
+      skip: how many convolutions, from the first on, stay in float32.
+    """
+    import onnx
+    from onnxruntime import quantization
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType
+
+    class Images(quantization.CalibrationDataReader):
+        def __init__(self) -> None:
+            self._batches: Iterator[np.ndarray] = (
+                images[start : start + BATCH] for start in range(0, len(images), BATCH)
+            )
+
+        def get_next(self) -> Any:
+            batch = next(self._batches, None)
+            return None if batch is None else {"images": batch}
+
+    with tempfile.TemporaryDirectory() as folder:
+        output = pathlib.Path(folder) / "int8.onnx"
+        whole = folded(model)
+        for i, node in enumerate(whole.graph.node):
+            node.name = f"{node.op_type}_{i}"
+        convolutions = [i for i, node in enumerate(whole.graph.node) if node.op_type == "Conv"]
+        first = convolutions[min(skip, len(convolutions) - 1)] if convolutions else 0
+        quantization.quantize_static(
+            whole,
+            str(output),
+            Images(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=[*LAYERS, *FUNCTIONS],
+            nodes_to_exclude=[node.name for node in whole.graph.node[:first]],
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+        )
+        return _described(onnx.load(str(output)), model)
+
+
+def weights_only(model: bytes, images: np.ndarray) -> bytes:
+    """The ONNX model with int8 weights, from which layers compute in float32.
+
+    As small as `static`, not faster, and close to the float model whatever its activations are.
+
+    Args:
+      images: not needed.
+    """
+    import onnx
+
+    result = folded(model)
+    graph = result.graph
+    arrays = {array.name: array for array in graph.initializer}
+    first = []
+    for node in graph.node:
+        if node.op_type not in LAYERS or node.input[1] not in arrays:
+            continue
+        name, axis = node.input[1], LAYERS[node.op_type]
+        node.input[1] = f"{name}_float32"
+        if f"{name}_scale" in arrays:  # shared by layers
+            continue
+        values = onnx.numpy_helper.to_array(arrays[name])
+        others = tuple(i for i in range(values.ndim) if i != axis)
+        scale = np.maximum(np.abs(values).max(axis=others), np.finfo(np.float32).tiny) / 127
+        shape = [-1 if i == axis else 1 for i in range(values.ndim)]
+        whole = np.round(values / scale.reshape(shape)).astype(np.int8)
+        arrays[name].CopyFrom(onnx.numpy_helper.from_array(whole, name))
+        arrays[f"{name}_scale"] = onnx.numpy_helper.from_array(
+            scale.astype(np.float32), f"{name}_scale"
+        )
+        graph.initializer.append(arrays[f"{name}_scale"])
+        inputs = [name, f"{name}_scale"]
+        first.append(
+            onnx.helper.make_node("DequantizeLinear", inputs, [f"{name}_float32"], axis=axis)
+        )
+    nodes = [*first, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return _described(result, model)
+
+
+# What is said of the activations -> the function that makes the model. The first is the fastest.
+WAYS: dict[str, Callable[[bytes, np.ndarray], bytes]] = {
+    "uint8": static,
+    # A channel of MobileNetV3's first convolution reaches fifty times the deviation of the others,
+    # which one scale for all wipes out. These layers have hardly any weights.
+    f"uint8 (but for {FIRST} convolutions)": functools.partial(static, skip=FIRST),
+    "float32": weights_only,
+}
+
+
+def _described(quantized: Any, model: bytes) -> bytes:
+    """A quantised model with the metadata of the one that it was made from, as a file."""
+    import onnx
+
+    del quantized.metadata_props[:]
+    quantized.metadata_props.extend(onnx.load_from_string(model).metadata_props)
+    onnx.checker.check_model(quantized)
+    return bytes(quantized.SerializeToString())
+
+
+def folded(model: bytes) -> Any:
+    """The model with each batch norm merged into its convolution, and layouts changed only once.
+
+    ONNX Runtime does it, by the optimisations that stay within standard operations.
+    """
+    import onnx
+    import onnxruntime
+    from onnxruntime.quantization import quant_utils
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(pathlib.Path(folder) / "folded.onnx")
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = path
+        onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        result = onnx.load(path)
+    biases = {node.input[2] for node in result.graph.node if node.op_type == "Gemm"}
+    for array in result.graph.initializer:
+        if array.name in biases:  # the quantiser wants [K], and finds [1, K]
+            size = int(np.prod(array.dims))
+            del array.dims[:]
+            array.dims.append(size)
+    quant_utils.add_pre_process_metadata(result)  # else it advises to do what has been done here
+    return result

@@ -1,0 +1,22 @@
+"""Pages in a headless Chromium."""
+
+import pathlib
+
+
+def opened(browser, path: pathlib.Path, **context):
+    """The page, offline, and what it complained of or asked for."""
+    said: list[str] = []
+    page = browser.new_context(offline=True, **context).new_page()
+    page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on(
+        "request",
+        lambda request: (
+            said.append(request.url)
+            if not request.url.startswith(("file:", "data:", "blob:"))
+            else None
+        ),
+    )
+    page.goto(path.as_uri())
+    page.wait_for_load_state("load")
+    return page, said
