@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import optax
 
-from agejax import box, durations, frozen, image_sizes, metrics, optim, run, state
+from agejax import box, durations, frozen, image_sizes, metrics, optim, state
 from agejax import heads as heads_lib
 from agejax.config import check
 from agejax.data import augment, draws, sources, splits
+from agejax.distillation import setup as distillation
 from agejax.errors import UserError, one_of
 from agejax.heads import ages, weights
 from agejax.models import pretrained
@@ -37,9 +38,7 @@ def before_data(config: Any, *, resumes: bool = False) -> None:
       resumes: it goes on from its own checkpoint, and pretrained weights are not needed again.
     """
     splits.way_of(config.data.split)
-    for path in config.distill.runs:
-        if run.opened_config(box.locate(path, "config.distill.runs")) is None:
-            raise UserError(f"config.distill.runs: {path} holds no run with a checkpoint")
+    distillation.check(config.distill)
 
     def to_steps(duration: Mapping[str, float], name: str, total: int | None = 1) -> int:
         batch = config.data.batch_size

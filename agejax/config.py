@@ -102,10 +102,24 @@ def default() -> ml_collections.ConfigDict:
 
     c.heads = ml_collections.ConfigDict()  # name -> {kind, weight, ...}: agejax/heads/
 
-    # Runs trained before on the same data and split, whose mean this one learns to say too.
+    # Teachers: trained networks, or files of their answers, that this run learns from beside its
+    # labels (docs/training.md).
     c.distill = ml_collections.ConfigDict()
-    c.distill.runs = ()  # their folders
-    c.distill.share = 0.5  # of the loss; the labels have the rest
+    c.distill.runs = ()  # folders of runs or ensembles: they see each image as it is augmented
+    c.distill.files = ()  # .npz files, as python -m agejax.distill writes them
+    c.distill.share = 0.5  # of the loss that is the teachers'; the labels have the rest
+    # Training images that no file has a row for: an error, or they learn from their labels alone.
+    c.distill.missing = "error"  # error | labels
+    # Teachers that may have trained on the images that this run is judged on: refused unless True.
+    c.distill.allow_seen = False
+    c.distill.probabilities = ml_collections.ConfigDict()
+    c.distill.probabilities.weight = 1.0  # of every head's teachers, beside the head's own weight
+    c.distill.probabilities.temperature = 1.0  # above 1 softens both sides (Hinton et al. 2015)
+    # The teacher's pooled features, learned from the student's through a linear map.
+    c.distill.features = ml_collections.ConfigDict()
+    c.distill.features.weight = 0.0  # as of one more head; 0: off
+    c.distill.features.loss = "cosine"  # cosine | l2, the mean of squared differences
+    c.distill.features.teacher = ""  # whose, where several have some: a path of runs or files
 
     c.optim = ml_collections.ConfigDict()
     c.optim.name = "adamw"  # adamw | adam | sgd
@@ -183,6 +197,8 @@ LIMITS: dict[str, dict[str, tuple[float, float]]] = {
         "cached_views": (0, 1000),
     },
     "config.distill": {"share": (0, 1)},
+    "config.distill.probabilities": {"weight": (0, 1e6), "temperature": (0.01, 100)},
+    "config.distill.features": {"weight": (0, 1e6)},
     "config.optim": {
         "b1": (0, 0.9999), "b2": (0, 0.999999), "eps": (0, 1), "clip_norm": (0, 1e9),
         "accumulate": (1, 2**16), "weight_decay": (0, 1e3), "ema": (0, 0.999999),

@@ -1,88 +1,190 @@
-"""Distillation (Hinton et al. 2015): runs that were trained before teach this one.
+"""python -m agejax.distill --workdir=RUN --output=FILE.npz [--views=plain,flip]
 
-Teachers see the very images that the student does, as augmented and mixed for it ("consistent" in
-Beyer et al. 2022), and say the mean of their probabilities. Those are the targets of a share of
-each head's loss.
+Writes what a trained run or ensemble answers for the images of a data set, to teach another run:
+config.distill.files names the file. A teacher in a file costs nothing while its student trains.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+import argparse
+import pathlib
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import ml_collections
-from flax import nnx
+import numpy as np
 
+from agejax import evaluate, image_sizes, joined, sharding
+from agejax.data import augment, pipeline, prepare, splits
 from agejax.data.sources import Source
-from agejax.errors import UserError
-from agejax.heads import Head
-from agejax.run import Run
-from agejax.state import Flat, Model
+from agejax.distillation import networks, seen
+from agejax.distillation.files import PROBABILITIES, TargetFile
+from agejax.distillation.teachers import FEATURES
+from agejax.errors import UserError, check_keys, run_command
+from agejax.logging import records
+from agejax.paths import expand
+from agejax.run import predict_batches
 
-Arrays = tuple[tuple[Flat, Flat], ...]  # (params, batch_stats) of each teacher
-
-
-@dataclasses.dataclass(frozen=True)
-class Teachers:
-    """Trained networks, their arrays, the heads that learn of them, and their share of the loss."""
-
-    models: Sequence[Model]
-    arrays: Arrays
-    heads: Sequence[str]
-    share: float
-
-    @classmethod
-    def open(
-        cls, config: ml_collections.ConfigDict, heads: Mapping[str, Head], source: Source
-    ) -> Teachers | None:
-        """Of config.distill; None where it names no runs.
-
-        Raises:
-          UserError: no such run, one of other data, splits, heads or image size, or a head without
-            probabilities.
-        """
-        if not config.distill.runs:
-            return None
-        for name, head in heads.items():
-            if type(head).logits is Head.logits:
-                raise UserError(
-                    f"config.distill: head {name} gives no probabilities to learn; set its kind to "
-                    "distribution, categorical, binary or buckets"
-                )
-        runs = [Run.open(path, config.sharding.devices) for path in config.distill.runs]
-        size = config.model.image_size
-        for run in runs:
-            where = f"config.distill.runs: {run.workdir}"
-            if not run.has_splits(source.fingerprint, config):
-                raise UserError(
-                    f"{where} was trained on other data or another split, and may have seen what "
-                    "this run is judged on; train it on this one's"
-                )
-            if run.config.model.image_size != size:
-                raise UserError(f"{where} sees {run.config.model.image_size} px; this one {size}")
-            for name, head in heads.items():
-                other = run.heads.get(name)
-                if type(other) is not type(head) or _shapes(other) != _shapes(head):
-                    raise UserError(f"{where} has no head {name} with the same classes")
-        models = [run.model for run in runs if run.model is not None]
-        arrays = tuple((run.params, run.batch_stats) for run in runs)
-        return cls(models, arrays, tuple(heads), config.distill.share)
-
-    def say(self, arrays: Arrays, images: jax.Array) -> dict[str, jax.Array]:
-        """Images [B, S, S, 3] in 0..1 -> head -> the mean of their probabilities, f32 [B, K]."""
-        said: dict[str, jax.Array] = {}
-        for model, (params, batch_stats) in zip(self.models, arrays, strict=True):
-            outputs, _ = model.apply(params, batch_stats, images)
-            for name in self.heads:  # a teacher may have others
-                p = jax.nn.softmax(model.heads[name].logits(outputs[name])) / len(self.models)
-                said[name] = said[name] + p if name in said else p
-        return said
+TARGETS = ("probabilities", "features")
+SECONDS = 30.0  # between two lines of progress
 
 
-def _shapes(head: Head) -> Any:
-    """Of the last layer of one feature: it has an output for each class."""
-    return jax.tree.map(
-        lambda x: x.shape, nnx.state(nnx.eval_shape(lambda: head.output(1, nnx.Rngs(0))))
+def write_targets(
+    workdir: str | pathlib.Path,
+    output: str | pathlib.Path,
+    *,
+    dataset: str | None = None,
+    source_path: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    split: Sequence[str] = ("all",),
+    views: Sequence[str] = ("plain",),
+    targets: Sequence[str] = TARGETS,
+) -> TargetFile:
+    """Writes a file of targets, as agejax/distillation/files.py describes it.
+
+    Probabilities are of the natural world: the sampler of the run's training is undone. Those of an
+    ensemble are the weighted mean of its members', which have no features in common.
+
+    Args:
+      dataset, source_path, options: the images, as of `evaluate.evaluate`.
+      split: which of the run's splits; "all" is every image.
+      views: of `joined.VIEWS`, whose answers are averaged, beside those of the ensemble.
+      targets: of `TARGETS`.
+
+    Raises:
+      UserError: no run, no such data or split, or a run without such targets.
+    """
+    output = expand(output)
+    records.check_file(output, "--output")
+    if output.suffix != ".npz":
+        raise UserError(f"--output: {output} must end in .npz")
+    opened = networks.opened(str(workdir), 0)
+    first = max((run for run, *_ in opened), key=lambda run: run.config.data.image_size)
+    source = evaluate.open_data(first, dataset, source_path, options)
+    rows = _rows(source, first.config, first.fingerprint, split)
+    members = []
+    for run, weights, own_views in opened:
+        size = image_sizes.of_evaluation(run.config)  # no crop enlarges these faces
+        ways = networks.natural(run, weights) if "probabilities" in targets else {}
+        members.append(networks.of_run(run, weights, own_views, ways, size))
+    heads = dict.fromkeys(name for member in members for name in member.heads)
+    with_features = "features" in targets and len(members) == 1
+    if not heads and not with_features:
+        raise UserError(
+            f"--targets={','.join(targets)}: {workdir} has none: probabilities come from heads of "
+            "kind distribution, categorical, binary and buckets, features from single runs"
+        )
+
+    @jax.jit
+    def answer(arrays: Any, _: None, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        images = [view for name in views for view in joined.VIEWS[name](batch["image"])]
+        total: dict[str, Any] = {}
+        for member, mine in zip(members, arrays, strict=True):
+            for view in images:
+                seen_by_it = augment.eval_images(view, member.size)
+                for name, target in member.teach(mine, seen_by_it, {}).items():
+                    weight = 1.0 if name == FEATURES else member.heads[name]
+                    total[name] = total.get(name, 0) + weight / len(images) * target.values
+        return {name: value for name, value in total.items() if name != FEATURES or with_features}
+
+    batches = _reporting(
+        pipeline.evaluation_batches(source, rows, first.config.eval.batch_size), len(rows)
     )
+    arrays = [member.arrays for member in members]
+    answers = predict_batches(answer, arrays, None, batches, first.mesh)
+    assert answers is not None
+    small = {name: _small(values) for name, values in answers.items()}
+    run_heads = {name: head for run, *_ in opened for name, head in run.heads.items()}
+    file = TargetFile(
+        path=output,
+        ids=source.ids[rows],
+        probabilities={name: small[name] for name in heads},
+        outcomes={name: run_heads[name].outcomes for name in heads},
+        features=small.get(FEATURES),
+        facts={
+            "run": str(workdir),
+            "steps": [run.step for run, *_ in opened],
+            "views": [*views],
+            "split": [*split],
+            "data": source.name,
+            "images": source.fingerprint,
+            "trained_on": [seen.trained_on(run) for run, *_ in opened],
+        },
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    file.write()
+    return file
+
+
+def _rows(source: Source, config: Any, fingerprint: str, split: Sequence[str]) -> np.ndarray:
+    """The rows of some of a run's splits, int64, ascending."""
+    if "all" in split:
+        return np.arange(len(source.ids))
+    named = f"--split={','.join(split)}"
+    if source.fingerprint != fingerprint:
+        raise UserError(f"{named}: not the data this run was trained on; use --split=all")
+    by_name = splits.make(source, config.data.split)
+    if unknown := [name for name in split if name not in by_name]:
+        raise UserError(f"{named}: the run has {', '.join(by_name)}, and all, not {unknown[0]!r}")
+    return np.sort(np.concatenate([by_name[name] for name in split]))
+
+
+def _small(values: np.ndarray) -> np.ndarray:
+    """As float16, where that can hold the values."""
+    half = values.astype(np.float16)
+    return half if np.isfinite(half).all() else values.astype(np.float32)
+
+
+def _reporting(batches: Iterator[pipeline.HostBatch], images: int) -> Iterator[pipeline.HostBatch]:
+    """Passes batches on, and reports progress on stderr now and then."""
+    done, reported = 0, time.monotonic()
+    for batch in batches:
+        yield batch
+        done += int(batch["weight"].sum())
+        if time.monotonic() - reported > SECONDS:
+            reported = time.monotonic()
+            print(f"{done:,} of {images:,} images", file=sys.stderr, flush=True)
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m agejax.distill",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--workdir", required=True, help="the folder of a trained run or ensemble")
+    parser.add_argument("--output", required=True, help="the file to write, .npz")
+    parser.add_argument("--dataset", help="a data set's name; default: the run's own")
+    parser.add_argument("--source", help="the archive or folder; default: the run's own")
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE",
+        help="an option of the data set's own, such as labels=FILE.csv; repeat it",
+    )  # fmt: skip
+    parser.add_argument("--split", default="all", help="train,val,... of the run; default: all")
+    parser.add_argument("--views", default="plain", help=f"some of {', '.join(joined.VIEWS)}")
+    parser.add_argument("--targets", default=",".join(TARGETS), help="what to write; default: all")
+    args = parser.parse_args(argv[1:])
+    views, targets = args.views.split(","), args.targets.split(",")
+    check_keys(views, joined.VIEWS, "--views")
+    check_keys(targets, TARGETS, "--targets")
+    sharding.start()
+    file = write_targets(
+        args.workdir,
+        args.output,
+        dataset=args.dataset,
+        source_path=args.source,
+        options=prepare.options(args.option),
+        split=args.split.split(","),
+        views=views,
+        targets=targets,
+    )
+    given = [f"{PROBABILITIES}{name}" for name in file.probabilities]
+    given += [FEATURES] if file.features is not None else []
+    print(f"{args.output}: {', '.join(given)} of {len(file.ids):,} images; to learn from it: "
+          f"--config.distill.files=\"('{args.output}',)\"")  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv))

@@ -28,6 +28,34 @@ VIEWS: dict[str, Callable[[jax.Array], list[jax.Array]]] = {
 }
 
 
+def networks(
+    workdir: str | pathlib.Path, devices: int = 0
+) -> tuple[list[Run], dict[str, list[float]], list[str]]:
+    """The single networks in a run's folder or an ensemble's.
+
+    Returns:
+      (runs, label -> the share of each, summing to 1, the views whose answers are averaged).
+
+    Raises:
+      UserError: as `open_run`.
+    """
+    workdir = box.locate(workdir)
+    if not (workdir / FILE).exists():
+        run = Run.open(workdir, devices)
+        return [run], equal_weights([run]), ["plain"]
+    spec = _read_spec(workdir)
+    members = [open_member(member, devices) for member in spec["members"]]
+    check_alike(members)
+    shares = {
+        label: [value / sum(values) for value in values]
+        for label, values in spec["weights"].items()
+    }
+    if spec["combine"] == "weights":
+        members = [_averaged(members, np.array(next(iter(shares.values()))))]
+        shares = {label: [1.0] for label in shares}
+    return members, shares, spec["views"]
+
+
 def open_run(workdir: str | pathlib.Path) -> Run:
     """Opens a run's folder, a released model's or an ensemble's.
 
@@ -40,13 +68,19 @@ def open_run(workdir: str | pathlib.Path) -> Run:
     workdir = box.locate(workdir)
     if not (workdir / FILE).exists():
         return Run.open(workdir)
+    spec = _read_spec(workdir)
+    members = [open_member(member) for member in spec["members"]]
+    return join(workdir, members, spec["combine"], spec["weights"], spec["views"])
+
+
+def _read_spec(workdir: pathlib.Path) -> dict[str, Any]:
+    """An ensemble's file. Raises `UserError` where it is damaged."""
     path, remedy = workdir / FILE, "make the ensemble again"
     spec = records.read_json(path, dict, remedy)
     check_keys(spec, KEYS, str(path))
     if wrong := next((key for key in KEYS if not _is_right(key, spec)), None):
         raise UserError(f"{path}: its {wrong} are missing or damaged; {remedy}")
-    members = [open_member(member) for member in spec["members"]]
-    return join(workdir, members, spec["combine"], spec["weights"], spec["views"])
+    return spec
 
 
 def _is_right(key: str, spec: Mapping[str, Any]) -> bool:
@@ -209,7 +243,9 @@ def _resized(images: jax.Array, size: int) -> jax.Array:
     )
 
 
-def open_member(given: str) -> Run:
+def open_member(given: str, devices: int = 0) -> Run:
     """RUN, or RUN@STEP."""
     path, at, step = given.rpartition("@")
-    return Run.open(path, step=int(step)) if at and step.isdigit() else Run.open(given)
+    if at and step.isdigit():
+        return Run.open(path, devices, int(step))
+    return Run.open(given, devices)

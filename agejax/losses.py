@@ -149,6 +149,20 @@ def soft_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return -jnp.sum(targets * jax.nn.log_softmax(_f32(logits)), axis=-1)
 
 
+def cosine_distance(x: jax.Array, target: jax.Array) -> jax.Array:
+    """1 - cos(x, target), features [B, D] -> [B], in 0..2."""
+    x, target = _f32(x), _f32(target)
+    product = jnp.sum(x * target, axis=-1)
+    # The square root's slope is infinite at 0.
+    squares = jnp.sum(jnp.square(x), axis=-1) * jnp.sum(jnp.square(target), axis=-1)
+    return 1 - product * jax.lax.rsqrt(squares + 1e-12)
+
+
+def mean_squared(x: jax.Array, target: jax.Array) -> jax.Array:
+    """The mean over the features of (x - target)², [B, D] -> [B]."""
+    return jnp.mean(jnp.square(_f32(x) - _f32(target)), axis=-1)
+
+
 def focal(logits: jax.Array, target: jax.Array, gamma: float) -> jax.Array:
     """(1 - p)^gamma · -log p, p of the true class, [B, K], int [B] -> [B]. Lin et al. 2017."""
     return _focal(_at(jax.nn.log_softmax(_f32(logits)), target), gamma)

@@ -128,19 +128,24 @@ def match_groups(
     return values
 
 
-def create_optimizer(config: Any, schedule: optax.Schedule, names: Sequence[str]) -> Optimizer:
+def create_optimizer(
+    config: Any, schedule: optax.Schedule, names: Sequence[str], beside: Sequence[str] = ()
+) -> Optimizer:
     """config.optim -> the optimizer.
 
     Decay is decoupled (Loshchilov & Hutter 2019): each step subtracts lr · multiplier · decay · p.
 
     Args:
-      names: the paths of all parameters, flat.
+      names: the paths of all parameters of the network, flat.
+      beside: those of other parameters, which change at the full rate and decay, such as the map to
+        a teacher's features.
     """
     lr = match_groups(names, config.lr_multipliers, "optim.lr_multipliers")
     frozen = frozenset(name for name, value in lr.items() if value is None)
     if len(frozen) == len(lr):
         raise UserError("config.optim.lr_multipliers freezes every parameter: nothing to train")
     decay = match_groups(names, config.decay_multipliers, "optim.decay_multipliers")
+    lr, decay = ({**each, **dict.fromkeys(beside, 1.0)} for each in (lr, decay))
 
     match config.name:
         case "adamw" | "adam":

@@ -26,6 +26,7 @@ from agejax import heads as heads_lib
 from agejax import state as state_lib
 from agejax.checkpoint import Checkpoints, again_if_vanished
 from agejax.config import default, from_json
+from agejax.distillation import feature_map
 from agejax.errors import NotFiniteError, UserError, is_number
 from agejax.logging import records
 from agejax.step import make_eval_step
@@ -132,15 +133,22 @@ class Run:
             return which
 
         # All checkpoints of a run have the same facts, so what follows from them is built once.
-        facts = heads_lib.Facts(**again_if_vanished(lambda: checkpoints.meta(chosen()))["facts"])
+        meta = again_if_vanished(lambda: checkpoints.meta(chosen()))
+        facts = heads_lib.Facts(**meta["facts"])
         heads = heads_lib.create(config.heads, facts)
         model, initialise = state_lib.create_model(config, heads)
+        taught = meta.get("distill", {}).get("features", 0)
+        initialise = feature_map.added(initialise, model.feature_dim, taught)
         optimizer = optim.create_optimizer(
-            config.optim, optax.constant_schedule(0.0), model.parameters
+            config.optim,
+            optax.constant_schedule(0.0),
+            model.parameters,
+            feature_map.names(taught),
         )
         like = state_lib.abstract(config, initialise, optimizer, mesh)
         state, meta = again_if_vanished(lambda: checkpoints.restore(like, chosen()))
         params, batch_stats = state.averaged()
+        params = {name: params[name] for name in model.parameters}  # without the feature map
         return cls(
             workdir, config, facts, heads, meta["fingerprint"], int(state.step), mesh, model,
             params, batch_stats, make_eval_step(config, model),

@@ -36,6 +36,8 @@ class TrainState:
     Attributes:
       step: int32 [], steps done.
       params, batch_stats: flat dicts, float32.
+        Beside the network's parameters a run that learns a teacher's features has those of its map
+        (agejax/distillation/feature_map.py).
       opt_state: of the trainable parameters only.
       ema: averaged {"params", "batch_stats"}, or None.
     """
@@ -55,13 +57,18 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A network without its arrays, and its heads."""
+    """A network without its arrays, and its heads.
+
+    It takes what is its own of the arrays given to it: a state may hold more, such as the map to a
+    teacher's features.
+    """
 
     graphdef: Any
     paths: Mapping[str, tuple[Any, ...]]  # flat name -> NNX path
     parameters: tuple[str, ...]  # flat names
     shapes: Mapping[str, tuple[int, ...]]  # of parameters and batch statistics, by flat name
     heads: Mapping[str, Head]
+    feature_dim: int  # of the backbone's pooled features
 
     def apply(
         self,
@@ -77,7 +84,7 @@ class Model:
 
         Args:
           images: or what the backbone has made of them.
-          labels: what `FaceModel` needs of them in training.
+          labels: what `FaceModel` takes beside, such as labels in training.
         """
         network = self.network(params, batch_stats)
         rngs = nnx.Rngs(dropout=key) if key is not None else None
@@ -89,7 +96,8 @@ class Model:
         return nnx.merge(self.graphdef, self._nested(params), self._nested(batch_stats))
 
     def _nested(self, flat: Flat) -> dict[str, Any]:
-        return traverse_util.unflatten_dict({self.paths[k]: v for k, v in flat.items()})
+        own = {self.paths[k]: v for k, v in flat.items() if k in self.paths}
+        return traverse_util.unflatten_dict(own)
 
 
 def create_model(config: Any, heads: Mapping[str, Head]) -> tuple[Model, Initialise]:
@@ -144,7 +152,8 @@ def create_model(config: Any, heads: Mapping[str, Head]) -> tuple[Model, Initial
         return _flatten(params)[0], _flatten(stats)[0]
 
     paths = params_paths | stats_paths
-    return Model(graphdef, paths, tuple(params_paths), shapes, heads), initialise
+    feature_dim = abstract.backbone.feature_dim
+    return Model(graphdef, paths, tuple(params_paths), shapes, heads, feature_dim), initialise
 
 
 def abstract(

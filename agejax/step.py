@@ -5,23 +5,22 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from agejax import image_sizes, losses, optim
+from agejax import image_sizes, optim
 from agejax.data import augment as augment_lib
+from agejax.distillation.teachers import NOBODY, Target, Teachers
 from agejax.heads import weights
 from agejax.models import layers
 from agejax.models.backbone import Features
 from agejax.state import Flat, Model, TrainState
 
-if TYPE_CHECKING:
-    from agejax.distill import Teachers  # which opens runs, whose predictions are made here
-
-# name -> array: "image", or the "features" of a frozen backbone, and labels; "teachers": theirs
+# name -> array: "image", or the "features" of a frozen backbone, and labels; "teachers":
+# `Teachers.arrays`, and their columns
 Batch = Mapping[str, Any]
 Sums = dict[str, jax.Array]  # name -> float32 [2]: a sum and its count
 LABELS = ("age", "gender", "ethnicity", "apparent_age", "apparent_age_std")
@@ -36,7 +35,7 @@ def make_train_step(
     image_size: int | None = None,
     steps_per_epoch: float = math.inf,
     switches: Mapping[str, int] | None = None,
-    teachers: Teachers | None = None,
+    teachers: Teachers = NOBODY,
 ) -> jax.stages.Wrapped:
     """The jitted `train_step(state, batch) -> (state, sums)`; the given state is donated.
 
@@ -49,14 +48,15 @@ def make_train_step(
         config.model.image_size.
       steps_per_epoch: what feature smoothing calls an epoch.
       switches: head -> the step from which on its example weights count.
-      teachers: whose arrays are the batch's entry "teachers".
+      teachers: what the batch teaches beside its labels. Where there are any, batches hold their
+        `arrays` and `columns`.
     """
     size = image_size or config.model.image_size
-    augment = augment_lib.build(config.augment, size)
+    # The same draws for every size: the view that a teacher sees is the student's.
+    views = {s: augment_lib.build(config.augment, s) for s in {size} | teachers.sizes}
     seed, ema, micro = config.seed, config.optim.ema, config.optim.accumulate
     penalty = optim.create_penalty(config.optim, model.parameters)
     after = dict(switches or {})
-    share_of_teachers = teachers.share if teachers is not None else 0.0
 
     def loss_and_sums(
         trainable: Flat, rest: Flat, stats: Flat, part: Any, key: jax.Array, step: jax.Array
@@ -70,6 +70,7 @@ def make_train_step(
             key=key,
             ages={name: labels[head.label] for name, head in model.heads.items()},
             epoch=jnp.floor(step / steps_per_epoch).astype(jnp.int32),
+            pooled=bool(teachers.width),
         )
         total = jnp.float32(0)
         sums: Sums = {}
@@ -84,15 +85,17 @@ def make_train_step(
                 loss += term
             # Divided by the whole batch's count, so that micro-batches add up to the same loss.
             mean = jnp.sum(part["weight"] * loss) / part["counts"]["labels"][name]
-            total += head.weight * (1 - share_of_teachers) * mean
+            total += head.weight * (1 - teachers.share) * mean
             known = part["weight"] * head.known(part["targets"][0][0])
             sums[f"{name}/loss"] = jnp.stack([mean, 1.0 / micro])
             for metric, value in head.metrics(outputs[name], part["targets"][0][0]).items():
                 sums[f"{name}/{metric}"] = jnp.stack([jnp.sum(known * value), jnp.sum(known)])
-        for name, targets in part["taught"].items():
-            loss = losses.soft_cross_entropy(model.heads[name].logits(outputs[name]), targets)
-            mean = jnp.sum(part["weight"] * loss) / part["counts"]["images"]
-            total += model.heads[name].weight * share_of_teachers * mean
+        taught = part["taught"]
+        terms = teachers.terms(model.heads, outputs, rest | trainable, taught)
+        for name, (weight, loss) in terms.items():
+            mean = jnp.sum(part["weight"] * taught[name].known * loss)
+            mean /= part["counts"]["taught"][name]
+            total += weight * mean
             sums[f"{name}/distill"] = jnp.stack([mean, 1.0 / micro])
         if penalty is not None:
             term = penalty(rest | trainable) / micro
@@ -105,12 +108,14 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         key_augment, key_dropout = jax.random.split(key)
         images: jax.Array | Features
-        if "features" in batch:  # of a frozen backbone; teachers would need the images
-            images, mix, taught = Features.of_pooled(batch["features"]), None, {}
+        if "features" in batch:  # of a frozen backbone; its teachers see no images
+            images, mix, seen = Features.of_pooled(batch["features"]), None, {}
         else:
-            images, mix = augment(key_augment, batch["image"], batch["strength"])
-            taught = teachers.say(batch["teachers"], images) if teachers is not None else {}
-        whole = _targets(model, batch, mix) | {"images": images, "taught": taught}
+            arguments = (key_augment, batch["image"], batch["strength"])
+            seen = {s: view(*arguments) for s, view in views.items()}
+            images, mix = seen[size]
+        taught = teachers.targets(batch, lambda s: seen[s][0], mix)
+        whole = _targets(model, batch, mix, taught) | {"images": images}
 
         trainable, rest = optimizer.split(state.params)
         gradient = layers.batch_split(like.step.sharding.num_devices)(
@@ -193,8 +198,11 @@ def make_eval_step(
     return jax.jit(eval_step)
 
 
-def _targets(model: Model, batch: Batch, mix: augment_lib.Mix | None) -> dict[str, Any]:
-    """What the losses need of a batch: [(labels, share [B])], weights, and what to divide by."""
+def _targets(
+    model: Model, batch: Batch, mix: augment_lib.Mix | None, taught: Mapping[str, Target]
+) -> dict[str, Any]:
+    """What the losses need of a batch: [(labels, share [B])], what teachers say, weights, and what
+    to divide by."""
     labels = {k: v for k, v in batch.items() if k in LABELS or k.startswith(weights.PREFIX)}
     weight = batch["weight"]
     if mix is None:
@@ -206,5 +214,8 @@ def _targets(model: Model, batch: Batch, mix: augment_lib.Mix | None) -> dict[st
         name: jnp.maximum(sum(jnp.sum(weight * s * head.known(y)) for y, s in targets), 1.0)
         for name, head in model.heads.items()
     }
-    counted = {"labels": counts, "images": jnp.maximum(jnp.sum(weight), 1.0)}
-    return {"targets": targets, "weight": weight, "counts": counted}
+    counted = {
+        "labels": counts,
+        "taught": {k: jnp.maximum(jnp.sum(weight * t.known), 1.0) for k, t in taught.items()},
+    }
+    return {"targets": targets, "taught": taught, "weight": weight, "counts": counted}

@@ -34,7 +34,8 @@ from agejax import state as state_lib
 from agejax import step as step_lib
 from agejax.checkpoint import Checkpoints, CheckpointWriter
 from agejax.data import draws, opening, pipeline, sampling, splits
-from agejax.distill import Teachers
+from agejax.distillation import feature_map
+from agejax.distillation import setup as distillation
 from agejax.errors import NotFiniteError, UserError
 from agejax.heads import training, weights
 from agejax.logging import records
@@ -109,8 +110,10 @@ def _train(
             config.heads, facts, source.labels, train_rows,
             *(each.expected(len(train_rows)) for each in (drawn, draws.even(source, train_rows))),
         )  # fmt: skip
+        teachers = distillation.open_teachers(config, heads, facts, source, rows)
+        columns = source.labels | example_weights | teachers.columns
         batches = pipeline.TrainBatches(
-            dataclasses.replace(source, labels=source.labels | example_weights),
+            dataclasses.replace(source, labels=columns),
             train_rows,
             sampler,
             config.data.batch_size,
@@ -143,11 +146,12 @@ def _train(
 
     # ---- model, optimizer, steps ----------------------------------------------------------------
     model, initialise = state_lib.create_model(config, heads)
-    teachers = Teachers.open(config, heads, source)
-    taught = {} if teachers is None else {"teachers": teachers.arrays}
+    initialise = feature_map.added(initialise, model.feature_dim, teachers.width)
     scale = optim.lr_scale(config)
     schedule = optim.create_schedule(config.schedule, total_steps, in_run, scale)
-    optimizer = optim.create_optimizer(config.optim, schedule, model.parameters)
+    optimizer = optim.create_optimizer(
+        config.optim, schedule, model.parameters, feature_map.names(teachers.width)
+    )
     abstract = state_lib.abstract(config, initialise, optimizer, mesh)
     steps_per_epoch = sampler.size / config.data.batch_size
     train_steps = image_sizes.TrainSteps(
@@ -184,6 +188,7 @@ def _train(
                 f"{workdir} was trained on other images than config.data.split gives now; go on "
                 "with the version of agejax that began it, or use another --workdir"
             )
+        distillation.check_same(workdir, meta, teachers)
         best, evaluated = Best(**meta["best"]), meta["evaluated"]
         if best.step not in (None, *checkpoints.steps):
             best = Best.left(checkpoints, int(state.step) - (not evaluated), eval_every)
@@ -281,6 +286,7 @@ def _train(
                             "config": run.plain(config),
                             "fingerprint": source.fingerprint,
                             "facts": dataclasses.asdict(facts),
+                            "distill": teachers.facts,
                             "best": dataclasses.asdict(best),
                             "evaluated": evaluated,
                             "pending": pending,
@@ -296,7 +302,7 @@ def _train(
                 break
 
             with clock("input"):
-                batch = sharding.put_batch(next(read), mesh) | taught
+                batch = sharding.put_batch(next(read), mesh) | {"teachers": teachers.arrays}
             if step + 1 in skipped:
                 step += 1
                 state = dataclasses.replace(state, step=state.step + 1)
@@ -324,9 +330,10 @@ def _train(
         "last": val_metrics or evaluate(),
         "images_per_second": step * config.data.batch_size / (seconds["step"] + seconds["input"]),
         "seconds": seconds,
-        "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
+        "parameters": sum(state.params[name].size for name in model.parameters),
         "examples": {name: len(r) for name, r in rows.items()},
         "facts": dataclasses.asdict(facts),
+        "distill": teachers.facts,
         "skipped": len(source.skipped),
         "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         "versions": versions(),

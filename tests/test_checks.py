@@ -58,6 +58,7 @@ def changed(config, **changes):
         ({"data__split__folds": 3, "data__split__fold": 3}, r"fold: 3 is not one of 0\.\.2"),
         ({"data__split__fractions": {"train": 1.2}}, "sum to at most 1"),
         ({"distill__runs": ("nowhere",)}, "nowhere holds no run"),
+        ({"distill__files": ("nowhere.npz",)}, "there is no file nowhere"),
         ({"nonfinite": "ignore"}, "'ignore' is not one of stop, skip"),
     ],
 )

@@ -1,18 +1,29 @@
-"""Teachers: what they say, what a student learns of it, and which are refused."""
+"""Teachers: what they answer, what a student learns from it, and which are refused."""
 
+import dataclasses
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import log_softmax, softmax
+from scipy.stats import entropy
 
 import tiny
-from agejax import train
-from agejax.data import augment, opening, pipeline
-from agejax.distill import Teachers
+from agejax import distill, ensemble, losses, train
+from agejax.data import augment, draws, opening, pipeline, splits
+from agejax.data.augment import Mix
+from agejax.distillation import feature_map
+from agejax.distillation.files import TargetFile
+from agejax.distillation.setup import open_teachers
+from agejax.distillation.teachers import FEATURES, Target, Teachers
 from agejax.errors import UserError
+from agejax.export import prediction
+from agejax.heads import Facts, create, training
 from agejax.run import Run
+
+ROWS = np.arange(16)
 
 
 @pytest.fixture(scope="module")
@@ -37,23 +48,135 @@ def teachers(config_of, tmp_path_factory):
     return tuple(map(str, folders))
 
 
-def test_teachers_say_the_mean_of_their_probabilities(config_of, teachers):
-    config = config_of(distill__runs=teachers)
+@pytest.fixture(scope="module")
+def other(config_of, tmp_path_factory):
+    """A trained run of another size, width, normalisation and sampler."""
+    folder = tmp_path_factory.mktemp("other") / "run"
+    config = config_of(
+        model__image_size=24, model__mean=(0.1, 0.5, 0.9), model__std=(0.5, 0.3, 0.2),
+        sampling__kind="uniform", total={"steps": 2}, seed=3,
+    )  # fmt: skip
+    with config.unlocked():
+        config.model.options = {"widths": (4, 12)}
+    train.train(config, folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def targets_of(teachers, tmp_path_factory):
+    """What the command writes of the first teacher."""
+    path = tmp_path_factory.mktemp("targets") / "targets.npz"
+    distill.main(["distill", f"--workdir={teachers[0]}", f"--output={path}"])
+    return path
+
+
+def opened(config):
+    """(the teachers, the source, the splits) of a run that would start with this config."""
     source = opening.open_source(config.data)
-    runs = [Run.open(path, devices=1) for path in teachers]
-    opened = Teachers.open(config, runs[0].heads, source)
-    batch = pipeline.gather(source, np.arange(16))
-    images = augment.eval_images(jnp.asarray(batch["image"]), config.model.image_size)
-    said = opened.say(opened.arrays, images)
+    rows = splits.make(source, config.data.split)
+    facts = Facts.of({k: v[rows["train"]] for k, v in source.labels.items()}, source.label_names)
+    drawn = draws.weigh(config.sampling, source, rows["train"])
+    heads, facts, _ = training.prepare(
+        config.heads, facts, source.labels, rows["train"],
+        *(each.expected(len(rows["train"])) for each in (drawn, draws.even(source, rows["train"]))),
+    )  # fmt: skip
+    return open_teachers(config, heads, facts, source, rows), source, rows
+
+
+def taught(config, rows=ROWS, mix=None):
+    """The targets of images as they are, without augmentation."""
+    group, source, _ = opened(config)
+    columns = source.labels | group.columns
+    batch = pipeline.gather(dataclasses.replace(source, labels=columns), rows)
+    targets = group.targets(
+        batch | {"teachers": group.arrays}, lambda s: augment.eval_images(batch["image"], s), mix
+    )
+    return {name: np.asarray(target.values) for name, target in targets.items()}
+
+
+def answers(path, config, rows=ROWS):
+    run = Run.open(path, devices=1)
+    batch = pipeline.gather(opening.open_source(config.data), rows)
+    return {k: np.asarray(v) for k, v in run.eval_step(run.params, run.batch_stats, batch).items()}
+
+
+def first_line(folder):
+    return json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+
+
+# ---- networks as teachers ------------------------------------------------------------------------
+
+
+def test_a_target_is_the_mean_of_the_teachers_probabilities(config_of, teachers):
+    config = config_of(distill__runs=teachers)
+    given = taught(config)
     for name in ("gender", "ethnicity"):  # whose predictions are probabilities
-        apart = [run.eval_step(run.params, run.batch_stats, batch)[name] for run in runs]
+        apart = [answers(path, config)[name] for path in teachers]
         assert not np.allclose(apart[0], apart[1], atol=1e-3)
-        np.testing.assert_allclose(said[name], np.mean(apart, axis=0), atol=1e-5)
-    assert said["age"].shape == (16, 117)
-    np.testing.assert_allclose(said["age"].sum(axis=1), 1, rtol=1e-5)
+        np.testing.assert_allclose(given[name], np.mean(apart, axis=0), atol=1e-5)
+    assert given["age"].shape == (16, 117)
+    np.testing.assert_allclose(given["age"].sum(axis=1), 1, rtol=1e-5)
+    assert FEATURES not in given
 
 
-def test_a_student_of_its_teacher_alone_comes_to_say_what_it_says(config_of, teachers, tmp_path):
+def test_the_members_of_an_ensemble_teach_by_their_weights(config_of, teachers, tmp_path):
+    ensemble.create(tmp_path / "both", teachers, weights=".75,.25", views=("plain", "flip"))
+    config = config_of(distill__runs=(str(tmp_path / "both"),))
+    given, batch = taught(config), pipeline.gather(opening.open_source(config.data), ROWS)
+    expected = np.zeros_like(given["ethnicity"])
+    for path, weight in zip(teachers, (0.75, 0.25), strict=True):
+        run = Run.open(path, devices=1)
+        for image in (batch["image"], batch["image"][:, :, ::-1]):
+            p = run.eval_step(run.params, run.batch_stats, {"image": image})["ethnicity"]
+            expected += weight / 2 * np.asarray(p)
+    np.testing.assert_allclose(given["ethnicity"], expected, atol=1e-5)
+
+
+def test_a_teacher_of_another_size_sees_the_same_view_at_its_own_size(config_of, other):
+    """And it normalises it as it was trained to."""
+    config = config_of(distill__runs=(other,), sampling__kind="uniform")
+    np.testing.assert_allclose(
+        taught(config)["ethnicity"], answers(other, config)["ethnicity"], atol=1e-5
+    )
+    source = opening.open_source(config.data)
+    recipe = tiny.get_config().augment
+    recipe.rotate, recipe.erase, recipe.contrast, recipe.perspective = 20.0, 1.0, 0.5, 0.2
+    batch, key = pipeline.gather(source, ROWS), jax.random.key(5)
+    (small, mixed), (large, _) = (
+        jax.jit(augment.build(recipe, size))(key, batch["image"], batch["strength"])
+        for size in (16, 32)
+    )
+    assert mixed is not None
+    shrunk = np.asarray(large).reshape(16, 16, 2, 16, 2, 3).mean(axis=(2, 4))
+    apart = np.abs(shrunk[:, None] - np.asarray(small)[None]).mean(axis=(2, 3, 4))
+    assert (apart.argmin(axis=1) == np.arange(16)).all()
+    assert np.diag(apart).max() < 0.4 * apart[~np.eye(16, dtype=bool)].min()
+
+
+def test_targets_are_of_the_world_that_the_students_sampler_shows(config_of, teachers, other):
+    """By Bayes' rule; alike samplers change nothing (the first test)."""
+    density, uniform = config_of(), config_of(sampling__kind="uniform")
+    prior = Run.open(teachers[0], devices=1).facts.priors["ethnicity"]
+    ratio = np.array(prior["natural"]) / prior["sampled"]
+    assert np.ptp(ratio) > 0.05
+
+    def shifted(p, factor):
+        return p * factor / (p * factor).sum(axis=1, keepdims=True)
+
+    with uniform.unlocked():
+        uniform.distill.runs = teachers[:1]
+    given = taught(uniform)["ethnicity"]
+    p = answers(teachers[0], uniform)["ethnicity"]
+    np.testing.assert_allclose(given, shifted(p, ratio), atol=1e-5)
+    assert np.abs(given - p).max() > 1e-3
+
+    with density.unlocked():
+        density.distill.runs = (other,)
+    p = answers(other, density)["ethnicity"]
+    np.testing.assert_allclose(taught(density)["ethnicity"], shifted(p, 1 / ratio), atol=1e-5)
+
+
+def test_a_student_of_its_teacher_alone_comes_to_answer_as_it_does(config_of, teachers, tmp_path):
     """And labels do not count: they could not bring it nearer than they are to the teacher."""
     config = config_of(
         distill__runs=teachers[:1], distill__share=1.0, total={"steps": 60}, seed=7,
@@ -62,59 +185,304 @@ def test_a_student_of_its_teacher_alone_comes_to_say_what_it_says(config_of, tea
     train.train(config, tmp_path / "run")
     lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     lost = [line["ethnicity/distill"] for line in lines if "ethnicity/distill" in line]
-    student, teacher = Run.open(tmp_path / "run", devices=1), Run.open(teachers[0], devices=1)
-    batch = pipeline.gather(opening.open_source(config.data), np.arange(96))
-    p, q = (
-        np.asarray(run.eval_step(run.params, run.batch_stats, batch)["ethnicity"])
-        for run in (student, teacher)
-    )
-    entropy = -np.sum(q * np.log(q), axis=1).mean()
-    assert np.mean(lost[-3:]) - entropy < 0.5 * (np.mean(lost[:3]) - entropy)
-    assert np.sum(q * np.log(q / p), axis=1).mean() < 0.1
+    rows = np.arange(96)
+    p, q = (answers(path, config, rows)["ethnicity"] for path in (tmp_path / "run", teachers[0]))
+    least = entropy(q, axis=1).mean()
+    assert np.mean(lost[-3:]) - least < 0.5 * (np.mean(lost[:3]) - least)
+    assert entropy(q, p, axis=1).mean() < 0.1
 
 
 def test_a_student_may_lack_a_head_of_its_teachers(config_of, teachers, tmp_path):
     config = config_of(distill__runs=teachers, total={"steps": 1}, log_every={"steps": 1}).unlock()
     del config.heads.ethnicity
     train.train(config, tmp_path / "run")
-    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
-    assert {name for name in first if name.endswith("/distill")} == {
+    assert {name for name in first_line(tmp_path / "run") if name.endswith("/distill")} == {
         "age/distill",
         "gender/distill",
     }
 
 
-@pytest.mark.parametrize("micro", [1, 2])
-def test_shares_of_labels_and_teachers_add_up(config_of, teachers, tmp_path, micro):
+def test_shares_of_labels_and_teachers_add_up(config_of, teachers, tmp_path):
     """The first step's loss is linear in the share; micro-batches see the same whole."""
 
-    def first_loss(share, runs=teachers):
-        folder = tmp_path / f"{share}{len(runs)}"
+    def first_loss(share, runs=teachers, micro=1):
+        folder = tmp_path / f"{share}{len(runs)}{micro}"
         config = config_of(
             distill__runs=runs, distill__share=share, total={"steps": 1}, model__dropout=0.0,
             log_every={"steps": 1}, optim__accumulate=micro, augment__mixup=0.0,
         )  # fmt: skip
         train.train(config, folder)
-        return json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+        return first_line(folder)
 
-    labels, both, taught = (first_loss(share) for share in (0.0, 0.25, 1.0))
-    assert labels["loss"] != pytest.approx(taught["loss"], rel=1e-2)
-    assert both["loss"] == pytest.approx(0.75 * labels["loss"] + 0.25 * taught["loss"], rel=1e-5)
+    labels, both, alone = (first_loss(share) for share in (0.0, 0.25, 1.0))
+    assert labels["loss"] != pytest.approx(alone["loss"], rel=1e-2)
+    assert both["loss"] == pytest.approx(0.75 * labels["loss"] + 0.25 * alone["loss"], rel=1e-5)
     assert first_loss(0.0, ())["loss"] == pytest.approx(labels["loss"], rel=1e-6)
     weights = {"age": 1.0, "gender": 0.2, "ethnicity": 0.2}
-    heads = sum(weight * taught[f"{name}/distill"] for name, weight in weights.items())
-    assert taught["loss"] == pytest.approx(heads, rel=1e-5)
+    heads = sum(weight * alone[f"{name}/distill"] for name, weight in weights.items())
+    assert alone["loss"] == pytest.approx(heads, rel=1e-5)
+    # Batch norm sees other images together, so that the losses are not quite alike.
+    parts = first_loss(0.25, micro=2)
+    terms = sum(
+        weight * (0.75 * parts[f"{name}/loss"] + 0.25 * parts[f"{name}/distill"])
+        for name, weight in weights.items()
+    )
+    assert parts["loss"] == pytest.approx(terms, rel=1e-5)
+    assert parts["loss"] == pytest.approx(both["loss"], rel=0.05)
+
+
+def test_a_temperature_softens_both_sides_and_keeps_the_size_of_the_gradient():
+    heads = create(
+        {"gender": {"kind": "binary", "weight": 0.5}},
+        Facts(["gender"], {}, {}, {}, {"gender": ("male", "female")}, {"gender": [1, 1]}),
+    )
+    p = np.float32([[0.9, 0.1], [0.2, 0.8]])
+
+    class Constant:
+        size, arrays, columns, heads, features = 8, (), {}, {"gender": 1.0}, 0
+
+        def teach(self, arrays, images, columns):
+            return {"gender": Target(jnp.array(p), jnp.ones(2, bool))}
+
+    group = Teachers([Constant()], share=0.5, probabilities=3.0, temperature=2.0)
+    targets = group.targets({"teachers": ((),)}, lambda size: None, None)
+    softened = np.sqrt(p) / np.sqrt(p).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(targets["gender"].values, softened, rtol=1e-5)
+    weight, loss = group.terms(heads, {"gender": jnp.array([[1.0], [-3.0]])}, {}, targets)["gender"]
+    assert weight == pytest.approx(0.5 * 3.0 * 0.5 * 2**2)
+    logits = np.array([[0, 1.0], [0, -3.0]]) / 2
+    np.testing.assert_allclose(loss, -(softened * log_softmax(logits, axis=1)).sum(1), rtol=1e-5)
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def test_a_file_teaches_what_its_run_would_of_images_as_they_are(
+    config_of, teachers, targets_of, tmp_path
+):
+    """Whatever the order of its rows, the order of its classes, and the student's sampler."""
+    file = TargetFile.read(targets_of)
+    order = np.random.default_rng(0).permutation(len(file.ids))
+    turned = dataclasses.replace(
+        file,
+        path=tmp_path / "turned.npz",
+        ids=file.ids[order],
+        probabilities={name: values[order][:, ::-1] for name, values in file.probabilities.items()},
+        outcomes={name: names[::-1] for name, names in file.outcomes.items()},
+        features=file.features[order],
+    )
+    turned.write()
+    for kind in ("density", "uniform"):
+        config = config_of(sampling__kind=kind, distill__features__weight=1.0)
+        with config.unlocked():
+            config.distill.runs = teachers[:1]
+        expected = taught(config)
+        assert expected[FEATURES].shape == (16, 16)
+        for path in (file.path, turned.path):
+            with config.unlocked():
+                config.distill.runs, config.distill.files = (), (str(path),)
+            given = taught(config)
+            for name, values in expected.items():
+                np.testing.assert_allclose(given[name], values, rtol=2e-3, atol=2e-4)
+
+
+def test_views_in_a_file_are_averaged(config_of, teachers, targets_of, tmp_path):
+    path = tmp_path / "views.npz"
+    distill.main([
+        "distill", f"--workdir={teachers[0]}", f"--output={path}", "--views=plain,flip",
+        "--targets=probabilities", "--split=train,val",
+    ])  # fmt: skip
+    file, plain = TargetFile.read(path), TargetFile.read(targets_of)
+    assert file.features is None
+    config = config_of()
+    source = opening.open_source(config.data)
+    row = int(np.flatnonzero(source.ids == file.ids[3])[0])
+    assert splits.make(source, config.data.split).keys() == {"train", "val", "test"}
+    assert len(file.ids) == len(source.ids) - len(splits.make(source, config.data.split)["test"])
+    run = Run.open(teachers[0], devices=1)
+    image = source.take(np.array([row]))
+    both = [
+        np.asarray(run.model.apply(
+            run.params, run.batch_stats, augment.eval_images(view, 32)
+        )[0]["ethnicity"])
+        for view in (image, image[:, :, ::-1])
+    ]  # fmt: skip
+    prior = run.facts.priors["ethnicity"]
+    natural = np.log(np.array(prior["natural"]) / prior["sampled"])
+    mean = np.mean([softmax(logits + natural, axis=1) for logits in both], axis=0)
+    np.testing.assert_allclose(file.probabilities["ethnicity"][3], mean[0], atol=1e-3)
+    # A file of another program may hold the views apart.
+    apart = np.stack([plain.probabilities["gender"], plain.probabilities["gender"][:, ::-1]])
+    np.savez(tmp_path / "foreign.npz", **{"ids": plain.ids, "probabilities/gender": apart})
+    np.testing.assert_allclose(
+        TargetFile.read(tmp_path / "foreign.npz").probabilities["gender"], 0.5, atol=1e-3
+    )
+
+
+def test_an_image_without_a_row_is_an_error_or_learns_from_its_labels_alone(
+    config_of, targets_of, tmp_path
+):
+    config = config_of(augment__mixup=0.0, total={"steps": 1}, log_every={"steps": 1})
+    file = TargetFile.read(targets_of)
+    source = opening.open_source(config.data)
+    train_rows = splits.make(source, config.data.split)["train"]
+    gone = source.ids[train_rows[:20]]
+    keep = ~np.isin(file.ids, gone)
+    less = dataclasses.replace(
+        file,
+        path=tmp_path / "less.npz",
+        ids=file.ids[keep],
+        probabilities={name: values[keep] for name, values in file.probabilities.items()},
+        features=None,
+    )
+    less.write()
+    with config.unlocked():
+        config.distill.files = (str(less.path),)
+    with pytest.raises(UserError, match=f"20 of the {len(train_rows)} training images have no age"):
+        opened(config)
+    with config.unlocked():
+        config.distill.missing = "labels"
+    group, _, _ = opened(config)
+    batch = pipeline.gather(
+        dataclasses.replace(source, labels=source.labels | group.columns), train_rows[12:28]
+    )
+    assert batch["image"].shape[0] == 16
+    mix = Mix(jnp.arange(16) - 1, jnp.full(16, 0.75))
+    plain, mixed = (
+        group.targets(batch | {"teachers": group.arrays}, None, each)["gender"]
+        for each in (None, mix)
+    )
+    np.testing.assert_array_equal(plain.known, np.arange(16) >= 8)
+    np.testing.assert_array_equal(mixed.known, np.arange(16) >= 9)  # each with the one before it
+    np.testing.assert_allclose(
+        mixed.values[9:], 0.75 * plain.values[9:] + 0.25 * plain.values[8:-1], rtol=1e-6
+    )
+    train.train(config, tmp_path / "run")
+    assert np.isfinite(first_line(tmp_path / "run")["age/distill"])
+    # Its teacher is another one now: a run that goes on would not be the run that began.
+    dataclasses.replace(less, ids=less.ids[::-1]).write()
+    with config.unlocked():
+        config.checkpoint.every, config.sharding.devices = {"steps": 1}, 1
+    with pytest.raises(UserError, match="are not those that it began with"):
+        train.train(config, tmp_path / "run")
+
+
+def test_images_without_any_label_learn_from_the_teacher_alone(
+    config_of, teachers, faces, tmp_path
+):
+    """A part of a mixture, which has no labels at all; its teacher has seen the other part."""
+    config = config_of(total={"steps": 1}, log_every={"steps": 1}, distill__runs=teachers[:1])
+    with config.unlocked():
+        config.data.mixture = {
+            "known": {"name": "utkface", "source": str(faces)},
+            "plain": {
+                "name": "image_folder", "source": str(faces), "train_only": True, "weight": 100.0,
+                "options": {"labels": "none"},
+            },
+        }  # fmt: skip
+    folder = tmp_path / "run"
+    train.train(config, folder)
+    line = first_line(folder)
+    assert np.isfinite(line["age/distill"])
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["distill"]["teachers"][0]["seen"] == 0
+
+
+# ---- features ------------------------------------------------------------------------------------
+
+
+def test_distances_of_features_are_those_of_numpy():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 5, 7))
+    cosine = 1 - (x * y).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)
+    np.testing.assert_allclose(losses.cosine_distance(x, y), cosine, rtol=1e-5)
+    np.testing.assert_allclose(losses.mean_squared(x, y), ((x - y) ** 2).mean(1), rtol=1e-5)
+    slope = jax.grad(lambda x: losses.cosine_distance(x, jnp.ones((1, 3))).sum())(jnp.zeros((1, 3)))
+    assert np.isfinite(slope).all()
+
+
+@pytest.fixture(scope="module")
+def student(config_of, other, tmp_path_factory):
+    """A run that learned the features of another network and nothing else."""
+    folder = tmp_path_factory.mktemp("student") / "run"
+    config = config_of(
+        distill__runs=(other,), distill__share=1.0, distill__probabilities__weight=0.0,
+        distill__features__weight=2.0, optim__ema=0.0, log_every={"steps": 1},
+        checkpoint__every={"steps": 2}, eval__every={"steps": 3},
+    )  # fmt: skip
+    return train.train(config, folder), folder, config
+
+
+def test_features_are_learned_through_a_map_that_only_training_has(student, other):
+    summary, folder, config = student
+    run = Run.open(folder, devices=1)
+    names = run.model.parameters
+    assert summary["parameters"] == sum(run.params[name].size for name in names)
+    assert set(run.params) == set(names)
+    assert summary["distill"]["features"] == 12
+    image = pipeline.gather(opening.open_source(config.data), ROWS)["image"]
+    assert set(prediction(run)(image)) >= {"age", "gender", "ethnicity"}
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    first = next(line for line in lines if "loss" in line)
+    assert first["loss"] == pytest.approx(2 * first["features/distill"], rel=1e-5)
+
+
+def test_features_alone_leave_the_heads_as_they_are(student):
+    folder = student[1]
+    last = Run.open(folder, devices=1)
+    early = Run.open(folder, devices=1, step=4)
+    for name in last.model.parameters:
+        same = np.array_equal(last.params[name], early.params[name])
+        assert same == name.startswith("heads/"), name
+
+
+def test_a_run_with_a_feature_map_resumes_exactly(student, tmp_path):
+    _, folder, config = student
+    stopped = tmp_path / "run"
+    assert train.train(config, stopped, stop_after=lambda step, value: step == 3)["steps"] == 3
+    assert train.train(config, stopped)["steps"] == 6
+    sums = []
+    for kept in (folder, stopped):
+        meta = json.loads((kept / "checkpoints/6/meta/metadata").read_text())
+        sums.append(meta["checksum"])  # of all arrays, the map and its moments too
+    assert sums[0] == sums[1]
+
+
+def test_the_map_begins_alike_whatever_else_begins():
+    def initialise(key):
+        return {"a": jax.random.normal(key, (3,))}, {}
+
+    key = jax.random.key(1)
+    params, _ = feature_map.added(initialise, 4, 6)(key)
+    np.testing.assert_array_equal(params["a"], initialise(key)[0]["a"])
+    assert set(params) == {"a", *feature_map.names(6)}
+    x = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
+    bias = np.arange(6, dtype=np.float32)
+    np.testing.assert_allclose(
+        feature_map.apply(params | {feature_map.BIAS: bias}, x),
+        x @ np.asarray(params[feature_map.KERNEL]) + bias,
+        rtol=1e-5,
+    )
+
+
+# ---- refusals ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"data__split__seed": 1}, "another split"),
-        ({"model__image_size": 24}, "sees 32 px; this one 24"),
+        ({"data__split__seed": 1}, "another split of this data: it has seen"),
         ({"heads__age": {"kind": "regression"}}, "head age gives no probabilities"),
         ({"heads__age__range": (0.0, 90.0)}, "no head age with the same classes"),
         ({"distill__share": 1.5}, "config.distill.share"),
         ({"distill__runs": ("/nowhere/run",)}, "/nowhere/run"),
+        ({"distill__files": ("/nowhere/t.npz",)}, "there is no file /nowhere/t.npz"),
+        ({"distill__features__loss": "l3"}, "'l3' is not one of cosine, l2"),
+        ({"distill__missing": "skip"}, "'skip' is not one of error, labels"),
+        ({"distill__features__weight": 1.0}, "2 networks have features; name one of"),
+        ({"distill__probabilities__weight": 0.0}, "the teachers teach nothing"),
+        ({"distill__features__teacher": "x"}, "features.teacher: x is none of"),
+        ({"distill__runs": (), "distill__features__weight": 1.0}, "no teacher is named"),
     ],
 )
 def test_teachers_that_cannot_teach_this_are_refused(config_of, teachers, tmp_path, changes, words):
@@ -130,3 +498,40 @@ def test_teachers_that_cannot_teach_this_are_refused(config_of, teachers, tmp_pa
         train.train(config, tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
     jax.clear_caches()
+
+
+def test_a_teacher_that_has_seen_the_test_images_is_allowed_where_it_is_asked_for(
+    config_of, teachers, capsys
+):
+    config = config_of(distill__runs=teachers[:1], data__split__seed=1, distill__allow_seen=True)
+    group, source, rows = opened(config)
+    theirs = splits.make(source, config_of().data.split)
+    judged = np.concatenate([rows["val"], rows["test"]])
+    seen = np.isin(judged, theirs["train"]) | (
+        np.isin(judged, rows["test"]) & np.isin(judged, theirs["val"])
+    )
+    assert group.facts["teachers"][0]["seen"] == seen.sum() > 0
+    assert f"it has seen {seen.sum()} of the images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"ids": np.arange(3)}, "has no list of texts called ids"),
+        ({"ids": np.array(["a", "a"])}, "some of its ids twice"),
+        ({"ids": np.array(["a", "b"])}, "has neither probabilities/HEAD nor features"),
+        ({"features": np.zeros((3, 4), np.float32)}, r"must be real numbers, \[2, K\]"),
+        ({"probabilities/gender": np.float32([[0.5, 0.9]] * 2)}, "are no probabilities"),
+        ({"probabilities/gender": np.float32([[0.5, 0.5]] * 2)}, "trained on other data, and may"),
+    ],
+)
+def test_files_that_cannot_teach_are_refused(config_of, tmp_path, arrays, words):
+    np.savez(tmp_path / "t.npz", **({"ids": np.array(["a", "b"])} | arrays))
+    with pytest.raises(UserError, match=words):
+        opened(config_of(distill__files=(str(tmp_path / "t.npz"),)))
+
+
+def test_what_is_no_archive_is_named(config_of, tmp_path):
+    (tmp_path / "t.npz").write_bytes(b"no zip")
+    with pytest.raises(UserError, match=r"t\.npz is no \.npz archive"):
+        opened(config_of(distill__files=(str(tmp_path / "t.npz"),)))

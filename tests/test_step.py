@@ -21,7 +21,8 @@ from agejax import optim, sharding
 from agejax import state as state_lib
 from agejax import step as step_lib
 from agejax.data import augment
-from agejax.distill import Teachers
+from agejax.distillation.networks import Columns, Network
+from agejax.distillation.teachers import Teachers
 from agejax.errors import NotFiniteError
 from agejax.heads import Facts, create
 from agejax.logging.stopwatch import Stopwatch
@@ -441,12 +442,14 @@ def test_teachers_have_their_share_and_see_the_images_as_they_are_augmented():
     rng = np.random.default_rng(1)
     params = {k: v + rng.normal(0, 0.5, v.shape).astype(np.float32)
               for k, v in student.start.params.items()}  # fmt: skip
-    arrays = ((params, student.start.batch_stats),)
-    teachers = Teachers([student.model], arrays, ("gender",), share)
+    ways = {"gender": Columns((0, 1), ())}
+    arrays = (params, student.start.batch_stats)
+    one = Network("teacher", SIZE, student.model, arrays, {"gender": 1.0}, ways)
+    teachers = Teachers([one], share)
     bench = Bench({"teachers": teachers}, heads=heads, augment__brightness=0.5)
     weight = np.float32([1, 1, 1, 0, 1, 1, 1, 1])
     batch = batch_of(gender=HALF["gender"], weight=weight)
-    state, _ = bench.step(batch | {"teachers": arrays})
+    state, _ = bench.step(batch | {"teachers": teachers.arrays})
 
     key = jax.random.split(jax.random.fold_in(jax.random.key(bench.config.seed), 0))[0]
     brighter, _ = jax.jit(augment.build(bench.config.augment, SIZE))(

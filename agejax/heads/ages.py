@@ -413,6 +413,10 @@ class Distribution(Age):
     def logits(self, output: jax.Array) -> jax.Array:
         return output
 
+    @property
+    def outcomes(self) -> tuple[str, ...]:
+        return tuple(str(age) for age in range(round(self.low), round(self.high) + 1))
+
     def _probabilities(self, output: jax.Array) -> jax.Array:
         return jax.nn.softmax(priors.corrected(output, self.prior))
 

@@ -101,6 +101,10 @@ class Binary(Head):
     def logits(self, output: jax.Array) -> jax.Array:
         return jnp.stack([jnp.zeros_like(output[:, 0]), output[:, 0]], axis=-1)
 
+    @property
+    def outcomes(self) -> tuple[str, ...]:
+        return self.classes
+
     def metrics(self, output: jax.Array, labels: Labels) -> dict[str, jax.Array]:
         hit = (self._logit(output) > 0) == (labels[self.label] == 1)
         return {"accuracy": hit.astype(jnp.float32)}
@@ -269,6 +273,10 @@ class Categorical(Head):
     def logits(self, output: jax.Array) -> jax.Array:
         return self.class_loss.logits(output)
 
+    @property
+    def outcomes(self) -> tuple[str, ...]:
+        return self.classes
+
     def metrics(self, output: jax.Array, labels: Labels) -> dict[str, jax.Array]:
         hit = jnp.argmax(self._decoded(output), axis=-1) == labels[self.label]
         return {"accuracy": hit.astype(jnp.float32)}
@@ -355,6 +363,10 @@ class Buckets(Head):
 
     def logits(self, output: jax.Array) -> jax.Array:
         return self.class_loss.logits(output)
+
+    @property
+    def outcomes(self) -> tuple[str, ...]:
+        return tuple(bucket_names(self.edges))
 
     def derived(self, label: np.ndarray) -> dict[str, tuple[np.ndarray, Sequence[str]]]:
         bucket = np.searchsorted(self.edges, label, side="right")

@@ -108,6 +108,11 @@ class Head:
         """[B, K], whose softmax is the distribution that the output stands for, if it does."""
         raise NotImplementedError
 
+    @property
+    def outcomes(self) -> tuple[str, ...]:
+        """The name of what each column of `logits` stands for: a year, a class, a bucket."""
+        raise NotImplementedError
+
     def extras(self, output: jax.Array) -> dict[str, jax.Array]:
         """What else the output says, by a name that is put behind the label's.
 

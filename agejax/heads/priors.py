@@ -62,6 +62,24 @@ def log_ratio(
     return tuple(np.log(ratios).tolist())
 
 
+def between(theirs: Sequence[float], ours: Sequence[float]) -> tuple[float, ...]:
+    """What logits learned under one sampler gain, to be as if learned under another.
+
+    With p_natural ~ p_theirs · natural / sampled_theirs and p_ours ~ p_natural · sampled_ours /
+    natural, the logarithm of what takes p_theirs to p_ours.
+
+    Args:
+      theirs, ours: `log_ratio` of each of K bins; () for a sampler that prefers none.
+
+    Returns:
+      The gains [K], () where there are none.
+    """
+    width = max(len(theirs), len(ours))
+    gains = [np.array(ratio) if len(ratio) else np.zeros(width) for ratio in (theirs, ours)]
+    difference = gains[0] - gains[1]
+    return tuple(difference.tolist()) if difference.any() else ()
+
+
 def corrected(logits: jax.Array, log_ratios: Sequence[float]) -> jax.Array:
     """Logits [B, K] whose softmax has `log_ratio` applied."""
     return logits + jnp.array(log_ratios) if len(log_ratios) else logits

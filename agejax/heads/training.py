@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from agejax.heads import priors, weights
-from agejax.heads.head import Facts, Head, create
+from agejax.heads.head import KINDS, Facts, Head, create
 
 
 def prepare(
@@ -39,6 +39,24 @@ def prepare(
         facts, priors=measure(heads, labels, rows, drawn, natural, example_weights)
     )
     return create(config, facts), facts, example_weights
+
+
+def log_ratios(config: Mapping[str, Any], facts: Facts) -> dict[str, tuple[float, ...]]:
+    """Head -> log natural / sampled of each of its outcomes, () where training moved nothing.
+
+    What `decode_prior` says does not matter here: these are the ratios of a head that undoes it.
+
+    Args:
+      config: config.heads.
+      facts: as `prepare` returns them.
+    """
+    undone = {
+        name: {**given, "decode_prior": "natural"}
+        if "decode_prior" in KINDS[given["kind"]].options
+        else given
+        for name, given in config.items()
+    }
+    return {name: getattr(head, "prior", ()) for name, head in create(undone, facts).items()}
 
 
 def measure(

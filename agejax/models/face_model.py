@@ -15,6 +15,7 @@ from agejax.models.feature_smoothing import FeatureSmoothing, SmoothingOptions
 from agejax.models.necks import Neck, NeckOptions
 
 Output = Callable[[int, nnx.Rngs], nnx.Module]
+POOLED = "backbone/pooled"  # the entry of pooled features beside the heads' outputs
 
 
 class FaceModel(nnx.Module):
@@ -70,10 +71,12 @@ class FaceModel(nnx.Module):
         rngs: nnx.Rngs | None = None,
         ages: Mapping[str, jax.Array] | None = None,
         epoch: jax.Array | None = None,
+        pooled: bool = False,
     ) -> dict[str, jax.Array]:
         """Images, or what the backbone has made of them, to the outputs of every head.
 
-        In training, `ages` ([B] of each head that smooths) and the epoch's number are needed.
+        In training, `ages` ([B] of each head that smooths) and the epoch's number are needed. With
+        `pooled` the backbone's pooled features [B, C] come too, as `POOLED`.
         """
         seen: dict[bool, Features] = {}  # greyscale or not -> features, each computed once
         if isinstance(images, Features):
@@ -108,6 +111,9 @@ class FaceModel(nnx.Module):
                     dropped = dropout(x, train=train, rngs=rngs)
                 x = dropped
             outputs[name] = head(x)
+        if pooled:
+            # Where every head sees grey images, so does the backbone.
+            outputs[POOLED] = (seen.get(False) or seen[True]).pooled.astype(jnp.float32)
         return outputs
 
     def features(self, images: jax.Array) -> jax.Array:

@@ -73,6 +73,21 @@ SURVIVORS = (
         ("test_step.py::test_a_mixed_row_learns_the_labels_of_the_row_it_is_mixed_with",),
     ),
     Mutation(
+        "a teacher's targets are of its own sampler's world", "agejax/distillation/networks.py",
+        "priors.between(ratio, ratios[name])", "()",
+        ("test_distill.py::test_targets_are_of_the_world_that_the_students_sampler_shows",),
+    ),
+    Mutation(
+        "a file's rows are taken in the order of the images", "agejax/distillation/files.py",
+        "    found = order[place]", "    found = place",
+        ("test_distill.py::test_a_file_teaches_what_its_run_would_of_images_as_they_are",),
+    ),
+    Mutation(
+        "targets of a file are not mixed", "agejax/distillation/teachers.py",
+        "if not member.size and mix is not None:", "if False:",
+        ("test_distill.py::test_an_image_without_a_row_is_an_error_or_learns_from_its_labels_alone",),
+    ),
+    Mutation(
         "every step has the same key", STEP,
         "jax.random.fold_in(jax.random.key(seed), state.step)", "jax.random.key(seed)",
         ("test_step.py::test_every_step_draws_anew_and_the_same_step_the_same",),
@@ -475,8 +490,8 @@ OTHERS = (
     ),
     Mutation(
         "a head's weight is ignored", STEP,
-        "total += head.weight * (1 - share_of_teachers) * mean",
-        "total += (1 - share_of_teachers) * mean",
+        "total += head.weight * (1 - teachers.share) * mean",
+        "total += (1 - teachers.share) * mean",
         ("test_step.py::test_a_half_labelled_batch_teaches_what_its_labelled_rows_alone_would",),
     ),
     Mutation(
@@ -656,25 +671,22 @@ OTHERS = (
     ),
     Mutation(
         "teachers see images as they were", STEP,
-        'teachers.say(batch["teachers"], images)',
-        'teachers.say(batch["teachers"], augment_lib.eval_images(batch["image"], images.shape[1]))',
+        "lambda s: seen[s][0]", 'lambda s: augment_lib.eval_images(batch["image"], s)',
         ("test_step.py::test_teachers_have_their_share_and_see_the_images_as_they_are_augmented",),
     ),
     Mutation(
         "labels keep their whole share beside teachers", STEP,
-        "head.weight * (1 - share_of_teachers) * mean", "head.weight * mean",
+        "head.weight * (1 - teachers.share) * mean", "head.weight * mean",
         ("test_step.py::test_teachers_have_their_share_and_see_the_images_as_they_are_augmented",),
     ),
     Mutation(
         "teachers teach of labelled rows' number", STEP,
-        'mean = jnp.sum(part["weight"] * loss) / part["counts"]["images"]',
-        'mean = jnp.sum(part["weight"] * loss) / part["counts"]["labels"][name]',
+        'mean /= part["counts"]["taught"][name]', 'mean /= part["counts"]["labels"][name]',
         ("test_step.py::test_teachers_have_their_share_and_see_the_images_as_they_are_augmented",),
     ),
     Mutation(
         "teachers teach with rows of weight 0", STEP,
-        'mean = jnp.sum(part["weight"] * loss) / part["counts"]["images"]',
-        'mean = jnp.sum(loss) / part["counts"]["images"]',
+        'jnp.sum(part["weight"] * taught[name].known * loss)', "jnp.sum(taught[name].known * loss)",
         ("test_step.py::test_teachers_have_their_share_and_see_the_images_as_they_are_augmented",),
     ),
     Mutation(

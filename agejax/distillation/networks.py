@@ -1,0 +1,189 @@
+"""Runs and ensembles of agejax as teachers: they see each image as it is augmented for the student.
+
+"Consistent teaching" in Beyer et al. 2022, "Knowledge distillation: A good teacher is patient and
+consistent". A teacher's view has its own size: the same draws, made once more, and no image that
+was resized twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from agejax import joined
+from agejax.distillation.teachers import FEATURES, Target
+from agejax.errors import UserError
+from agejax.heads import Head, priors, training
+from agejax.models.face_model import POOLED
+from agejax.run import Run, plain
+from agejax.state import Flat, Model
+
+FLOAT_VIEWS = ("plain", "flip")  # of `joined.VIEWS`, those of images in 0..1 too
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """How a teacher's probabilities become those that a student learns.
+
+    Attributes:
+      order: of the teacher's outcomes, [K].
+      shift: what its logits gain, in the new order, `priors.between`; () for nothing.
+    """
+
+    order: tuple[int, ...]
+    shift: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A trained network that teaches; see `Teacher`.
+
+    Attributes:
+      views: of `FLOAT_VIEWS`; its answers to them are averaged.
+      ways: head -> how its probabilities are given.
+    """
+
+    name: str
+    size: int
+    model: Model
+    arrays: tuple[Flat, Flat]
+    heads: Mapping[str, float]
+    ways: Mapping[str, Columns]
+    features: int = 0
+    views: Sequence[str] = ("plain",)
+    columns: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def teach(
+        self,
+        arrays: tuple[Flat, Flat],
+        images: jax.Array | None,
+        columns: Mapping[str, jax.Array],
+    ) -> dict[str, Target]:
+        assert images is not None
+        seen = [view for name in self.views for view in joined.VIEWS[name](images)]
+        answers = [self._answer(arrays, view) for view in seen]
+        known = jnp.ones(len(images), bool)
+        return {
+            name: Target(jnp.stack([answer[name] for answer in answers]).mean(axis=0), known)
+            for name in answers[0]
+        }
+
+    def _answer(self, arrays: tuple[Flat, Flat], images: jax.Array) -> dict[str, jax.Array]:
+        outputs, _ = self.model.apply(*arrays, images, pooled=bool(self.features))
+        answer = {FEATURES: outputs[POOLED]} if self.features else {}
+        for name, way in self.ways.items():
+            logits = self.model.heads[name].logits(outputs[name])
+            if way.order != tuple(range(len(way.order))):
+                logits = logits[:, np.array(way.order)]
+            answer[name] = jax.nn.softmax(priors.corrected(logits, way.shift))
+        return answer
+
+
+def opened(path: str, devices: int) -> list[tuple[Run, Mapping[str, float], tuple[str, ...]]]:
+    """The networks in the folder of a run or an ensemble: (run, head -> its weight, views).
+
+    The weights of all sum to 1 for each head.
+
+    Raises:
+      UserError: neither, a damaged one, or an ensemble with views that cannot be taken here.
+    """
+    members, shares, views = joined.networks(path, devices)
+    if unknown := [view for view in views if view not in FLOAT_VIEWS]:
+        raise UserError(
+            f"{path} is an ensemble over the views {', '.join(views)}; as a teacher it may have "
+            f"{', '.join(FLOAT_VIEWS)}: make it again without {', '.join(unknown)}"
+        )
+    return [
+        (
+            run,
+            {
+                name: share
+                for name, head in run.heads.items()
+                if (share := shares[head.label][i]) > 0
+            },
+            tuple(views),
+        )
+        for i, run in enumerate(members)
+    ]
+
+
+def of_run(
+    run: Run,
+    weights: Mapping[str, float],
+    views: Sequence[str],
+    ways: Mapping[str, Columns],
+    size: int,
+) -> Network:
+    """A run as a teacher of the heads in `ways`, on images of `size` pixels."""
+    assert run.model is not None
+    return Network(
+        name=str(run.workdir),
+        size=size,
+        model=run.model,
+        arrays=(run.params, run.batch_stats),
+        heads={name: weights[name] for name in ways},
+        ways=ways,
+        features=run.model.feature_dim,
+        views=views,
+    )
+
+
+def natural(run: Run, weights: Mapping[str, float]) -> dict[str, Columns]:
+    """Head -> the run's probabilities, as its data has the labels."""
+    ratios = training.log_ratios(run.config.heads, run.facts)
+    return {
+        name: Columns(tuple(range(len(outcomes(head)))), priors.between(ratios[name], ()))
+        for name, head in run.heads.items()
+        if name in weights and outcomes(head)
+    }
+
+
+def for_student(
+    run: Run,
+    weights: Mapping[str, float],
+    heads: Mapping[str, Head],
+    ratios: Mapping[str, Sequence[float]],
+    sampling: Any,
+) -> dict[str, Columns]:
+    """Head -> the run's probabilities, as a student's sampler shows the labels to it.
+
+    Args:
+      heads, ratios, sampling: the student's, its ratios as `training.log_ratios` gives them.
+
+    Raises:
+      UserError: a head of one name has other outcomes there, or no probabilities.
+    """
+    theirs = training.log_ratios(run.config.heads, run.facts)
+    if not run.facts.priors and plain(run.config.sampling) == plain(sampling):
+        # From before priors were kept, and drawn as the student is.
+        theirs = {name: tuple(ratio) for name, ratio in ratios.items()}
+    ways = {}
+    for name, head in heads.items():
+        if name not in weights:
+            continue
+        given, wanted = outcomes(run.heads[name]), head.outcomes
+        if sorted(given) != sorted(wanted):
+            raise UserError(
+                f"config.distill.runs: {run.workdir} has no head {name} with the same classes; its "
+                f"outcomes are {_brief(given)}, this run's {_brief(wanted)}"
+            )
+        order = tuple(given.index(outcome) for outcome in wanted)
+        ratio = tuple(np.array(theirs[name])[list(order)]) if theirs[name] else ()
+        ways[name] = Columns(order, priors.between(ratio, ratios[name]))
+    return ways
+
+
+def outcomes(head: Head) -> tuple[str, ...]:
+    """The outcomes of a head; () where it has no probabilities."""
+    return () if type(head).logits is Head.logits else head.outcomes
+
+
+def _brief(names: Sequence[str]) -> str:
+    if not names:
+        return "none"
+    return ", ".join(names) if len(names) < 8 else f"{names[0]} to {names[-1]}"

@@ -1,0 +1,236 @@
+"""config.distill -> the teachers of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from agejax import box, joined
+from agejax.data.sources import Source
+from agejax.distillation import networks, seen
+from agejax.distillation.files import FileTeacher, TargetFile
+from agejax.distillation.teachers import FEATURES, LOSSES, NOBODY, Teacher, Teachers
+from agejax.errors import UserError, few, one_of
+from agejax.heads import Facts, Head, training
+from agejax.paths import expand
+from agejax.run import opened_config
+
+WHERE = "config.distill"
+
+
+def check(config: Any) -> None:
+    """Raises `UserError` for settings of config.distill that are wrong whatever the data is."""
+    one_of(WHERE, "missing", config.missing, ("error", "labels"))
+    one_of(f"{WHERE}.features", "loss", config.features.loss, tuple(LOSSES))
+    for path in config.runs:
+        folder = box.locate(path, f"{WHERE}.runs")
+        if not (folder / joined.FILE).exists() and opened_config(folder) is None:
+            raise UserError(f"{WHERE}.runs: {path} holds no run with a checkpoint")
+    for path in config.files:
+        if not expand(path).is_file():
+            raise UserError(f"{WHERE}.files: there is no file {path}")
+    if not (named := [*config.runs, *config.files]):
+        if config.features.weight:
+            raise UserError(f"{WHERE}.features: no teacher is named; set {WHERE}.runs or .files")
+        return
+    if not config.probabilities.weight and not config.features.weight:
+        raise UserError(
+            f"{WHERE}: the weights of probabilities and features are 0, and the teachers teach "
+            "nothing; set one above 0"
+        )
+    if config.features.teacher and config.features.teacher not in named:
+        raise UserError(
+            f"{WHERE}.features.teacher: {config.features.teacher} is none of {few(named)}"
+        )
+
+
+def open_teachers(
+    config: Any,
+    heads: Mapping[str, Head],
+    facts: Facts,
+    source: Source,
+    rows: Mapping[str, np.ndarray],
+) -> Teachers:
+    """The teachers of a run; `Teachers()` where config.distill names none.
+
+    Args:
+      config: the whole config of the student.
+      heads, facts: the student's, as `training.prepare` returns them.
+      source, rows: its data and splits.
+
+    Raises:
+      UserError: no such run or file, a teacher that may have seen what the student is judged on,
+        a head with other classes or without probabilities, or a training image without a target.
+    """
+    c = config.distill
+    if not c.runs and not c.files:
+        return NOBODY
+    files = {path: TargetFile.read(path) for path in c.files}
+    taught: dict[str, Head] = {}
+    if c.probabilities.weight and (c.runs or any(f.probabilities for f in files.values())):
+        taught = dict(heads)
+        if wrong := [name for name, head in heads.items() if not networks.outcomes(head)]:
+            raise UserError(
+                f"{WHERE}: head {wrong[0]} gives no probabilities to learn; set its kind to "
+                f"distribution, categorical, binary or buckets, or {WHERE}.probabilities.weight=0"
+            )
+    ratios = training.log_ratios(config.heads, facts)
+    found: list[tuple[str, Teacher, dict[str, Any]]] = []  # as it is named, it, and its facts
+    for path in c.runs:
+        for run, weights, views in networks.opened(path, config.sharding.devices):
+            where = f"{WHERE}.runs: {run.workdir}"
+            known = _judge(where, seen.trained_on(run), source, rows, c.allow_seen)
+            ways = networks.for_student(run, weights, taught, ratios, config.sampling)
+            member = networks.of_run(run, weights, views, ways, run.config.model.image_size)
+            found.append((path, member, {"name": str(run.workdir), "step": run.step} | known))
+    for path, file in files.items():
+        known = _judge_file(f"{WHERE}.files: {path}", file, source, rows, c.allow_seen)
+        given = FileTeacher.of(file, source, taught, ratios)
+        found.append((path, given, {"name": str(file.path), "digest": file.digest()} | known))
+
+    members = [member for _, member, _ in found]
+    giver = _giver(c.features, [path for path, *_ in found], members)
+    members = [
+        member if i == giver else _without_features(member) for i, member in enumerate(members)
+    ]
+    teachers = Teachers(
+        members,
+        c.share,
+        c.probabilities.weight,
+        c.probabilities.temperature,
+        c.features.weight,
+        c.features.loss,
+    )
+    if teachers.width and FEATURES in heads:
+        raise UserError(f"config.heads.{FEATURES}: is what the teacher's features are called here")
+    _check_complete(teachers, taught, source, rows["train"], c)
+    known = {"features": teachers.width, "teachers": [facts for _, _, facts in found]}
+    return dataclasses.replace(teachers, facts=known)
+
+
+def check_same(workdir: pathlib.Path, meta: Mapping[str, Any], teachers: Teachers) -> None:
+    """Raises `UserError` where a run resumes with teachers that have changed since it began.
+
+    Args:
+      meta: of its checkpoint; runs from before teachers were kept have nothing to compare.
+    """
+    if meta.get("distill", teachers.facts) != teachers.facts:
+        raise UserError(
+            f"{workdir}: the teachers of {WHERE} are not those that it began with: another step of "
+            "a run, or other contents of a file; give it those again, or use another --workdir"
+        )
+
+
+def _without_features(member: Any) -> Any:
+    """A teacher that does not give its features, and does not compute or carry them."""
+    columns = {k: v for k, v in member.columns.items() if k != FEATURES}
+    return dataclasses.replace(member, features=0, columns=columns)
+
+
+def _giver(config: Any, names: Sequence[str], members: Sequence[Teacher]) -> int | None:
+    """Which of the teachers gives the features; None for none."""
+    if not config.weight:
+        return None
+    having = [i for i, member in enumerate(members) if member.features]
+    if config.teacher:
+        having = [i for i in having if names[i] == config.teacher]
+    if len(having) == 1:
+        return having[0]
+    where = f"{WHERE}.features"
+    if not having:
+        raise UserError(f"{where}: no teacher has features; its weight must be 0")
+    raise UserError(
+        f"{where}.teacher: {len(having)} networks have features; name one of "
+        f"{few(dict.fromkeys(names[i] for i in having))}, which must be a single network"
+    )
+
+
+def _check_complete(
+    teachers: Teachers,
+    heads: Mapping[str, Head],
+    source: Source,
+    train: np.ndarray,
+    config: Any,
+) -> None:
+    """Raises `UserError` where training images lack a target, unless that was allowed.
+
+    Args:
+      heads: those that are to be taught.
+    """
+    for name in [*heads, FEATURES] if teachers.width else heads:
+        giving = [
+            member
+            for member in teachers.members
+            if (member.features if name == FEATURES else name in member.heads)
+        ]
+        if not giving:
+            print(f"{WHERE}: no teacher has head {name}; labels alone teach it", file=sys.stderr)
+            continue
+        if any(member.size for member in giving):  # it sees every image
+            continue
+        lacking = np.ones(len(train), bool)
+        for member in giving:
+            lacking &= ~np.isfinite(member.columns[name][train]).all(axis=1)
+        if not lacking.any():
+            continue
+        what = f"{lacking.sum():,} of the {len(train):,} training images have no {name} in "
+        what += few([member.name for member in giving])
+        first = source.ids[train[lacking]][0]
+        if lacking.all() or config.missing == "error":
+            raise UserError(
+                f"{WHERE}.files: {what}, such as {first}; write them with python -m agejax.distill"
+                + ("" if lacking.all() else f", or set {WHERE}.missing=labels to do without")
+            )
+        if jax.process_index() == 0:
+            print(f"{WHERE}: {what}; they learn from their labels alone", file=sys.stderr)
+
+
+def _judge_file(
+    where: str,
+    file: TargetFile,
+    source: Source,
+    rows: Mapping[str, np.ndarray],
+    allowed: bool,
+) -> dict[str, Any]:
+    """`_judge` of all that a file's teachers were trained on."""
+    trained_on = file.facts.get("trained_on")
+    known = trained_on if isinstance(trained_on, list) and trained_on else [None]
+    judged: Iterator[dict[str, Any]] = (
+        _judge(where, each, source, rows, allowed) for each in known
+    )
+    counts = [each["seen"] for each in judged]
+    return {"seen": None if None in counts else max(counts)}
+
+
+def _judge(
+    where: str, known: Any, source: Source, rows: Mapping[str, np.ndarray], allowed: bool
+) -> dict[str, Any]:
+    """{"seen": how many of the images that the student is judged on the teacher has learned}.
+
+    Raises:
+      UserError: it has learned some, or nobody knows (None), and that was not allowed.
+    """
+    counted = None if known is None else seen.count(source, rows, known)
+    if counted == 0:
+        return {"seen": 0}
+    if counted is None:
+        what = "was trained on other data, and may have seen what this run is judged on"
+    else:
+        what = (
+            f"was trained on another split of this data: it has seen {counted:,} of the images "
+            "that this run is judged on, or copies of them"
+        )
+    if not allowed:
+        raise UserError(
+            f"{where} {what}; train it on this run's data and split, or set "
+            f"{WHERE}.allow_seen=True, which the summary and the model card will state"
+        )
+    if jax.process_index() == 0:
+        print(f"warning: {where} {what}; scores on these are too good", file=sys.stderr)
+    return {"seen": counted}

@@ -1,0 +1,202 @@
+"""What a train step asks of teachers: the targets of a batch, and the loss terms of a student.
+
+The loss is
+
+    (1 - share) · Σ_heads weight · label loss
+    + share · (probabilities.weight · Σ_heads weight · cross-entropy + features.weight · distance)
+
+where each term is the mean over the images for which its target is known.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from agejax import losses
+from agejax.data.augment import Mix
+from agejax.distillation import feature_map
+from agejax.heads import Head
+from agejax.models.face_model import POOLED
+
+FEATURES = "features"  # the target beside the heads' probabilities
+PREFIX = "teacher/"  # of a batch's columns that a teacher reads
+LOSSES = {"cosine": losses.cosine_distance, "l2": losses.mean_squared}
+
+
+class Target(NamedTuple):
+    """What a teacher gives for a batch: probabilities of a head [B, K], or features [B, D].
+
+    values: float32; finite also where they are not known.
+    known: bool [B].
+    """
+
+    values: jax.Array
+    known: jax.Array
+
+    def mixed(self, mix: Mix) -> Target:
+        """The target of images that were mixed: known where those of both images are."""
+        lam, partner = mix.lam[:, None], mix.partner
+        values = lam * self.values + (1 - lam) * self.values[partner]
+        return Target(values, self.known & self.known[partner])
+
+
+class Teacher(Protocol):
+    """One source of targets.
+
+    Attributes:
+      name: what messages call it.
+      size: edge of the images that it sees, pixels; 0: it sees none, and its targets are of the
+        images as they are before they are mixed.
+      arrays: what the jitted step is given of it.
+      columns: what batches are given of it: name -> [N, ...], a row for each image of the source.
+      heads: the student's heads that it teaches -> its weight among their teachers.
+      features: how many features it gives; 0: none.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def arrays(self) -> Any: ...
+    @property
+    def columns(self) -> Mapping[str, np.ndarray]: ...
+    @property
+    def heads(self) -> Mapping[str, float]: ...
+    @property
+    def features(self) -> int: ...
+
+    def teach(
+        self, arrays: Any, images: jax.Array | None, columns: Mapping[str, jax.Array]
+    ) -> dict[str, Target]:
+        """Head -> its target, in the order of the student's outcomes and in the world that its
+        sampler shows; and `FEATURES`, if it gives any. `images` are float32 [B, size, size, 3] in
+        0..1."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Teachers:
+    """The teachers of a run; without any, nothing is taught.
+
+    Attributes:
+      share, probabilities, features, temperature: as config.distill has them.
+      distance: of features, a key of `LOSSES`.
+      facts: {"features": how many a teacher gives, "teachers": [what is known of each]}, kept with
+        every checkpoint.
+    """
+
+    members: Sequence[Teacher] = ()
+    share: float = 0.0
+    probabilities: float = 1.0
+    temperature: float = 1.0
+    features: float = 0.0
+    distance: str = "cosine"
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def arrays(self) -> tuple[Any, ...]:
+        """The entry "teachers" of every batch."""
+        return tuple(member.arrays for member in self.members)
+
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """What the input pipeline adds to batches: name -> [N, ...]."""
+        return {
+            f"{PREFIX}{i}/{name}": values
+            for i, member in enumerate(self.members)
+            for name, values in member.columns.items()
+        }
+
+    @property
+    def sizes(self) -> set[int]:
+        """The sizes of the images that they see."""
+        return {member.size for member in self.members if member.size}
+
+    @property
+    def width(self) -> int:
+        """How many features the student learns; 0: none."""
+        return max((member.features for member in self.members), default=0)
+
+    def targets(
+        self, batch: Mapping[str, Any], see: Callable[[int], jax.Array], mix: Mix | None
+    ) -> dict[str, Target]:
+        """What a batch is taught: head -> the mean of its teachers' probabilities, and `FEATURES`.
+
+        Args:
+          batch: with `arrays` as its entry "teachers", and with `columns`.
+          see: size -> the batch's augmented images of that size.
+          mix: as they were mixed.
+        """
+        if not self.members:
+            return {}
+        lessons = []
+        for i, (member, arrays) in enumerate(zip(self.members, batch["teachers"], strict=True)):
+            columns = {name: batch[f"{PREFIX}{i}/{name}"] for name in member.columns}
+            lesson = member.teach(arrays, see(member.size) if member.size else None, columns)
+            if not member.size and mix is not None:
+                lesson = {name: target.mixed(mix) for name, target in lesson.items()}
+            lessons.append(lesson)
+        result: dict[str, Target] = {}
+        for name in dict.fromkeys(name for lesson in lessons for name in lesson):
+            result[name] = _mean([
+                (1.0 if name == FEATURES else member.heads[name], lesson[name])
+                for member, lesson in zip(self.members, lessons, strict=True)
+                if name in lesson
+            ])  # fmt: skip
+            if name != FEATURES and self.temperature != 1:
+                result[name] = _tempered(result[name], self.temperature)
+        return result
+
+    def terms(
+        self,
+        heads: Mapping[str, Head],
+        outputs: Mapping[str, jax.Array],
+        params: Mapping[str, jax.Array],
+        targets: Mapping[str, Target],
+    ) -> dict[str, tuple[float, jax.Array]]:
+        """Target -> (its weight in the loss, the loss of each image [B]).
+
+        Args:
+          outputs: the student's, with `POOLED` where it learns features.
+          params: all parameters, with those of the feature map.
+          targets: as `targets` gives them.
+        """
+        result = {}
+        for name, target in targets.items():
+            if name == FEATURES:
+                mapped = feature_map.apply(params, outputs[POOLED])
+                result[name] = (self.features, LOSSES[self.distance](mapped, target.values))
+                continue
+            # Gradients of softened probabilities are smaller by the temperature's square.
+            t = self.temperature
+            logits = heads[name].logits(outputs[name])
+            loss = losses.soft_cross_entropy(logits if t == 1 else logits / t, target.values)
+            result[name] = (self.probabilities * heads[name].weight * t**2, loss)
+        return {name: (self.share * weight, loss) for name, (weight, loss) in result.items()}
+
+
+NOBODY = Teachers()
+
+
+def _mean(parts: Sequence[tuple[float, Target]]) -> Target:
+    """The weighted mean of those targets that are known."""
+    weights = [weight * target.known.astype(jnp.float32) for weight, target in parts]
+    total = sum(weights[1:], weights[0])
+    shares = [weight / jnp.maximum(total, 1e-30) for weight in weights]
+    values = [
+        share[:, None] * target.values for share, (_, target) in zip(shares, parts, strict=True)
+    ]
+    return Target(sum(values[1:], values[0]), total > 0)
+
+
+def _tempered(target: Target, temperature: float) -> Target:
+    """Probabilities p -> p^(1 / temperature), normalised."""
+    p = target.values ** (1 / temperature)
+    return Target(p / jnp.maximum(p.sum(axis=1, keepdims=True), 1e-30), target.known)
