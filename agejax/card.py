@@ -150,10 +150,20 @@ def _heading(run: Run, result: Mapping[str, Any]) -> str:
     return f"### {result['dataset']}, {result['split']}: {result['n']:,} images{note}"
 
 
+def _known(result: Mapping[str, Any]) -> str:
+    """Which of the images what the model learned from was trained on; "" for none."""
+    known = result.get("known_to_ancestors", {})
+    return "".join(
+        f"**{count:,} of these images, or copies of them, trained {name}, which this model learned "
+        "from: the scores are too good.**\n\n"
+        for name, count in known.items()
+    )
+
+
 def scores(run: Run) -> str:
     """Every evaluation of the run, groups before totals; "" where there is none."""
     return "\n\n".join(
-        f"{_heading(run, result)}\n\n```text\n{metrics.table(result)}\n```"
+        f"{_heading(run, result)}\n\n{_known(result)}```text\n{metrics.table(result)}\n```"
         for _, result in evaluations(run)
     )
 

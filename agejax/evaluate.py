@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from agejax import box, heads, image_sizes, metrics, sharding, tables
+from agejax import box, heads, image_sizes, lineage, metrics, sharding, tables
 from agejax.calibration import Calibration
 from agejax.data import detection, opening, pipeline, prepare, splits
 from agejax.data.sources import Source
@@ -414,6 +414,14 @@ def publish(
       The contents of metrics.json.
     """
     result = measure(scored)
+    if known := known_to_ancestors(scored):
+        result["known_to_ancestors"] = known
+        for name, count in known.items():
+            print(
+                f"warning: {count:,} of these {len(scored.rows):,} images, or copies of them, "
+                f"trained {name}, which {scored.run.workdir} learned from; its scores are too good",
+                file=sys.stderr,
+            )
     if write_report:
         result |= look_closer(scored, calibration)
     if other is not None:
@@ -426,6 +434,15 @@ def publish(
         report.write(output, scored, result, calibration)
     print(f"written to {output}/")
     return result
+
+
+def known_to_ancestors(scored: Scored) -> dict[str, int]:
+    """`lineage.known_to_ancestors` of the images of a run's own split."""
+    run = scored.run
+    own = scored.source.fingerprint == run.fingerprint and scored.split not in ("train", "all")
+    if run.model is None or not own:  # an ensemble has no lineage of its own
+        return {}
+    return lineage.known_to_ancestors(lineage.of(run), scored.source, scored.rows)
 
 
 def warn_of_frame(scored: Scored, calibration: Calibration | None) -> None:

@@ -10,6 +10,7 @@ its split is config.data.split with the SHA-256 of files in place of their paths
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import pathlib
 import re
@@ -22,6 +23,7 @@ import numpy as np
 from agejax import box
 from agejax.checkpoint import Checkpoints
 from agejax.config import OPEN, default
+from agejax.data import splits
 from agejax.data.sources import Source
 from agejax.errors import DAMAGE, UserError
 from agejax.logging import records
@@ -79,6 +81,33 @@ def may_have_seen(
             by = "" if node is lineage else f" (by way of {node['name']}, which it learned from)"
             return seen + by
     return None
+
+
+def known_to_ancestors(lineage: Lineage, source: Source, rows: np.ndarray) -> dict[str, int]:
+    """Counts the images that what a model started from, or its teachers, were trained on.
+
+    Copies of an image count as that image. Ancestors of other data, or split by lists of names, are
+    left out: they cannot be counted.
+
+    Args:
+      source, rows: the images, rows int [N] of the data that the model was trained on.
+
+    Returns:
+      The name of each ancestor that was trained on some of them -> how many.
+    """
+    found = {}
+    for node in runs(lineage):
+        data = node["data"]
+        if node is lineage or data["fingerprint"] != source.fingerprint:
+            continue
+        if data["split"].get("files") or same_splits(data["split"], lineage["data"]["split"]):
+            continue
+        with contextlib.redirect_stderr(io.StringIO()):  # what is to say about another run's split
+            learned = splits.make(source, ml_collections.ConfigDict(data["split"]))["train"]
+        count = int(np.isin(source.groups[rows], source.groups[learned]).sum())
+        if count:
+            found[node["name"]] = count
+    return found
 
 
 def _overlap(theirs: Mapping[str, Any], data: Any, source: Source) -> str | None:

@@ -241,6 +241,14 @@ def test_few_numbers_of_images_compile_anew(images, devices, rows):
     assert predict.batch_size_of(images, opened) == rows
 
 
+def test_predict_starts_without_the_libraries_that_it_does_not_use():
+    code = "import sys, agejax.predict; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    unused = {"grain", "orbax", "scipy.stats", "scipy.signal", "matplotlib", "sklearn"}
+    assert "jax" in done.stdout.split()
+    assert not unused & set(done.stdout.split())
+
+
 # ---- only read -----------------------------------------------------------------------------------
 
 
@@ -422,6 +430,35 @@ def test_images_that_only_an_ancestor_has_seen_count(trained, faces, cache):
     )
     other["data"]["names"] = ["aaf"]
     assert lineage.may_have_seen(own | {"start": other}, config, source) is None
+
+
+def test_test_images_that_trained_a_teacher_are_counted_and_stand_on_the_card(
+    measured, trained, faces, cache, tmp_path, monkeypatch, capsys
+):
+    config = config_of(faces, cache)
+    source = opening.open_source(config.data)
+    test = splits.make(source, config.data.split)["test"]
+    own = lineage.of(Run.open(trained, devices=1))
+    assert lineage.known_to_ancestors(own | {"teachers": [own]}, source, test) == {}
+    teacher = json.loads(json.dumps(own)) | {"name": "teacher-1"}
+    teacher["data"]["split"]["seed"] = config.data.split.seed = 7
+    learned = splits.make(source, config.data.split)["train"]
+    groups = set(source.groups[learned].tolist())
+    expected = sum(group in groups for group in source.groups[test].tolist())
+    assert 0 < expected < len(test)
+    student = own | {"teachers": [teacher]}
+    assert lineage.known_to_ancestors(student, source, test) == {"teacher-1": expected}
+    shutil.copytree(measured, tmp_path / "run")
+    monkeypatch.setattr(lineage, "of", lambda run: student)
+    result = evaluate.evaluate(tmp_path / "run", split="test", write_report=False)
+    assert result["known_to_ancestors"] == {"teacher-1": expected}
+    warning = f"{expected} of these {len(test)} images, or copies of them, trained teacher-1"
+    assert f"warning: {warning}" in capsys.readouterr().err
+    assert f"**{warning}" in card.scores(Run.open(tmp_path / "run", devices=1)).replace(
+        "these images", f"these {len(test)} images"
+    )
+    result = evaluate.evaluate(tmp_path / "run", split="train", write_report=False)
+    assert "known_to_ancestors" not in result
 
 
 def test_the_card_gives_groups_first_and_terms_and_a_config_that_trains_it_again(
