@@ -68,7 +68,7 @@ def check(config: Any, model: Model, frozen: Collection[str]) -> None:
         )
     given, default = (run.plain(each) for each in (config.augment, augment.default()))
     changed = [key for key, value in given.items() if value != default.get(key)]
-    if mixing := [key for key in changed if key in ("mixup", "copies")]:
+    if mixing := [key for key in changed if key in ("mixup", "cutmix", "copies")]:
         raise UserError(
             f"{where}, but config.augment.{mixing[0]} needs the images of a step; leave it out, "
             f"{off}"

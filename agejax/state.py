@@ -118,8 +118,11 @@ def create_model(config: Any, heads: Mapping[str, Head]) -> tuple[Model, Initial
     }
     if wrong := [name for name in smoothing if not isinstance(heads[name], ages.Age)]:
         raise UserError(f"config.heads.{wrong[0]}.fds: features are smoothed over ages only")
-    if smoothing and config.augment.mixup:
-        raise UserError("config.augment.mixup: a mixed image has no age whose features to smooth")
+    for name in ("mixup", "cutmix"):
+        if smoothing and config.augment.get(name):
+            raise UserError(
+                f"config.augment.{name}: a mixed image has no age whose features to smooth"
+            )
 
     def build(key: jax.Array) -> FaceModel:
         rngs = nnx.Rngs(params=key)

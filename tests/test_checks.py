@@ -55,6 +55,15 @@ def changed(config, **changes):
         ({"log_every": {"epochs": "1"}}, r"log_every: epochs must be a number"),
         ({"total": {"percent": 5.0}}, "percent needs a total"),
         ({"augment__crop": (2.0, 3.0)}, r"crop: .* within 0\.01\.\.1"),
+        ({"augment__rand_ops": 15}, r"augment\.rand_ops: 15; set it to a whole number in 0\.\.14"),
+        (
+            {
+                "heads__age": {"kind": "regression", "fds": {}},
+                "augment__mixup": 0.0,
+                "augment__cutmix": 1.0,
+            },
+            r"augment\.cutmix: a mixed image has no age whose features to smooth",
+        ),
         ({"data__split__folds": 3, "data__split__fold": 3}, r"fold: 3 is not one of 0\.\.2"),
         ({"data__split__fractions": {"train": 1.2}}, "sum to at most 1"),
         ({"distill__runs": ("nowhere",)}, "nowhere holds no run"),

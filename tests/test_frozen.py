@@ -302,6 +302,7 @@ VIT = {"model.name": "vit_ti16", "model.options": {"dropout": 0.1}}
         (1, {"heads.gender.neck": {"convs": (8,)}}, "heads.gender.neck.convs needs more"),
         (1, {"heads.gender.neck": {"pool": "flatten"}}, "heads.gender.neck.pool needs more"),
         (2, {"augment.mixup": 0.2}, "config.augment.mixup needs the images"),
+        (2, {"augment.cutmix": 0.2}, "config.augment.cutmix needs the images"),
         (2, {"augment.copies": {"flip": 0.5}}, "config.augment.copies needs the images"),
         (2, {"augment.flip": 0.5, "sampling.copy_strength": 1.5}, "copy_strength needs the images"),
         (1, {"schedule.image_size": (({"percent": 50.0}, 16),)}, "of one image size"),

@@ -23,13 +23,33 @@ SUPERSAMPLING = 1.6
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 ERASE_RATIO = 3.0  # an erased box is up to this many times as high as wide, or as wide as high
 
-# One uniform number in [0, 1) an example for each of these, whichever operations are on.
+# RandAugment's operations (Cubuk et al. 2020) as torchvision has them, and what magnitude 30 means.
+RAND_OPS = {
+    "identity": 0.0,
+    "shear_x": 0.3, "shear_y": 0.3,  # slope
+    "translate_x": 150 / 331, "translate_y": 150 / 331,  # share of the edge
+    "rotate": 30.0,  # degrees
+    "brightness": 0.9, "contrast": 0.9, "saturation": 0.9, "sharpness": 0.9,  # factor 1 ± x
+    "posterize": 4.0,  # bits that are cut off
+    "solarize": 255.0,  # values so far below 255 and above are inverted
+    "autocontrast": 0.0, "equalize": 0.0,  # are the same at every magnitude
+}  # fmt: skip
+RAND_SIGNED = tuple(RAND_OPS)[1:10]  # go either way
+RAND_MAGNITUDE = 30.0
+# A histogram is that of about this many pixels along each edge: XLA:CPU counts slowly.
+EQUALIZED_EDGE = 64
+
+# One uniform number per image in [0, 1) for each of these, whichever operations are on. New names
+# go to the end: the draws of the others stay as they are.
 DRAWS = (
     "flip", "crop_area", "crop_ratio", "crop_x", "crop_y", "rotate", "shift_x", "shift_y", "zoom",
     "brightness", "contrast", "saturation", "greyscale",
     "erase", "erase_area", "erase_ratio", "erase_x", "erase_y", "mixup",
     "autocontrast", "sharpness", "sharpness_on", "hue", "perspective_on",
     *(f"perspective_{axis}{corner}" for corner in range(4) for axis in "xy"),
+    "cutmix", "cutmix_x", "cutmix_y", "cutmix_switch",
+    *(f"rand_order_{name}" for name in RAND_OPS), *(f"rand_sign_{name}" for name in RAND_SIGNED),
+    "rand_on",
 )  # fmt: skip
 
 # Allowed values; two of them make a range.
@@ -39,16 +59,22 @@ LIMITS = {
     "greyscale": (0, 1), "erase": (0, 1), "erase_area": (0, 1), "mixup": (0, 100),
     "mixup_prob": (0, 1), "autocontrast": (0, 1), "sharpness": (0, 5), "sharpness_prob": (0, 1),
     "hue": (0, 0.5), "perspective": (0, 0.6), "perspective_prob": (0, 1),
+    "cutmix": (0, 100), "cutmix_prob": (0, 1), "cutmix_switch": (0, 1),
+    "rand_ops": (0, len(RAND_OPS)), "rand_magnitude": (0, RAND_MAGNITUDE),
 }  # fmt: skip
 
 
 class Mix(NamedTuple):
-    """Mixup's shares: image and loss of row i are lam[i] of itself, the rest of row partner[i]."""
+    """What mixup and CutMix have done: row i is lam[i] of itself, the rest is of row partner[i].
+
+    That holds for its loss, and for its image: each pixel with mixup, the area with CutMix.
+    """
 
     partner: jax.Array  # int32 [B]
-    lam: jax.Array  # f32 [B], .5..1
+    lam: jax.Array  # f32 [B], 0..1; mixup's are 0.5 or more
 
 
+Levels = Mapping[str, jax.Array]  # RandAugment's operations; empty where it is off
 Draws = Mapping[str, jax.Array]  # name of DRAWS -> f32 [B]
 Recipes = Sequence[ml_collections.ConfigDict]  # of the originals, and of the copies if they differ
 Augment = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Mix | None]]
@@ -77,8 +103,15 @@ def default() -> ml_collections.ConfigDict:
     c.hue = 0.0  # turns of the colour circle
     c.perspective = 0.0  # corners move inwards by up to half of this share of the edge
     c.perspective_prob = 1.0
-    # The recipe of a row's second and later draws in an epoch, with the keys above but mixup's; a
-    # key it lacks is off. Empty: they take this one.
+    # CutMix: a box of another image is pasted, of the share 1 - lambda of the area, where lambda is
+    # drawn from Beta(alpha, alpha) and alpha is this number.
+    c.cutmix = 0.0
+    c.cutmix_prob = 1.0
+    c.cutmix_switch = 0.5  # with mixup too: the probability that an image takes CutMix, not mixup
+    c.rand_ops = 0  # RandAugment: different operations per image, drawn out of RAND_OPS
+    c.rand_magnitude = 9.0  # of all of them, 0..30
+    # The recipe of an image's second and later draws in an epoch, with the keys above but mixup's
+    # and CutMix's; a key it lacks is off. Empty: they take this one.
     c.copies = ml_collections.ConfigDict()
     return c
 
@@ -92,11 +125,12 @@ def build(config: Mapping[str, Any], size: int) -> Augment:
 
     Returns:
       augment(key, images uint8 [B, H, W, 3], strength f32 [B] or [B, 2]) -> (f32 [B, size, size, 3]
-      in 0..1, Mix, or None without mixup), to be jitted. Strength 0 is `eval_images`, 1 as
-      configured, 2 twice as hard: magnitudes (of crops, ratios and zooms their logarithms) and
+      in 0..1, Mix, or None without mixup and CutMix), to be jitted. Strength 0 is `eval_images`, 1
+      as configured, 2 twice as hard: magnitudes (of crops, ratios and zooms their logarithms) and
       probabilities are multiplied by it; a flip, which has no harder version, is at most as likely
-      as configured. Two strengths are of the originals' recipe and of the copies': magnitudes and
-      probabilities add up, so that a row takes one, the other or a blend, and is moved once.
+      as configured, and RandAugment's magnitude is at most 30. Two strengths are of the originals'
+      recipe and of the copies': magnitudes and probabilities add up, so that a row takes one, the
+      other or a blend, and is moved once.
       Much larger images are first made smaller as in `eval_images`, then moved.
 
     Raises:
@@ -111,17 +145,23 @@ def build(config: Mapping[str, Any], size: int) -> Augment:
         recipe.crop != (1, 1) for recipe in recipes
     )
     colours = _uses(recipes, "brightness", "contrast", "saturation", "greyscale", "hue")
-    mixes = c.mixup > 0 and c.mixup_prob > 0
+    mixes = c.mixup * c.mixup_prob > 0 or c.cutmix * c.cutmix_prob > 0
+    rands = _uses(recipes, "rand_ops")
 
     def one(images: jax.Array, u: Draws, strength: jax.Array) -> jax.Array:
-        if tones:
-            images = _tone(recipes, u, strength, images)
+        rand = _drawn_levels(recipes, u, strength) if rands else {}
+        if rands:
+            images = _equalize(images, rand["equalize"])
+        if tones or rands:
+            images = _tone(recipes, u, strength, images, rand)
         mean = _mean(images)
-        if colours:
-            images = _colour(recipes, u, strength, images, mean)
-        if moves:
+        if colours or rands:
+            images = _colour(recipes, u, strength, images, mean, rand)
+        if rands:
+            images = _posterize(_solarize(images, rand["solarize"]), rand["posterize"])
+        if moves or rands:
             small = _shrink(images, size)
-            out = warp(small, _matrix(recipes, u, strength, small.shape, size), size)
+            out = warp(small, _matrix(recipes, u, strength, small.shape, size, rand), size)
         else:
             out = eval_images(images, size)
         if _uses(recipes, "erase"):
@@ -140,9 +180,8 @@ def build(config: Mapping[str, Any], size: int) -> Augment:
         out = once(one, images, u, strength)
         if not mixes:
             return out, None
-        mix = _mix(c, u, strength, mix_keys)
-        lam = mix.lam[:, None, None, None]
-        return lam * out + (1 - lam) * jnp.roll(out, 1, axis=0), mix
+        mix, kept = _mix(c, u, strength, mix_keys, size)
+        return kept * out + (1 - kept) * jnp.roll(out, 1, axis=0), mix
 
     def augment(
         key: jax.Array, images: jax.Array, strength: jax.Array
@@ -242,8 +281,9 @@ def _matrix(
     strength: jax.Array,
     shape: tuple[int, ...],
     size: int,
+    rand: Levels,
 ) -> jax.Array:
-    """Perspective, crop, flip and affine as one map of `warp`, f32 [B, 2, 3] or [B, 3, 3]."""
+    """All moves of an image as one map of `warp`, f32 [B, 2, 3] or [B, 3, 3]."""
     _, height, width, _ = shape
     amount = functools.partial(_amount, recipes, strength)
     area = jnp.exp(amount(lambda c: jnp.log(_between(c.crop, u["crop_area"]))))
@@ -269,6 +309,9 @@ def _matrix(
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     rows = ((cos * step_x, -sin * step_y, x * width), (sin * step_x, cos * step_y, y * height))
     affine = _stacked(rows)
+    if rand:
+        moved = _rand_moves(rand, size)
+        affine = jnp.einsum("bij,bjk->bik", affine, moved, precision="highest")
     if not _uses(recipes, "perspective"):
         return affine
     last = jnp.broadcast_to(jnp.array([0.0, 0.0, 1.0]), (len(affine), 1, 3))
@@ -276,6 +319,22 @@ def _matrix(
     perspective = _perspective(recipes, u, strength) * edges[:, None] / edges
     affine = jnp.concatenate([affine, last], axis=1)
     return jnp.einsum("bij,bjk->bik", perspective, affine, precision="highest")
+
+
+def _rand_moves(rand: Levels, size: int) -> jax.Array:
+    """RandAugment's shear, rotation and shift in pixels from the output's centre, f32 [B, 3, 3]."""
+    x, y, angle, right, down = (
+        RAND_OPS[name] * rand[name]
+        for name in ("shear_x", "shear_y", "rotate", "translate_x", "translate_y")
+    )
+    cos, sin, zero = jnp.cos(jnp.radians(angle)), jnp.sin(jnp.radians(angle)), jnp.zeros_like(x)
+    return _stacked(
+        (
+            (cos + x * sin, x * cos - sin, size * right),
+            (sin + y * cos, cos - y * sin, size * down),
+            (zero, zero, zero + 1),
+        )
+    )
 
 
 def _perspective(recipes: Recipes, u: Draws, strength: jax.Array) -> jax.Array:
@@ -334,19 +393,80 @@ def _erase(images: jax.Array, box: jax.Array, fill: jax.Array) -> jax.Array:
     return images + along[:, :, None, None] * across[:, None, :, None] * (fill - images)
 
 
-def _tone(recipes: Recipes, u: Draws, strength: jax.Array, images: jax.Array) -> jax.Array:
+def _drawn_levels(recipes: Recipes, u: Draws, strength: jax.Array) -> Levels:
+    """What RandAugment does to each image.
+
+    Returns:
+      operation -> f32 [B]: 0 where it is not drawn, else the magnitude as a share of the largest
+      one, with its sign; or bool [B], of those without a magnitude.
+    """
+    amount = functools.partial(_amount, recipes, strength)
+    order = jnp.stack([u[f"rand_order_{name}"] for name in RAND_OPS])
+
+    def level(name: str) -> jax.Array:
+        rank = jnp.sum(order < u[f"rand_order_{name}"], axis=0)  # the first ones are taken
+        if name in ("autocontrast", "equalize"):
+            return u["rand_on"] < amount(lambda c: rank < c.rand_ops)
+        share = amount(lambda c: (rank < c.rand_ops) * c.rand_magnitude / RAND_MAGNITUDE)
+        share = jnp.minimum(share, 1)
+        return share * jnp.sign(u[f"rand_sign_{name}"] - 0.5) if name in RAND_SIGNED else share
+
+    return {name: level(name) for name in RAND_OPS}
+
+
+def _equalize(images: jax.Array, on: jax.Array) -> jax.Array:
+    """Spreads the values of each channel evenly over 0..255, where `on` [B], as PIL does.
+
+    uint8 [B, H, W, 3] -> uint8. Of large images every n-th row and column is counted.
+    """
+    n, height, width, _ = images.shape
+    down, across = max(height // EQUALIZED_EDGE, 1), max(width // EQUALIZED_EDGE, 1)
+    some = images[:, ::down, ::across]
+    values = some.reshape(n, -1, 3).astype(jnp.int32) + 256 * jnp.arange(3)
+    counts = jax.vmap(lambda v: jnp.zeros(768, jnp.int32).at[v].add(1))(values.reshape(n, -1))
+    counts = counts.reshape(n, 3, 256) * (down * across)  # as if all were counted
+    below = jnp.cumsum(counts, axis=-1) - counts
+    # PIL leaves the largest value's pixels out of the sum that a step is a 255th of.
+    step = jnp.max(jnp.where(counts > 0, below, 0), axis=-1, keepdims=True) // 255
+    table = jnp.clip((step // 2 + below) // jnp.maximum(step, 1), 0, 255)
+    table = jnp.where(on[:, None, None] & (step > 0), table, jnp.arange(256))
+    places = images.astype(jnp.int32) + 256 * jnp.arange(3)
+    return jax.vmap(lambda t, at: t.at[at].get(mode="promise_in_bounds"))(
+        table.reshape(n, 768).astype(jnp.uint8), places
+    )
+
+
+def _solarize(images: jax.Array, level: jax.Array) -> jax.Array:
+    """Inverts values of uint8 [B, H, W, 3] from 255 * (1 - level) upwards; level f32 [B]."""
+    threshold = jnp.where(level > 0, RAND_OPS["solarize"] * (1 - level), 256)
+    return images ^ (255 * (images >= _shaped(threshold)).astype(jnp.uint8))
+
+
+def _posterize(images: jax.Array, level: jax.Array) -> jax.Array:
+    """Sets the last 4 * level bits, rounded, of uint8 [B, H, W, 3] to 0; level f32 [B]."""
+    bits = jnp.round(RAND_OPS["posterize"] * level).astype(jnp.uint8)
+    return images & _shaped(jnp.left_shift(jnp.uint8(255), bits))
+
+
+def _tone(
+    recipes: Recipes, u: Draws, strength: jax.Array, images: jax.Array, rand: Levels
+) -> jax.Array:
     """Autocontrast, then sharpness: uint8 [B, H, W, 3] -> uint8, as PIL does both."""
     out = images.astype(jnp.float32)
-    if _uses(recipes, "autocontrast"):
+    if _uses(recipes, "autocontrast") or rand:
         low, high = (f(images, axis=(1, 2), keepdims=True) for f in (jnp.min, jnp.max))
         low, high = low.astype(jnp.float32), high.astype(jnp.float32)
         on = _shaped(u["autocontrast"] < _amount(recipes, strength, "autocontrast"))
+        if rand:
+            on |= _shaped(rand["autocontrast"])
         stretch = (out - low) * (255 / jnp.maximum(high - low, 1))
         out = jnp.where(on & (high > low), stretch, out)
-    if _uses(recipes, "sharpness"):
+    if _uses(recipes, "sharpness") or rand:
         on = u["sharpness_on"] < _amount(recipes, strength, "sharpness_prob")
         by = _amount(recipes, strength, "sharpness") * _signed(u["sharpness"])
         factor = _shaped(jnp.where(on, jnp.maximum(1 + by, 0), 1))
+        if rand:
+            factor *= _shaped(1 + RAND_OPS["sharpness"] * rand["sharpness"])
         # 3 x 3 ones with a 5 in the middle; the outermost pixels stay. Over whole rows of numbers
         # and as a window: XLA:CPU would otherwise stretch contrasts anew for each of the nine.
         lines = out.reshape(*out.shape[:2], -1)
@@ -364,6 +484,7 @@ def _colour(
     strength: jax.Array,
     images: jax.Array,
     mean: jax.Array,
+    rand: Levels,
 ) -> jax.Array:
     """Brightness, contrast about the mean luminance, saturation or greyscale, hue.
 
@@ -374,13 +495,14 @@ def _colour(
 
     def factor(name: str) -> jax.Array:
         by = _amount(recipes, strength, name) * _signed(u[name])
-        return _shaped(jnp.maximum(1 + by, 0))
+        value = _shaped(jnp.maximum(1 + by, 0))
+        return value * _shaped(1 + RAND_OPS[name] * rand[name]) if rand else value
 
     out = images.astype(jnp.float32)
-    if _uses(recipes, "brightness", "contrast"):
+    if _uses(recipes, "brightness", "contrast") or rand:
         contrast = factor("contrast")
         out = factor("brightness") * (contrast * out + (1 - contrast) * luminance(mean))
-    if _uses(recipes, "saturation", "greyscale"):
+    if _uses(recipes, "saturation", "greyscale") or rand:
         grey = _shaped(u["greyscale"] < _amount(recipes, strength, "greyscale"))
         saturation = jnp.where(grey, 0, factor("saturation"))
         out = saturation * out + (1 - saturation) * luminance(out)
@@ -432,14 +554,58 @@ def _mix(
     u: Draws,
     strength: jax.Array,
     keys: jax.Array,
-) -> Mix:
-    """Every row's partner is the row before it: batches are in random order already."""
+    size: int,
+) -> tuple[Mix, jax.Array]:
+    """Mixup, CutMix, or for each image one of the two.
+
+    Every row's partner is the row before it: batches are in random order already.
+
+    Args:
+      keys: of the rows.
+      size: edge of the images.
+
+    Returns:
+      The shares, and that of an image's own in each pixel, f32 [B, 1 or size, 1 or size, 1].
+    """
     strength = strength.sum(axis=1)
-    lam = jax.vmap(lambda key: jax.random.beta(key, c.mixup, c.mixup))(keys)
-    # The smaller share goes to the partner, so that an example stays mostly itself.
-    share = jnp.minimum(strength * jnp.minimum(lam, 1 - lam), 0.5)
-    share = jnp.where(u["mixup"] < c.mixup_prob * strength, share, 0)
-    return Mix(jnp.roll(jnp.arange(len(lam), dtype=jnp.int32), 1), 1 - share)
+    lam, kept = jnp.ones_like(strength), jnp.ones((len(strength), 1, 1, 1))
+    if c.mixup > 0:
+        lam = jax.vmap(lambda key: jax.random.beta(key, c.mixup, c.mixup))(keys)
+        # The smaller share goes to the partner, so that an example stays mostly itself.
+        share = jnp.minimum(strength * jnp.minimum(lam, 1 - lam), 0.5)
+        lam = 1 - jnp.where(u["mixup"] < c.mixup_prob * strength, share, 0)
+        kept = _shaped(lam)
+    if c.cutmix * c.cutmix_prob > 0:
+        keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
+        of_cutmix, outside = _cut(c, u, strength, keys, size)
+        cuts = u["cutmix_switch"] < (c.cutmix_switch if c.mixup * c.mixup_prob > 0 else 1)
+        lam = jnp.where(cuts, of_cutmix, lam)
+        kept = jnp.where(_shaped(cuts), outside, kept)
+    return Mix(jnp.roll(jnp.arange(len(lam), dtype=jnp.int32), 1), lam), kept
+
+
+def _cut(
+    c: ml_collections.ConfigDict, u: Draws, strength: jax.Array, keys: jax.Array, size: int
+) -> tuple[jax.Array, jax.Array]:
+    """CutMix (Yun et al. 2019): the box's centre may lie anywhere, and the image cuts it off.
+
+    Returns:
+      The share of the area that stays, f32 [B], counted in pixels; and which pixels these are, 0 or
+      1, f32 [B, size, size, 1].
+    """
+    lam = jax.vmap(lambda key: jax.random.beta(key, c.cutmix, c.cutmix))(keys)
+    area = jnp.where(u["cutmix"] < c.cutmix_prob * strength, strength * (1 - lam), 0)
+    half = jnp.floor(size * jnp.sqrt(jnp.minimum(area, 1))) // 2
+    pixels = jnp.arange(size)
+
+    def within(draw: str) -> jax.Array:
+        middle = jnp.floor(u[draw] * size)
+        low, high = (middle - half)[:, None], (middle + half)[:, None]
+        return jnp.float32((pixels >= low) & (pixels < high))
+
+    across, along = within("cutmix_x"), within("cutmix_y")
+    pasted = across.sum(axis=1) * along.sum(axis=1) / size**2
+    return 1 - pasted, 1 - along[:, :, None, None] * across[:, None, :, None]
 
 
 def _uses(recipes: Recipes, *names: str) -> bool:
@@ -479,8 +645,8 @@ def _checked(config: Mapping[str, Any], where: str) -> ml_collections.ConfigDict
     """The config with its defaults filled in; raises `UserError` for what `build` cannot use."""
     c = default()
     if where.endswith("copies"):
-        if any(key.startswith("mixup") for key in config):
-            raise UserError(f"{where}: mixup is one for all images; set it in config.augment")
+        if mixed := [key for key in config if key.startswith(("mixup", "cutmix"))]:
+            raise UserError(f"{where}.{mixed[0]}: is one for all images; set it in config.augment")
         del c.copies
     check_keys(config, c, where)
     for key, (low, high) in LIMITS.items():
@@ -488,8 +654,11 @@ def _checked(config: Mapping[str, Any], where: str) -> ml_collections.ConfigDict
         pair = isinstance(c[key], tuple)
         numbers = (value,) if not pair else value if isinstance(value, (tuple, list)) else ()
         fits = len(numbers) == 1 + pair and all(is_number(n) and low <= n <= high for n in numbers)
+        whole = isinstance(c[key], int)
+        fits = fits and not (whole and not isinstance(value, int))
         if not fits or list(numbers) != sorted(numbers):
-            want = f"(low, high) within {low}..{high}" if pair else f"a number in {low}..{high}"
+            number = "a whole number" if whole else "a number"
+            want = f"(low, high) within {low}..{high}" if pair else f"{number} in {low}..{high}"
             raise UserError(f"{where}.{key}: {value!r}; set it to {want}")
-        c[key] = tuple(map(float, numbers)) if pair else float(value)
+        c[key] = tuple(map(float, numbers)) if pair else type(c[key])(value)
     return c

@@ -932,6 +932,22 @@ OTHERS = (
          "test_cache.py::test_a_file_that_loses_less_than_a_page_gives_no_zeros"),
     ),
     Mutation(
+        "cutmix shares labels by the area that was drawn", "agejax/data/augment.py",
+        "return 1 - pasted, 1 - along", "return 1 - jnp.minimum(area, 1), 1 - along",
+        ("test_augment.py::test_cutmix_pastes_a_box_of_the_partner_and_shares_the_labels_by_its_"
+         "pixels", "test_step.py::test_a_mixed_row_learns_the_labels_of_the_row_it_is_mixed_with"),
+    ),
+    Mutation(
+        "randaugment solarizes one value too few", "agejax/data/augment.py",
+        "images >= _shaped(threshold)", "images > _shaped(threshold) + 1",
+        ("test_augment.py::test_each_operation_of_randaugment_is_that_of_pil",),
+    ),
+    Mutation(
+        "randaugment's operations go one way only", "agejax/data/augment.py",
+        'share * jnp.sign(u[f"rand_sign_{name}"] - 0.5)', "share",
+        ("test_augment.py::test_each_operation_of_randaugment_is_that_of_pil",),
+    ),
+    Mutation(
         "the image size changes a step late", "agejax/image_sizes.py",
         "if step < end)", "if step <= end)",
         ("test_image_sizes.py::test_the_first_steps_are_those_of_a_run_of_small_images",),
