@@ -175,6 +175,8 @@ def quantization(info: Mapping[str, Any]) -> str:
         return ""
     size = record["bytes"]
     lines = [f"- {quantize.describe(*target)}" for target in record["targets"].items()]
+    if record["activations"] == "float32":
+        lines.append(f"\n{quantize.ADVICE}")
     return (
         "\n## What int8 changes\n\nThe scores above are of the float32 model. The ONNX file has "
         f"int8 weights and {record['activations']} activations. It is "

@@ -27,6 +27,8 @@ async function start() {
   ort.env.wasm.wasmBinary = (await unpack("wasm")).buffer;
   ort.env.wasm.wasmPaths = { mjs: URL.createObjectURL(loader) };
   const options = { executionProviders: ["wasm"], logSeverityLevel: 3 };
+  // Weights that are int8 alone become float32 once, not at every picture.
+  if (info.weights_only) options.extra = { session: { disable_quant_qdq: "1" } };
   const session = async (id) => ort.InferenceSession.create(await unpack(id), options);
   return {
     model: await session("model"),
@@ -364,7 +366,7 @@ function show(name, crop, { ages, classes }) {
       const percent = data(`${label}_${item}`, p, `${(100 * p).toFixed(0)} %`);
       list.append(element("dt", {}, item), element("dd", {}, percent));
     }
-    said.append(list);
+    said.append(element("p", {}, `${label.replaceAll("_", " ")}:`), list);
   }
   const canvas = drawn(crop);
   canvas.setAttribute("role", "img");

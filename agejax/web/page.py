@@ -128,6 +128,7 @@ def _facts(
         "size": info["input"]["shape"][1],
         "ages": [label for label, out in outputs.items() if "classes" not in out],
         "classes": {label: out["classes"] for label, out in outputs.items() if "classes" in out},
+        "weights_only": info.get("quantization", {}).get("activations") == "float32",
         "temperatures": calibration.temperatures if calibration else {},
         # An endless width becomes null.
         "widths": {
