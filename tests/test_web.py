@@ -323,15 +323,19 @@ def test_the_folder_has_the_card_and_the_licences(folder):
     assert info["files"]["web"]["parity"] <= export.TOLERANCE
 
 
-def test_a_page_in_int8_holds_the_int8_model(engine, workdir, tmp_path, folder):
+def test_a_page_in_int8_says_what_the_int8_model_says(browser, engine, workdir, folder, tmp_path):
     info = export.export(workdir, tmp_path, ["web"], int8=True, max_mae_change=100)
-    data = block(tmp_path / "index.html", "model")
+    data, float32 = (block(each / "index.html", "model") for each in (tmp_path, folder))
     assert len(data) == info["quantization"]["bytes"]["int8"]
-    graph = onnx.load_from_string(data).graph
-    assert "DequantizeLinear" in {node.op_type for node in graph.node}
-    float32 = onnx.load_from_string(block(folder / "index.html", "model")).graph
-    assert "DequantizeLinear" not in {node.op_type for node in float32.node}
-    assert onnx_export.load(data)(noise(32, 32)[None])["age"].shape == (1,)
+    kinds = [{n.op_type for n in onnx.load_from_string(one).graph.node} for one in (data, float32)]
+    assert ["DequantizeLinear" in each for each in kinds] == [True, False]
+    tab, said = opened(browser, tmp_path / "index.html")
+    tab.locator("#state", has_text="Ready.").wait_for(timeout=SECONDS)
+    image = noise(32, 32, blur=2)
+    (shown,) = chosen(tab, {"one.png": png(image)})
+    expected = onnx_export.load(data)(image[None])["age"][0]
+    assert shown["age"] == pytest.approx(expected, abs=0.02)
+    assert said == []
 
 
 def test_text_of_the_run_ends_no_block_of_the_page():
