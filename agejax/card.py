@@ -366,6 +366,8 @@ def origin(node: lineage.Lineage, role: str = "This model", depth: int = 0) -> s
                 + (f"; images: {sizes}" if sizes else "")
                 + f"; {_split(data['split'])})."
             ]
+            if members := node.get("members"):
+                lines.append(f"{indent}  - Its weights are the mean of {', '.join(members)}.")
             if node["start"] is None:
                 lines.append(f"{indent}  - Start: random weights.")
             else:

@@ -126,6 +126,7 @@ def join(
       views: of `VIEWS`; what is said of them is averaged.
     """
     check_alike(members)
+    given = members
     first = max(members, key=lambda run: run.config.data.image_size)
     share = {label: np.array(values) / np.sum(values) for label, values in weights.items()}
     if combine == "weights":
@@ -145,7 +146,7 @@ def join(
         return {name: mean for label, parts in said.items() for name, mean in _mean(label, parts)}
 
     # Where one has trained on what another was tested on, no split is left to test on.
-    alike = all(run.has_splits(first.fingerprint, first.config) for run in members)
+    alike = all(run.has_splits(first.fingerprint, first.config) for run in given)
     return dataclasses.replace(
         first,
         workdir=workdir,

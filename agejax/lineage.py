@@ -2,9 +2,10 @@
 
 A lineage is JSON, so that a released model carries it. A run is {"kind": "run", "name", "backbone",
 "image_size", "step" (None of an ancestor), "data": {"names", "fingerprint", "split", "examples"},
-"settings": those that differ from the defaults, "start": lineage or None, "teachers": [lineage]};
-its split is config.data.split with the SHA-256 of files in place of their paths. A file is {"kind":
-"file", "name", "sha256", "library"}. What is not there any more is {"kind": "missing", "name"}.
+"settings": those that differ from the defaults, "start": lineage or None, "teachers": [lineage],
+"members": names of the checkpoints whose weights were averaged, none for one alone}; its split is
+config.data.split with the SHA-256 of files in place of their paths. A file is {"kind": "file",
+"name", "sha256", "library"}. What is not there any more is {"kind": "missing", "name"}.
 """
 
 from __future__ import annotations
@@ -136,6 +137,7 @@ def _of_run(
     start = config.model.pretrained
     return {
         "kind": "run",
+        "members": _members(folder),
         "name": folder.resolve().name,
         "backbone": config.model.name,
         "image_size": config.model.image_size,
@@ -150,6 +152,14 @@ def _of_run(
         "start": _ancestors(start, config.model.name, way)[0] if start else None,
         "teachers": [one for path in _teachers(config) for one in _ancestors(path, None, way)],
     }
+
+
+def _members(folder: pathlib.Path) -> list[str]:
+    """The names, with steps, of the checkpoints whose weights were averaged; [] of a run."""
+    if not (folder / ENSEMBLE).exists():
+        return []
+    members = records.read_json(folder / ENSEMBLE, dict, "")["members"]
+    return [pathlib.PurePath(member).name for member in members]
 
 
 def _teachers(config: Any) -> list[str]:

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from agejax import box, calibration, card, export, image_sizes, lineage, sharding
+from agejax import box, calibration, card, export, image_sizes, joined, lineage, sharding
 from agejax.errors import UserError, run_command
 from agejax.logging import records
 from agejax.paths import expand
@@ -46,8 +46,8 @@ def release(
       The contents of release.json.
 
     Raises:
-      UserError: no run or checkpoint, another folder at `output`, or predictions that differ from
-        the run's by more than `TOLERANCES`.
+      UserError: no run or checkpoint, an ensemble of several networks, another folder at `output`,
+        or predictions that differ from the run's by more than `TOLERANCES`.
     """
     output = expand(output)
     records.check_folder(output, "--output")
@@ -55,7 +55,7 @@ def release(
         raise UserError(
             f"--output: {output} is not empty and holds no released model; name another"
         )
-    run = Run.open(workdir, devices=1)
+    run = _network(workdir)
     if box.is_release(run.workdir):
         raise UserError(f"--workdir: {run.workdir} is a released model already; name a run")
     size = run.config.eval.get("image_size", 0)
@@ -66,7 +66,8 @@ def release(
             "python -m agejax.evaluate calibrates a run that has a val split",
             file=sys.stderr,
         )
-    if not (run.workdir / "summary.json").exists():
+    averaged = (run.workdir / joined.FILE).exists()
+    if not averaged and not (run.workdir / "summary.json").exists():
         print(f"warning: {run.workdir} is not finished; its best step so far is released",
               file=sys.stderr)  # fmt: skip
     with records.new_folder(output) as folder:
@@ -90,6 +91,29 @@ def release(
         f"{written['parity']:.1e} of the largest value; use it as --workdir={output}"
     )
     return written
+
+
+def _network(workdir: str | pathlib.Path) -> Run:
+    """A run, or the averaged network of an ensemble, opened.
+
+    Raises:
+      UserError: no such folder, or an ensemble of several networks or views.
+    """
+    if not (box.locate(workdir) / joined.FILE).exists():
+        return Run.open(workdir, devices=1)
+    run = joined.open_run(workdir)
+    spec = records.read_json(run.workdir / joined.FILE, dict, "make the ensemble again")
+    if spec["combine"] != "weights" or spec["views"] != ["plain"]:
+        raise UserError(
+            f"--workdir: {run.workdir} is an ensemble of several networks or views, and a released "
+            "model is one network; teach one by them (config.distill), or average weights"
+        )
+    (params,), (batch_stats,) = run.params, run.batch_stats
+    return dataclasses.replace(
+        joined.open_member(spec["members"][0]),
+        workdir=run.workdir, step=run.step, fingerprint=run.fingerprint,
+        params=params, batch_stats=batch_stats,
+    )  # fmt: skip
 
 
 def _write(
@@ -144,8 +168,8 @@ def _seal(folder: pathlib.Path, values: dict[str, Any]) -> None:
 def _difference(one: Run, other: Run) -> float:
     """The largest difference of their predictions of random images; see `export.difference`."""
     images = _images(one)
-    batch = {"image": images, "weight": np.ones(len(images), np.float32)}
-    return export.difference(one.predict([batch]), other.predict([batch]))
+    given, expected = (jax.device_get(export.prediction(run)(images)) for run in (one, other))
+    return export.difference(given, expected)
 
 
 def _images(run: Run) -> np.ndarray:
@@ -158,7 +182,9 @@ def main(argv: Sequence[str]) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--workdir", required=True, help="the folder of a trained run")
+    parser.add_argument(
+        "--workdir", required=True, help="the folder of a trained run, or of averaged weights"
+    )
     parser.add_argument("--output", required=True, help="the folder to write")
     parser.add_argument("--storage", choices=STORAGE, default=STORAGE[0], help="of the kernels")
     args = parser.parse_args(argv[1:])

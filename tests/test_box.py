@@ -183,6 +183,25 @@ def test_a_damaged_file_is_one_line(folder, tmp_path, capsys):
         box.arrays(tmp_path / "small", {"backbone/kernel": (1, 2)})
 
 
+def test_averaged_weights_are_released_as_the_one_network_that_they_are(
+    trained, measured, tmp_path, capsys
+):
+    ensemble.create(tmp_path / "soup", [f"{trained}@4", measured], "weights")
+    release.release(tmp_path / "soup", tmp_path / "out")
+    assert "is not finished" not in capsys.readouterr().err
+    weight = np.ones(8, np.float32)
+    batch = {"image": np.concatenate([IMAGES, IMAGES[:3]]), "weight": weight}
+    expected = joined.open_run(tmp_path / "soup").predict([batch])
+    given = Run.open(tmp_path / "out").predict([batch])
+    for name, values in given.items():
+        np.testing.assert_allclose(values, expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
+    text = (tmp_path / "out/card.md").read_text()
+    assert f"Its weights are the mean of {trained.name}@4, student." in text
+    ensemble.create(tmp_path / "both", [trained, measured])
+    with pytest.raises(UserError, match="ensemble of several networks or views"):
+        release.release(tmp_path / "both", tmp_path / "out")
+
+
 # ---- names ---------------------------------------------------------------------------------------
 
 

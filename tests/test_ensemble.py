@@ -93,6 +93,15 @@ def test_weights_of_networks_are_averaged(members):
         np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-7)
 
 
+def test_averaged_weights_of_runs_with_other_splits_have_no_split_left_to_test_on(members):
+    config = members[1].config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.split.seed = 5
+    mixed = [members[0], dataclasses.replace(members[1], config=config)]
+    assert join(members, combine="weights").fingerprint == members[0].fingerprint
+    assert join(mixed, combine="weights").fingerprint == ""
+
+
 def test_the_fitted_weights_of_years_are_the_best_there_are():
     rng = np.random.default_rng(0)
     truth = rng.uniform(0, 90, 400)
