@@ -38,7 +38,7 @@ def before_data(config: Any, *, resumes: bool = False) -> None:
       resumes: it goes on from its own checkpoint, and pretrained weights are not needed again.
     """
     splits.way_of(config.data.split)
-    distillation.check(config.distill)
+    distillation.check(config.distill, config.heads)
 
     def to_steps(duration: Mapping[str, float], name: str, total: int | None = 1) -> int:
         batch = config.data.batch_size

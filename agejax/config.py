@@ -107,6 +107,7 @@ def default() -> ml_collections.ConfigDict:
     c.distill = ml_collections.ConfigDict()
     c.distill.runs = ()  # folders of runs or ensembles: they see each image as it is augmented
     c.distill.files = ()  # .npz files, as python -m agejax.distill writes them
+    c.distill.onnx = ml_collections.ConfigDict()  # name -> {path, ...}: distillation/onnx_models.py
     c.distill.share = 0.5  # of the loss that is the teachers'; the labels have the rest
     # Training images that no file has a row for: an error, or they learn from their labels alone.
     c.distill.missing = "error"  # error | labels

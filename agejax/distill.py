@@ -110,7 +110,7 @@ def write_targets(
             "split": [*split],
             "data": source.name,
             "images": source.fingerprint,
-            "trained_on": [seen.trained_on(run) for run, *_ in opened],
+            "trained_on": [data for run, *_ in opened for data in seen.trained_on(run)],
         },
     )
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -61,11 +61,12 @@ def check(config: Any, model: Model, frozen: Collection[str]) -> None:
                 f"{where}, but config.heads.{name}.neck.{wrong[0]} needs more than the pooled "
                 f"features that are kept; leave it out, {off}"
             )
-    if config.distill.runs:
-        raise UserError(
-            f"{where}, but the teachers of config.distill.runs need the images; leave them out, "
-            f"{off}"
-        )
+    for kind in ("runs", "onnx"):
+        if config.distill[kind]:
+            raise UserError(
+                f"{where}, but the teachers of config.distill.{kind} need the images; write their "
+                f"answers to a file with python -m agejax.distill, {off}"
+            )
     given, default = (run.plain(each) for each in (config.augment, augment.default()))
     changed = [key for key, value in given.items() if value != default.get(key)]
     if mixing := [key for key in changed if key in ("mixup", "cutmix", "copies")]:

@@ -39,7 +39,7 @@ ENSEMBLE = "ensemble.json"
 # Settings that name places on the machine where the run was trained.
 PLACES = re.compile(
     r"data\.(source|edits\.labels|split\.files\..*|mixture\.[^.]+\.source)|model\.pretrained|"
-    r"distill\.(runs|files|features\.teacher)"
+    r"distill\.(runs|files|onnx\.[^.]+\.path|features\.teacher)"
 )
 
 
@@ -113,9 +113,9 @@ def known_to_ancestors(lineage: Lineage, source: Source, rows: np.ndarray) -> di
 
 def _overlap(theirs: Mapping[str, Any], data: Any, source: Source) -> str | None:
     if theirs["fingerprint"] == source.fingerprint:
-        same = same_splits(theirs["split"], _split(data.split))
+        same = same_splits(theirs["split"], split_of(data.split))
         return None if same else "the same data with other splits"
-    both = sorted(set(theirs["names"]) & set(_names(data)))
+    both = sorted(set(theirs["names"]) & set(names(data)))
     return f"another version or part of {', '.join(both)}" if both else None
 
 
@@ -143,9 +143,9 @@ def _of_run(
         "image_size": config.model.image_size,
         "step": None,
         "data": {
-            "names": _names(config.data),
+            "names": names(config.data),
             "fingerprint": fingerprint,
-            "split": _split(config.data.split),
+            "split": split_of(config.data.split),
             "examples": examples,
         },
         "settings": differing(values),
@@ -164,10 +164,11 @@ def _members(folder: pathlib.Path) -> list[str]:
 
 def _teachers(config: Any) -> list[str]:
     given = config.get("distill") or {}
-    return [*given.get("runs", ()), *given.get("files", ())]
+    models = [model["path"] for model in (given.get("onnx") or {}).values()]
+    return [*given.get("runs", ()), *given.get("files", ()), *models]
 
 
-def _split(split: Any) -> dict[str, Any]:
+def split_of(split: Any) -> dict[str, Any]:
     """config.data.split with the SHA-256 of its files in place of their paths."""
     values = plain(split)
     for name, path in values.get("files", {}).items():
@@ -176,7 +177,7 @@ def _split(split: Any) -> dict[str, Any]:
     return values
 
 
-def _names(data: Any) -> list[str]:
+def names(data: Any) -> list[str]:
     """The data sets that config.data names."""
     parts = (data.get("mixture") or {}).values()
     return sorted({part["name"] for part in parts} if parts else {data.name})

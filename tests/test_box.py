@@ -425,7 +425,7 @@ def test_splits_by_lists_of_names_are_told_apart_by_what_the_lists_hold(
     source = opening.open_source(config.data)
     own = lineage.of(Run.open(trained, devices=1))
     config.data.split.files = {"train": str(tmp_path / "a/train.txt")}
-    own["data"]["split"] = lineage._split(config.data.split)
+    own["data"]["split"] = lineage.split_of(config.data.split)
     assert str(tmp_path) not in json.dumps(own)
     config.data.split.files.train = str(tmp_path / "b/train.txt")
     assert lineage.may_have_seen(own, config, source) is None

@@ -1,25 +1,26 @@
 """Teachers: what they answer, what a student learns from it, and which are refused."""
 
 import dataclasses
+import importlib.util
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import onnx
 import pytest
 from scipy.special import log_softmax, softmax
 from scipy.stats import entropy
 
 import tiny
-from agejax import distill, ensemble, losses, train
+from agejax import distill, ensemble, export, lineage, losses, sharding, train
 from agejax.data import augment, draws, opening, pipeline, splits
 from agejax.data.augment import Mix
-from agejax.distillation import feature_map
+from agejax.distillation import feature_map, seen, setup
 from agejax.distillation.files import TargetFile
 from agejax.distillation.setup import open_teachers
 from agejax.distillation.teachers import FEATURES, Target, Teachers
 from agejax.errors import UserError
-from agejax.export import prediction
 from agejax.heads import Facts, create, training
 from agejax.run import Run
 
@@ -388,6 +389,123 @@ def test_images_without_any_label_learn_from_the_teacher_alone(
     assert summary["distill"]["teachers"][0]["seen"] == 0
 
 
+# ---- ONNX models ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def exported(teachers, tmp_path_factory):
+    """The first teacher as an ONNX model."""
+    folder = tmp_path_factory.mktemp("exported")
+    export.export(teachers[0], folder, ["onnx"])
+    return folder / "model.onnx"
+
+
+def with_model(config, model, **options):
+    with config.unlocked():
+        config.distill.onnx = {"other": {"path": str(model), **options}}
+        config.distill.allow_seen = True
+    return config
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_an_onnx_model_teaches_what_the_run_that_it_was_exported_from_does(
+    config_of, teachers, exported, devices
+):
+    """Also of a batch that lies on several devices."""
+    outputs = {"gender": "gender", "ethnicity": "ethnicity"}
+    config = config_of(sampling__kind="uniform")  # an exported model does not undo a sampler
+    with_model(config, exported, probabilities=outputs, years={"age": "age"}, sigma=2.0)
+    group, source, _ = opened(config)
+    assert group.facts["teachers"][0]["seen"] is None
+    mesh = sharding.create_mesh(devices, 1)
+    batch = sharding.put_batch(pipeline.gather(source, ROWS), mesh)
+    given = jax.jit(
+        lambda batch: group.targets(
+            batch | {"teachers": group.arrays},
+            lambda size: augment.eval_images(batch["image"], size),
+            None,
+        )
+    )(batch)
+    expected = answers(teachers[0], config)
+    for name in outputs:
+        np.testing.assert_allclose(given[name].values, expected[name], atol=1e-4)
+    years = np.arange(117)
+    normal = np.exp(-((years - expected["age"][:, None]) ** 2) / 2 / 2.0**2)
+    normal /= normal.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(given["age"].values, normal, atol=1e-4)
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    """A model of another library: [B, 3, 8, 8] floats to a mean of each channel, and a sigmoid."""
+    make, floats = onnx.helper, onnx.TensorProto.FLOAT
+    nodes = [
+        make.make_node("GlobalAveragePool", ["x"], ["means4"]),
+        make.make_node("Flatten", ["means4"], ["means"]),
+        make.make_node("ReduceMean", ["means"], ["mean"], axes=[1], keepdims=1),
+        make.make_node("Sigmoid", ["mean"], ["second"]),
+    ]
+    graph = make.make_graph(
+        nodes, "foreign",
+        [make.make_tensor_value_info("x", floats, [1, 3, 8, 8])],
+        [make.make_tensor_value_info(n, floats, [1, k]) for n, k in (("means", 3), ("second", 1))],
+    )  # fmt: skip
+    opset = [make.make_opsetid("", 13)]
+    onnx.save(make.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "m.onnx")
+    return tmp_path / "m.onnx"
+
+
+def test_a_model_of_another_library_is_given_what_it_expects(config_of, foreign):
+    config = with_model(
+        config_of(sampling__kind="uniform", distill__features__weight=1.0), foreign,
+        channels="BGR", scale=2.0, mean=(0.5, 0.25, 0.125), std=(1.0, 2.0, 4.0),
+        probabilities={"gender": "second"}, features="means",
+        outcomes={"gender": ("female", "male")},
+    )  # fmt: skip
+    given = taught(config)
+    image = pipeline.gather(opening.open_source(config.data), ROWS)["image"]
+    view = np.asarray(augment.eval_images(image, 8))[..., ::-1]
+    means = ((2 * view - [0.5, 0.25, 0.125]) / [1, 2, 4]).mean(axis=(1, 2))
+    np.testing.assert_allclose(given[FEATURES], means, atol=1e-5)
+    p = 1 / (1 + np.exp(-means.mean(axis=1)))  # of its second class, male: the student's first
+    np.testing.assert_allclose(given["gender"], np.stack([p, 1 - p], axis=1), atol=1e-5)
+    assert "age" not in given
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"path": "/nowhere.onnx"}, "there is no file '/nowhere.onnx'"),
+        ({"layout": "CHWN"}, "'CHWN' is not one of"),
+        ({"std": (1.0, 0.0, 1.0)}, "set it above 0"),
+        ({"probabilities": {"race": "means"}}, "config.heads has no race"),
+        ({"probabilities": {"gender": "means"}}, "output means has 3 numbers, this run's head 2"),
+        ({"probabilities": {"gender": "third"}}, "it has no output 'third'; its outputs are means"),
+        ({"years": {"gender": "second"}}, "that head has no years"),
+        ({"outcomes": {"gender": ("a", "b")}, "logits": {"gender": "second"}}, "a, b are not"),
+    ],
+)
+def test_models_that_cannot_teach_are_refused(config_of, foreign, tmp_path, options, words):
+    config = with_model(config_of(), foreign, **options)
+    with pytest.raises(UserError, match=words):  # before the data where it can be, else with it
+        setup.check(config.distill, config.heads) or opened(config)
+
+
+def test_a_model_is_refused_where_nobody_knows_what_it_has_seen(config_of, foreign):
+    config = with_model(config_of(), foreign, probabilities={"gender": "second"})
+    with config.unlocked():
+        config.distill.allow_seen = False
+    with pytest.raises(UserError, match=r"onnx\.other .* may have seen .*allow_seen=True"):
+        opened(config)
+
+
+def test_a_model_without_onnxruntime_is_one_line(config_of, foreign, monkeypatch):
+    config = with_model(config_of(), foreign, probabilities={"gender": "second"})
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"onnxruntime is missing; pip install 'agejax\[onnx\]'"):
+        setup.check(config.distill, config.heads)
+
+
 # ---- features ------------------------------------------------------------------------------------
 
 
@@ -421,7 +539,7 @@ def test_features_are_learned_through_a_map_that_only_training_has(student, othe
     assert set(run.params) == set(names)
     assert summary["distill"]["features"] == 12
     image = pipeline.gather(opening.open_source(config.data), ROWS)["image"]
-    assert set(prediction(run)(image)) >= {"age", "gender", "ethnicity"}
+    assert set(export.prediction(run)(image)) >= {"age", "gender", "ethnicity"}
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     first = next(line for line in lines if "loss" in line)
     assert first["loss"] == pytest.approx(2 * first["features/distill"], rel=1e-5)
@@ -507,11 +625,48 @@ def test_a_teacher_that_has_seen_the_test_images_is_allowed_where_it_is_asked_fo
     group, source, rows = opened(config)
     theirs = splits.make(source, config_of().data.split)
     judged = np.concatenate([rows["val"], rows["test"]])
-    seen = np.isin(judged, theirs["train"]) | (
+    known = np.isin(judged, theirs["train"]) | (
         np.isin(judged, rows["test"]) & np.isin(judged, theirs["val"])
     )
-    assert group.facts["teachers"][0]["seen"] == seen.sum() > 0
-    assert f"it has seen {seen.sum()} of the images" in capsys.readouterr().err
+    assert group.facts["teachers"][0]["seen"] == known.sum() > 0
+    assert f"it has seen {known.sum()} of the images" in capsys.readouterr().err
+
+
+def test_what_a_teacher_its_start_and_its_teachers_have_seen_counts(config_of, tmp_path):
+    config = config_of()
+    source = opening.open_source(config.data)
+    rows = splits.make(source, config.data.split)
+
+    def data(**changes):
+        split = config_of(**changes).data.split.to_dict()
+        return {"names": ["utkface"], "fingerprint": source.fingerprint, "split": split}
+
+    def count(*given):
+        return seen.count(source, config.data, rows, given)
+
+    own, other = data(), data(data__split__seed=1)
+    assert count(own) == 0
+    assert count(own, own | {"fingerprint": "another"}) is None  # another part or version of it
+    assert count(own, {"names": ["aaf"], "fingerprint": "another", "split": {}}) == 0
+    assert count(own, None) is None
+    assert count(own, other) == count(other) > 0
+    # A teacher that trains on what it was to be validated on, and one that was chosen by test.
+    assert count(data(data__split__val_of_train=0.0)) == len(rows["val"])
+    (tmp_path / "train.txt").write_text("\n".join(source.ids[rows["train"]]))
+    (tmp_path / "val.txt").write_text("\n".join(source.ids[rows["test"]]))
+    files = {name: str(tmp_path / f"{name}.txt") for name in ("train", "val")}
+    listed = config_of()
+    with listed.unlocked():
+        listed.data.split.files = files
+    swapped = own | {"split": lineage.split_of(listed.data.split)}  # with digests for paths
+    assert seen.count(source, listed.data, rows, [swapped]) == len(rows["test"])
+
+    def node(data, start=None, teachers=()):
+        return {"kind": "run", "data": data, "start": start, "teachers": teachers}
+
+    weights = {"kind": "file", "name": "faces.safetensors"}
+    assert [*seen.of_lineage(node(own, weights, [node(other, node(own))]))] == [own, other, own]
+    assert [*seen.of_lineage(node(own, None, [weights]))] == [own, None]
 
 
 @pytest.mark.parametrize(
@@ -522,7 +677,10 @@ def test_a_teacher_that_has_seen_the_test_images_is_allowed_where_it_is_asked_fo
         ({"ids": np.array(["a", "b"])}, "has neither probabilities/HEAD nor features"),
         ({"features": np.zeros((3, 4), np.float32)}, r"must be real numbers, \[2, K\]"),
         ({"probabilities/gender": np.float32([[0.5, 0.9]] * 2)}, "are no probabilities"),
-        ({"probabilities/gender": np.float32([[0.5, 0.5]] * 2)}, "trained on other data, and may"),
+        (
+            {"probabilities/gender": np.float32([[0.5, 0.5]] * 2)},
+            "trained on data that is not known",
+        ),
     ],
 )
 def test_files_that_cannot_teach_are_refused(config_of, tmp_path, arrays, words):

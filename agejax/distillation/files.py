@@ -9,7 +9,8 @@
     features               [N, D], or [V, N, D]
     facts                  [], a text: JSON that `python -m agejax.distill` writes, with "images"
                            (the fingerprint of the data that the ids are of), "trained_on" (the
-                           fingerprints and splits of what the teacher's training has seen), ...
+                           data sets, fingerprints and splits that the teacher, its start and its
+                           teachers were trained on), ...
 
 All but `ids` may be left out. A row of NaN is unknown.
 """

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 import numpy as np
 
+from agejax import lineage
 from agejax.config import default
 from agejax.data import splits
 from agejax.data.sources import Gathered, Source
@@ -17,58 +18,82 @@ from agejax.errors import DAMAGE, UserError
 from agejax.run import Run, plain
 
 CHOOSES = ("val", splits.CALIBRATION)  # what a run looks at, and does not train on
+KNOWN = ("names", "fingerprint", "split")  # of a run's data in its lineage
+Data = Mapping[str, Any] | None  # what a network was trained on, by `KNOWN`; None: nobody knows
 
 
-def trained_on(run: Run) -> dict[str, Any] | None:
-    """{"fingerprint", "split"} of a run's data; None where its own teachers may have seen more."""
-    if run.config.get("distill", {}).get("allow_seen", False):
-        return None
-    # A run older than a setting was split as its default does.
-    split = plain(default().data.split) | plain(run.config.data.split)
-    return {"fingerprint": run.fingerprint, "split": split}
+def trained_on(run: Run) -> list[dict[str, Any] | None]:
+    """The data of a run, of the runs that it started from, and of its and their teachers."""
+    return [*of_lineage(lineage.of(run))]
 
 
-def count(source: Source, rows: Mapping[str, np.ndarray], known: Any) -> int | None:
-    """How many of the images that a run is judged on, or copies of them, a teacher has learned.
+def of_lineage(node: Mapping[str, Any]) -> Iterator[dict[str, Any] | None]:
+    """`trained_on` of a lineage. The data of weights files that a run started from is left out."""
+    if node["kind"] != "run":
+        return
+    yield {key: node["data"][key] for key in KNOWN}
+    if node["start"] is not None:
+        yield from of_lineage(node["start"])
+    for teacher in node["teachers"]:
+        yield from of_lineage(teacher) if teacher["kind"] == "run" else (None,)
+
+
+def count(
+    source: Source, config: Any, rows: Mapping[str, np.ndarray], data: Sequence[Data]
+) -> int | None:
+    """How many of the images that a student is judged on, or copies of them, a teacher has learned.
 
     Images that a teacher was chosen by count where they are in a test split.
 
     Args:
-      source, rows: the student's data and its splits.
-      known: of the teacher, as `trained_on` gives it.
+      source, config, rows: the student's data, its config.data and its splits.
+      data: of the teacher, as `trained_on` gives it.
 
     Returns:
-      None where nobody knows: the teacher's data is not in the student's.
+      None where nobody knows: some of it is unknown, or is another version or part of a data set
+      that the student uses.
     """
-    theirs = _splits(source, known)
-    if theirs is None:
-        return None
-    none = np.zeros(0, np.int64)
-    learned, chose = (
-        source.groups[np.concatenate([none, *(theirs.get(name, none) for name in names)])]
-        for names in (("train",), CHOOSES)
-    )
     seen = np.zeros(len(source.ids), bool)
-    for name, judged in rows.items():
-        if name != "train":
-            seen[judged] |= np.isin(source.groups[judged], learned)
-        if name not in ("train", *CHOOSES):
-            seen[judged] |= np.isin(source.groups[judged], chose)
+    for each in data:
+        theirs = None if each is None else _splits(source, config.split, each)
+        if theirs is None:
+            ours = lineage.names(config)
+            if each is None or not set(each.get("names", ours)).isdisjoint(ours):
+                return None
+            continue  # other data sets
+        none = np.zeros(0, np.int64)
+        learned, chose = (
+            source.groups[np.concatenate([none, *(theirs.get(name, none) for name in names)])]
+            for names in (("train",), CHOOSES)
+        )
+        for name, judged in rows.items():
+            if name != "train":
+                seen[judged] |= np.isin(source.groups[judged], learned)
+            if name not in ("train", *CHOOSES):
+                seen[judged] |= np.isin(source.groups[judged], chose)
     return int(seen.sum())
 
 
-def _splits(source: Source, known: Any) -> dict[str, Any] | None:
-    """A teacher's splits, as rows of the student's source."""
+def _splits(source: Source, ours: Any, data: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A teacher's splits, as rows of the student's source; None where its data is not in there.
+
+    Args:
+      ours: config.data.split of the student.
+    """
+    # A run older than a setting was split as its default does.
+    values = plain(default().data.split) | data["split"]
+    if values["files"] and values["files"] == lineage.split_of(ours)["files"]:
+        values["files"] = plain(ours)["files"]  # the paths of these digests
+    split = ml_collections.ConfigDict(values)
     try:
-        fingerprint, split = known["fingerprint"], ml_collections.ConfigDict(known["split"])
-        with contextlib.redirect_stderr(io.StringIO()):  # the splits are another run's
-            if source.fingerprint == fingerprint:
+        with contextlib.redirect_stderr(io.StringIO()):  # its remarks are of another run's splits
+            if source.fingerprint == data["fingerprint"]:
                 return splits.make(source, split)
             images = source.images
             if source.part is None or not isinstance(images, Gathered):
                 return None
             for i, part in enumerate(images.sources):
-                if part.fingerprint == fingerprint:
+                if part.fingerprint == data["fingerprint"]:
                     return {
                         name: np.flatnonzero((images.source == i) & np.isin(images.row, rows))
                         for name, rows in splits.make(part, split).items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 
 from agejax import box, joined
 from agejax.data.sources import Source
-from agejax.distillation import networks, seen
+from agejax.distillation import networks, onnx_models, seen
 from agejax.distillation.files import FileTeacher, TargetFile
 from agejax.distillation.teachers import FEATURES, LOSSES, NOBODY, Teacher, Teachers
 from agejax.errors import UserError, few, one_of
@@ -24,8 +24,12 @@ from agejax.run import opened_config
 WHERE = "config.distill"
 
 
-def check(config: Any) -> None:
-    """Raises `UserError` for settings of config.distill that are wrong whatever the data is."""
+def check(config: Any, heads: Mapping[str, Any]) -> None:
+    """Raises `UserError` for settings of config.distill that are wrong whatever the data is.
+
+    Args:
+      heads: config.heads.
+    """
     one_of(WHERE, "missing", config.missing, ("error", "labels"))
     one_of(f"{WHERE}.features", "loss", config.features.loss, tuple(LOSSES))
     for path in config.runs:
@@ -35,9 +39,12 @@ def check(config: Any) -> None:
     for path in config.files:
         if not expand(path).is_file():
             raise UserError(f"{WHERE}.files: there is no file {path}")
-    if not (named := [*config.runs, *config.files]):
+    onnx_models.check(config.onnx, heads)
+    if not (named := [*config.runs, *config.files, *config.onnx]):
         if config.features.weight:
-            raise UserError(f"{WHERE}.features: no teacher is named; set {WHERE}.runs or .files")
+            raise UserError(
+                f"{WHERE}.features: no teacher is named; set {WHERE}.runs, .files or .onnx"
+            )
         return
     if not config.probabilities.weight and not config.features.weight:
         raise UserError(
@@ -69,11 +76,13 @@ def open_teachers(
         a head with other classes or without probabilities, or a training image without a target.
     """
     c = config.distill
-    if not c.runs and not c.files:
+    if not c.runs and not c.files and not c.onnx:
         return NOBODY
     files = {path: TargetFile.read(path) for path in c.files}
     taught: dict[str, Head] = {}
-    if c.probabilities.weight and (c.runs or any(f.probabilities for f in files.values())):
+    gives = [bool(file.probabilities) for file in files.values()]
+    gives += [any(given.get(kind) for kind in onnx_models.KINDS) for given in c.onnx.values()]
+    if c.probabilities.weight and (c.runs or any(gives)):
         taught = dict(heads)
         if wrong := [name for name, head in heads.items() if not networks.outcomes(head)]:
             raise UserError(
@@ -85,14 +94,20 @@ def open_teachers(
     for path in c.runs:
         for run, weights, views in networks.opened(path, config.sharding.devices):
             where = f"{WHERE}.runs: {run.workdir}"
-            known = _judge(where, seen.trained_on(run), source, rows, c.allow_seen)
+            known = _judge(where, seen.trained_on(run), source, config, rows)
             ways = networks.for_student(run, weights, taught, ratios, config.sampling)
             member = networks.of_run(run, weights, views, ways, run.config.model.image_size)
             found.append((path, member, {"name": str(run.workdir), "step": run.step} | known))
     for path, file in files.items():
-        known = _judge_file(f"{WHERE}.files: {path}", file, source, rows, c.allow_seen)
+        known = _judge(f"{WHERE}.files: {path}", _of_file(file), source, config, rows)
         given = FileTeacher.of(file, source, taught, ratios)
         found.append((path, given, {"name": str(file.path), "digest": file.digest()} | known))
+    for name, options in c.onnx.items():
+        # A model says nothing of what it has seen.
+        known = _judge(f"{WHERE}.onnx.{name}", [None], source, config, rows)
+        model = onnx_models.opened(name, options, taught, ratios)
+        digest = onnx_models.digest(options.path)
+        found.append((name, model, {"name": str(options.path), "digest": digest} | known))
 
     members = [member for _, member, _ in found]
     giver = _giver(c.features, [path for path, *_ in found], members)
@@ -191,45 +206,47 @@ def _check_complete(
             print(f"{WHERE}: {what}; they learn from their labels alone", file=sys.stderr)
 
 
-def _judge_file(
-    where: str,
-    file: TargetFile,
-    source: Source,
-    rows: Mapping[str, np.ndarray],
-    allowed: bool,
-) -> dict[str, Any]:
-    """`_judge` of all that a file's teachers were trained on."""
-    trained_on = file.facts.get("trained_on")
-    known = trained_on if isinstance(trained_on, list) and trained_on else [None]
-    judged: Iterator[dict[str, Any]] = (
-        _judge(where, each, source, rows, allowed) for each in known
+def _of_file(file: TargetFile) -> list[Any]:
+    """What the teachers of a file were trained on, as `seen.trained_on`; [None] if it is unsaid."""
+    given = file.facts.get("trained_on")
+    known = isinstance(given, list) and all(
+        isinstance(each, dict) and isinstance(each.get("split"), dict) and "fingerprint" in each
+        for each in given
     )
-    counts = [each["seen"] for each in judged]
-    return {"seen": None if None in counts else max(counts)}
+    return given if known and given else [None]
 
 
 def _judge(
-    where: str, known: Any, source: Source, rows: Mapping[str, np.ndarray], allowed: bool
+    where: str,
+    data: Sequence[Any],
+    source: Source,
+    config: Any,
+    rows: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
     """{"seen": how many of the images that the student is judged on the teacher has learned}.
+
+    Args:
+      data: of the teacher, as `seen.trained_on` gives it.
+      config: the student's.
 
     Raises:
       UserError: it has learned some, or nobody knows (None), and that was not allowed.
     """
-    counted = None if known is None else seen.count(source, rows, known)
+    counted = seen.count(source, config.data, rows, data)
     if counted == 0:
         return {"seen": 0}
     if counted is None:
-        what = "was trained on other data, and may have seen what this run is judged on"
+        what = "was trained on data that is not known, or on another version or part of this run's"
+        what += ", and may have seen what this run is judged on"
     else:
         what = (
             f"was trained on another split of this data: it has seen {counted:,} of the images "
             "that this run is judged on, or copies of them"
         )
-    if not allowed:
+    if not config.distill.allow_seen:
         raise UserError(
             f"{where} {what}; train it on this run's data and split, or set "
-            f"{WHERE}.allow_seen=True, which the summary and the model card will state"
+            f"{WHERE}.allow_seen=True, which the summary states"
         )
     if jax.process_index() == 0:
         print(f"warning: {where} {what}; scores on these are too good", file=sys.stderr)
