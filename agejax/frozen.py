@@ -205,7 +205,7 @@ def compute(
         _keys(config, arrays, source),
         needed,
         total=len(source.ids),
-        width=model.network(*on_devices).backbone.feature_dim,
+        width=model.feature_dim,
         compute=in_batches,
         name=f"features of {config.model.name}",
         cache_dir=config.data.cache_dir,
