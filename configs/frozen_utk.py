@@ -26,7 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     neck = {"hidden": (512,), "dropout": 0.5, "input_dropout": 0.3}
     config.heads.age = {
-        "kind": "distribution", "loss": "dldl", "sigma": 2.5, "expectation_weight": 0.0,
+        "kind": "distribution", "loss": "dldl", "sigma": 2.5, "expectation_weight": 0.1,
         "neck": dict(neck),
     }  # fmt: skip
     config.heads.gender = {"kind": "binary", "neck": dict(neck)}
@@ -34,6 +34,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.optim.weight_decay = 0.05
     config.schedule.lr = 1e-3
-    config.eval.batch_size = 64  # the fastest for this backbone on two cores
+    config.eval.batch_size = 64
+    config.eval.every = {"epochs": 5.0}
     config.log_every = {"epochs": 1.0}
     return config
