@@ -87,6 +87,8 @@ def default() -> ml_collections.ConfigDict:
     c.model.options = ml_collections.ConfigDict()  # the backbone's own options
     c.model.image_size = 128  # pixels, of the images that the network sees
     c.model.dtype = "float32"  # compute: float32 | bfloat16; parameters and logits stay float32
+    # Recompute the activations of each block in the backward pass: less memory, more time.
+    c.model.remat = False
     c.model.hidden = 0  # width of a dense layer between backbone and heads; 0: none
     c.model.dropout = 0.2
     # Where the backbone is frozen: of how many views of each training image its features are
@@ -133,6 +135,9 @@ def default() -> ml_collections.ConfigDict:
     # Ordered (regex, value): the first match of a parameter's path wins, one that none covers is
     # an error. A learning-rate multiplier of None freezes, batch-norm statistics included.
     c.optim.lr_multipliers = ((".*", 1.0),)
+    # The learning rate of the backbone's last layer is multiplied by this, that of the layer below
+    # by its square, and so on down to the stem; heads keep 1. Off at 1; 0.65 to 0.9 to fine-tune.
+    c.optim.layer_decay = 1.0
     c.optim.decay_multipliers = ((".*/(bias|scale|noise|cls_token|pos_embed)$", 0.0), (".*", 1.0))
     # (regex, value) too, 0 for what none covers: added to the loss are l1 |p| and l2 / 2 p².
     c.optim.l1 = ()
@@ -202,7 +207,8 @@ LIMITS: dict[str, dict[str, tuple[float, float]]] = {
     "config.distill.features": {"weight": (0, 1e6)},
     "config.optim": {
         "b1": (0, 0.9999), "b2": (0, 0.999999), "eps": (0, 1), "clip_norm": (0, 1e9),
-        "accumulate": (1, 2**16), "weight_decay": (0, 1e3), "ema": (0, 0.999999),
+        "layer_decay": (1e-3, 1), "accumulate": (1, 2**16), "weight_decay": (0, 1e3),
+        "ema": (0, 0.999999),
     },
     "config.schedule": {
         "lr": (1e-30, 1e30), "div": (1e-3, 1e12), "final_div": (1e-3, 1e12),
@@ -262,10 +268,18 @@ def from_json(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """
     try:
         config = ml_collections.ConfigDict(values)
-        check(_completed(config.copy_and_resolve_references(), default(), "config"))
+        check(completed(config))
     except (ValueError, TypeError, UserError) as error:
         raise UserError(f"{error}; it is damaged, or of another version of agejax") from error
     return config
+
+
+def completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A copy with defaults for settings that are missing, as in runs from before there were any."""
+    copy: ml_collections.ConfigDict = _completed(
+        config.copy_and_resolve_references(), default(), "config"
+    )
+    return copy
 
 
 def _completed(config: Any, defaults: Any, where: str) -> Any:

@@ -129,22 +129,29 @@ def match_groups(
 
 
 def create_optimizer(
-    config: Any, schedule: optax.Schedule, names: Sequence[str], beside: Sequence[str] = ()
+    config: Any,
+    schedule: optax.Schedule,
+    parameters: Mapping[str, int],
+    beside: Sequence[str] = (),
 ) -> Optimizer:
     """config.optim -> the optimizer.
 
     Decay is decoupled (Loshchilov & Hutter 2019): each step subtracts lr · multiplier · decay · p.
+    A layer's learning rate is multiplied by layer_decay^height too (Clark et al. 2020, ELECTRA; Bao
+    et al. 2022, BEiT).
 
     Args:
-      names: the paths of all parameters of the network, flat.
+      parameters: flat name of every parameter of the network -> `backbone.heights`.
       beside: those of other parameters, which change at the full rate and decay, such as the map to
         a teacher's features.
     """
-    lr = match_groups(names, config.lr_multipliers, "optim.lr_multipliers")
+    lr = match_groups(parameters, config.lr_multipliers, "optim.lr_multipliers")
+    layer_decay = config.get("layer_decay", 1.0)  # older runs have none
+    lr = {k: v if v is None else v * layer_decay ** parameters[k] for k, v in lr.items()}
     frozen = frozenset(name for name, value in lr.items() if value is None)
     if len(frozen) == len(lr):
         raise UserError("config.optim.lr_multipliers freezes every parameter: nothing to train")
-    decay = match_groups(names, config.decay_multipliers, "optim.decay_multipliers")
+    decay = match_groups(parameters, config.decay_multipliers, "optim.decay_multipliers")
     lr, decay = ({**each, **dict.fromkeys(beside, 1.0)} for each in (lr, decay))
 
     match config.name:
@@ -167,7 +174,7 @@ def create_optimizer(
     return Optimizer(optax.chain(*chain), schedule, frozen)
 
 
-def create_penalty(config: Any, names: Sequence[str]) -> Callable[[Flat], jax.Array] | None:
+def create_penalty(config: Any, names: Iterable[str]) -> Callable[[Flat], jax.Array] | None:
     """config.optim.l1 and .l2 -> parameters -> what they add to the loss, []; None for nothing.
 
     The sum over parameters of l1 · |p| + l2 / 2 · p², by the first group that matches, else none.

@@ -16,7 +16,7 @@ from agejax import optim, sharding
 from agejax.errors import UserError
 from agejax.heads import Head, ages
 from agejax.models import layers, pretrained, registry
-from agejax.models.backbone import Features
+from agejax.models.backbone import Features, heights
 from agejax.models.face_model import FaceModel
 from agejax.models.feature_smoothing import SmoothingOptions
 from agejax.models.necks import NeckOptions
@@ -65,7 +65,7 @@ class Model:
 
     graphdef: Any
     paths: Mapping[str, tuple[Any, ...]]  # flat name -> NNX path
-    parameters: tuple[str, ...]  # flat names
+    parameters: Mapping[str, int]  # flat name -> `backbone.heights`
     shapes: Mapping[str, tuple[int, ...]]  # of parameters and batch statistics, by flat name
     heads: Mapping[str, Head]
     feature_dim: int  # of the backbone's pooled features
@@ -126,11 +126,12 @@ def create_model(config: Any, heads: Mapping[str, Head]) -> tuple[Model, Initial
 
     def build(key: jax.Array) -> FaceModel:
         rngs = nnx.Rngs(params=key)
-        backbone = registry.create(
+        trunk = registry.create(
             c.name, image_size=c.image_size, rngs=rngs, dtype=DTYPES[c.dtype], **c.options
         )
+        trunk.remat = c.get("remat", False)
         return FaceModel(
-            backbone,
+            trunk,
             {name: head.output for name, head in heads.items()},
             necks,
             smoothing,
@@ -155,8 +156,9 @@ def create_model(config: Any, heads: Mapping[str, Head]) -> tuple[Model, Initial
         return _flatten(params)[0], _flatten(stats)[0]
 
     paths = params_paths | stats_paths
+    parameters = heights(abstract.backbone, tuple(params_paths))
     feature_dim = abstract.backbone.feature_dim
-    return Model(graphdef, paths, tuple(params_paths), shapes, heads, feature_dim), initialise
+    return Model(graphdef, paths, parameters, shapes, heads, feature_dim), initialise
 
 
 def abstract(
@@ -190,13 +192,13 @@ def create(
     start = functools.partial(_start, config, optimizer)
     key = jax.random.key(config.seed)
     if start_from is None and config.model.pretrained:
-        start_from = functools.partial(_from_file, config.model)
+        start_from = functools.partial(from_file, config.model)
     if start_from is None:
         return jax.jit(lambda key: start(*initialise(key)), out_shardings=shardings)(key)
     return jax.jit(start, out_shardings=shardings)(*start_from(*initialise(key)))
 
 
-def _from_file(config: Any, params: Flat, batch_stats: Flat) -> tuple[Arrays, Arrays]:
+def from_file(config: Any, params: Flat, batch_stats: Flat) -> tuple[Arrays, Arrays]:
     """Replaces the backbone's arrays by those of the weights file that config.model names."""
     shapes = {name: value.shape for name, value in (params | batch_stats).items()}
     loaded = pretrained.load(config.pretrained, config.name, shapes)
@@ -232,8 +234,7 @@ def _flatten(state: Any) -> tuple[Flat, dict[str, tuple[Any, ...]]]:
 
 def _freeze_batch_norm(network: nnx.Module, groups: Any) -> None:
     """A frozen batch norm keeps its statistics too: it would drift under frozen weights."""
-    for path, module in nnx.iter_modules(network):
-        if isinstance(module, layers.BatchNorm):
-            name = "/".join(map(str, (*path, "scale")))
-            multiplier = optim.match_groups([name], groups, "optim.lr_multipliers")[name]
-            module.frozen = multiplier is None
+    for path, norm in layers.batch_norms(network).items():
+        name = f"{path}/scale"
+        multiplier = optim.match_groups([name], groups, "optim.lr_multipliers")[name]
+        norm.frozen = multiplier is None

@@ -256,6 +256,29 @@ def test_dropout_keeps_the_mean_and_needs_no_state():
     assert float((y == 0).mean()) == pytest.approx(0.4, abs=0.02)
 
 
+def test_drop_path_drops_whole_examples_and_keeps_the_mean():
+    drop, x = layers.DropPath(0.4), jnp.ones((4000, 2, 3, 2))
+    np.testing.assert_array_equal(drop(x, train=False, rngs=None), x)
+    rows = drop(x, train=True, rngs=nnx.Rngs(dropout=0)).reshape(4000, -1)
+    np.testing.assert_array_equal(rows, jnp.broadcast_to(rows[:, :1], rows.shape))
+    np.testing.assert_allclose(np.unique(rows[:, 0]), [0, 1 / 0.6], rtol=1e-6)
+    assert float(rows.mean()) == pytest.approx(1.0, abs=0.04)  # 3 deviations
+    # Rows are drawn independently: neighbours are both kept as often as 0.6² says.
+    kept = np.asarray(rows[:, 0] > 0)
+    assert (kept[1:] & kept[:-1]).mean() == pytest.approx(0.36, abs=0.03)
+
+
+def test_drop_path_draws_the_same_rows_on_any_number_of_devices():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    drop, x = layers.DropPath(0.5), jnp.ones((16, 3))
+
+    def run(x):
+        return drop(x, train=True, rngs=nnx.Rngs(dropout=3))
+
+    np.testing.assert_array_equal(jax.jit(run)(jax.device_put(x, split)), jax.jit(run)(x))
+
+
 def test_max_pool_pads_below_every_value():
     y = layers.max_pool(-jnp.ones((1, 4, 4, 1)), 3, 2, 1)
     np.testing.assert_array_equal(y, -np.ones((1, 2, 2, 1)))

@@ -10,7 +10,8 @@ from flax import nnx
 from jax import export
 
 from agejax.errors import UserError
-from agejax.models import mobilenet_v3, registry, vgg
+from agejax.models import efficientnet, layers, mobilenet_v3, registry, resnet, vgg, vit
+from agejax.models.backbone import heights
 
 # Of the published classifiers with 1,000 classes: torchvision's tables, timm's for ViT-Ti and -S,
 # trainable weights of keras.applications (3.15) for the minimalistic ones.
@@ -79,6 +80,12 @@ def abstract(name, size=224, **options):
     )
 
 
+@functools.cache
+def of_any_size(name):
+    """A model of images of an uneven size, without arrays; made once, as large ones take long."""
+    return abstract(name, 96 if name.startswith("vit") else 75)
+
+
 def shapes(model):
     """{"features/0/conv/kernel": shape}, parameters only."""
     flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
@@ -97,8 +104,7 @@ def test_every_model_has_its_published_number_of_parameters():
 
 @pytest.mark.parametrize("name", registry.MODELS)
 def test_every_model_maps_images_of_any_size_to_features(name):
-    size = 96 if name.startswith("vit") else 75
-    model = abstract(name, size)
+    size, model = 96 if name.startswith("vit") else 75, of_any_size(name)
     graphdef, state = nnx.split(model)
 
     def apply(state, x):
@@ -133,6 +139,147 @@ def test_a_model_is_parameters_and_batch_statistics_and_nothing_else(name):
     _, params, _, rest = nnx.split(abstract(name, 32), nnx.Param, nnx.BatchStat, ...)
     assert jax.tree.leaves(params)
     assert not jax.tree.leaves(rest)
+
+
+@pytest.mark.parametrize("name", registry.MODELS)
+def test_every_parameter_of_every_model_belongs_to_a_layer(name):
+    model = of_any_size(name)
+    parameters = [f"backbone/{path}" for path in shapes(model)]
+    found = heights(model, [*parameters, "heads/age/kernel"])
+    assert found.pop("heads/age/kernel") == 0
+    assert set(found.values()) == set(range(1, len(model.layer_paths()) + 1))
+
+
+@pytest.mark.usefixtures("shallow")
+@pytest.mark.parametrize("name", [*FAMILIES, "mobilenet_v1", "vgg16"])
+def test_layers_are_in_the_order_of_the_forward_pass(name):
+    """The order in which the traced program first reads the parameters."""
+    model = abstract(name, 32)
+    graphdef, params, rest = nnx.split(model, nnx.Param, nnx.BatchStat)
+    paths = [f"backbone/{'/'.join(map(str, path))}" for path, _ in nnx.to_flat_state(params)]
+    x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    jaxpr = jax.make_jaxpr(lambda params, rest, x: nnx.merge(graphdef, params, rest)(x))(
+        params, rest, x
+    ).jaxpr
+    read = [v for equation in jaxpr.eqns for v in equation.invars]
+    first = {path: read.index(v) for path, v in zip(paths, jaxpr.invars, strict=False)}
+    found = heights(model, paths)
+    in_order = [found[path] for path in sorted(paths, key=first.__getitem__)]
+    assert in_order == sorted(in_order, reverse=True)
+
+
+def test_layers_are_timms_blocks_with_what_follows_the_last_one():
+    found = heights(of_any_size("vit_ti16"), ["backbone/pos_embed", "backbone/norm/scale",
+                    "backbone/blocks/11/fc1/bias", "backbone/blocks/1/fc1/bias"])  # fmt: skip
+    assert list(found.values()) == [13, 1, 1, 11]
+    resnet50 = of_any_size("resnet50")
+    found = heights(resnet50, ["backbone/bn1/scale", "backbone/layer4/0/downsample/0/kernel"])
+    assert list(found.values()) == [17, 3]
+
+
+# ---- what training does to blocks ----------------------------------------------------------------
+
+
+def shallow_network(name, **options):
+    """Small networks of the residual families, each with a block that has drop path."""
+    common = {"rngs": nnx.Rngs(0)} | options
+    match name:
+        case "vit":
+            return vit.ViT(16, 2, 2, image_size=32, **common)
+        case "resnet":
+            return resnet.ResNet(resnet.Basic, (1, 1, 1, 1), **common)
+        case "mobilenet_v3":
+            return mobilenet_v3.MobileNetV3(mobilenet_v3.SMALL[:3], 8, **common)
+        case "efficientnet":
+            return efficientnet.EfficientNet(((1, 3, 2, 1, 8), (2, 3, 2, 2, 8)), False, **common)
+        case "vgg16_bn":
+            return vgg.VGG((1, 1, 1, 1, 2), batch_norm=True, **common)
+    return registry.create(name, image_size=32, **common)
+
+
+RESIDUAL = ("vit", "resnet", "mobilenet_v3", "efficientnet")
+
+
+@pytest.mark.parametrize("name", RESIDUAL)
+def test_drop_path_drops_the_branches_of_each_example_alone_and_only_in_training(name):
+    model, off = shallow_network(name, drop_path=0.9), shallow_network(name)
+    assert shapes(model) == shapes(off)
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, layers.BatchNorm):
+            module.frozen = True  # else examples depend on each other
+    x = jnp.broadcast_to(jax.random.normal(jax.random.key(0), (1, 32, 32, 3)), (16, 32, 32, 3))
+    np.testing.assert_array_equal(model(x), off(x))
+    out = model(x, train=True, rngs=nnx.Rngs(dropout=1))
+    kinds = np.unique(np.asarray(out).round(4), axis=0)
+    assert 1 < len(kinds) < 16  # some alike: what was dropped in them is the same
+    plain = model(x, train=True)  # without keys nothing is dropped
+    np.testing.assert_allclose(plain, jnp.broadcast_to(plain[:1], plain.shape), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", RESIDUAL)
+def test_drop_path_grows_from_none_in_the_first_block_to_its_rate_in_the_last(name):
+    model = shallow_network(name, drop_path=0.6)
+    blocks = {
+        "vit": lambda: model.blocks,
+        "resnet": lambda: [stage[0] for stage in (model.layer1, model.layer2, model.layer3,
+                                                  model.layer4)],
+        "mobilenet_v3": lambda: model.features[1:-1],
+        "efficientnet": lambda: model.blocks,
+    }[name]()  # fmt: skip
+    rates = [block.drop_path.rate for block in blocks]
+    expected = {2: [0, 0.6], 3: [0, 0.3, 0.6], 4: [0, 0.2, 0.4, 0.6]}[len(rates)]
+    np.testing.assert_allclose(rates, expected)
+
+
+BLOCKS = {
+    "cnn": 3, "mlp": 2, "mobilenet_v1": 13, "vgg16_bn": 5, "resnet": 4, "efficientnet": 3,
+    "nasnet_mobile": 7, "vit": 2, "mobilenet_v3": 3,
+}  # fmt: skip
+
+
+def pure(model):
+    """(loss(params, statistics, images), params, statistics); the masks are those of one key."""
+    graphdef, *states = nnx.split(model, nnx.Param, nnx.BatchStat)
+
+    def loss(params, stats, x):
+        network = nnx.merge(graphdef, params, stats)
+        value = jnp.sum(jnp.square(network(x, train=True, rngs=nnx.Rngs(dropout=1))))
+        return value, nnx.to_pure_dict(nnx.state(network, nnx.BatchStat))
+
+    return loss, *map(nnx.to_pure_dict, states)
+
+
+@pytest.mark.usefixtures("shallow")
+@pytest.mark.parametrize("name", BLOCKS)
+def test_every_block_of_every_family_is_recomputed_where_that_is_asked_for(name):
+    model = nnx.eval_shape(lambda: shallow_network(name))
+    x = jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.float32)
+    found = []
+    for remat in (False, True):
+        model.remat = remat
+        loss, *arrays = pure(model)
+        equations = jax.make_jaxpr(loss)(*arrays, x).eqns
+        found.append(sum("prevent_cse" in equation.params for equation in equations))
+    assert found == [0, BLOCKS[name]]
+
+
+@pytest.mark.parametrize("name", ["cnn", "vgg16_bn", "vit", "mobilenet_v3"])
+def test_recomputing_blocks_changes_neither_gradients_nor_statistics(name):
+    options = {"drop_path": 0.5} if name in RESIDUAL else {}
+    options |= {"dropout": 0.3} if name in ("cnn", "vit") else {}
+    model = shallow_network(name, **options)
+    x = jax.random.normal(jax.random.key(0), (4, 32, 32, 3))
+    results = []
+    for remat in (False, True):
+        model.remat = remat
+        loss, *arrays = pure(model)
+        results.append(jax.jit(jax.value_and_grad(loss, has_aux=True))(*arrays, x))
+    (kept, grads), (recomputed, same_grads) = results
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(grads))
+    same = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(same, kept, recomputed)
+    same = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5 * largest)
+    jax.tree.map(same, grads, same_grads)
 
 
 def test_a_perceptron_sees_no_places():

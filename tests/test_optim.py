@@ -11,6 +11,7 @@ from agejax.config import default
 from agejax.errors import UserError
 
 NAMES = ("backbone/conv/kernel", "backbone/bn/scale", "heads/age/kernel", "heads/age/bias")
+HEIGHTS = dict(zip(NAMES, (3, 1, 0, 0), strict=True))
 
 
 def config(**changes):
@@ -21,7 +22,7 @@ def config(**changes):
 
 
 def updates_of(c, grads, params, lr=0.1):
-    optimizer = optim.create_optimizer(c, optax.constant_schedule(lr), NAMES)
+    optimizer = optim.create_optimizer(c, optax.constant_schedule(lr), HEIGHTS)
     trainable, _ = optimizer.split(params)
     state = optimizer.transform.init(trainable)
     grads = {k: grads[k] for k in trainable}
@@ -50,6 +51,29 @@ def test_groups_scale_decay_and_freeze():
     np.testing.assert_allclose(u["backbone/conv/kernel"], -0.01 * (GRADS[NAMES[0]] + 0.5 * 1))
     np.testing.assert_allclose(u["heads/age/kernel"], -0.1 * (GRADS[NAMES[2]] + 0.5 * 3), rtol=1e-6)
     np.testing.assert_allclose(u["heads/age/bias"], -0.1 * GRADS[NAMES[3]])
+
+
+def test_layer_decay_lowers_the_rate_with_every_layer_below_the_heads_and_leaves_what_is_frozen():
+    c = config(
+        name="sgd", b1=0.0, layer_decay=0.5, weight_decay=0.5,
+        lr_multipliers=(("backbone/bn/.*", None), ("backbone/.*", 0.4), (".*", 1.0)),
+    )  # fmt: skip
+    u = updates_of(c, GRADS, PARAMS)
+    assert "backbone/bn/scale" not in u
+    # lr 0.1 · multiplier 0.4 · 0.5³ · (gradient + decay · parameter)
+    np.testing.assert_allclose(u[NAMES[0]], -0.005 * (GRADS[NAMES[0]] + 0.5 * 1), rtol=1e-6)
+    np.testing.assert_allclose(u[NAMES[3]], -0.1 * GRADS[NAMES[3]], rtol=1e-6)
+
+
+def test_without_layer_decay_the_optimizer_is_that_of_runs_from_before_the_setting():
+    old, new = config(), config()
+    del old["layer_decay"]
+    states = [
+        optim.create_optimizer(c, optax.constant_schedule(0.1), HEIGHTS).transform.init(PARAMS)
+        for c in (old, new)
+    ]
+    assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
+    jax.tree.map(np.testing.assert_array_equal, *(updates_of(c, GRADS, PARAMS) for c in (old, new)))
 
 
 def test_clipping_bounds_the_global_norm():
@@ -133,7 +157,7 @@ def test_a_wrong_optimizer_is_one_clear_line():
         (config(lr_multipliers=((".*", None),)), "nothing to train"),
     ):
         with pytest.raises(UserError, match=message):
-            optim.create_optimizer(c, optax.constant_schedule(0.1), NAMES)
+            optim.create_optimizer(c, optax.constant_schedule(0.1), HEIGHTS)
 
 
 def test_penalties_are_the_norms_of_what_their_regex_covers():

@@ -298,6 +298,24 @@ def test_micro_batches_drop_features_of_their_own():
     assert 0.25 < kept.mean() / ROWS < 0.75
 
 
+def test_layer_decay_and_recomputing_reach_the_step_of_a_run():
+    """Recomputed gradients are the same, so the updates differ by the layers' rates alone."""
+    common = {
+        "model__options": {"widths": (4, 4), "dropout": 0.3}, "optim__accumulate": 2,
+        "optim__lr_multipliers": ((".*", 1.0),),
+    }  # fmt: skip
+    plain = Bench(**common)
+    other = Bench(**common, optim__layer_decay=0.5, model__remat=True)
+    batch = batch_of()
+    before, (one, _), (two, _) = plain.start, plain.step(batch), other.step(batch)
+    for name, start in jax.device_get(before.params).items():
+        rate = 0.25 if "/0/" in name else 0.5 if "backbone" in name else 1
+        moved = rate * (one.params[name] - start)
+        np.testing.assert_allclose(two.params[name] - start, moved, rtol=1e-3, atol=1e-6)
+    for name, value in one.batch_stats.items():
+        np.testing.assert_allclose(two.batch_stats[name], value, rtol=1e-5, atol=1e-6)
+
+
 def test_the_learning_rate_of_each_step_is_the_one_that_is_applied_and_logged():
     rates = [0.1, 0.05, 0.025, 0.0125]
     bench = Bench(

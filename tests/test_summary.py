@@ -51,6 +51,23 @@ def test_memory_grows_with_the_area_and_halves_with_the_bits():
     assert 0.4 < half.kept_bytes_per_image / large.kept_bytes_per_image < 0.7
 
 
+def test_recomputing_keeps_what_goes_into_each_block_and_no_more():
+    kept, recomputed = (summary.describe("vit_ti16", remat=remat) for remat in (False, True))
+    tokens = (224 // 16) ** 2 + 1
+    # What goes into 12 blocks, and the patches: float32 of 192 and 768 channels.
+    least = 4 * (12 * tokens * 192 + (tokens - 1) * 768)
+    assert least <= recomputed.kept_bytes_per_image < 1.01 * least < 0.1 * kept.kept_bytes_per_image
+
+
+def test_memory_is_measured_without_running_a_step(capsys, monkeypatch):
+    monkeypatch.setattr(summary, "_seconds", None)
+    arguments = ["--model=mlp", "--image_size=32", "--batch_size=2", "--measure=memory"]
+    summary.main(["summary", *arguments, "--format=json"])
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["step_bytes"] > 0
+    assert row["step_images_per_second"] is None
+
+
 def test_only_models_of_the_registry_have_an_image_size_of_their_own():
     assert set(summary.IMAGE_SIZES) <= set(registry.MODELS)
     row = summary.describe("cnn")

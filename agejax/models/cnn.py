@@ -42,12 +42,27 @@ class CNN(Backbone):
 
     def embed(self, x: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = norm(max_pool(jax.nn.relu(conv(x)), 2, 2), train=train)
-            x = self.dropout(x, train=train, rngs=rngs)
+            x = self.run(_round, conv, norm, self.dropout, x, train=train, rngs=rngs)
         return Features(x, global_mean(x))
+
+    def layer_paths(self) -> list[tuple[str, ...]]:
+        return [(f"convs/{i}", f"norms/{i}") for i in range(len(self.convs))]
 
     def classify(
         self, features: Features, *, train: bool = False, rngs: nnx.Rngs | None = None
     ) -> jax.Array:
         assert self.fc is not None
         return self.fc(features.pooled)
+
+
+def _round(
+    conv: Conv,
+    norm: BatchNorm,
+    dropout: Dropout,
+    x: jax.Array,
+    *,
+    train: bool,
+    rngs: nnx.Rngs | None = None,
+) -> jax.Array:
+    x = norm(max_pool(jax.nn.relu(conv(x)), 2, 2), train=train)
+    return dropout(x, train=train, rngs=rngs)

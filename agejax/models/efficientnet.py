@@ -15,7 +15,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from agejax.models.backbone import Backbone, Features
-from agejax.models.layers import Activation, Dropout, Linear, SqueezeExcite, global_mean
+from agejax.models.layers import (
+    Activation,
+    Dropout,
+    DropPath,
+    Linear,
+    SqueezeExcite,
+    drop_path_rates,
+    global_mean,
+)
 from agejax.models.mobilenet_v3 import ConvNorm, conv_padding, divisible
 
 # blocks, kernel, stride of the first block, how much wider inside, outputs
@@ -60,6 +68,7 @@ class MBConv(nnx.Module):
     Args:
       squeeze: channels inside of squeeze-excite; 0: there is none.
       make: a `ConvNorm`, given its widths, size, stride, groups and activation.
+      drop_path: rate at which training drops the residual branch of an example.
     """
 
     def __init__(
@@ -73,6 +82,7 @@ class MBConv(nnx.Module):
         squeeze: int,
         act: Activation,
         make: Callable[..., ConvNorm],
+        drop_path: float,
         dtype: jax.typing.DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
@@ -85,14 +95,15 @@ class MBConv(nnx.Module):
             se = SqueezeExcite(expanded, squeeze, act=act, gate=gate, dtype=dtype, rngs=rngs)
         self.se = se
         self.project = make(expanded, outputs, 1)
+        self.drop_path = DropPath(drop_path)
 
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None) -> jax.Array:
         y = x if self.expand is None else self.expand(x, train=train)
         y = self.depthwise(y, train=train)
         if self.se is not None:
             y = self.se(y)
         y = self.project(y, train=train)
-        return x + y if self.residual else y
+        return x + self.drop_path(y, train=train, rngs=rngs) if self.residual else y
 
 
 class EfficientNet(Backbone):
@@ -103,6 +114,7 @@ class EfficientNet(Backbone):
       lite: ReLU6 for swish, and no squeeze-excite.
       padding: "torch" pads half of the kernel on every side; "same" is TensorFlow's.
       epsilon: of the batch norms: 1e-5 in timm and torchvision, 1e-3 in TensorFlow.
+      drop_path: rate of the last block's `DropPath`; it grows from 0 at the first.
     """
 
     def __init__(
@@ -114,6 +126,7 @@ class EfficientNet(Backbone):
         epsilon: float = 1e-5,
         num_classes: int | None = None,
         dropout: float = 0.2,
+        drop_path: float = 0.0,
         dtype: jax.typing.DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
@@ -124,13 +137,15 @@ class EfficientNet(Backbone):
         )
         self.stem = make(3, STEM, 3, stride=2, act=act)
         blocks, channels = [], STEM
+        rates = drop_path_rates(drop_path, sum(depth for depth, *_ in stages))
         for depth, size, stride, wider, outputs in stages:
             for i in range(depth):
                 # A quarter of what goes into the block, not of what it widens to.
                 squeeze = 0 if lite else channels // 4
                 block: Callable[..., MBConv] = functools.partial(
-                    MBConv, squeeze=squeeze, act=act, make=make, **common
-                )
+                    MBConv, squeeze=squeeze, act=act, make=make, drop_path=rates[len(blocks)],
+                    **common,
+                )  # fmt: skip
                 step = stride if i == 0 else 1
                 blocks.append(block(channels, wider * channels, outputs, size, step))
                 channels = outputs
@@ -143,9 +158,13 @@ class EfficientNet(Backbone):
     def embed(self, x: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         x = self.stem(x, train=train)
         for block in self.blocks:
-            x = block(x, train=train)
+            x = self.run(block, x, train=train, rngs=rngs)
         x = self.top(x, train=train)
         return Features(x, global_mean(x))
+
+    def layer_paths(self) -> list[tuple[str, ...]]:
+        *first, last = (f"blocks/{i}" for i in range(len(self.blocks)))
+        return [("stem",), *((path,) for path in first), (last, "top")]
 
     def classify(
         self, features: Features, *, train: bool = False, rngs: nnx.Rngs | None = None

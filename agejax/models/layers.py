@@ -451,11 +451,13 @@ class Conv(nnx.Module):
 class BatchNorm(nnx.Module):
     """Batch norm with torch's conventions: momentum is the new value's share, variance unbiased.
 
-    `frozen` makes it use, and keep, its running statistics in training too.
+    `frozen` makes it use, and keep, its running statistics in training too. `observing` makes it
+    use them there, and move them all the same.
     """
 
     def __init__(self, features: int, *, epsilon: float = 1e-5, momentum: float = 0.1) -> None:
-        self.epsilon, self.momentum, self.frozen = epsilon, momentum, False
+        self.epsilon, self.momentum = epsilon, momentum
+        self.frozen = self.observing = False
         self.scale = nnx.Param(jnp.ones(features))
         self.bias = nnx.Param(jnp.zeros(features))
         self.mean = nnx.BatchStat(jnp.zeros(features))
@@ -463,10 +465,15 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         scale, bias = self.scale[...], self.bias[...]
-        if not train or self.frozen:
+        fixed = not train or self.frozen
+        if fixed or self.observing:
             a = scale * lax.rsqrt(self.var[...] + self.epsilon)
-            return (x * a + (bias - self.mean[...] * a)).astype(x.dtype)
-        y, mean, variance = batch_norm(x, scale, bias, self.epsilon)
+            y = (x * a + (bias - self.mean[...] * a)).astype(x.dtype)
+            if fixed:
+                return y
+            _, mean, variance = batch_norm(x, scale, bias, self.epsilon)
+        else:
+            y, mean, variance = batch_norm(x, scale, bias, self.epsilon)
         n = x.size // x.shape[-1]
         unbiased = variance * (n / max(n - 1, 1))
         # Not `self.mean[...] = `: flax then looks for a sharding, which JAX searches all that has
@@ -474,6 +481,15 @@ class BatchNorm(nnx.Module):
         self.mean.set_value((1 - self.momentum) * self.mean[...] + self.momentum * mean)
         self.var.set_value((1 - self.momentum) * self.var[...] + self.momentum * unbiased)
         return y
+
+
+def batch_norms(network: nnx.Module) -> dict[str, BatchNorm]:
+    """The batch norms of a network by their paths, such as "backbone/norms/0"."""
+    return {
+        "/".join(map(str, path)): module
+        for path, module in nnx.iter_modules(network)
+        if isinstance(module, BatchNorm)
+    }
 
 
 def attention(qkv: jax.Array) -> jax.Array:
@@ -617,8 +633,28 @@ class Dropout(nnx.Module):
     def __call__(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None) -> jax.Array:
         if not train or self.rate == 0 or rngs is None:
             return x
-        keep = jax.random.bernoulli(rngs.dropout(), 1 - self.rate, x.shape)
+        keep = jax.random.bernoulli(rngs.dropout(), 1 - self.rate, self.mask_shape(x))
         return jnp.where(keep, x / (1 - self.rate), jnp.zeros((), x.dtype))
+
+    def mask_shape(self, x: jax.Array) -> tuple[int, ...]:
+        """Shape of the draws, which broadcast to x."""
+        return x.shape
+
+
+class DropPath(Dropout):
+    """Stochastic depth (Huang et al. 2016): drops a residual branch, for each example of its own.
+
+    What is kept is scaled up, so that the expectation stays, as in timm.
+    """
+
+    def mask_shape(self, x: jax.Array) -> tuple[int, ...]:
+        return (x.shape[0],) + (1,) * (x.ndim - 1)
+
+
+def drop_path_rates(rate: float, blocks: int) -> list[float]:
+    """The rate of each block: 0 for the first, linearly up to `rate` for the last, as in timm."""
+    rates: list[float] = np.linspace(0, rate, blocks).tolist()
+    return rates
 
 
 class SqueezeExcite(nnx.Module):

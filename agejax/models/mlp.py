@@ -53,12 +53,27 @@ class MLP(Backbone):
     def embed(self, x: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         x = x.reshape(x.shape[0], 1, 1, -1)
         for dense, norm in zip(self.layers, self.norms, strict=True):
-            x = jax.nn.relu(norm(dense(x), train=train))
-            x = self.dropout(x, train=train, rngs=rngs)
+            x = self.run(_layer, dense, norm, self.dropout, x, train=train, rngs=rngs)
         return Features(x, x[:, 0, 0].astype(jnp.float32))
+
+    def layer_paths(self) -> list[tuple[str, ...]]:
+        return [(f"layers/{i}", f"norms/{i}") for i in range(len(self.layers))]
 
     def classify(
         self, features: Features, *, train: bool = False, rngs: nnx.Rngs | None = None
     ) -> jax.Array:
         assert self.fc is not None
         return self.fc(features.pooled)
+
+
+def _layer(
+    dense: Linear,
+    norm: BatchNorm,
+    dropout: Dropout,
+    x: jax.Array,
+    *,
+    train: bool,
+    rngs: nnx.Rngs | None = None,
+) -> jax.Array:
+    x = jax.nn.relu(norm(dense(x), train=train))
+    return dropout(x, train=train, rngs=rngs)

@@ -100,11 +100,21 @@ class MobileNetV1(Backbone):
     def embed(self, x: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         x = self.stem(x, train=train)
         for depthwise, pointwise in zip(self.depthwise, self.pointwise, strict=True):
-            x = pointwise(depthwise(x, train=train), train=train)
+            x = self.run(_separable, depthwise, pointwise, x, train=train)
         return Features(x, global_mean(x))
+
+    def layer_paths(self) -> list[tuple[str, ...]]:
+        blocks = range(len(self.depthwise))
+        return [("stem",), *((f"depthwise/{i}", f"pointwise/{i}") for i in blocks)]
 
     def classify(
         self, features: Features, *, train: bool = False, rngs: nnx.Rngs | None = None
     ) -> jax.Array:
         assert self.classifier is not None
         return self.classifier(self.dropout(features.pooled, train=train, rngs=rngs))
+
+
+def _separable(
+    depthwise: ConvReLU6, pointwise: ConvReLU6, x: jax.Array, *, train: bool
+) -> jax.Array:
+    return pointwise(depthwise(x, train=train), train=train)

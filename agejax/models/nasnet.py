@@ -291,9 +291,12 @@ class NASNet(Backbone):
     def embed(self, x: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
         maps = [self.norm(self.conv(x), train=train)]
         for cell, before in zip(self.cells, self.previous, strict=True):
-            maps.append(cell(maps[before], maps[-1], train=train))
+            maps.append(self.run(cell, maps[before], maps[-1], train=train))
         x = jax.nn.relu(maps[-1])
         return Features(x, global_mean(x))
+
+    def layer_paths(self) -> list[tuple[str, ...]]:
+        return [("conv", "norm"), *((f"cells/{i}",) for i in range(len(self.cells)))]
 
     def classify(
         self, features: Features, *, train: bool = False, rngs: nnx.Rngs | None = None

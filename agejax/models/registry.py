@@ -65,9 +65,11 @@ MODELS: dict[str, functools.partial[Any]] = {
     "vit_l16": vit.l16,
 }
 LIMITS = {  # of options that are numbers; both ends are allowed
-    "widths": (1, 2**16), "width": (0.1, 10), "dropout": (0, 0.99), "epsilon": (0, 1),
-    "norm_momentum": (0, 1),
+    "widths": (1, 2**16), "width": (0.1, 10), "dropout": (0, 0.99), "drop_path": (0, 0.99),
+    "epsilon": (0, 1), "norm_momentum": (0, 1),
 }  # fmt: skip
+# Options that change how a network trains, and neither its arrays nor what it predicts.
+OF_TRAINING = ("dropout", "drop_path", "norm_momentum")
 OURS = ("num_classes", "dtype", "rngs", "image_size")  # given by `create`, not by options
 
 

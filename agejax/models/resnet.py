@@ -13,7 +13,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from agejax.models.backbone import Backbone, Features
-from agejax.models.layers import BatchNorm, Conv, Linear, SqueezeExcite, global_mean, max_pool
+from agejax.models.layers import (
+    BatchNorm,
+    Conv,
+    DropPath,
+    Linear,
+    SqueezeExcite,
+    drop_path_rates,
+    global_mean,
+    max_pool,
+)
 
 
 class Block(nnx.Module):
@@ -21,6 +30,7 @@ class Block(nnx.Module):
 
     Args:
       squeeze: how much squeeze-excite at the branch's end reduces its channels; 0: there is none.
+      drop_path: rate at which training drops the branch of an example.
     """
 
     def __init__(
@@ -30,6 +40,7 @@ class Block(nnx.Module):
         stride: int,
         squeeze: int = 0,
         *,
+        drop_path: float,
         dtype: jax.typing.DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
@@ -41,14 +52,16 @@ class Block(nnx.Module):
             conv = Conv(inputs, outputs, 1, stride=stride, dtype=dtype, rngs=rngs)
             downsample = nnx.List([conv, BatchNorm(outputs)])
         self.outputs, self.se, self.downsample = outputs, se, downsample
+        self.drop_path = DropPath(drop_path)
 
     def branch(self, x: jax.Array, *, train: bool) -> jax.Array:
         raise NotImplementedError
 
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None) -> jax.Array:
         y = self.branch(x, train=train)
         if self.se is not None:
             y = self.se(y)
+        y = self.drop_path(y, train=train, rngs=rngs)
         if self.downsample is not None:
             conv, norm = self.downsample
             x = norm(conv(x), train=train)
@@ -65,10 +78,11 @@ class Basic(Block):
         stride: int,
         *,
         stride_first: bool = False,
+        drop_path: float = 0.0,
         dtype: jax.typing.DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
-        super().__init__(inputs, width, stride, dtype=dtype, rngs=rngs)
+        super().__init__(inputs, width, stride, drop_path=drop_path, dtype=dtype, rngs=rngs)
         make = functools.partial(Conv, dtype=dtype, rngs=rngs)
         self.conv1, self.bn1 = make(inputs, width, 3, stride=stride), BatchNorm(width)
         self.conv2, self.bn2 = make(width, width, 3), BatchNorm(width)
@@ -95,11 +109,14 @@ class Bottleneck(Block):
         group_width: int = 64,
         squeeze: int = 0,
         stride_first: bool = False,
+        drop_path: float = 0.0,
         dtype: jax.typing.DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
         outputs, inner = 4 * width, width * group_width // 64 * groups
-        super().__init__(inputs, outputs, stride, squeeze, dtype=dtype, rngs=rngs)
+        super().__init__(
+            inputs, outputs, stride, squeeze, drop_path=drop_path, dtype=dtype, rngs=rngs
+        )
         make = functools.partial(Conv, dtype=dtype, rngs=rngs)
         first, second = (stride, 1) if stride_first else (1, stride)
         self.conv1, self.bn1 = make(inputs, inner, 1, stride=first), BatchNorm(inner)
@@ -123,6 +140,7 @@ class ResNet(Backbone):
         not fill counts too. False: one pixel of padding on every side.
       stride_first: the first 1x1 of a bottleneck strides, as in the paper, in Caffe and in Keras.
         False: its 3x3, which is called v1.5.
+      drop_path: rate of the last block's `DropPath`; it grows from 0 at the first.
     """
 
     def __init__(
@@ -133,6 +151,7 @@ class ResNet(Backbone):
         *,
         stride_first: bool = False,
         num_classes: int | None = None,
+        drop_path: float = 0.0,
         dtype: jax.typing.DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
@@ -140,10 +159,12 @@ class ResNet(Backbone):
         self.bn1, self.ceil_pool = BatchNorm(64), ceil_pool
         make = functools.partial(block, stride_first=stride_first, dtype=dtype, rngs=rngs)
         channels, layers = 64, []
+        rates = iter(drop_path_rates(drop_path, sum(depths)))
         for i, depth in enumerate(depths):
             blocks = []
             for j in range(depth):
-                blocks.append(make(channels, 64 * 2**i, 2 if i > 0 and j == 0 else 1))
+                stride = 2 if i > 0 and j == 0 else 1
+                blocks.append(make(channels, 64 * 2**i, stride, drop_path=next(rates)))
                 channels = blocks[-1].outputs
             layers.append(nnx.List(blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = layers
@@ -155,8 +176,13 @@ class ResNet(Backbone):
         x = max_pool(x, 3, 2, ceil=True) if self.ceil_pool else max_pool(x, 3, 2, 1)
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in layer:
-                x = block(x, train=train)
+                x = self.run(block, x, train=train, rngs=rngs)
         return Features(x, global_mean(x))
+
+    def layer_paths(self) -> list[tuple[str, ...]]:
+        stages = enumerate((self.layer1, self.layer2, self.layer3, self.layer4), 1)
+        blocks = [(f"layer{i}/{j}",) for i, stage in stages for j in range(len(stage))]
+        return [("conv1", "bn1"), *blocks]
 
     def classify(
         self, features: Features, *, train: bool = False, rngs: nnx.Rngs | None = None

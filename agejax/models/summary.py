@@ -1,4 +1,4 @@
-"""python -m agejax.models.summary [--model=NAME] [--measure=forward|train] [--format=json|md]
+"""python -m agejax.models.summary [--model=NAME] [--measure=forward|memory|train] [--remat] ...
 
 What the backbones cost: parameters, multiply-accumulates and memory, and how fast they are here.
 
@@ -9,6 +9,9 @@ What the backbones cost: parameters, multiply-accumulates and memory, and how fa
     forward     images/s of inference
     step        images/s of forward and backward pass and plain gradient descent
     XLA         memory of that step besides its arguments, as the compiler has laid it out
+
+`--measure=memory` compiles the step and does not run it. `--remat` recomputes the activations of
+blocks in the backward pass, as config.model.remat does.
 """
 
 from __future__ import annotations
@@ -160,14 +163,16 @@ def describe(
     num_classes: int | None = None,
     measure: Sequence[str] = (),
     batch_size: int = 8,
+    remat: bool = False,
 ) -> Row:
     """What one backbone costs.
 
     Args:
       image_size: edge of the images, pixels; default: what its published weights expect.
       num_classes: of the published classifier, None for the features alone.
-      measure: "forward" and "train", whose speed is wanted.
+      measure: "forward" and "train", whose speed is wanted, and "memory", what XLA takes.
       batch_size: of what is measured; all else is for one image.
+      remat: whether a training step recomputes the activations of blocks.
 
     Raises:
       UserError: an unknown model, or images of a size that it does not take.
@@ -179,9 +184,11 @@ def describe(
         raise UserError(f"--image_size={size}: too small; give {SMALLEST} or more")
 
     def create() -> nnx.Module:
-        return registry.create(
+        backbone = registry.create(
             name, image_size=size, rngs=nnx.Rngs(0), dtype=dtype, num_classes=num_classes
         )
+        backbone.remat = remat
+        return backbone
 
     network = Network.of(nnx.eval_shape(create))
     row = Row(
@@ -191,7 +198,16 @@ def describe(
         macs=count_macs(network, size),
         kept_bytes_per_image=kept_bytes_per_image(network, size),
     )
-    if not measure:
+    arguments: tuple[Any, ...] = (
+        network.params,
+        network.rest,
+        jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.float32),
+    )
+    if "memory" in measure:
+        memory = jax.jit(network.step).lower(*arguments).compile().memory_analysis()
+        taken = memory.temp_size_in_bytes if memory else None
+        row = dataclasses.replace(row, step_bytes=taken)
+    if not {"forward", "train"} & set(measure):
         return row
     network = Network.of(create())
     x = jax.random.normal(jax.random.key(0), (batch_size, size, size, 3))
@@ -202,12 +218,8 @@ def describe(
         row = dataclasses.replace(row, forward_images_per_second=speed)
     if "train" in measure:
         run = jax.jit(network.step).lower(*arguments).compile()
-        memory = run.memory_analysis()
-        row = dataclasses.replace(
-            row,
-            step_images_per_second=batch_size / _seconds(lambda: run(*arguments)),
-            step_bytes=memory.temp_size_in_bytes if memory else None,
-        )
+        speed = batch_size / _seconds(lambda: run(*arguments))
+        row = dataclasses.replace(row, step_images_per_second=speed)
     return row
 
 
@@ -234,10 +246,15 @@ MEASURED: dict[str, Columns] = {
     "forward": {"forward images/s": lambda row: f"{row.forward_images_per_second:.1f}"},
     "train": {
         "step images/s": lambda row: f"{row.step_images_per_second:.1f}",
+    },
+    "memory": {
         "XLA MiB": lambda row: "-" if row.step_bytes is None else f"{row.step_bytes / 2**20:.1f}",
     },
 }
-MEASURES = {"none": (), "forward": ("forward",), "train": ("forward", "train")}
+MEASURES = {
+    "none": (), "forward": ("forward",), "memory": ("memory",),
+    "train": ("forward", "train", "memory"),
+}  # fmt: skip
 # What stands before, between and after the cells of a line.
 BORDERS = {"text": ("", "  ", ""), "md": ("| ", " | ", " |")}
 
@@ -288,6 +305,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--measure", choices=MEASURES, help="default: forward with --model")
     parser.add_argument("--batch_size", type=int, default=8, help="of what is measured")
+    parser.add_argument("--remat", action="store_true", help="as config.model.remat")
     parser.add_argument("--format", choices=("text", "md", "json"), default="text")
     args = parser.parse_args(argv[1:])
     if args.batch_size < 1:
@@ -299,6 +317,7 @@ def main(argv: Sequence[str]) -> None:
         "num_classes": args.num_classes,
         "measure": measure,
         "batch_size": args.batch_size,
+        "remat": args.remat,
     }
     rows = [describe(args.model, **options)] if args.model else describe_all(**options)
     if args.format == "json":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -55,16 +56,16 @@ class VGG(Backbone):
         self.dropout = Dropout(dropout)
 
     def embed(self, x: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None) -> Features:
-        i = 0
+        convs, norms = list(self.convs), list(self.norms or ())
+        end = 0
         for depth in self.depths:
-            for _ in range(depth):
-                x = self.convs[i](x)
-                if self.norms is not None:
-                    x = self.norms[i](x, train=train)
-                x = jax.nn.relu(x)
-                i += 1
-            x = max_pool(x, 2, 2)
+            stage = slice(end, end + depth)
+            x = self.run(_stage, convs[stage], norms[stage], x, train=train)
+            end += depth
         return Features(x, global_mean(x))
+
+    def layer_paths(self) -> list[tuple[str, ...]]:
+        return [(f"convs/{i}", f"norms/{i}") for i in range(len(self.convs))]
 
     def classify(
         self, features: Features, *, train: bool = False, rngs: nnx.Rngs | None = None
@@ -74,6 +75,18 @@ class VGG(Backbone):
         for dense in self.classifier[:2]:
             x = self.dropout(jax.nn.relu(dense(x)), train=train, rngs=rngs)
         return self.classifier[2](x.astype(jnp.float32))
+
+
+def _stage(
+    convs: Sequence[Conv], norms: Sequence[BatchNorm], x: jax.Array, *, train: bool
+) -> jax.Array:
+    """Convolutions up to a max pool; `norms` is empty where there are none."""
+    for i, conv in enumerate(convs):
+        x = conv(x)
+        if norms:
+            x = norms[i](x, train=train)
+        x = jax.nn.relu(x)
+    return max_pool(x, 2, 2)
 
 
 def adaptive_mean(x: jax.Array, size: int) -> jax.Array:

@@ -16,7 +16,15 @@ from flax import nnx
 
 from agejax.errors import UserError, nearest
 from agejax.models.backbone import Backbone, Features
-from agejax.models.layers import Dropout, LayerNorm, Linear, attention, gelu
+from agejax.models.layers import (
+    Dropout,
+    DropPath,
+    LayerNorm,
+    Linear,
+    attention,
+    drop_path_rates,
+    gelu,
+)
 
 PATCH = 16
 Gelu = Literal["exact", "tanh"]
@@ -30,6 +38,7 @@ class Block(nnx.Module):
         dim: int,
         heads: int,
         dropout: float,
+        drop_path: float,
         gelu: Gelu,
         *,
         dtype: jax.typing.DTypeLike,
@@ -40,16 +49,17 @@ class Block(nnx.Module):
         self.norm1, self.norm2 = LayerNorm(dim), LayerNorm(dim)
         self.qkv, self.proj = make(dim, 3 * dim), make(dim, dim)
         self.fc1, self.fc2 = make(dim, 4 * dim), make(4 * dim, dim)
-        self.dropout = Dropout(dropout)
+        self.dropout, self.drop_path = Dropout(dropout), DropPath(drop_path)
 
-    def __call__(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None) -> jax.Array:
         drop = functools.partial(self.dropout, train=train, rngs=rngs)
+        drop_path = functools.partial(self.drop_path, train=train, rngs=rngs)
         batch, tokens, dim = x.shape
         qkv = self.qkv(self.norm1(x)).reshape(batch, tokens, 3, self.heads, dim // self.heads)
-        x = x + drop(self.proj(attention(qkv).reshape(batch, tokens, dim)))
+        x = x + drop_path(drop(self.proj(attention(qkv).reshape(batch, tokens, dim))))
         hidden = self.fc1(self.norm2(x))
         hidden = gelu(hidden) if self.gelu == "exact" else jax.nn.gelu(hidden, approximate=True)
-        return x + drop(self.fc2(drop(hidden)))
+        return x + drop_path(drop(self.fc2(drop(hidden))))
 
 
 class ViT(Backbone):
@@ -59,6 +69,8 @@ class ViT(Backbone):
       image_size: edge of the images, pixels, a multiple of 16: positions are learned. At another
         size, a multiple too, they are resized.
       gelu: itself, or its approximation by a tanh, which is up to 5e-4 off.
+      drop_path: rate of the last block's `DropPath`, of attention and MLP each; it grows from 0
+        at the first block.
     """
 
     def __init__(
@@ -70,6 +82,7 @@ class ViT(Backbone):
         image_size: int,
         num_classes: int | None = None,
         dropout: float = 0.0,
+        drop_path: float = 0.0,
         gelu: Gelu = "exact",
         dtype: jax.typing.DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -89,7 +102,10 @@ class ViT(Backbone):
         self.cls_token = nnx.Param(init(rngs.params(), (1, 1, dim), jnp.float32))
         self.pos_embed = nnx.Param(init(rngs.params(), (1, tokens, dim), jnp.float32))
         self.blocks = nnx.List(
-            [Block(dim, heads, dropout, gelu, dtype=dtype, rngs=rngs) for _ in range(depth)]
+            [
+                Block(dim, heads, dropout, rate, gelu, dtype=dtype, rngs=rngs)
+                for rate in drop_path_rates(drop_path, depth)
+            ]
         )
         self.norm = LayerNorm(dim)
         self.dropout = Dropout(dropout)
@@ -108,10 +124,15 @@ class ViT(Backbone):
         x = x + positions.astype(x.dtype)
         x = self.dropout(x, train=train, rngs=rngs)
         for block in self.blocks:
-            x = block(x, train=train, rngs=rngs)
+            x = self.run(block, x, train=train, rngs=rngs)
         # Two calls: where nobody asks for the maps, they are dead code.
         maps = self.norm(x[:, 1:]).reshape(batch, height // PATCH, width // PATCH, -1)
         return Features(maps, self.norm(x[:, 0].astype(jnp.float32)))
+
+    def layer_paths(self) -> list[tuple[str, ...]]:
+        *first, last = (f"blocks/{i}" for i in range(len(self.blocks)))
+        stem = ("patch_embed", "cls_token", "pos_embed")
+        return [stem, *((path,) for path in first), (last, "norm")]
 
     def classify(
         self, features: Features, *, train: bool = False, rngs: nnx.Rngs | None = None
