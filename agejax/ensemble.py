@@ -2,7 +2,8 @@
 
 Several trained runs as one, which evaluate, predict and pseudo_label take as --workdir: the
 weighted mean of what they say (--combine=predictions), also over views of each image (--views), or
-one network of the mean of their weights (--combine=weights), such as checkpoints of one run.
+one network of the mean of their weights (--combine=weights), such as checkpoints of one run. Its
+batch-norm statistics are averaged too, or computed on training images (--statistics=anew).
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
+import safetensors.numpy
 from scipy import optimize, sparse
 
-from agejax import box, calibration, evaluate, joined, sharding
+from agejax import batch_norms, box, calibration, evaluate, joined, sharding
 from agejax.errors import UserError, run_command
-from agejax.joined import COMBINE, FILE, VIEWS, open_member
+from agejax.joined import COMBINE, FILE, STATISTICS, STATISTICS_FILE, VIEWS, open_member
 from agejax.logging import records
 from agejax.paths import expand
 from agejax.run import Run
@@ -126,26 +128,48 @@ def create(
     combine: str = COMBINE[0],
     weights: str = "",
     views: Sequence[str] = ("plain",),
+    statistics: str = STATISTICS[0],
+    batches: int = batch_norms.BATCHES,
 ) -> dict[str, list[float]]:
     """Writes an ensemble's folder, which `joined.open_run` opens.
 
     Args:
       given: runs' folders, or FOLDER@STEP.
-      combine, weights, views: as on the command line.
+      combine, weights, views, statistics, batches: as on the command line.
 
     Returns:
       label -> the weight of each member.
 
     Raises:
-      UserError: members that do not fit together, or weights that are none.
+      UserError: members that do not fit together, weights that are none, or statistics that cannot
+        be made anew.
     """
+    if batches < 1:
+        raise UserError(f"--batches={batches}: give 1 or more")
+    if statistics == "anew" and combine != "weights":
+        raise UserError("--statistics=anew: only --combine=weights makes a network that needs them")
     records.check_folder(output, "--output")
     members = [open_member(str(path)) for path in given]
     shares = parse_weights(weights, members, views)
     joined.join(output, members, combine, shares, views)  # raises where they do not fit together
+    share = next(iter(shares.values()))
+    anew = {}
+    if statistics == "anew":
+        averaged = joined.average(members, np.array(share) / np.sum(share))
+        if anew := batch_norms.anew(averaged, batches):
+            size = averaged.config.data.batch_size
+            print(f"batch statistics: made anew on {batches} batches of {size} training images")
+        else:
+            print("batch statistics: no batch norm trains here, so there is nothing to make anew")
     output.mkdir(parents=True, exist_ok=True)
+    (output / STATISTICS_FILE).unlink(missing_ok=True)
+    if anew:
+        records.write_bytes(output / STATISTICS_FILE, safetensors.numpy.save(anew))
     paths = [str(p if box.is_name(p) else expand(p).absolute()) for p in given]
-    spec = {"members": paths, "combine": combine, "weights": shares, "views": list(views)}
+    spec = {
+        "members": paths, "combine": combine, "weights": shares, "views": list(views),
+        "statistics": "anew" if anew else "averaged",
+    }  # fmt: skip
     (output / calibration.FILE).unlink(missing_ok=True)  # of what was here before
     records.write_json(output / FILE, spec)
     return shares
@@ -162,6 +186,13 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--combine", choices=COMBINE, default=COMBINE[0])
     parser.add_argument("--weights", default="", help=".4,.6, or fit: on val; default: equal")
     parser.add_argument("--views", default="plain", help=f"some of {', '.join(VIEWS)}")
+    parser.add_argument(
+        "--statistics", choices=STATISTICS, default=STATISTICS[0],
+        help="of batch norms, with --combine=weights; anew: computed on training images",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batches", type=int, default=batch_norms.BATCHES, help="of them, for --statistics=anew"
+    )
     args = parser.parse_args(argv[1:])
     views = args.views.split(",")
     if unknown := set(views) - VIEWS.keys():
@@ -170,7 +201,9 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("--weights=fit: predictions are fitted, weights of networks are given")
     sharding.start()
     output = expand(args.output)
-    weights = create(output, args.members, args.combine, args.weights, views)
+    weights = create(
+        output, args.members, args.combine, args.weights, views, args.statistics, args.batches
+    )
     for label, values in weights.items():
         shares = ", ".join(f"{value / sum(values):.3f}" for value in values)
         print(f"{label}: weights {shares}")

@@ -14,11 +14,14 @@ import numpy as np
 from agejax import box
 from agejax.errors import UserError, check_keys, is_number
 from agejax.logging import records
+from agejax.models.pretrained import files
 from agejax.run import Run
 
 FILE = "ensemble.json"
-KEYS = ("members", "combine", "weights", "views")
+STATISTICS_FILE = "batch_stats.safetensors"  # those that were made anew
 COMBINE = ("predictions", "weights")
+STATISTICS = ("averaged", "anew")
+KEYS = ("members", "combine", "weights", "views", "statistics")
 CROP = 0.9  # of the image's edge
 # name -> uint8 images [B, S, S, 3] -> the views of them that it stands for.
 VIEWS: dict[str, Callable[[jax.Array], list[jax.Array]]] = {
@@ -51,7 +54,8 @@ def networks(
         for label, values in spec["weights"].items()
     }
     if spec["combine"] == "weights":
-        members = [_averaged(members, np.array(next(iter(shares.values()))))]
+        anew = _statistics(workdir, spec, members[0])
+        members = [average(members, np.array(next(iter(shares.values()))), anew)]
         shares = {label: [1.0] for label in shares}
     return members, shares, spec["views"]
 
@@ -70,7 +74,8 @@ def open_run(workdir: str | pathlib.Path) -> Run:
         return Run.open(workdir)
     spec = _read_spec(workdir)
     members = [open_member(member) for member in spec["members"]]
-    return join(workdir, members, spec["combine"], spec["weights"], spec["views"])
+    anew = _statistics(workdir, spec, members[0])
+    return join(workdir, members, spec["combine"], spec["weights"], spec["views"], anew)
 
 
 def _read_spec(workdir: pathlib.Path) -> dict[str, Any]:
@@ -78,9 +83,25 @@ def _read_spec(workdir: pathlib.Path) -> dict[str, Any]:
     path, remedy = workdir / FILE, "make the ensemble again"
     spec = records.read_json(path, dict, remedy)
     check_keys(spec, KEYS, str(path))
+    spec.setdefault("statistics", STATISTICS[0])  # older files have none
     if wrong := next((key for key in KEYS if not _is_right(key, spec)), None):
         raise UserError(f"{path}: its {wrong} are missing or damaged; {remedy}")
     return spec
+
+
+def _statistics(workdir: pathlib.Path, spec: Mapping[str, Any], like: Run) -> Mapping[str, Any]:
+    """The batch statistics that were made anew for an ensemble; empty where they are averages.
+
+    Raises:
+      UserError: their file is missing, damaged, or of another network than `like`.
+    """
+    if spec["statistics"] != "anew":
+        return {}
+    path, expected = workdir / STATISTICS_FILE, like.batch_stats
+    anew = files.read(str(path), str(path))
+    if any(name not in expected or expected[name].shape != a.shape for name, a in anew.items()):
+        raise UserError(f"{path} is of another network; make the ensemble again")
+    return anew
 
 
 def _is_right(key: str, spec: Mapping[str, Any]) -> bool:
@@ -91,6 +112,8 @@ def _is_right(key: str, spec: Mapping[str, Any]) -> bool:
             return _all(value, lambda member: isinstance(member, str))
         case "combine":
             return value in COMBINE
+        case "statistics":
+            return value in STATISTICS
         case "views":
             return _all(value, lambda view: isinstance(view, str) and view in VIEWS)
     members = spec["members"]  # is right: it comes first
@@ -114,6 +137,7 @@ def join(
     combine: str,
     weights: Mapping[str, Sequence[float]],
     views: Sequence[str],
+    statistics: Mapping[str, np.ndarray] | None = None,
 ) -> Run:
     """Runs as one.
 
@@ -124,13 +148,14 @@ def join(
     Args:
       weights: label -> the share of each member; a label's members are those with a share above 0.
       views: of `VIEWS`; what is said of them is averaged.
+      statistics: batch statistics of the averaged network, in place of averaged ones.
     """
     check_alike(members)
     given = members
     first = max(members, key=lambda run: run.config.data.image_size)
     share = {label: np.array(values) / np.sum(values) for label, values in weights.items()}
     if combine == "weights":
-        members = [_averaged(members, next(iter(share.values())))]
+        members = [average(members, next(iter(share.values())), statistics)]
         share = {label: np.ones(1) for label in share}
 
     @jax.jit
@@ -205,8 +230,14 @@ def _mean(
     return list(means.items())
 
 
-def _averaged(members: Sequence[Run], share: np.ndarray) -> Run:
+def average(
+    members: Sequence[Run], share: np.ndarray, statistics: Mapping[str, Any] | None = None
+) -> Run:
     """A network of mean weights and statistics (Izmailov et al. 2018; Wortsman et al. 2022).
+
+    Args:
+      share: of each member, f64 [M]; they sum to 1.
+      statistics: batch statistics in place of averaged ones.
 
     Raises:
       UserError: networks that differ.
@@ -223,7 +254,9 @@ def _averaged(members: Sequence[Run], share: np.ndarray) -> Run:
     params, batch_stats = jax.tree.map(
         lambda *arrays: sum(w * a for w, a in zip(share.tolist(), arrays, strict=True)), *both
     )
-    return dataclasses.replace(first, params=params, batch_stats=batch_stats)
+    return dataclasses.replace(
+        first, params=params, batch_stats={**batch_stats, **(statistics or {})}
+    )
 
 
 def _crops(images: jax.Array) -> list[jax.Array]:

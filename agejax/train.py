@@ -198,7 +198,7 @@ def _train(
         print(f"resuming {workdir} at step {int(state.step):,}", flush=True)
     else:
         with clock("compile"):
-            trained = warm_start.of(config, heads, source)
+            trained = warm_start.of(config, heads, source, train_rows)
             state = state_lib.create(config, initialise, optimizer, mesh, trained)
         peers.agree_on_weights(state.params)
         best, evaluated, meta = Best(), True, {}

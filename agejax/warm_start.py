@@ -16,7 +16,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from agejax import box, lineage
+from agejax import batch_norms, box, lineage
 from agejax import state as state_lib
 from agejax.data.sources import Source
 from agejax.errors import UserError
@@ -28,6 +28,7 @@ from agejax.optim import Flat
 from agejax.run import Run, opened_config, read_config
 
 Arrays = Mapping[str, np.ndarray]
+CALIBRATION = 16  # batches of training images
 
 
 def settle(
@@ -57,17 +58,50 @@ def settle(
 
 
 def of(
-    config: ml_collections.ConfigDict, heads: Mapping[str, Head], source: Source
+    config: ml_collections.ConfigDict,
+    heads: Mapping[str, Head],
+    source: Source,
+    rows: np.ndarray | None = None,
 ) -> state_lib.Start | None:
-    """Returns what `state.create` starts from; None where config.model.pretrained names no run.
+    """Returns what `state.create` starts from; None where a weights file, or nothing, is enough.
+
+    That is a run that config.model.pretrained names, or a weights file and images, where batch
+    norms are given back to a network that had them folded into its convolutions.
 
     Args:
       heads, source: the new run's.
+      rows: int64 [N] of `source` that it trains on; None where it will not train, and batch norms
+        need no statistics to predict.
     """
     path = config.model.pretrained
-    if not path or not _is_run(_locate(path)):
+    if not path:
         return None
-    return functools.partial(_start, config, heads, source)
+    if _is_run(_locate(path)):
+        return functools.partial(_start, config, heads, source)
+    if rows is not None and pretrained.gives_norms_back(config.model):
+        return functools.partial(_give_norms_back, config, heads, source, rows)
+    return None
+
+
+def _give_norms_back(
+    config: ml_collections.ConfigDict,
+    heads: Mapping[str, Head],
+    source: Source,
+    rows: np.ndarray,
+    params: Flat,
+    batch_stats: Flat,
+) -> tuple[state_lib.Arrays, state_lib.Arrays]:
+    """Loads folded weights, and gives the batch norms the statistics of augmented images."""
+    loaded = state_lib.from_file(config.model, params, batch_stats)
+    model, _ = state_lib.create_model(config, heads)
+    batches = batch_norms.training_batches(config, source, rows, CALIBRATION)
+    calibrated = batch_norms.calibrated(model, *loaded, batches)
+    print(
+        f"gave the network batch norms with the statistics of {CALIBRATION} batches of training "
+        "images; it predicts as before",
+        flush=True,
+    )
+    return calibrated
 
 
 def _start(

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from agejax import ensemble, evaluate, joined, predict
+from agejax import batch_norms, ensemble, evaluate, joined, predict
 from agejax.errors import UserError, run_command
 from agejax.run import Run
 
@@ -102,6 +102,30 @@ def test_averaged_weights_of_runs_with_other_splits_have_no_split_left_to_test_o
     assert join(mixed, combine="weights").fingerprint == ""
 
 
+def test_an_averaged_network_may_have_statistics_of_its_own(trained, tmp_path, capsys):
+    folder = tmp_path / "soup"
+    flags = [f"{trained}@4", str(trained), f"--output={folder}", "--combine=weights"]
+    assert run_command(ensemble.main, ["ensemble", *flags]) == 0
+    (averaged,) = joined.open_run(folder).batch_stats
+    anew = ["--statistics=anew", "--batches=2"]
+    assert run_command(ensemble.main, ["ensemble", *flags, *anew]) == 0
+    assert "made anew on 2 batches of 16 training images" in capsys.readouterr().out
+    run = joined.open_run(folder)
+    expected = batch_norms.anew(Run.open(trained), count=2)
+    name = "backbone/norms/0/mean"
+    np.testing.assert_allclose(run.batch_stats[0][name], expected[name], rtol=1e-4, atol=1e-5)
+    assert np.abs(expected[name] - averaged[name]).max() > 0.01
+    assert np.isfinite(say(run)["age"]).all()
+
+    (folder / joined.STATISTICS_FILE).write_bytes(b"no")
+    with pytest.raises(UserError, match=r"batch_stats\.safetensors"):
+        joined.open_run(folder)
+    spec = json.loads((folder / joined.FILE).read_text())
+    del spec["statistics"]  # as older versions wrote it
+    (folder / joined.FILE).write_text(json.dumps(spec))
+    np.testing.assert_array_equal(joined.open_run(folder).batch_stats[0][name], averaged[name])
+
+
 def test_the_fitted_weights_of_years_are_the_best_there_are():
     rng = np.random.default_rng(0)
     truth = rng.uniform(0, 90, 400)
@@ -169,6 +193,8 @@ def test_weights_are_fitted_on_val(trained, other, tmp_path, capsys):
         (["--weights=-1,2"], "2 numbers of 0 or above"),
         (["--views=flop"], "'flop' is none of plain, flip, crops"),
         (["--combine=weights", "--weights=fit"], "predictions are fitted"),
+        (["--statistics=anew"], "only --combine=weights"),
+        (["--combine=weights", "--statistics=anew", "--batches=0"], "--batches=0: give 1"),
     ],
 )
 def test_bad_flags_are_one_line(trained, other, tmp_path, capsys, flags, message):

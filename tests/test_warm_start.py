@@ -417,6 +417,18 @@ def test_an_option_that_the_run_left_at_its_default_may_not_differ(trained):
         pretrained.settle(config, None, of_run)
 
 
+def test_an_option_that_is_of_training_alone_may_differ(trained):
+    of_run = run.read_config(trained)
+    config = tiny.get_config()
+    config.model.pretrained = str(trained)
+    for each, options in ((of_run, {"drop_path": 0.1}), (config, {"dropout": 0.3})):
+        with each.unlocked():
+            each.model.name = "vit_ti16"
+            each.model.options = ml_collections.ConfigDict(options)
+    options = pretrained.settle(config, None, of_run).model.options
+    assert options.to_dict() == {"dropout": 0.3, "drop_path": 0.1}
+
+
 def test_a_run_that_lost_its_config_json_is_still_a_run(trained, tmp_path):
     old, new = tmp_path / "old", tmp_path / "new"
     shutil.copytree(trained, old)

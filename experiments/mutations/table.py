@@ -1037,6 +1037,42 @@ OTHERS = (
         "info.temperatures[label] ?? 1", "1",
         ("test_web.py::test_crops_get_the_ages_intervals_and_probabilities_of_predict",),
     ),
+    Mutation(
+        "layer decay counts layers from the image", "agejax/models/backbone.py",
+        "enumerate(reversed(backbone.layer_paths()), 1)", "enumerate(backbone.layer_paths(), 1)",
+        ("test_models.py::test_layers_are_in_the_order_of_the_forward_pass[cnn]",
+         "test_step.py::test_layer_decay_and_recomputing_reach_the_step_of_a_run"),
+    ),
+    Mutation(
+        "layer decay forgets the multipliers", OPTIM,
+        "v * layer_decay ** parameters[k]", "layer_decay ** parameters[k]",
+        ("test_optim.py::test_layer_decay_lowers_the_rate_with_every_layer_below_the_heads_and_leaves_what_is_frozen",),
+    ),
+    Mutation(
+        "drop path drops parts of examples", "agejax/models/layers.py",
+        "return (x.shape[0],) + (1,) * (x.ndim - 1)", "return x.shape",
+        ("test_layers.py::test_drop_path_drops_whole_examples_and_keeps_the_mean",),
+    ),
+    Mutation(
+        "nothing is recomputed", "agejax/models/backbone.py",
+        "if not (train and self.remat):", "if not (train and self.remat) or True:",
+        ("test_models.py::test_every_block_of_every_family_is_recomputed_where_that_is_asked_for[cnn]",),
+    ),
+    Mutation(
+        "statistics made anew lag behind", "agejax/batch_norms.py",
+        "norm.momentum, norm.observing = 1.0, observe", "norm.observing = observe",
+        ("test_batch_norms.py::test_statistics_made_anew_are_means_over_batches_of_what_goes_into_each_norm",),
+    ),
+    Mutation(
+        "norms given back normalise by each batch", "agejax/batch_norms.py",
+        "batch_stats, batches, observe=True)", "batch_stats, batches)",
+        ("test_batch_norms.py::test_calibrated_norms_have_other_statistics_and_the_network_predicts_the_same",),
+    ),
+    Mutation(
+        "norms given back keep their bias", "agejax/batch_norms.py",
+        "np.float32(bias + slope * (new_mean - mean))", "np.float32(bias)",
+        ("test_batch_norms.py::test_calibrated_norms_have_other_statistics_and_the_network_predicts_the_same",),
+    ),
 )  # fmt: skip
 
 MUTATIONS = (*(m._replace(survived=True) for m in SURVIVORS), *OTHERS)

@@ -17,6 +17,7 @@ from agejax.models.pretrained import (
     augreg,
     faceres,
     files,
+    folding,
     keras,
     lite,
     matching,
@@ -34,7 +35,7 @@ from agejax.models.pretrained.layout import (
 )
 from agejax.paths import expand
 
-__all__ = ["Loaded", "identify", "load", "settle"]
+__all__ = ["Loaded", "gives_norms_back", "identify", "load", "settle"]
 
 # model -> the layouts its weights come in, of every library.
 LAYOUTS: dict[str, list[Layout]] = {}
@@ -59,7 +60,8 @@ def load(
     tensors, match = identify(path, model_name)
     ours = {k.removeprefix(prefix): v for k, v in shapes.items() if k.startswith(prefix)}
     try:
-        loaded = fit(match.tensors, match.layout, ours, _where(path))
+        theirs = folding.folded(ours) if match.layout.options.get("folded") else ours
+        loaded = fit(match.tensors, match.layout, theirs, _where(path))
     except Misfit as error:
         alike = matching.looks_like(tensors, LAYOUTS)
         if not alike:
@@ -82,9 +84,10 @@ def load(
         raise UserError(
             f"{_where(path)} has the backbone more than once, under {prefixes}; keep one"
         )
+    arrays = loaded.arrays if theirs is ours else folding.unfolded(loaded.arrays, ours)
     return dataclasses.replace(
         loaded,
-        arrays={prefix + name: array for name, array in loaded.arrays.items()},
+        arrays={prefix + name: array for name, array in arrays.items()},
         fresh=tuple(prefix + name for name in loaded.fresh),
         left_out=(*loaded.left_out, *match.beside),
         prefix=match.prefix,
@@ -123,6 +126,7 @@ def settle(
                 f"{_where(c.pretrained)} is a run of {of_run.model.name}, and config.model.name is "
                 f"{c.name}; set config.model.name={of_run.model.name}, or name another run"
             )
+        may_differ = registry.OF_TRAINING
         expected = {key: tuple(of_run.model[key]) for key in expected}
         defaults = registry.default_options(c.name)
         options = {key: defaults[key] for key in c.options if key in defaults}
@@ -130,9 +134,9 @@ def settle(
     elif c.pretrained:
         layout = identify(c.pretrained, c.name)[1].layout
         expected = {"mean": layout.mean, "std": layout.std}
-        options = layout.options
+        options, may_differ = layout.options, layout.may_differ
         if layout.doubt:
-            may_differ = ("mean", "std")
+            may_differ = (*may_differ, "mean", "std")
             if (c.mean is None) != (c.std is None):
                 raise UserError(f"config.model.mean and .std: set both or none; {layout.doubt}")
     with config.unlocked():
@@ -147,6 +151,16 @@ def settle(
                         f"not {group[key]}; set it so, or leave it out"
                     )
     return config
+
+
+def gives_norms_back(config: Any) -> bool:
+    """Whether the weights file of config.model has folded batch norms, and its network has not.
+
+    Raises:
+      UserError: as `identify`.
+    """
+    folded = identify(config.pretrained, config.name)[1].layout.options.get("folded", False)
+    return bool(folded) and not config.options.get("folded")
 
 
 def identify(path: str, model_name: str) -> tuple[Tensors, matching.Match]:

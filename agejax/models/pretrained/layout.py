@@ -51,6 +51,7 @@ class Layout:
       mean, std: of RGB in 0..1, which the weights expect images to be normalised with. Weights of
         BGR networks are turned to RGB by `prepare`.
       options: of our model, for the numerics of these weights, such as {"padding": "same"}.
+      may_differ: those of them that the config may set otherwise.
       doubt: where weights that expect another mean and std look the same in a file, what to tell
         the user: those above are then a default that the config may overrule.
     """
@@ -65,6 +66,7 @@ class Layout:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    may_differ: tuple[str, ...] = ()
     doubt: str = ""
 
     def our_name(self, key: str, tensor: np.ndarray) -> str | None:

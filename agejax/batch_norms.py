@@ -1,0 +1,144 @@
+"""Batch-norm statistics of training images: for averaged weights, and for norms given back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from agejax import config as config_lib
+from agejax.data import augment, draws, opening, pipeline, sampling, splits
+from agejax.data.sources import Source
+from agejax.errors import UserError
+from agejax.models.layers import batch_norms
+from agejax.run import Run
+from agejax.state import Model
+
+Flat = Mapping[str, jax.typing.ArrayLike]
+Batches = Iterable[tuple[jax.Array, jax.Array]]  # (images f32 [B, S, S, 3] in 0..1, key of dropout)
+BATCHES = 100
+
+
+def training_batches(config: Any, source: Source, rows: np.ndarray, count: int) -> Iterator[Any]:
+    """Yields the first `count` of `Batches` as the train step sees them.
+
+    Args:
+      config: of the run.
+      rows: int64 [N], the training rows of `source`.
+    """
+    sampler = sampling.Sampler(*draws.weigh(config.sampling, source, rows), config.seed)
+    read = pipeline.TrainBatches(
+        source, rows, sampler, config.data.batch_size, config.sampling.copy_strength,
+        bool(config.augment.copies),
+    )  # fmt: skip
+    augmented = jax.jit(augment.build(config.augment, config.model.image_size))
+    for step in range(count):
+        batch = read[step]
+        key = jax.random.fold_in(jax.random.key(config.seed), step)
+        key_augment, key_dropout = jax.random.split(key)
+        yield augmented(key_augment, batch["image"], batch["strength"])[0], key_dropout
+
+
+def anew(run: Run, count: int = BATCHES) -> dict[str, np.ndarray]:
+    """Computes the batch statistics of a run's weights on its training images.
+
+    Averaged weights want statistics of their own (Izmailov et al. 2018, SWA). They are the means
+    over `count` batches, augmented as in training, of each batch's mean and unbiased variance, as
+    in torch.optim.swa_utils.update_bn.
+
+    Returns:
+      Flat name -> float32, of the batch norms that train: empty where there is none.
+
+    Raises:
+      UserError: the training images are not here.
+    """
+    assert run.model is not None
+    network = run.model.network(run.params, run.batch_stats)
+    if all(norm.frozen for norm in batch_norms(network).values()):
+        return {}
+    config = config_lib.completed(run.config)
+    source = opening.open_source(config.data)
+    if source.fingerprint != run.fingerprint:
+        raise UserError(
+            f"--statistics=anew: {run.workdir} was trained on other data than its config gives "
+            "now; bring back its training images, or use --statistics=averaged"
+        )
+    rows = draws.keep(config.sampling, source, splits.make(source, config.data.split)["train"])
+    batches = training_batches(config, source, rows, count)
+    return measure(run.model, run.params, run.batch_stats, batches)
+
+
+def measure(
+    model: Model, params: Flat, batch_stats: Flat, batches: Batches, *, observe: bool = False
+) -> dict[str, np.ndarray]:
+    """Measures what goes into the batch norms of a network in training mode.
+
+    Args:
+      observe: batch norms, frozen ones too, normalise by `batch_stats`, as in evaluation. Default:
+        by each batch itself, as in training; frozen ones are left out.
+
+    Returns:
+      Flat names of batch statistics -> float32, the mean over `batches`.
+    """
+
+    @jax.jit
+    def of_batch(params: Any, stats: Any, images: jax.Array, key: jax.Array) -> dict[str, Any]:
+        network = model.network(params, stats)
+        norms = batch_norms(network)
+        for norm in norms.values():
+            norm.momentum, norm.observing = 1.0, observe
+            norm.frozen &= not observe
+        network(
+            images,
+            train=True,
+            rngs=nnx.Rngs(dropout=key),
+            # Smoothing of features comes after all batch norms, and before its first epoch is off.
+            ages=dict.fromkeys(model.heads, jnp.zeros(len(images))),
+            epoch=jnp.int32(0),
+        )
+        return {
+            f"{path}/{name}": value[...]
+            for path, norm in norms.items()
+            if not norm.frozen
+            for name, value in (("mean", norm.mean), ("var", norm.var))
+        }
+
+    sums: dict[str, np.ndarray] = {}
+    count = 0
+    for images, key in batches:
+        for name, value in jax.device_get(of_batch(params, batch_stats, images, key)).items():
+            sums[name] = sums.get(name, 0.0) + value.astype(np.float64)
+        count += 1
+    return {name: np.float32(total / count) for name, total in sums.items()}
+
+
+def calibrated(
+    model: Model, params: Flat, batch_stats: Flat, batches: Batches
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Gives batch norms the statistics of `batches` and leaves what the network computes as it is.
+
+    y = scale (x - mean) / σ + bias, with σ² = var + epsilon, stays the same function of x when mean
+    and σ become mean' and σ', and
+
+        scale' = scale σ' / σ        bias' = bias + scale (mean' - mean) / σ
+
+    Returns:
+      (parameters, batch statistics).
+    """
+    measured = measure(model, params, batch_stats, batches, observe=True)
+    params, batch_stats = dict(params), dict(batch_stats)
+    for path, norm in batch_norms(model.network(params, batch_stats)).items():
+        names = [f"{path}/{name}" for name in ("scale", "bias", "mean", "var")]
+        scale, bias, mean, var = (
+            np.float64((params | batch_stats)[name]) for name in names
+        )  # fmt: skip
+        new_mean, new_var = (np.float64(measured[name]) for name in names[2:])
+        slope = scale / np.sqrt(var + norm.epsilon)
+        params[names[0]] = np.float32(slope * np.sqrt(new_var + norm.epsilon))
+        params[names[1]] = np.float32(bias + slope * (new_mean - mean))
+        batch_stats |= {name: measured[name] for name in names[2:]}
+    return params, batch_stats
