@@ -18,7 +18,7 @@ from agejax.models.layers import batch_norms
 from agejax.run import Run
 from agejax.state import Model
 
-Flat = Mapping[str, jax.typing.ArrayLike]
+Flat = Mapping[str, Any]  # of arrays, by their flat names
 Batches = Iterable[tuple[jax.Array, jax.Array]]  # (images f32 [B, S, S, 3] in 0..1, key of dropout)
 BATCHES = 100
 
@@ -113,7 +113,7 @@ def measure(
         for name, value in jax.device_get(of_batch(params, batch_stats, images, key)).items():
             sums[name] = sums.get(name, 0.0) + value.astype(np.float64)
         count += 1
-    return {name: np.float32(total / count) for name, total in sums.items()}
+    return {name: np.asarray(total / count, np.float32) for name, total in sums.items()}
 
 
 def calibrated(
@@ -130,15 +130,18 @@ def calibrated(
       (parameters, batch statistics).
     """
     measured = measure(model, params, batch_stats, batches, observe=True)
-    params, batch_stats = dict(params), dict(batch_stats)
-    for path, norm in batch_norms(model.network(params, batch_stats)).items():
-        names = [f"{path}/{name}" for name in ("scale", "bias", "mean", "var")]
+    arrays: dict[str, Any] = {**params, **batch_stats}
+    for path, norm in batch_norms(model.network(dict(params), dict(batch_stats))).items():
         scale, bias, mean, var = (
-            np.float64((params | batch_stats)[name]) for name in names
-        )  # fmt: skip
-        new_mean, new_var = (np.float64(measured[name]) for name in names[2:])
+            np.asarray(arrays[f"{path}/{name}"], np.float64)
+            for name in ("scale", "bias", "mean", "var")
+        )
+        new_mean, new_var = measured[f"{path}/mean"], measured[f"{path}/var"]
         slope = scale / np.sqrt(var + norm.epsilon)
-        params[names[0]] = np.float32(slope * np.sqrt(new_var + norm.epsilon))
-        params[names[1]] = np.float32(bias + slope * (new_mean - mean))
-        batch_stats |= {name: measured[name] for name in names[2:]}
-    return params, batch_stats
+        arrays |= {
+            f"{path}/scale": np.float32(slope * np.sqrt(new_var + norm.epsilon)),
+            f"{path}/bias": np.float32(bias + slope * (new_mean - mean)),
+            f"{path}/mean": new_mean,
+            f"{path}/var": new_var,
+        }
+    return {name: arrays[name] for name in params}, {name: arrays[name] for name in batch_stats}

@@ -136,7 +136,8 @@ class EfficientNet(Backbone):
             ConvNorm, padding=conv_padding(padding), epsilon=epsilon, momentum=0.1, **common
         )
         self.stem = make(3, STEM, 3, stride=2, act=act)
-        blocks, channels = [], STEM
+        blocks: list[MBConv] = []
+        channels = STEM
         rates = drop_path_rates(drop_path, sum(depth for depth, *_ in stages))
         for depth, size, stride, wider, outputs in stages:
             for i in range(depth):
