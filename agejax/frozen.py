@@ -114,6 +114,7 @@ def _draws(config: Any, model: Model) -> bool:
     def embed(params: Flat, batch_stats: Flat, images: jax.Array) -> jax.Array:
         rngs: Any = types.SimpleNamespace(dropout=refuse)
         backbone = model.network(params, batch_stats).backbone
+        backbone.remat = False  # which takes real streams of random numbers
         return backbone.embed(images, train=True, rngs=rngs).pooled
 
     shapes = {k: jax.ShapeDtypeStruct(shape, jnp.float32) for k, shape in model.shapes.items()}
