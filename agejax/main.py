@@ -82,6 +82,10 @@ def _config_path(argv: Sequence[str]) -> str | None:
     return found and found.partition(":")[0]
 
 
+# Groups that take more settings than the config file has written down.
+_OPEN = re.compile(r"--(config\.(?:(?:model|data)\.options|heads\.\w+))\.\w+")
+
+
 def _unknown_setting(message: str, argv: Sequence[str]) -> str | None:
     """Names the argument of an unknown key, of which the config's message gives the key only."""
     key = re.match(r"[\\'\"]+(\w+)", message)
@@ -89,6 +93,8 @@ def _unknown_setting(message: str, argv: Sequence[str]) -> str | None:
         if key and flag.startswith("--config.") and key[1] in flag.split("."):
             near = re.search(r'Did you mean "(\w+)"', message)
             hint = f"did you mean {near[1]!r}?" if near else "agejax/config.py lists all there are"
+            if group := _OPEN.fullmatch(flag):
+                hint = f"write it in the config file, or give all of {group[1]} as one dict"
             return f"{flag}: there is no setting {key[1]!r}; {hint}"
     return None
 

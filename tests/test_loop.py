@@ -191,6 +191,21 @@ def test_a_run_is_not_written_to_a_folder_that_the_box_hides(faces, monkeypatch,
     assert "write ./box for a folder of that name" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flag", "hint"),
+    [
+        ("config.model.options.drop_path", "give all of config.model.options as one dict"),
+        ("config.heads.age.drop_path", "give all of config.heads.age as one dict"),
+        ("config.optim.drop_path", "agejax/config.py lists all there are"),
+    ],
+)
+def test_a_setting_that_the_config_does_not_write_down_is_named_with_the_way_to_set_it(flag, hint):
+    said = main._unknown_setting("'drop_path'", ["main", f"--{flag}=0.1"])
+    assert said is not None
+    assert said.startswith(f"--{flag}: there is no setting 'drop_path'; ")
+    assert hint in said
+
+
 def test_data_is_prepared_in_the_cache_that_the_environment_names(seen, cache):
     assert list(cache.glob("utkface/*-32px*"))
     assert cache.resolve() != pathlib.Path("~/.cache/agejax").expanduser().resolve()
