@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 
@@ -79,19 +80,53 @@ class Backbone(nnx.Module):
         same masks, and batch-norm statistics move once.
 
         Args:
-          block: a module, or a function whose modules are among `args`.
+          block: a module, or a function.
+          args: for a function its modules first; then the activations.
         """
         given = {} if rngs is None else {"rngs": rngs}
         if not (train and self.remat):
             return block(*args, train=train, **given)
         if isinstance(block, nnx.Module):  # modules must be arguments, so that their state moves
             block, args = type(block).__call__, (block, *args)
+        inputs = tuple(x for x in args if isinstance(x, jax.Array))
+        nodes: dict[str, Any] = {"modules": args[: len(args) - len(inputs)], "given": given}
+        graphdef, state = nnx.split(nodes)
+        arrays, tree = jax.tree.flatten(state)  # plain arrays: no module may move one in place
 
-        @nnx.remat
-        def again(args: tuple[Any, ...], given: dict[str, Any]) -> jax.Array:
-            return block(*args, train=True, **given)
+        @recomputed
+        def pure(arrays: list[jax.Array], inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, Any]:
+            # Constants come as arrays of numpy, which a random stream would count up in place.
+            arrays = [jnp.asarray(x) for x in arrays]
+            copies: dict[str, Any] = nnx.merge(graphdef, jax.tree.unflatten(tree, arrays))
+            y = block(*copies["modules"], *inputs, train=True, **copies["given"])
+            return y, jax.tree.leaves(nnx.state(copies))
 
-        return again(args, given)
+        y, moved = pure(arrays, inputs)
+        nnx.update(nodes, jax.tree.unflatten(tree, moved))
+        return y
+
+
+def recomputed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes (arrays, inputs) -> (y, arrays) keep its arguments alone for the backward pass.
+
+    jax.checkpoint does so with barriers, which XLA:CPU takes away before it looks for equal
+    computations: what was recomputed is then shared with the forward pass, and all memory is kept.
+    Here the backward pass adds 0 times the cotangent to the inputs, so that nothing can be shared,
+    or computed before the cotangent is there.
+    """
+
+    def forward(arrays: Any, inputs: tuple[jax.Array, ...]) -> tuple[Any, Any]:
+        return function(arrays, inputs), (arrays, inputs)
+
+    def backward(kept: Any, cotangents: Any) -> Any:
+        arrays, inputs = kept
+        nothing = 0 * cotangents[0].ravel()[0]
+        inputs = tuple(x + nothing.astype(x.dtype) for x in inputs)
+        return jax.vjp(function, arrays, inputs)[1](cotangents)
+
+    wrapped = jax.custom_vjp(function)
+    wrapped.defvjp(forward, backward)
+    return wrapped
 
 
 def heights(backbone: Backbone, names: Sequence[str]) -> dict[str, int]:
