@@ -10,20 +10,11 @@ from typing import Any
 
 import ml_collections
 
-from configs import frozen_utk
+from configs import frozen_utk, mobilenet_v1_utk
 from experiments.arms import Arm
 from experiments.systems.setting import Setting, changed
 
 BACKBONE = "mobilenet_v1"
-# Of the peak rate, which is the heads'. The early layers stay as faces have taught them.
-LATER_LAYERS = (
-    (r"backbone/stem/.*", None),
-    (r"backbone/(depthwise|pointwise)/[0-5]/.*", None),
-    (r"backbone/(depthwise|pointwise)/[6-8]/.*", 0.1),
-    (r"backbone/(depthwise|pointwise)/(9|10)/.*", 0.15),
-    (r"backbone/.*", 0.25),
-    (r".*", 1.0),
-)
 
 
 def arms(setting: Setting, like: ml_collections.ConfigDict, **changes: Any) -> dict[str, Arm]:
@@ -45,9 +36,9 @@ def arms(setting: Setting, like: ml_collections.ConfigDict, **changes: Any) -> d
     frozen = changed(setting.place(frozen), **changes)
     tuned = changed(
         frozen,
-        model__cached_views=0, optim__lr_multipliers=LATER_LAYERS, optim__ema=0.998,
-        data__batch_size=64, augment__flip=0.5, augment__crop=(0.75, 1.0), augment__rotate=10.0,
-        augment__brightness=0.2, augment__contrast=0.2, augment__erase=0.25,
+        model__cached_views=0, optim__lr_multipliers=mobilenet_v1_utk.LR_MULTIPLIERS,
+        optim__ema=0.998, data__batch_size=64, augment__flip=0.5, augment__crop=(0.75, 1.0),
+        augment__rotate=10.0, augment__brightness=0.2, augment__contrast=0.2, augment__erase=0.25,
     )  # fmt: skip
     match setting.scale:
         case "smoke":  # a small network has other layers
