@@ -101,8 +101,11 @@ class TrainSteps:
                 f"config.{KEY}: the durations come to {', '.join(map(str, ends[1:]))} steps from "
                 "the start of the run; each must be longer than the one before"
             )
-        self._final, self._make = config.model.image_size, make
-        self._made: dict[int, jax.stages.Wrapped] = {}
+        self._final = config.model.image_size
+        # All at once: what is wrong with the config is found before anything is written.
+        sizes = {self._final, *(size for _, size in self._stages)}
+        self._made = {size: make(image_size=size) for size in sorted(sizes)}
+        self._used: set[int] = set()
         self._size: int | None = None
 
     def size(self, step: int) -> int:
@@ -125,9 +128,9 @@ class TrainSteps:
         if size != self._size and self._stages:
             log.note(step, f"images of {size} px from here on")
         self._size = size
-        if size in self._made:
+        if size in self._used:
             yield self.last
             return
-        self._made[size] = self._make(image_size=size)
+        self._used.add(size)
         with clock("compile"):
             yield self.last

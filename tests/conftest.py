@@ -6,6 +6,7 @@ import functools
 import os
 import pathlib
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,6 +28,9 @@ from PIL import Image
 
 ROOT = pathlib.Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
+
+# A shell starts what it runs in the background without Ctrl-C, which children inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

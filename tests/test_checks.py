@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import tiny
-from agejax import baselines, checks, ensemble, evaluate, run, sweep, train, warm_start
+from agejax import baselines, checks, ensemble, evaluate, lineage, run, sweep, train
 from agejax.data import opening, splits
 from agejax.errors import UserError, run_command
 
@@ -275,4 +275,4 @@ def test_a_start_from_a_run_of_the_same_data_set_is_warned_of(
     opened = run.Run.open(trained, devices=1)
     source = types.SimpleNamespace(fingerprint=opened.fingerprint if same_data else "another")
     config.data.name, config.data.split.seed = name, 5
-    assert warm_start._may_have_seen(opened, config, source) == warned
+    assert lineage.may_have_seen(lineage.of(opened), config, source) == warned

@@ -66,12 +66,12 @@ def test_an_element_of_an_array_trains_its_arm(cluster, monkeypatch, tmp_path, c
         experiments_run.arms, "run",
         lambda arms, seeds, folder, split: trained.extend((*arms, seed) for seed in seeds),
     )  # fmt: skip
-    for task in range(8):  # the two arms made of others' runs wait for the job after the array
+    for task in range(12):  # the two arms made of others' runs wait for the job after the array
         experiments_run.main(["run", "small_model", "--scale=smoke", "--seeds=2", f"--task={task}"])
-    names = ("no-augmentation", "basic", "oversample", "scratch")
+    names = ("no-augmentation", "basic", "oversample", "scratch", "faces-frozen", "faces")
     assert trained == [(name, seed) for seed in range(2) for name in names]
-    with pytest.raises(experiments_run.UserError, match="4 arms by 2 seeds are 0 to 7"):
-        experiments_run.main(["run", "small_model", "--scale=smoke", "--seeds=2", "--task=8"])
+    with pytest.raises(experiments_run.UserError, match="6 arms by 2 seeds are 0 to 11"):
+        experiments_run.main(["run", "small_model", "--scale=smoke", "--seeds=2", "--task=12"])
 
 
 def test_the_jobset_starts_as_many_processes_as_it_says():
