@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import pathlib
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,12 +22,11 @@ from agejax.distillation import networks, seen
 from agejax.distillation.files import PROBABILITIES, TargetFile
 from agejax.distillation.teachers import FEATURES
 from agejax.errors import UserError, check_keys, run_command
-from agejax.logging import records
+from agejax.logging import progress, records
 from agejax.paths import expand
 from agejax.run import predict_batches
 
 TARGETS = ("probabilities", "features")
-SECONDS = 30.0  # between two lines of progress
 
 
 def write_targets(
@@ -89,7 +87,7 @@ def write_targets(
                     total[name] = total.get(name, 0) + weight / len(images) * target.values
         return {name: value for name, value in total.items() if name != FEATURES or with_features}
 
-    batches = _reporting(
+    batches = _counted(
         pipeline.evaluation_batches(source, rows, first.config.eval.batch_size), len(rows)
     )
     arrays = [member.arrays for member in members]
@@ -137,15 +135,12 @@ def _small(values: np.ndarray) -> np.ndarray:
     return half if np.isfinite(half).all() else values.astype(np.float32)
 
 
-def _reporting(batches: Iterator[pipeline.HostBatch], images: int) -> Iterator[pipeline.HostBatch]:
-    """Passes batches on, and reports progress on stderr now and then."""
-    done, reported = 0, time.monotonic()
+def _counted(batches: Iterator[pipeline.HostBatch], images: int) -> Iterator[pipeline.HostBatch]:
+    """Passes batches on, and reports progress on stderr."""
+    count = progress.Count("answered", images)
     for batch in batches:
         yield batch
-        done += int(batch["weight"].sum())
-        if time.monotonic() - reported > SECONDS:
-            reported = time.monotonic()
-            print(f"{done:,} of {images:,} images", file=sys.stderr, flush=True)
+        count.add(int(batch["weight"].sum()))
 
 
 def main(argv: Sequence[str]) -> None:
@@ -156,12 +151,7 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--workdir", required=True, help="the folder of a trained run or ensemble")
     parser.add_argument("--output", required=True, help="the file to write, .npz")
-    parser.add_argument("--dataset", help="a data set's name; default: the run's own")
-    parser.add_argument("--source", help="the archive or folder; default: the run's own")
-    parser.add_argument(
-        "--option", action="append", default=[], metavar="NAME=VALUE",
-        help="an option of the data set's own, such as labels=FILE.csv; repeat it",
-    )  # fmt: skip
+    evaluate.add_data_arguments(parser)
     parser.add_argument("--split", default="all", help="train,val,... of the run; default: all")
     parser.add_argument("--views", default="plain", help=f"some of {', '.join(joined.VIEWS)}")
     parser.add_argument("--targets", default=",".join(TARGETS), help="what to write; default: all")

@@ -483,15 +483,17 @@ def write_predictions(
     records.write_text(path, text.getvalue())
 
 
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those that name the images, where they are not the run's own."""
+    parser.add_argument("--dataset", help="a data set's name; default: the run's own")
+    parser.add_argument("--source", help="the archive or folder; default: the run's own")
+    prepare.add_option(parser)
+
+
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m agejax.evaluate", description=__doc__)
     parser.add_argument("--workdir", required=True, help="the folder of a trained run")
-    parser.add_argument("--dataset", help="a data set's name; default: the run's own")
-    parser.add_argument("--source", help="the archive or folder; default: the run's own")
-    parser.add_argument(
-        "--option", action="append", default=[], metavar="NAME=VALUE",
-        help="an option of the data set's own, such as labels=FILE.csv; repeat it",
-    )  # fmt: skip
+    add_data_arguments(parser)
     parser.add_argument("--split", help="train, val, test, all; default: test, or all elsewhere")
     parser.add_argument("--compare", metavar="RUN2", help="another run, on the same images")
     parser.add_argument(

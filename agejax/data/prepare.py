@@ -55,14 +55,19 @@ def options(given: Sequence[str]) -> dict[str, Any]:
     return {name: value(text) for name, text in pairs(given, "--option").items()}
 
 
+def add_option(parser: argparse.ArgumentParser) -> None:
+    """The flag whose values `options` reads."""
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE",
+        help="an option of the data set's own, such as labels=FILE.csv; repeat it",
+    )  # fmt: skip
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those that say which data set and where."""
     parser.add_argument("--dataset", default="utkface", help="a data set's name")
     parser.add_argument("--source", help="the archive or folder; default: tfds' manual folder")
-    parser.add_argument(
-        "--option", action="append", default=[], metavar="NAME=VALUE",
-        help="an option of the data set's own; repeat it",
-    )  # fmt: skip
+    add_option(parser)
     parser.add_argument("--image-size", type=int, default=128, help="of the decoded images, pixels")
     parser.add_argument("--cache-dir", help="default: $AGEJAX_CACHE or ~/.cache/agejax")
 
