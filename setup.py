@@ -8,7 +8,7 @@ setup(
     description="Train and judge face-age models in JAX",
     packages=find_packages(include=("agejax", "agejax.*")),
     package_data={
-        "agejax.web": ["page.*", "licences.txt"],
+        "agejax.exporting.web": ["page.*", "licences.txt"],
         "agejax.weights": ["*/*.json", "*/*.md", "*/*.safetensors", "*/evaluation/*/*"],
     },
     python_requires=">=3.11",

@@ -24,14 +24,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, SVR
 
-from agejax import evaluate, image_sizes, optim, sharding, warm_start
-from agejax import state as state_lib
-from agejax.calibration import Calibration
+from agejax import evaluate
 from agejax.data import augment, opening, pipeline, splits
 from agejax.errors import UserError, run_command
+from agejax.evaluation.calibration import Calibration
 from agejax.logging import records
 from agejax.paths import expand
-from agejax.run import Run, predict_batches
+from agejax.runs.run import Run, predict_batches
+from agejax.training import image_sizes, optim, sharding, warm_start
+from agejax.training import state as state_lib
 
 FEATURES = ("run", "pretrained")
 

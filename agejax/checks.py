@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import optax
 
-from agejax import box, durations, frozen, image_sizes, metrics, optim, state
 from agejax import heads as heads_lib
 from agejax.config import check
 from agejax.data import augment, draws, sources, splits
 from agejax.distillation import setup as distillation
 from agejax.errors import UserError, one_of
+from agejax.evaluation import metrics
 from agejax.heads import ages, weights
 from agejax.models import pretrained
+from agejax.runs import box
+from agejax.training import durations, frozen, image_sizes, optim, state
 
 DURATIONS = ("total", "log_every", "eval.every", "checkpoint.every")
 

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from agejax import evaluate, image_sizes, joined, sharding
+from agejax import evaluate
 from agejax.data import augment, pipeline, prepare, splits
 from agejax.data.sources import Source
 from agejax.distillation import networks, seen
@@ -24,7 +24,9 @@ from agejax.distillation.teachers import FEATURES
 from agejax.errors import UserError, check_keys, run_command
 from agejax.logging import progress, records
 from agejax.paths import expand
-from agejax.run import predict_batches
+from agejax.runs import ensembles
+from agejax.runs.run import predict_batches
+from agejax.training import image_sizes, sharding
 
 TARGETS = ("probabilities", "features")
 
@@ -48,7 +50,7 @@ def write_targets(
     Args:
       dataset, source_path, options: the images, as of `evaluate.evaluate`.
       split: which of the run's splits; "all" is every image.
-      views: of `joined.VIEWS`, whose answers are averaged, beside those of the ensemble.
+      views: of `ensembles.VIEWS`, whose answers are averaged, beside those of the ensemble.
       targets: of `TARGETS`.
 
     Raises:
@@ -77,7 +79,7 @@ def write_targets(
 
     @jax.jit
     def answer(arrays: Any, _: None, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        images = [view for name in views for view in joined.VIEWS[name](batch["image"])]
+        images = [view for name in views for view in ensembles.VIEWS[name](batch["image"])]
         total: dict[str, Any] = {}
         for member, mine in zip(members, arrays, strict=True):
             for view in images:
@@ -153,11 +155,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--output", required=True, help="the file to write, .npz")
     evaluate.add_data_arguments(parser)
     parser.add_argument("--split", default="all", help="train,val,... of the run; default: all")
-    parser.add_argument("--views", default="plain", help=f"some of {', '.join(joined.VIEWS)}")
+    parser.add_argument("--views", default="plain", help=f"some of {', '.join(ensembles.VIEWS)}")
     parser.add_argument("--targets", default=",".join(TARGETS), help="what to write; default: all")
     args = parser.parse_args(argv[1:])
     views, targets = args.views.split(","), args.targets.split(",")
-    check_keys(views, joined.VIEWS, "--views")
+    check_keys(views, ensembles.VIEWS, "--views")
     check_keys(targets, TARGETS, "--targets")
     sharding.start()
     file = write_targets(

@@ -17,12 +17,15 @@ import numpy as np
 import safetensors.numpy
 from scipy import optimize, sparse
 
-from agejax import batch_norms, box, calibration, evaluate, joined, sharding
+from agejax import evaluate
 from agejax.errors import UserError, run_command
-from agejax.joined import COMBINE, FILE, STATISTICS, STATISTICS_FILE, VIEWS, open_member
+from agejax.evaluation import calibration
 from agejax.logging import records
 from agejax.paths import expand
-from agejax.run import Run
+from agejax.runs import box, ensembles
+from agejax.runs.ensembles import COMBINE, FILE, STATISTICS, STATISTICS_FILE, VIEWS, open_member
+from agejax.runs.run import Run
+from agejax.training import batch_statistics, sharding
 
 
 def fit_weights(members: Sequence[Run], views: Sequence[str]) -> dict[str, list[float]]:
@@ -47,14 +50,14 @@ def fit_weights(members: Sequence[Run], views: Sequence[str]) -> dict[str, list[
             )
     scored: list[evaluate.Scored] = []
     for member in members:
-        alone = joined.join(
-            member.workdir, [member], "predictions", joined.equal_weights([member]), views
+        alone = ensembles.join(
+            member.workdir, [member], "predictions", ensembles.equal_weights([member]), views
         )
         if scored:
             scored.append(evaluate.score_again(scored[0], alone))
         else:
             scored.append(evaluate.score(alone, split="val"))
-    weights = joined.equal_weights(members)
+    weights = ensembles.equal_weights(members)
     for label, given in weights.items():
         having = [i for i, weight in enumerate(given) if weight]
         said = np.stack([scored[i].predictions[label].astype(np.float64) for i in having])
@@ -105,7 +108,7 @@ def parse_weights(
     """--weights: "" for equal ones, "fit", or one number a member; of each label."""
     if text == "fit":
         return fit_weights(members, views)
-    weights = joined.equal_weights(members)
+    weights = ensembles.equal_weights(members)
     if not text:
         return weights
     try:
@@ -129,9 +132,9 @@ def create(
     weights: str = "",
     views: Sequence[str] = ("plain",),
     statistics: str = STATISTICS[0],
-    batches: int = batch_norms.BATCHES,
+    batches: int = batch_statistics.BATCHES,
 ) -> dict[str, list[float]]:
-    """Writes an ensemble's folder, which `joined.open_run` opens.
+    """Writes an ensemble's folder, which `ensembles.open_run` opens.
 
     Args:
       given: runs' folders, or FOLDER@STEP.
@@ -151,12 +154,12 @@ def create(
     records.check_folder(output, "--output")
     members = [open_member(str(path)) for path in given]
     shares = parse_weights(weights, members, views)
-    joined.join(output, members, combine, shares, views)  # raises where they do not fit together
+    ensembles.join(output, members, combine, shares, views)  # raises where they do not fit together
     share = next(iter(shares.values()))
     anew = {}
     if statistics == "anew":
-        averaged = joined.average(members, np.array(share) / np.sum(share))
-        if anew := batch_norms.anew(averaged, batches):
+        averaged = ensembles.average(members, np.array(share) / np.sum(share))
+        if anew := batch_statistics.anew(averaged, batches):
             size = averaged.config.data.batch_size
             print(f"batch statistics: made anew on {batches} batches of {size} training images")
         else:
@@ -191,7 +194,10 @@ def main(argv: Sequence[str]) -> None:
         help="of batch norms, with --combine=weights; anew: computed on training images",
     )  # fmt: skip
     parser.add_argument(
-        "--batches", type=int, default=batch_norms.BATCHES, help="of them, for --statistics=anew"
+        "--batches",
+        type=int,
+        default=batch_statistics.BATCHES,
+        help="of them, for --statistics=anew",
     )
     args = parser.parse_args(argv[1:])
     views = args.views.split(",")

@@ -18,16 +18,20 @@ from typing import Any
 
 import numpy as np
 
-from agejax import box, heads, image_sizes, lineage, metrics, sharding, tables
-from agejax.calibration import Calibration
-from agejax.data import detection, opening, pipeline, prepare, splits
+from agejax import heads, tables
+from agejax.data import opening, pipeline, prepare, splits
 from agejax.data.sources import Source
 from agejax.errors import UserError, run_command
-from agejax.joined import open_run
+from agejax.evaluation import metrics, quality, uncertainty
+from agejax.evaluation.calibration import Calibration
+from agejax.faces import detection
 from agejax.logging import records
 from agejax.paths import expand
-from agejax.reporting import quality, report, uncertainty
-from agejax.run import Run
+from agejax.reporting import report
+from agejax.runs import box, lineage
+from agejax.runs.ensembles import open_run
+from agejax.runs.run import Run
+from agejax.training import image_sizes, sharding
 
 FRAMED = 300  # images that say how the training data frames faces
 

@@ -23,7 +23,6 @@ from matplotlib.figure import Figure
 from scipy import ndimage
 from sklearn.linear_model import Ridge
 
-from agejax import image_sizes, sharding
 from agejax.data import augment, sources
 from agejax.errors import UserError, one_line, run_command
 from agejax.heads import Head
@@ -34,7 +33,8 @@ from agejax.models.vit import ViT
 from agejax.paths import expand
 from agejax.predict import find_images
 from agejax.reporting.plots import TEXT
-from agejax.run import Run
+from agejax.runs.run import Run
+from agejax.training import image_sizes, sharding
 
 Method = Literal["lime", "integrated_gradients", "grad_cam"]
 Fill = Literal["blur", "mean"]

@@ -20,14 +20,16 @@ import ml_collections
 import numpy as np
 
 import agejax
-from agejax import card, heads, image_sizes, onnx_export, quantize, sharding
-from agejax import state as state_lib
+from agejax import heads
 from agejax.errors import UserError, run_command
+from agejax.exporting import card, onnx_export, quantize
+from agejax.exporting.web import page, runtime
 from agejax.logging import records
 from agejax.paths import expand
-from agejax.run import Run
-from agejax.step import make_eval_step
-from agejax.web import page, runtime
+from agejax.runs.run import Run
+from agejax.training import image_sizes, sharding
+from agejax.training import state as state_lib
+from agejax.training.step import make_eval_step
 
 FORMATS = ("jax", "onnx", "web")
 FILES = {"jax": "model.jaxexport", "onnx": "model.onnx", "web": page.FILE}

@@ -105,7 +105,9 @@ def main(argv: Sequence[str]) -> None:
     with handling_interrupts(leave):
         import jax
 
-        from agejax import box, evaluate, peers, sharding, train
+        from agejax import evaluate, train
+        from agejax.runs import box
+        from agejax.training import peers, sharding
 
     if box.is_name(WORKDIR.value or ""):
         raise UserError(

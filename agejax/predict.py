@@ -30,16 +30,19 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 from tqdm import tqdm
 
-from agejax import box, heads, sharding, tables
-from agejax.calibration import Calibration, known_geometry
-from agejax.data import detection, sources
+from agejax import heads, tables
+from agejax.data import sources
 from agejax.data.builders import archives
 from agejax.data.builders.archives import SUFFIXES
 from agejax.errors import UserError, one_line, run_command
-from agejax.joined import open_run
+from agejax.evaluation.calibration import Calibration, known_geometry
+from agejax.faces import detection
 from agejax.logging import records
 from agejax.paths import expand
-from agejax.run import Run
+from agejax.runs import box
+from agejax.runs.ensembles import open_run
+from agejax.runs.run import Run
+from agejax.training import sharding
 
 if TYPE_CHECKING:
     from agejax.data.pipeline import HostBatch

@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from agejax import evaluate, joined, sharding, tables
+from agejax import evaluate, tables
 from agejax.data import sources
 from agejax.errors import UserError, check_keys, run_command
 from agejax.logging import records
 from agejax.paths import expand
-from agejax.run import Run
+from agejax.runs import ensembles
+from agejax.runs.run import Run
+from agejax.training import sharding
 
 LABELS = ("age", "gender", "ethnicity")  # that a CSV of `image_folder` can hold
 
@@ -59,7 +61,7 @@ def pseudo_label(
         raise UserError(f"--keep={keep}: a share above 0, and 1 at most")
     output = expand(output)
     records.check_folder(output, "--output")
-    run = twice(joined.open_run(workdir))
+    run = twice(ensembles.open_run(workdir))
     source = sources.load(
         dataset,
         source_path,
@@ -101,8 +103,8 @@ def pseudo_label(
 
 def twice(run: Run) -> Run:
     """The run, asked of every image and of its mirror image."""
-    return joined.join(
-        run.workdir, [run], "predictions", joined.equal_weights([run]), ["plain", "flip"]
+    return ensembles.join(
+        run.workdir, [run], "predictions", ensembles.equal_weights([run]), ["plain", "flip"]
     )
 
 

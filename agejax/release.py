@@ -18,11 +18,15 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from agejax import box, calibration, card, export, image_sizes, joined, lineage, sharding
+from agejax import export
 from agejax.errors import UserError, run_command
+from agejax.evaluation import calibration
+from agejax.exporting import card
 from agejax.logging import records
 from agejax.paths import expand
-from agejax.run import Run
+from agejax.runs import box, ensembles, lineage
+from agejax.runs.run import Run
+from agejax.training import image_sizes, sharding
 
 STORAGE = ("float32", "float16")
 # Of an output's largest value, between the released model and the run. Weights of 11 bits move an
@@ -66,7 +70,7 @@ def release(
             "python -m agejax.evaluate calibrates a run that has a val split",
             file=sys.stderr,
         )
-    averaged = (run.workdir / joined.FILE).exists()
+    averaged = (run.workdir / ensembles.FILE).exists()
     if not averaged and not (run.workdir / "summary.json").exists():
         print(f"warning: {run.workdir} is not finished; its best step so far is released",
               file=sys.stderr)  # fmt: skip
@@ -99,10 +103,10 @@ def _network(workdir: str | pathlib.Path) -> Run:
     Raises:
       UserError: no such folder, or an ensemble of several networks or views.
     """
-    if not (box.locate(workdir) / joined.FILE).exists():
+    if not (box.locate(workdir) / ensembles.FILE).exists():
         return Run.open(workdir, devices=1)
-    run = joined.open_run(workdir)
-    spec = records.read_json(run.workdir / joined.FILE, dict, "make the ensemble again")
+    run = ensembles.open_run(workdir)
+    spec = records.read_json(run.workdir / ensembles.FILE, dict, "make the ensemble again")
     if spec["combine"] != "weights" or spec["views"] != ["plain"]:
         raise UserError(
             f"--workdir: {run.workdir} is an ensemble of several networks or views, and a released "
@@ -110,7 +114,7 @@ def _network(workdir: str | pathlib.Path) -> Run:
         )
     (params,), (batch_stats,) = run.params, run.batch_stats
     return dataclasses.replace(
-        joined.open_member(spec["members"][0]),
+        ensembles.open_member(spec["members"][0]),
         workdir=run.workdir, step=run.step, fingerprint=run.fingerprint,
         params=params, batch_stats=batch_stats,
     )  # fmt: skip

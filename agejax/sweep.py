@@ -31,11 +31,12 @@ import ml_collections
 
 from agejax import config as config_lib
 from agejax import main as main_lib
-from agejax import sharding, tables, train
+from agejax import tables, train
 from agejax.errors import NotFiniteError, UserError, check_keys, line_in, run_command
 from agejax.logging import records
 from agejax.paths import expand
 from agejax.reporting import sweep_page
+from agejax.training import sharding
 
 KEYS = ("low", "high", "log", "step", "choices")
 SAMPLERS = ("tpe", "random")  # Optuna's Gaussian process would need torch

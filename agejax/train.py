@@ -17,26 +17,13 @@ import ml_collections
 from jax.experimental import multihost_utils
 
 import agejax
-from agejax import (
-    checks,
-    durations,
-    frozen,
-    image_sizes,
-    metrics,
-    optim,
-    peers,
-    run,
-    sharding,
-    warm_start,
-)
+from agejax import checks
 from agejax import heads as heads_lib
-from agejax import state as state_lib
-from agejax import step as step_lib
-from agejax.checkpoint import Checkpoints, CheckpointWriter
 from agejax.data import draws, opening, pipeline, sampling, splits
 from agejax.distillation import feature_map
 from agejax.distillation import setup as distillation
 from agejax.errors import NotFiniteError, UserError
+from agejax.evaluation import metrics
 from agejax.heads import training, weights
 from agejax.logging import records
 from agejax.logging.profile import Profile
@@ -44,6 +31,11 @@ from agejax.logging.stopwatch import Stopwatch
 from agejax.logging.train_log import TrainLog
 from agejax.logging.watchdog import Watchdog
 from agejax.paths import expand
+from agejax.runs import run
+from agejax.training import durations, frozen, image_sizes, optim, peers, sharding, warm_start
+from agejax.training import state as state_lib
+from agejax.training import step as step_lib
+from agejax.training.checkpoint import Checkpoints, CheckpointWriter
 
 StopAfter = Callable[[int, float], bool]
 

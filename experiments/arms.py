@@ -21,10 +21,12 @@ import ml_collections
 import numpy as np
 from scipy import optimize, stats
 
-from agejax import evaluate, metrics, sharding, train
+from agejax import evaluate, train
 from agejax.data.sources import LABELS
+from agejax.evaluation import metrics
+from agejax.evaluation.metrics import RESAMPLES
 from agejax.logging import records
-from agejax.metrics import RESAMPLES
+from agejax.training import sharding
 
 
 @dataclasses.dataclass(frozen=True)

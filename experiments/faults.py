@@ -66,10 +66,11 @@ def child(workdir: pathlib.Path, cache: pathlib.Path, fault: str, at: int) -> No
     """Trains, meets `fault` right before step number `at` of this process, prints a digest."""
     import jax
 
-    from agejax import sharding, train
-    from agejax.checkpoint import CheckpointWriter
+    from agejax import train
     from agejax.data import pipeline
     from agejax.data.pipeline import TrainBatches
+    from agejax.training import sharding
+    from agejax.training.checkpoint import CheckpointWriter
 
     sharding.start()
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -134,7 +135,7 @@ def digest(workdir: pathlib.Path) -> str:
     import jax
     import orbax.checkpoint as ocp
 
-    from agejax.checkpoint import Checkpoints
+    from agejax.training.checkpoint import Checkpoints
 
     last = Checkpoints(workdir / "checkpoints").last
     state = ocp.StandardCheckpointer().restore(workdir / "checkpoints" / str(last) / "state")
@@ -192,7 +193,7 @@ def flip(workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) -> None
 
 def flip_best(workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) -> None:
     """A bit of the best checkpoint's arrays."""
-    from agejax.checkpoint import Checkpoints
+    from agejax.training.checkpoint import Checkpoints
 
     folder = workdir / "checkpoints"
     _flip_arrays(folder / str(Checkpoints(folder).best), rng)

@@ -42,7 +42,8 @@ PHOTOS = 4  # that predict is given
 
 def train_child(workdir: pathlib.Path, cache: pathlib.Path, steps: int) -> None:
     """Trains, saves at every step and prints the digest of what it ends with."""
-    from agejax import sharding, train
+    from agejax import train
+    from agejax.training import sharding
 
     sharding.start()
     config = faults.get_config(cache)
@@ -57,8 +58,8 @@ def train_child(workdir: pathlib.Path, cache: pathlib.Path, steps: int) -> None:
 
 def read_child(workdir: pathlib.Path, cache: pathlib.Path, first: int, opens: int) -> None:
     """Opens the run `opens` times, or until the training has ended; prints a JSON line for each."""
-    from agejax import sharding
-    from agejax.run import Run
+    from agejax.runs.run import Run
+    from agejax.training import sharding
 
     sharding.start()
     folder = pathlib.Path(tempfile.mkdtemp(dir=workdir.parent))

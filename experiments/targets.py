@@ -22,9 +22,9 @@ import ml_collections
 import numpy as np
 from sklearn.metrics import f1_score
 
-from agejax import metrics
 from agejax.config import replaced
 from agejax.errors import run_command
+from agejax.evaluation import metrics
 from agejax.logging import records
 from configs import mobilenet_v3_utk
 from experiments import arms

@@ -11,7 +11,8 @@ import sys
 import jax
 
 import tiny
-from agejax import sharding, train
+from agejax import train
+from agejax.training import sharding
 
 
 def signal_before(at: int, name: str) -> None:

@@ -9,7 +9,7 @@ from sklearn.datasets import make_classification, make_regression
 from agejax import baselines
 from agejax.data import opening
 from agejax.errors import UserError, run_command
-from agejax.run import Run
+from agejax.runs.run import Run
 
 
 def splits_of(x, y, n):

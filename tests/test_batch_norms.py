@@ -8,11 +8,11 @@ import pytest
 from test_mobilenet_v1 import tensorflow_js
 
 import tiny
-from agejax import batch_norms, state, warm_start
 from agejax.data import augment, opening, splits
 from agejax.errors import UserError
 from agejax.models.layers import batch_norms as norms_of
-from agejax.run import Run
+from agejax.runs.run import Run
+from agejax.training import batch_statistics, state, warm_start
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def rows(run, source):
 
 @pytest.fixture(scope="module")
 def batches(run, source, rows):
-    return list(batch_norms.training_batches(run.config, source, rows, 3))
+    return list(batch_statistics.training_batches(run.config, source, rows, 3))
 
 
 def convolved(x, kernel, bias):
@@ -58,7 +58,7 @@ def test_statistics_made_anew_are_means_over_batches_of_what_goes_into_each_norm
                 expected.setdefault(f"backbone/norms/{i}/{name}", []).append(value)
             x = (x - mu) / np.sqrt(variance + 1e-5)
             x = x * part(f"norms/{i}/scale") + part(f"norms/{i}/bias")
-    anew = batch_norms.anew(run, count=3)
+    anew = batch_statistics.anew(run, count=3)
     assert anew.keys() == expected.keys()
     for name, values in expected.items():
         np.testing.assert_allclose(anew[name], np.mean(values, axis=0), rtol=1e-3, atol=1e-4)
@@ -67,10 +67,10 @@ def test_statistics_made_anew_are_means_over_batches_of_what_goes_into_each_norm
 
 def test_batches_are_of_training_images_alone_as_training_augments_them(run, source, rows):
     config = run.config.copy_and_resolve_references()
-    (seen, _), = batch_norms.training_batches(config, source, rows, 1)  # fmt: skip
+    (seen, _), = batch_statistics.training_batches(config, source, rows, 1)  # fmt: skip
     assert seen.shape == (16, 32, 32, 3)
     config.augment = augment.default()
-    (plain, _), = batch_norms.training_batches(config, source, rows, 1)  # fmt: skip
+    (plain, _), = batch_statistics.training_batches(config, source, rows, 1)  # fmt: skip
     assert np.abs(seen - plain).max() > 0.05
     known = {image.tobytes() for image in source.take(rows)}
     others = {image.tobytes() for image in source.take(np.arange(len(source.ids)))} - known
@@ -84,19 +84,19 @@ def test_frozen_norms_keep_their_statistics(run):
     config.optim.lr_multipliers = (("backbone/norms/0/.*", None), (".*", 1.0))
     model, _ = state.create_model(config, run.heads)
     names = {"backbone/norms/1/mean", "backbone/norms/1/var"}
-    assert batch_norms.anew(dataclasses.replace(run, model=model), count=1).keys() == names
+    assert batch_statistics.anew(dataclasses.replace(run, model=model), count=1).keys() == names
     config.optim.lr_multipliers = (("backbone/.*", None), (".*", 1.0))
     model, _ = state.create_model(config, run.heads)
-    assert batch_norms.anew(dataclasses.replace(run, model=model)) == {}
+    assert batch_statistics.anew(dataclasses.replace(run, model=model)) == {}
 
 
 def test_other_images_than_those_of_the_run_are_refused(run):
     with pytest.raises(UserError, match=r"was trained on other data .* use --statistics=averaged"):
-        batch_norms.anew(dataclasses.replace(run, fingerprint="another"))
+        batch_statistics.anew(dataclasses.replace(run, fingerprint="another"))
 
 
 def test_calibrated_norms_have_other_statistics_and_the_network_predicts_the_same(run, batches):
-    params, stats = batch_norms.calibrated(run.model, run.params, run.batch_stats, batches)
+    params, stats = batch_statistics.calibrated(run.model, run.params, run.batch_stats, batches)
     first = "backbone/norms/0/mean"
     assert np.abs(stats[first] - run.batch_stats[first]).max() > 0.01
     images = batches[0][0]
@@ -130,7 +130,7 @@ def test_a_folded_network_gets_batch_norms_back_and_predicts_the_same(
     folded = state.from_file(folded_config.model, *initialise(jax.random.key(0)))
     assert not norms_of(folded_model.network(*folded))
 
-    images = next(batch_norms.training_batches(config, source, rows, 1))[0]
+    images = next(batch_statistics.training_batches(config, source, rows, 1))[0]
 
     def features(model, arrays, **options):
         embed = jax.jit(lambda p, s, x: model.network(p, s).backbone.embed(x, **options).pooled)

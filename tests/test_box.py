@@ -15,27 +15,17 @@ import pytest
 import safetensors.numpy
 
 import tiny
-from agejax import (
-    box,
-    card,
-    checks,
-    ensemble,
-    evaluate,
-    explain,
-    joined,
-    lineage,
-    predict,
-    release,
-    train,
-    warm_start,
-)
+from agejax import checks, ensemble, evaluate, explain, predict, release, train
 from agejax import heads as heads_lib
-from agejax import state as state_lib
-from agejax.calibration import Calibration
 from agejax.data import opening, splits
 from agejax.errors import UserError, run_command
+from agejax.evaluation.calibration import Calibration
+from agejax.exporting import card
 from agejax.logging import records
-from agejax.run import Run
+from agejax.runs import box, ensembles, lineage
+from agejax.runs.run import Run
+from agejax.training import state as state_lib
+from agejax.training import warm_start
 
 ROOT = pathlib.Path(__file__).parents[1]
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
@@ -191,7 +181,7 @@ def test_averaged_weights_are_released_as_the_one_network_that_they_are(
     assert "is not finished" not in capsys.readouterr().err
     weight = np.ones(8, np.float32)
     batch = {"image": np.concatenate([IMAGES, IMAGES[:3]]), "weight": weight}
-    expected = joined.open_run(tmp_path / "soup").predict([batch])
+    expected = ensembles.open_run(tmp_path / "soup").predict([batch])
     given = Run.open(tmp_path / "out").predict([batch])
     for name, values in given.items():
         np.testing.assert_allclose(values, expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
@@ -293,7 +283,7 @@ def test_a_released_model_is_evaluated_and_joined_and_never_written(
     assert json.loads((tmp_path / "both/ensemble.json").read_text())["members"] == [
         "box", str(measured),
     ]  # fmt: skip
-    assert joined.open_run(tmp_path / "both").step == 8
+    assert ensembles.open_run(tmp_path / "both").step == 8
     with pytest.raises(UserError, match="holds a released model, which is only read"):
         train.train(tiny.get_config(), in_the_box)
     with pytest.raises(UserError, match="has step 4 only, not 3"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from agejax.calibration import FILE, Calibration
+from agejax.evaluation.calibration import FILE, Calibration
 
 
 def faces(n, seed, *, sigma=True):

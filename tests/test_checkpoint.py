@@ -14,13 +14,14 @@ import orbax.checkpoint as ocp
 import pytest
 
 from agejax import heads as heads_lib
-from agejax import optim, run, sharding
-from agejax import state as state_lib
-from agejax.checkpoint import Checkpoints, CheckpointWriter, VanishedError, rank
 from agejax.errors import UserError
 from agejax.logging import records
-from agejax.run import Run
-from agejax.state import TrainState
+from agejax.runs import run
+from agejax.runs.run import Run
+from agejax.training import optim, sharding
+from agejax.training import state as state_lib
+from agejax.training.checkpoint import Checkpoints, CheckpointWriter, VanishedError, rank
+from agejax.training.state import TrainState
 
 META = {
     "config": {"seed": 0}, "fingerprint": "f", "facts": {"means": {"age": 33.5}},

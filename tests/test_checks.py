@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import tiny
-from agejax import baselines, checks, ensemble, evaluate, lineage, run, sweep, train
+from agejax import baselines, checks, ensemble, evaluate, sweep, train
 from agejax.data import opening, splits
 from agejax.errors import UserError, run_command
+from agejax.runs import lineage, run
 
 
 @pytest.fixture

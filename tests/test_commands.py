@@ -16,28 +16,28 @@ import types
 import pytest
 
 import tiny
-from agejax import (
+from agejax import (  # fmt: skip
     baselines,
-    card,
     ensemble,
     evaluate,
     explain,
     export,
-    joined,
     main,
     predict,
     pseudo_label,
     release,
     sweep,
     train,
-)  # fmt: skip
+)
 from agejax import config as config_lib
-from agejax.calibration import Calibration
 from agejax.data import align, audit, sources
 from agejax.errors import UserError, run_command
+from agejax.evaluation.calibration import Calibration
+from agejax.exporting import card
 from agejax.logging import records
 from agejax.reporting import plots
-from agejax.run import Run, skipped_steps
+from agejax.runs import ensembles
+from agejax.runs.run import Run, skipped_steps
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -572,7 +572,7 @@ def test_an_ensemble_json_that_is_none_is_one_line(data, message, tmp_path):
         content(tmp_path / "ensemble.json", data),
         pytest.raises(UserError, match=rf"ensemble\.json:? {message}"),
     ):
-        joined.open_run(tmp_path)
+        ensembles.open_run(tmp_path)
 
 
 def test_the_curves_of_a_damaged_metrics_file_show_what_is_left(tmp_path):

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from agejax import heads, optim, state
+from agejax import heads
 from agejax.data import augment
 from agejax.models import pretrained
+from agejax.training import optim, state
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 LABELS = {

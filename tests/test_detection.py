@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from agejax import predict
-from agejax.calibration import Calibration
-from agejax.data import align, detection
-from agejax.data.detection import Detector, Face, Geometry
+from agejax.data import align
 from agejax.errors import UserError, run_command
-from agejax.run import Run
+from agejax.evaluation.calibration import Calibration
+from agejax.faces import detection
+from agejax.faces.detection import Detector, Face, Geometry
+from agejax.runs.run import Run
 
 UTKFACE = pathlib.Path(__file__).parents[2] / "shared/data/utkface/UTKFace.tar.gz"
 TEMPLATE = np.array([[0.3, 0.31], [0.7, 0.31], [0.5, 0.5], [0.34, 0.68], [0.66, 0.68]])

@@ -13,7 +13,7 @@ from scipy.special import log_softmax, softmax
 from scipy.stats import entropy
 
 import tiny
-from agejax import distill, ensemble, export, lineage, losses, sharding, train
+from agejax import distill, ensemble, export, train
 from agejax.data import augment, draws, opening, pipeline, splits
 from agejax.data.augment import Mix
 from agejax.distillation import feature_map, seen, setup
@@ -21,8 +21,10 @@ from agejax.distillation.files import TargetFile
 from agejax.distillation.setup import open_teachers
 from agejax.distillation.teachers import FEATURES, Target, Teachers
 from agejax.errors import UserError
-from agejax.heads import Facts, create, training
-from agejax.run import Run
+from agejax.heads import Facts, create, losses, training
+from agejax.runs import lineage
+from agejax.runs.run import Run
+from agejax.training import sharding
 
 ROWS = np.arange(16)
 

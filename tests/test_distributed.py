@@ -23,8 +23,9 @@ import pytest
 from test_resume import last_checkpoint
 
 import tiny
-from agejax import peers, sharding, train
+from agejax import train
 from agejax.errors import UserError
+from agejax.training import peers, sharding
 
 HERE = pathlib.Path(__file__).parent
 

@@ -1,7 +1,7 @@
 import pytest
 
-from agejax.durations import to_steps
 from agejax.errors import UserError
+from agejax.training.durations import to_steps
 
 
 @pytest.mark.parametrize(

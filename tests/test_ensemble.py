@@ -7,9 +7,11 @@ import shutil
 import numpy as np
 import pytest
 
-from agejax import batch_norms, ensemble, evaluate, joined, predict
+from agejax import ensemble, evaluate, predict
 from agejax.errors import UserError, run_command
-from agejax.run import Run
+from agejax.runs import ensembles
+from agejax.runs.run import Run
+from agejax.training import batch_statistics
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +44,9 @@ def say(run, n=8):
 
 def join(members, **given):
     given = {
-        "combine": "predictions", "weights": joined.equal_weights(members), "views": ["plain"],
+        "combine": "predictions", "weights": ensembles.equal_weights(members), "views": ["plain"],
     } | given  # fmt: skip
-    return joined.join(members[0].workdir, members, **given)
+    return ensembles.join(members[0].workdir, members, **given)
 
 
 def test_predictions_are_weighted_means_label_by_label(members):
@@ -106,24 +108,24 @@ def test_an_averaged_network_may_have_statistics_of_its_own(trained, tmp_path, c
     folder = tmp_path / "soup"
     flags = [f"{trained}@4", str(trained), f"--output={folder}", "--combine=weights"]
     assert run_command(ensemble.main, ["ensemble", *flags]) == 0
-    (averaged,) = joined.open_run(folder).batch_stats
+    (averaged,) = ensembles.open_run(folder).batch_stats
     anew = ["--statistics=anew", "--batches=2"]
     assert run_command(ensemble.main, ["ensemble", *flags, *anew]) == 0
     assert "made anew on 2 batches of 16 training images" in capsys.readouterr().out
-    run = joined.open_run(folder)
-    expected = batch_norms.anew(Run.open(trained), count=2)
+    run = ensembles.open_run(folder)
+    expected = batch_statistics.anew(Run.open(trained), count=2)
     name = "backbone/norms/0/mean"
     np.testing.assert_allclose(run.batch_stats[0][name], expected[name], rtol=1e-4, atol=1e-5)
     assert np.abs(expected[name] - averaged[name]).max() > 0.01
     assert np.isfinite(say(run)["age"]).all()
 
-    (folder / joined.STATISTICS_FILE).write_bytes(b"no")
+    (folder / ensembles.STATISTICS_FILE).write_bytes(b"no")
     with pytest.raises(UserError, match=r"batch_stats\.safetensors"):
-        joined.open_run(folder)
-    spec = json.loads((folder / joined.FILE).read_text())
+        ensembles.open_run(folder)
+    spec = json.loads((folder / ensembles.FILE).read_text())
     del spec["statistics"]  # as older versions wrote it
-    (folder / joined.FILE).write_text(json.dumps(spec))
-    np.testing.assert_array_equal(joined.open_run(folder).batch_stats[0][name], averaged[name])
+    (folder / ensembles.FILE).write_text(json.dumps(spec))
+    np.testing.assert_array_equal(ensembles.open_run(folder).batch_stats[0][name], averaged[name])
 
 
 def test_the_fitted_weights_of_years_are_the_best_there_are():
@@ -180,7 +182,7 @@ def test_the_command_makes_a_folder_that_evaluate_and_predict_take(
 def test_weights_are_fitted_on_val(trained, other, tmp_path, capsys):
     flags = [str(trained), f"{other}@4", "--weights=fit"]
     assert run_command(ensemble.main, ["ensemble", f"--output={tmp_path / 'e'}", *flags]) == 0
-    spec = json.loads((tmp_path / "e" / joined.FILE).read_text())
+    spec = json.loads((tmp_path / "e" / ensembles.FILE).read_text())
     assert spec["weights"].keys() == {"age", "gender", "ethnicity"}
     assert all(sum(w) == pytest.approx(1, abs=1e-6) for w in spec["weights"].values())
 
@@ -209,8 +211,8 @@ def test_missing_members_and_steps_are_named(trained, tmp_path, capsys):
         argv = ["ensemble", str(trained), member, f"--output={tmp_path / 'e'}"]
         assert run_command(ensemble.main, argv) == 2
         assert message in capsys.readouterr().err
-    (tmp_path / joined.FILE).write_text("{")
+    (tmp_path / ensembles.FILE).write_text("{")
     with pytest.raises(UserError, match="is not JSON"):
-        joined.open_run(tmp_path)
+        ensembles.open_run(tmp_path)
     with pytest.raises(UserError, match="takes one run, not an ensemble"):
         Run.open(tmp_path)

@@ -14,8 +14,9 @@ import pytest
 from absl import logging as absl_logging
 
 import tiny
-from agejax import evaluate, heads, main, predict, run, train
+from agejax import evaluate, heads, main, predict, train
 from agejax.errors import UserError, full_disk, run_command
+from agejax.runs import run
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -241,7 +242,7 @@ def test_a_head_whose_label_the_data_lacks_is_named(cache, faces, tmp_path):
 def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(
     trained, faces, cache, tmp_path, monkeypatch
 ):
-    from agejax.checkpoint import Checkpoints
+    from agejax.training.checkpoint import Checkpoints
 
     workdir = tmp_path / "run"
     shutil.copytree(trained, workdir)

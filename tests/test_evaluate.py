@@ -13,7 +13,7 @@ import tiny
 from agejax import evaluate, predict, train
 from agejax.data import opening, splits
 from agejax.errors import UserError, run_command
-from agejax.run import Run
+from agejax.runs.run import Run
 
 
 @pytest.fixture(scope="module")

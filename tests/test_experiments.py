@@ -223,7 +223,7 @@ def test_the_table_of_mutations_fits_the_code(tmp_path):
     assert len(set(names)) == len(names)
     # And says where it does not.
     first = mutations.MUTATIONS[0]
-    (tmp_path / first.file).parent.mkdir()
+    (tmp_path / first.file).parent.mkdir(parents=True)
     (tmp_path / first.file).write_text(f"{first.old}\n{first.old}")
     with pytest.raises(
         UserError, match=rf"{first.name}: found 2 times in {first.file}(.|\n)*tests"

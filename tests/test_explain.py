@@ -13,9 +13,10 @@ import pytest
 from scipy import ndimage
 
 import tiny
-from agejax import explain, heads, state, train
+from agejax import explain, heads, train
 from agejax.errors import run_command
 from agejax.models import registry, vit
+from agejax.training import state
 
 SIZE, CELL = 32, 4  # 8 x 8 segments
 SQUARE = np.s_[8:16, 20:28]  # four segments

@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 
 import tiny
-from agejax import card, export, metrics, onnx_export, state, train
+from agejax import export, train
 from agejax.errors import run_command
-from agejax.run import Run
+from agejax.evaluation import metrics
+from agejax.exporting import card, onnx_export
+from agejax.runs.run import Run
+from agejax.training import state
 
 # A fresh process in which importing agejax, or what it is built of, is an error.
 REFUSE = """

@@ -9,7 +9,8 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from agejax.reporting import figures, uncertainty
+from agejax.evaluation import uncertainty
+from agejax.reporting import figures
 from agejax.reporting.plots import BLUE, ORANGE
 
 

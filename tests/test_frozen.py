@@ -12,12 +12,13 @@ from interrupted_run import signal_before
 from test_resume import last_checkpoint
 
 import tiny
-from agejax import checks, frozen, optim, sharding, state, train
+from agejax import checks, train
 from agejax import heads as heads_lib
 from agejax.data import augment, features, opening, pipeline, sampling
 from agejax.errors import UserError
 from agejax.models import pretrained
-from agejax.run import Run
+from agejax.runs.run import Run
+from agejax.training import frozen, optim, sharding, state
 
 NECK = {"hidden": (8,), "dropout": 0.5, "input_dropout": 0.3}
 

@@ -14,12 +14,12 @@ from test_resume import last_checkpoint
 
 import tiny
 from agejax import checks, evaluate, explain, export, train
-from agejax.calibration import Calibration
-from agejax.checkpoint import Checkpoints
 from agejax.errors import UserError, run_command
+from agejax.evaluation.calibration import Calibration
 from agejax.models import pretrained, registry
 from agejax.models.pretrained import positions
-from agejax.run import Run
+from agejax.runs.run import Run
+from agejax.training.checkpoint import Checkpoints
 
 STAGES = (({"percent": 62.5}, 16),)  # of 8 steps: the first 5
 

@@ -15,7 +15,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agejax import losses
+from agejax.heads import losses
 
 AGES = jnp.arange(0.0, 11.0)
 LOGITS = np.random.default_rng(0).normal(size=(6, 11)).astype(np.float32) * 2

@@ -9,8 +9,9 @@ import optax
 import pytest
 from test_configs import CONFIGS, LABELS, NAMES
 
-from agejax import heads, optim, sharding, state, step
+from agejax import heads
 from agejax.models import pretrained
+from agejax.training import optim, sharding, state, step
 from configs import quickstart
 
 

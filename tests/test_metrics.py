@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
-from agejax import metrics
 from agejax.errors import UserError
+from agejax.evaluation import metrics
 
 NAMES = {"gender": ("male", "female"), "ethnicity": ("A", "B", "C", "D", "E")}
 

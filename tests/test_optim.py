@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agejax import optim
 from agejax.config import default
 from agejax.errors import UserError
+from agejax.training import optim
 
 NAMES = ("backbone/conv/kernel", "backbone/bn/scale", "heads/age/kernel", "heads/age/bias")
 HEIGHTS = dict(zip(NAMES, (3, 1, 0, 0), strict=True))

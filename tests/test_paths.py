@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 import tiny
-from agejax import ensemble, evaluate, main, paths, predict, sharding, sweep, train
+from agejax import ensemble, evaluate, main, paths, predict, sweep, train
 from agejax.config import default
 from agejax.data import audit, opening, prepare, sources, splits
 from agejax.errors import UserError, run_command
 from agejax.models import pretrained
-from agejax.run import Run
+from agejax.runs.run import Run
+from agejax.training import sharding
 
 
 @pytest.fixture

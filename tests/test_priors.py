@@ -13,7 +13,7 @@ from agejax import heads, train
 from agejax.data import draws, opening, splits
 from agejax.heads import priors, training
 from agejax.logging import records
-from agejax.run import Run
+from agejax.runs.run import Run
 
 # What an image says of three ages, or classes, and how often each is in the data and is drawn.
 LIKELIHOOD = np.array([0.2, 0.5, 0.3])

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import tiny
-from agejax import evaluate, joined, pseudo_label, train
+from agejax import evaluate, pseudo_label, train
 from agejax.data import opening, sources, splits
 from agejax.errors import UserError, run_command
+from agejax.runs import ensembles
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def test_the_surest_half_is_kept_with_what_the_run_says(trained, folder, labelle
     result, output = labelled
     rows = rows_of(output / "labels.csv")
     assert (result["images"], result["kept"], len(rows)) == (40, 20, 20)
-    run = pseudo_label.twice(joined.open_run(trained))
+    run = pseudo_label.twice(ensembles.open_run(trained))
     source = sources.load("image_folder", str(folder), image_size=32)
     said = evaluate.score_rows(run, source, np.arange(40), "all").predictions
     unsure = dict(zip(source.ids.tolist(), said["age_spread"].tolist(), strict=True))
@@ -68,7 +69,7 @@ def test_the_surest_half_is_kept_with_what_the_run_says(trained, folder, labelle
 def test_every_image_is_asked_about_together_with_its_mirror_image(trained):
     images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), np.uint8)
     plain, mirrored = (by_hand.predict(trained, 4, x) for x in (images, images[:, :, ::-1]))
-    run = pseudo_label.twice(joined.open_run(trained))
+    run = pseudo_label.twice(ensembles.open_run(trained))
     padded = np.concatenate([images, images[:2]])
     said = run.predict([{"image": padded, "weight": np.ones(8, np.float32)}])
     assert np.abs(plain["age"] - mirrored["age"]).max() > 0.01
@@ -132,7 +133,7 @@ def test_a_data_sets_own_labels_give_way_to_what_a_run_says(trained, faces, cach
     for line in json.loads((tmp_path / "labels.json").read_text())["config"].splitlines():
         exec(line)
     source = opening.open_source(config.data)
-    said = joined.open_run(trained)
+    said = ensembles.open_run(trained)
     expected = evaluate.score_rows(
         pseudo_label.twice(said), source, np.arange(96), "all"
     ).predictions["gender"]

@@ -12,7 +12,7 @@ from scipy import signal, special
 from sklearn.svm import SVR
 
 from agejax.data.builders import procedural_faces
-from agejax.reporting import quality
+from agejax.evaluation import quality
 
 SIZE = 112
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from test_export import with_model
 
-from agejax import export, onnx_export, quantize
+from agejax import export
 from agejax.data import opening, splits
 from agejax.errors import UserError, run_command
-from agejax.run import Run
+from agejax.exporting import onnx_export, quantize
+from agejax.runs.run import Run
 
 onnx = pytest.importorskip("onnx", reason="the extra agejax[onnx] is not installed")
 ort = pytest.importorskip("onnxruntime", reason="the extra agejax[onnx] is not installed")

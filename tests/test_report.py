@@ -11,12 +11,12 @@ import pytest
 from browsing import opened
 
 from agejax import evaluate
-from agejax.calibration import Calibration
 from agejax.data import opening, splits
 from agejax.errors import UserError
+from agejax.evaluation.calibration import Calibration
 from agejax.reporting import figures, report
 from agejax.reporting.plots import Chart
-from agejax.run import Run
+from agejax.runs.run import Run
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 
 import tiny
-from agejax import run, train
-from agejax.checkpoint import Checkpoints
+from agejax import train
 from agejax.errors import UserError
 from agejax.logging import records
-from agejax.run import Run
+from agejax.runs import run
+from agejax.runs.run import Run
+from agejax.training.checkpoint import Checkpoints
 
 HERE = pathlib.Path(__file__).parent
 

@@ -13,8 +13,8 @@ from test_step import Bench, batch_of
 from agejax import evaluate, predict
 from agejax.data import opening, splits
 from agejax.errors import run_command
-from agejax.run import Run
-from agejax.state import TrainState
+from agejax.runs.run import Run
+from agejax.training.state import TrainState
 
 STEP = 4  # the only evaluation and checkpoint of `trained`
 

@@ -17,9 +17,6 @@ import optax
 import pytest
 
 import tiny
-from agejax import optim, sharding
-from agejax import state as state_lib
-from agejax import step as step_lib
 from agejax.data import augment
 from agejax.distillation.networks import Columns, Network
 from agejax.distillation.teachers import Teachers
@@ -27,6 +24,9 @@ from agejax.errors import NotFiniteError
 from agejax.heads import Facts, create
 from agejax.logging.stopwatch import Stopwatch
 from agejax.logging.train_log import TrainLog
+from agejax.training import optim, sharding
+from agejax.training import state as state_lib
+from agejax.training import step as step_lib
 
 SIZE, ROWS = 8, 8
 FROZEN = (("backbone/.*", None), (".*", 1.0))

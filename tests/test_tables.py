@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from agejax import evaluate, predict, pseudo_label, sweep, tables
 from agejax.data import edits, sources
 from agejax.errors import run_command
-from agejax.run import Run
+from agejax.runs.run import Run
 
 NAMES = ["=1+1.jpg", "+a.jpg", "-b.jpg", "@c.jpg", "'=d.jpg", "plain.jpg"]
 

@@ -10,11 +10,12 @@ import pytest
 from test_resume import last_checkpoint
 
 import tiny
-from agejax import sharding, train
-from agejax import step as step_lib
-from agejax.checkpoint import Checkpoints
+from agejax import train
 from agejax.data import pipeline
 from agejax.errors import UserError
+from agejax.training import sharding
+from agejax.training import step as step_lib
+from agejax.training.checkpoint import Checkpoints
 
 
 @pytest.fixture(scope="module")

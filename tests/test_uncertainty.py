@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from scipy import optimize, special, stats
 from sklearn import metrics as sklearn_metrics
 
-from agejax import metrics
+from agejax.evaluation import metrics, uncertainty
 from agejax.logging import records
-from agejax.reporting import uncertainty
 
 # ----------------------------------------------------------------------------------- probabilities
 

@@ -16,7 +16,8 @@ import pytest
 from test_resume import last_checkpoint
 
 import tiny
-from agejax import sharding, train
+from agejax import train
+from agejax.training import sharding
 
 HERE = pathlib.Path(__file__).parent
 FLAGS = "--xla_force_host_platform_device_count=2"

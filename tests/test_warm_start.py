@@ -11,12 +11,14 @@ import pytest
 from flax import nnx
 
 import tiny
-from agejax import checks, run, train, warm_start
+from agejax import checks, train
 from agejax import heads as heads_lib
 from agejax.data import opening, pipeline
 from agejax.errors import UserError
 from agejax.models import pretrained
-from agejax.run import Run
+from agejax.runs import run
+from agejax.runs.run import Run
+from agejax.training import warm_start
 
 OLD = heads_lib.Facts(
     labels=["age", "sex", "group"],

@@ -16,15 +16,17 @@ import pytest
 from browsing import opened
 from PIL import Image
 
-from agejax import export, onnx_export, predict
-from agejax.calibration import Calibration
-from agejax.data import detection, sources
+from agejax import export, predict
+from agejax.data import sources
 from agejax.data.builders import procedural_faces
-from agejax.data.detection import Detector, Geometry
 from agejax.errors import UserError, run_command
-from agejax.reporting.uncertainty import ByGroup, GroupQuantile
-from agejax.run import Run
-from agejax.web import page, runtime
+from agejax.evaluation.calibration import Calibration
+from agejax.evaluation.uncertainty import ByGroup, GroupQuantile
+from agejax.exporting import onnx_export
+from agejax.exporting.web import page, runtime
+from agejax.faces import detection
+from agejax.faces.detection import Detector, Geometry
+from agejax.runs.run import Run
 
 onnx = pytest.importorskip("onnx", reason="the extra agejax[onnx] is not installed")
 pytest.importorskip("onnxruntime", reason="the extra agejax[onnx] is not installed")

@@ -19,14 +19,15 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from agejax.calibration import known_geometry
-from agejax.data import detection, sources
+from agejax.data import sources
 from agejax.data.builders import archives
-from agejax.data.detection import Geometry
 from agejax.errors import UserError, run_command
-from agejax.joined import open_run
+from agejax.evaluation.calibration import known_geometry
+from agejax.faces import detection
+from agejax.faces.detection import Geometry
 from agejax.logging import records
 from agejax.paths import expand
+from agejax.runs.ensembles import open_run
 
 WORKERS = 4  # threads; the detector uses the cores itself
 QUALITY = 95  # of JPEG

@@ -22,10 +22,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from agejax import metrics
 from agejax.data import duplicates, prepare, sources, splits
 from agejax.data.sources import Source
 from agejax.errors import UserError, run_command
+from agejax.evaluation import metrics
 from agejax.logging import records
 from agejax.paths import expand
 from agejax.reporting import audit_figures, audit_page

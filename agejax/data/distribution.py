@@ -14,10 +14,10 @@ import numpy as np
 from absl import flags
 
 from agejax import main as main_lib
-from agejax import metrics
 from agejax.data import draws, opening, sampling, splits
 from agejax.data.sources import Source
 from agejax.errors import UserError, run_command
+from agejax.evaluation import metrics
 from agejax.logging import records
 from agejax.paths import expand
 from agejax.reporting import plots

@@ -20,7 +20,7 @@ from agejax.data import density
 from agejax.data.builders import cells
 from agejax.data.sources import Source
 from agejax.errors import UserError, check_keys, check_values, is_number, one_line
-from agejax.metrics import DECADES
+from agejax.evaluation.metrics import DECADES
 from agejax.paths import expand
 
 AGE_BIN = 5  # years, for stratification

@@ -15,15 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agejax import joined
 from agejax.distillation.teachers import FEATURES, Target
 from agejax.errors import UserError
 from agejax.heads import Head, priors, training
 from agejax.models.face_model import POOLED
-from agejax.run import Run, plain
-from agejax.state import Flat, Model
+from agejax.runs import ensembles
+from agejax.runs.run import Run, plain
+from agejax.training.state import Flat, Model
 
-FLOAT_VIEWS = ("plain", "flip")  # of `joined.VIEWS`, those of images in 0..1 too
+FLOAT_VIEWS = ("plain", "flip")  # of `ensembles.VIEWS`, those of images in 0..1 too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Network:
         columns: Mapping[str, jax.Array],
     ) -> dict[str, Target]:
         assert images is not None
-        seen = [view for name in self.views for view in joined.VIEWS[name](images)]
+        seen = [view for name in self.views for view in ensembles.VIEWS[name](images)]
         answers = [self._answer(arrays, view) for view in seen]
         known = jnp.ones(len(images), bool)
         return {
@@ -92,7 +92,7 @@ def opened(path: str, devices: int) -> list[tuple[Run, Mapping[str, float], tupl
     Raises:
       UserError: neither, a damaged one, or an ensemble with views that cannot be taken here.
     """
-    members, shares, views = joined.networks(path, devices)
+    members, shares, views = ensembles.networks(path, devices)
     if unknown := [view for view in views if view not in FLOAT_VIEWS]:
         raise UserError(
             f"{path} is an ensemble over the views {', '.join(views)}; as a teacher it may have "

@@ -19,10 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agejax import losses
 from agejax.distillation.teachers import FEATURES, Target
 from agejax.errors import UserError, brief, check_values, few, one_of
-from agejax.heads import Head, priors
+from agejax.heads import Head, losses, priors
 from agejax.paths import expand
 
 WHERE = "config.distill.onnx"

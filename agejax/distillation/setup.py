@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from agejax import box, joined
 from agejax.data.sources import Source
 from agejax.distillation import networks, onnx_models, seen
 from agejax.distillation.files import FileTeacher, TargetFile
@@ -19,7 +18,8 @@ from agejax.distillation.teachers import FEATURES, LOSSES, NOBODY, Teacher, Teac
 from agejax.errors import UserError, few, one_of
 from agejax.heads import Facts, Head, training
 from agejax.paths import expand
-from agejax.run import opened_config
+from agejax.runs import box, ensembles
+from agejax.runs.run import opened_config
 
 WHERE = "config.distill"
 
@@ -34,7 +34,7 @@ def check(config: Any, heads: Mapping[str, Any]) -> None:
     one_of(f"{WHERE}.features", "loss", config.features.loss, tuple(LOSSES))
     for path in config.runs:
         folder = box.locate(path, f"{WHERE}.runs")
-        if not (folder / joined.FILE).exists() and opened_config(folder) is None:
+        if not (folder / ensembles.FILE).exists() and opened_config(folder) is None:
             raise UserError(f"{WHERE}.runs: {path} holds no run with a checkpoint")
     for path in config.files:
         if not expand(path).is_file():

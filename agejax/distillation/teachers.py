@@ -18,10 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agejax import losses
 from agejax.data.augment import Mix
 from agejax.distillation import feature_map
-from agejax.heads import Head
+from agejax.heads import Head, losses
 from agejax.models.face_model import POOLED
 
 FEATURES = "features"  # the target beside the heads' probabilities

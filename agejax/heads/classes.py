@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from agejax import losses
 from agejax.errors import UserError, one_of
-from agejax.heads import priors
+from agejax.heads import losses, priors
 from agejax.heads.head import (
     Adapted,
     Arrays,

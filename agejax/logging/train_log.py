@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from agejax import metrics
 from agejax.errors import NotFiniteError
+from agejax.evaluation import metrics
 from agejax.logging import progress, records, tensorboard
 from agejax.logging.stopwatch import Stopwatch
 

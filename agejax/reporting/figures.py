@@ -20,7 +20,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from agejax.metrics import SMALLEST_GROUP, decades
+from agejax.evaluation.metrics import SMALLEST_GROUP, decades
 from agejax.reporting.plots import BLUE, GRID, ORANGE, TEXT, Chart, tidy
 
 Rows = Sequence[Mapping[str, Any]]

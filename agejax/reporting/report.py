@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from agejax import explain, metrics
-from agejax.calibration import Calibration
+from agejax import explain
 from agejax.errors import UserError
+from agejax.evaluation import metrics, uncertainty
+from agejax.evaluation.calibration import Calibration
 from agejax.logging import records
-from agejax.reporting import figures, page, plots, uncertainty
+from agejax.reporting import figures, page, plots
 from agejax.reporting.plots import Chart
 
 if TYPE_CHECKING:

@@ -18,11 +18,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from agejax import evaluate, sharding
+from agejax import evaluate
 from agejax.data import pipeline
 from agejax.errors import run_command
-from agejax.joined import open_run
 from agejax.logging import records
+from agejax.runs.ensembles import open_run
+from agejax.training import sharding
 from experiments.arms import commit
 
 IMAGES, TURNS = 2000, 7

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from agejax import metrics
-from agejax.calibration import Calibration
 from agejax.errors import run_command
+from agejax.evaluation import metrics
+from agejax.evaluation.calibration import Calibration
 from agejax.logging import records
 from experiments import arms
 

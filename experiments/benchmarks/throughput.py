@@ -22,8 +22,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from agejax import sharding
 from agejax.data.sources import Source
+from agejax.training import sharding
 from experiments.arms import commit
 from experiments.benchmarks.contestants.case import Case
 from experiments.benchmarks.contestants.ours import (

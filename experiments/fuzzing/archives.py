@@ -13,7 +13,8 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 
-from agejax.data import align, detection, sources
+from agejax.data import align, sources
+from agejax.faces import detection
 from experiments.fuzzing import Target
 from experiments.fuzzing.images import GEOMETRY, jpeg
 from experiments.fuzzing.mutations import encodable, mutated, text

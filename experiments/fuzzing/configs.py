@@ -14,12 +14,13 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from agejax import heads, main, run, train
-from agejax import step as step_lib
+from agejax import heads, main, train
 from agejax.config import default
 from agejax.data import augment, pipeline
 from agejax.heads import weights
 from agejax.models import registry
+from agejax.runs import run
+from agejax.training import step as step_lib
 from experiments.fuzzing import Target
 from experiments.fuzzing.mutations import ODD_TEXTS, changed_text, text
 

@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from agejax import predict
-from agejax.data import detection, sources
+from agejax.data import sources
+from agejax.faces import detection
 from experiments.fuzzing import Target
 from experiments.fuzzing.mutations import mutated, text
 

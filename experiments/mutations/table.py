@@ -27,11 +27,11 @@ class Mutation(NamedTuple):
     survived: bool = False
 
 
-STEP = "agejax/step.py"
-STATE = "agejax/state.py"
-OPTIM = "agejax/optim.py"
+STEP = "agejax/training/step.py"
+STATE = "agejax/training/state.py"
+OPTIM = "agejax/training/optim.py"
 TRAIN = "agejax/train.py"
-RUN = "agejax/run.py"
+RUN = "agejax/runs/run.py"
 
 # ---- what tests once let through ----------------------------------------------------------------
 
@@ -230,7 +230,7 @@ SURVIVORS = (
         ("test_export.py::test_a_difference_is_the_largest_of_all_in_units_of_each_outputs_largest_value",),
     ),
     Mutation(
-        "an exported file has weights that were never averaged", "agejax/run.py",
+        "an exported file has weights that were never averaged", "agejax/runs/run.py",
         "params, batch_stats = state.averaged()",
         "params, batch_stats = state.params, state.batch_stats",
         ("test_export.py::test_a_file_says_what_layers_by_hand_say_of_the_saved_averages",),
@@ -252,12 +252,12 @@ SURVIVORS = (
         ("test_augment.py::test_a_crop_has_the_width_and_height_of_its_area_and_ratio",),
     ),
     Mutation(
-        "a duration is rounded down", "agejax/durations.py",
+        "a duration is rounded down", "agejax/training/durations.py",
         "return max(1, round(steps)) if value else 0", "return max(1, int(steps)) if value else 0",
         ("test_durations.py::test_every_unit_becomes_steps",),
     ),
     Mutation(
-        "a duration is rounded up", "agejax/durations.py",
+        "a duration is rounded up", "agejax/training/durations.py",
         "return max(1, round(steps)) if value else 0",
         "return max(1, int(steps + 0.999)) if value else 0",
         ("test_durations.py::test_every_unit_becomes_steps",),
@@ -279,23 +279,23 @@ SURVIVORS = (
         ("test_train.py::test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint",),
     ),
     Mutation(
-        "the best checkpoint is the last", "agejax/run.py",
+        "the best checkpoint is the last", "agejax/runs/run.py",
         "which = checkpoints.best if step is None else step",
         "which = checkpoints.last if step is None else step",
         ("test_checkpoint.py::test_a_run_opens_at_its_best_checkpoint_or_at_the_step_it_is_told",),
     ),
     Mutation(
-        "the best of max is the smallest", "agejax/checkpoint.py",
+        "the best of max is the smallest", "agejax/training/checkpoint.py",
         'SIGNS = {"min": 1.0, "max": -1.0}', 'SIGNS = {"min": 1.0, "max": 1.0}',
         ("test_checkpoint.py::test_the_last_two_and_the_best_are_kept",),
     ),
     Mutation(
-        "the best of min is the largest", "agejax/checkpoint.py",
+        "the best of min is the largest", "agejax/training/checkpoint.py",
         'SIGNS = {"min": 1.0, "max": -1.0}', 'SIGNS = {"min": -1.0, "max": -1.0}',
         ("test_checkpoint.py::test_the_last_two_and_the_best_are_kept",),
     ),
     Mutation(
-        "readers take another mode than the run's", "agejax/run.py",
+        "readers take another mode than the run's", "agejax/runs/run.py",
         'Checkpoints(workdir / "checkpoints", config.eval.best_mode)',
         'Checkpoints(workdir / "checkpoints")',
         ("test_checkpoint.py::test_a_run_opens_at_its_best_checkpoint_or_at_the_step_it_is_told",),
@@ -321,17 +321,17 @@ SURVIVORS = (
         ("test_heads.py::test_dense_weight_is_that_of_the_scale_that_the_loss_lives_on",),
     ),
     Mutation(
-        "the conformal rank forgets the image to come", "agejax/reporting/uncertainty.py",
+        "the conformal rank forgets the image to come", "agejax/evaluation/uncertainty.py",
         "math.ceil(round((n + 1) * (1 - alpha), 9))", "math.ceil(round(n * (1 - alpha), 9))",
         ("test_uncertainty.py::test_the_rank_is_right_for_every_number_of_images",),
     ),
     Mutation(
-        "the conformal rank is rounded", "agejax/reporting/uncertainty.py",
+        "the conformal rank is rounded", "agejax/evaluation/uncertainty.py",
         "math.ceil(round((n + 1) * (1 - alpha), 9))", "round((n + 1) * (1 - alpha))",
         ("test_uncertainty.py::test_the_rank_is_right_for_every_number_of_images",),
     ),
     Mutation(
-        "the conformal rank trusts a rounded product", "agejax/reporting/uncertainty.py",
+        "the conformal rank trusts a rounded product", "agejax/evaluation/uncertainty.py",
         "math.ceil(round((n + 1) * (1 - alpha), 9))", "math.ceil((n + 1) * (1 - alpha))",
         ("test_uncertainty.py::test_the_rank_is_right_for_every_number_of_images",),
     ),
@@ -611,12 +611,12 @@ OTHERS = (
         ("test_state.py::test_evaluate_on_val_gives_the_figures_that_training_gave",),
     ),
     Mutation(
-        "evaluation forgets the last, padded batch's weights", "agejax/run.py",
+        "evaluation forgets the last, padded batch's weights", "agejax/runs/run.py",
         "v[weight > 0] for k, v in out.items()", "v for k, v in out.items()",
         ("test_state.py::test_evaluate_and_predict_give_what_the_averages_give",),
     ),
     Mutation(
-        "evaluation batches arrive in another order", "agejax/run.py",
+        "evaluation batches arrive in another order", "agejax/runs/run.py",
         "out, weight = multihost_utils.process_allgather(running.popleft(), tiled=True)",
         "out, weight = multihost_utils.process_allgather(running.pop(), tiled=True)",
         ("test_state.py::test_evaluate_and_predict_give_what_the_averages_give",),
@@ -643,7 +643,7 @@ OTHERS = (
         ("test_train.py::test_early_stopping_counts_evaluations_without_a_better_value",),
     ),
     Mutation(
-        "rollback passes over a step too many", "agejax/run.py",
+        "rollback passes over a step too many", "agejax/runs/run.py",
         "skipped = skipped_steps(workdir) | {error.step}",
         "skipped = skipped_steps(workdir) | {error.step, error.step + 1}",
         ("test_train.py::test_a_step_that_is_not_finite_is_skipped_or_rolled_back_from",),
@@ -724,12 +724,12 @@ OTHERS = (
         ("test_report.py::test_calibration_is_fitted_on_val_and_kept",),
     ),
     Mutation(
-        "calibration of another checkpoint is used", "agejax/calibration.py",
+        "calibration of another checkpoint is used", "agejax/evaluation/calibration.py",
         'if stored["step"] != step:', 'if False:',
         ("test_calibration.py::test_it_is_read_back_and_only_for_its_own_checkpoint",),
     ),
     Mutation(
-        "copies count in calibration", "agejax/calibration.py",
+        "copies count in calibration", "agejax/evaluation/calibration.py",
         "_, first = np.unique(duplicates, return_index=True)", "first = np.arange(len(duplicates))",
         ("test_calibration.py::test_copies_are_no_evidence",),
     ),
@@ -846,12 +846,12 @@ OTHERS = (
         ("test_evaluate.py::test_copies_of_one_photo_are_resampled_together",),
     ),
     Mutation(
-        "an ensemble ignores its weights", "agejax/joined.py",
+        "an ensemble ignores its weights", "agejax/runs/ensembles.py",
         "share[label][i] / len(seen), one", "1 / len(members) / len(seen), one",
         ("test_ensemble.py::test_predictions_are_weighted_means_label_by_label",),
     ),
     Mutation(
-        "an ensemble's spread forgets how far its members are apart", "agejax/joined.py",
+        "an ensemble's spread forgets how far its members are apart", "agejax/runs/ensembles.py",
         "+ jnp.square(said[label] - means[label])", "+ 0 * jnp.square(said[label])",
         ("test_pseudo_label.py::test_every_image_is_asked_about_together_with_its_mirror_image",),
     ),
@@ -872,17 +872,17 @@ OTHERS = (
         ("test_loop.py::test_the_command_scores_the_final_split",),
     ),
     Mutation(
-        "the worst group has the smallest error", "agejax/metrics.py",
+        "the worst group has the smallest error", "agejax/evaluation/metrics.py",
         'sign = -1 if rank == "accuracy" else 1', 'sign = 1 if rank == "accuracy" else -1',
         ("test_metrics.py::test_the_worst_group_has_thirty_images",),
     ),
     Mutation(
-        "every decade counts by its images", "agejax/metrics.py",
+        "every decade counts by its images", "agejax/evaluation/metrics.py",
         '"macro_mae": float(np.mean(by_decade))', '"macro_mae": float(size.mean())',
         ("test_metrics.py::test_figures_equal_scikit_learn",),
     ),
     Mutation(
-        "unknown labels count in metrics", "agejax/metrics.py",
+        "unknown labels count in metrics", "agejax/evaluation/metrics.py",
         "(part & known for by in parts.values() for _, part in by)]\n        rank",
         "(part for by in parts.values() for _, part in by)]\n        rank",
         ("test_metrics.py::test_an_image_that_lacks_one_label_counts_for_the_others_alone",),
@@ -948,29 +948,29 @@ OTHERS = (
         ("test_augment.py::test_each_operation_of_randaugment_is_that_of_pil",),
     ),
     Mutation(
-        "the image size changes a step late", "agejax/image_sizes.py",
+        "the image size changes a step late", "agejax/training/image_sizes.py",
         "if step < end)", "if step <= end)",
         ("test_image_sizes.py::test_the_first_steps_are_those_of_a_run_of_small_images",),
     ),
     Mutation(
-        "a run is scored at the size it was trained at", "agejax/image_sizes.py",
+        "a run is scored at the size it was trained at", "agejax/training/image_sizes.py",
         'int(config.eval.get("image_size", 0) or config.model.image_size)',
         "int(config.model.image_size)",
         ("test_image_sizes.py::test_a_run_is_scored_at_the_size_that_its_config_says",),
     ),
     Mutation(
-        "a calibration of another image size is taken", "agejax/calibration.py",
+        "a calibration of another image size is taken", "agejax/evaluation/calibration.py",
         'if image_size not in (None, stored.get("image_size", 0)):', "if False:",
         ("test_image_sizes.py::test_a_finished_run_is_scored_and_calibrated_at_a_size_that_is_set_"
          "later",),
     ),
     Mutation(
-        "a changed file of a released model is used", "agejax/box.py",
+        "a changed file of a released model is used", "agejax/runs/box.py",
         "if found != expected:", "if False:",
         ("test_box.py::test_a_damaged_file_is_one_line",),
     ),
     Mutation(
-        "what ancestors of a model have seen does not count", "agejax/lineage.py",
+        "what ancestors of a model have seen does not count", "agejax/runs/lineage.py",
         "in runs(lineage):\n        if (seen", "in [lineage]:\n        if (seen",
         ("test_box.py::test_images_that_only_an_ancestor_has_seen_count",),
     ),
@@ -980,7 +980,7 @@ OTHERS = (
         ("test_box.py::test_half_precision_is_for_kernels_and_moves_predictions_little",),
     ),
     Mutation(
-        "cached features do not depend on the weights", "agejax/frozen.py",
+        "cached features do not depend on the weights", "agejax/training/frozen.py",
         "weights.update(np.ascontiguousarray(array, np.float32).data)", "pass",
         ("test_frozen.py::test_other_weights_of_the_backbone_have_other_features_and_those_of_heads"
          "_have_not",),
@@ -991,7 +991,7 @@ OTHERS = (
         ("test_frozen.py::test_a_row_goes_through_its_views_from_epoch_to_epoch",),
     ),
     Mutation(
-        "augmented views depend on the batch", "agejax/frozen.py",
+        "augmented views depend on the batch", "agejax/training/frozen.py",
         "jax.random.fold_in(of_view, row), image[None]", "of_view, image[None]",
         ("test_frozen.py::test_each_view_is_a_function_of_the_seed_and_the_image",),
     ),
@@ -1006,34 +1006,34 @@ OTHERS = (
         ("test_necks.py::test_input_dropout_drops_what_enters_the_dense_layers",),
     ),
     Mutation(
-        "int8 is judged on the images that calibrated it", "agejax/quantize.py",
+        "int8 is judged on the images that calibrated it", "agejax/exporting/quantize.py",
         "calibrating, rows = source.take(rows[:few]), rows[few:]",
         "calibrating = source.take(rows[:few])",
         ("test_quantize.py::test_the_change_is_that_on_val_images_that_did_not_calibrate",),
     ),
     Mutation(
-        "int8 weights are scaled by the wrong axis", "agejax/quantize.py",
+        "int8 weights are scaled by the wrong axis", "agejax/exporting/quantize.py",
         "others = tuple(i for i in range(values.ndim) if i != axis)",
         "others = tuple(range(values.ndim))[:1]",
         ("test_quantize.py::test_int8_weights_alone_change_what_the_model_says_little",),
     ),
     Mutation(
-        "any package from npm is taken", "agejax/web/runtime.py",
+        "any package from npm is taken", "agejax/exporting/web/runtime.py",
         "if hashlib.sha256(data).hexdigest() != FILES[name]:", "if not data:",
         ("test_web.py::test_a_package_that_is_another_is_refused_and_not_kept",),
     ),
     Mutation(
-        "the page may open connections", "agejax/web/page.py",
+        "the page may open connections", "agejax/exporting/web/page.py",
         "default-src 'none'; connect-src 'none'", "default-src 'none'; connect-src *",
         ("test_web.py::test_the_policy_of_the_page_forbids_connections_and_other_scripts",),
     ),
     Mutation(
-        "the page has one interval for all ages", "agejax/web/page.js",
+        "the page has one interval for all ages", "agejax/exporting/web/page.js",
         "decade < 0 ? widths.all : widths.decades[decade]", "widths.all",
         ("test_web.py::test_crops_get_the_ages_intervals_and_probabilities_of_predict",),
     ),
     Mutation(
-        "the page's probabilities are not calibrated", "agejax/web/page.js",
+        "the page's probabilities are not calibrated", "agejax/exporting/web/page.js",
         "info.temperatures[label] ?? 1", "1",
         ("test_web.py::test_crops_get_the_ages_intervals_and_probabilities_of_predict",),
     ),
@@ -1059,17 +1059,17 @@ OTHERS = (
         ("test_models.py::test_every_block_of_every_family_is_recomputed_where_that_is_asked_for[cnn]",),
     ),
     Mutation(
-        "statistics made anew lag behind", "agejax/batch_norms.py",
+        "statistics made anew lag behind", "agejax/training/batch_statistics.py",
         "norm.momentum, norm.observing = 1.0, observe", "norm.observing = observe",
         ("test_batch_norms.py::test_statistics_made_anew_are_means_over_batches_of_what_goes_into_each_norm",),
     ),
     Mutation(
-        "norms given back normalise by each batch", "agejax/batch_norms.py",
+        "norms given back normalise by each batch", "agejax/training/batch_statistics.py",
         "batch_stats, batches, observe=True)", "batch_stats, batches)",
         ("test_batch_norms.py::test_calibrated_norms_have_other_statistics_and_the_network_predicts_the_same",),
     ),
     Mutation(
-        "norms given back keep their bias", "agejax/batch_norms.py",
+        "norms given back keep their bias", "agejax/training/batch_statistics.py",
         "np.float32(bias + slope * (new_mean - mean))", "np.float32(bias)",
         ("test_batch_norms.py::test_calibrated_norms_have_other_statistics_and_the_network_predicts_the_same",),
     ),

@@ -16,15 +16,15 @@ import numpy as np
 import optax
 
 from agejax import heads as heads_lib
-from agejax import optim, sharding
-from agejax import state as state_lib
-from agejax import step as step_lib
 from agejax.config import default
 from agejax.data import pipeline, sampling
 from agejax.data.sources import Source
 from agejax.logging.stopwatch import Stopwatch
 from agejax.logging.train_log import TrainLog
 from agejax.models import layers, pretrained
+from agejax.training import optim, sharding
+from agejax.training import state as state_lib
+from agejax.training import step as step_lib
 from experiments.benchmarks.contestants import case as case_lib
 from experiments.benchmarks.contestants.case import Case, Data, Turn, timed
 

@@ -20,12 +20,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import agejax
-from agejax import run
 from agejax.data import augment, features, sources
 from agejax.errors import UserError, few
 from agejax.logging import records
 from agejax.models.necks import NeckOptions
-from agejax.state import Flat, Model, TrainState
+from agejax.runs import run
+from agejax.training.state import Flat, Model, TrainState
 
 FORMAT = 1  # raise it when the same weights would give the same images other features
 # The settings of config.model that decide what a backbone makes of an image.

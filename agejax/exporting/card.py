@@ -7,11 +7,14 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from agejax import box, image_sizes, lineage, metrics, quantize
-from agejax.calibration import Calibration
 from agejax.errors import DAMAGE, UserError
+from agejax.evaluation import metrics
+from agejax.evaluation.calibration import Calibration
+from agejax.exporting import quantize
 from agejax.logging import records
-from agejax.run import Run
+from agejax.runs import box, lineage
+from agejax.runs.run import Run
+from agejax.training import image_sizes
 
 # What the publishers of data sets and weights ask for, in short. Others: "read its terms".
 TERMS = {

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import scipy  # which imports its parts when they are used: predict needs none of them
 
-from agejax.metrics import SMALLEST_GROUP, Partition
+from agejax.evaluation.metrics import SMALLEST_GROUP, Partition
 
 ADULT = 18.0  # years
 OLDEST_MINORS = (14.0, 18.0)  # years, from and below: those whom an age gate is to stop

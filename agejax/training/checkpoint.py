@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 
 from agejax.errors import UserError, brief, full_disk, no_room, of_the_machine
 from agejax.logging import records
-from agejax.state import TrainState
+from agejax.training.state import TrainState
 
 if TYPE_CHECKING:  # orbax is imported where it is used: a released model is opened without it
     from orbax.checkpoint import checkpoint_managers as managers

@@ -13,9 +13,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from agejax import peers
 from agejax.errors import UserError
 from agejax.paths import cache_folder
+from agejax.training import peers
 
 # Smaller parameters are cheaper to keep everywhere than to gather.
 MIN_SHARDED_SIZE = 2**14

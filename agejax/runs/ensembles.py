@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agejax import box
 from agejax.errors import UserError, check_keys, is_number
 from agejax.logging import records
 from agejax.models.pretrained import files
-from agejax.run import Run
+from agejax.runs import box
+from agejax.runs.run import Run
 
 FILE = "ensemble.json"
 STATISTICS_FILE = "batch_stats.safetensors"  # those that were made anew

@@ -21,15 +21,16 @@ import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from agejax import box, image_sizes, optim, sharding
 from agejax import heads as heads_lib
-from agejax import state as state_lib
-from agejax.checkpoint import Checkpoints, again_if_vanished
 from agejax.config import default, from_json
 from agejax.distillation import feature_map
 from agejax.errors import NotFiniteError, UserError, is_number
 from agejax.logging import records
-from agejax.step import make_eval_step
+from agejax.runs import box
+from agejax.training import image_sizes, optim, sharding
+from agejax.training import state as state_lib
+from agejax.training.checkpoint import Checkpoints, again_if_vanished
+from agejax.training.step import make_eval_step
 
 if TYPE_CHECKING:
     from agejax.data.pipeline import HostBatch

@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from agejax import heads, metrics, onnx_export
+from agejax import heads
 from agejax.data import opening, splits
 from agejax.data.sources import Source
 from agejax.errors import UserError
-from agejax.run import Run
+from agejax.evaluation import metrics
+from agejax.exporting import onnx_export
+from agejax.runs.run import Run
 
 MAX_MAE_CHANGE = 0.1  # years; more is refused unless the user allows it
 CALIBRATION = 256  # val images that give the ranges; at most half of val, the others judge

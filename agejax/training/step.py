@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from agejax import image_sizes, optim
 from agejax.data import augment as augment_lib
 from agejax.distillation.teachers import NOBODY, Target, Teachers
 from agejax.heads import weights
 from agejax.models import layers
 from agejax.models.backbone import Features
-from agejax.state import Flat, Model, TrainState
+from agejax.training import image_sizes, optim
+from agejax.training.state import Flat, Model, TrainState
 
 # name -> array: "image", or the "features" of a frozen backbone, and labels; "teachers":
 # `Teachers.arrays`, and their columns

@@ -2,9 +2,9 @@
 
 python relay.py FD HOST PORT
 
-A process of its own, which `agejax.peers` starts: JAX holds Python's lock while it waits for some
-answers, so a thread could not pass them on. FD is a socket that listens. It ends with its parent,
-whose death closes stdin, and imports nothing of agejax.
+A process of its own, which `agejax.training.peers` starts: JAX holds Python's lock while it waits
+for some answers, so a thread could not pass them on. FD is a socket that listens. It ends with its
+parent, whose death closes stdin, and imports nothing of agejax.
 """
 
 import contextlib

@@ -13,14 +13,14 @@ import string
 from collections.abc import Mapping
 from typing import Any
 
-from agejax.calibration import SMALLEST_SIGMA, Calibration
-from agejax.data import detection
 from agejax.errors import UserError
+from agejax.evaluation import uncertainty
+from agejax.evaluation.calibration import SMALLEST_SIGMA, Calibration
+from agejax.evaluation.metrics import DECADES
+from agejax.exporting.web.runtime import Runtime
+from agejax.faces import detection
 from agejax.logging import records
-from agejax.metrics import DECADES
-from agejax.reporting import uncertainty
-from agejax.run import Run
-from agejax.web.runtime import Runtime
+from agejax.runs.run import Run
 
 FILE = "index.html"
 # The browser refuses whatever this does not name: scripts and styles other than the page's own, and
@@ -145,7 +145,7 @@ def _facts(
 
 
 def _text(name: str) -> str:
-    return (importlib.resources.files("agejax.web") / name).read_text(encoding="utf-8")
+    return (importlib.resources.files("agejax.exporting.web") / name).read_text(encoding="utf-8")
 
 
 def _inline(script: str) -> str:

@@ -362,7 +362,7 @@ def agree(**facts: Any) -> None:
     if _peers is None:
         raise UserError(
             "several processes were joined by jax.distributed.initialize; call "
-            "agejax.sharding.join instead, which compares and watches them"
+            "agejax.training.sharding.join instead, which compares and watches them"
         )
     first, *others = map(json.loads, _peers.exchange(json.dumps(flat(facts))))
     differences: dict[str, str] = {}

@@ -20,7 +20,7 @@ from agejax.errors import UserError, is_number
 if TYPE_CHECKING:
     from agejax.logging.stopwatch import Stopwatch
     from agejax.logging.train_log import TrainLog
-    from agejax.state import Model
+    from agejax.training.state import Model
 
 KEY = "schedule.image_size"
 MOST = 4096  # pixels

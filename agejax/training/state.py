@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from flax import nnx, traverse_util
 from jax.sharding import Mesh
 
-from agejax import optim, sharding
 from agejax.errors import UserError
 from agejax.heads import Head, ages
 from agejax.models import layers, pretrained, registry
@@ -20,7 +19,8 @@ from agejax.models.backbone import Features, heights
 from agejax.models.face_model import FaceModel
 from agejax.models.feature_smoothing import SmoothingOptions
 from agejax.models.necks import NeckOptions
-from agejax.optim import Flat
+from agejax.training import optim, sharding
+from agejax.training.optim import Flat
 
 Initialise = Callable[[jax.Array], tuple[Flat, Flat]]  # key -> (params, batch_stats)
 Arrays = Mapping[str, jax.typing.ArrayLike]

@@ -16,16 +16,17 @@ import jax
 import ml_collections
 import numpy as np
 
-from agejax import batch_norms, box, lineage
-from agejax import state as state_lib
 from agejax.data.sources import Source
 from agejax.errors import UserError
 from agejax.heads import KINDS, Head
 from agejax.models import pretrained
 from agejax.models.necks import NeckOptions
 from agejax.models.pretrained import positions
-from agejax.optim import Flat
-from agejax.run import Run, opened_config, read_config
+from agejax.runs import box, lineage
+from agejax.runs.run import Run, opened_config, read_config
+from agejax.training import batch_statistics
+from agejax.training import state as state_lib
+from agejax.training.optim import Flat
 
 Arrays = Mapping[str, np.ndarray]
 CALIBRATION = 16  # batches of training images
@@ -94,8 +95,8 @@ def _give_norms_back(
     """Loads folded weights, and gives the batch norms the statistics of augmented images."""
     loaded = state_lib.from_file(config.model, params, batch_stats)
     model, _ = state_lib.create_model(config, heads)
-    batches = batch_norms.training_batches(config, source, rows, CALIBRATION)
-    calibrated = batch_norms.calibrated(model, *loaded, batches)
+    batches = batch_statistics.training_batches(config, source, rows, CALIBRATION)
+    calibrated = batch_statistics.calibrated(model, *loaded, batches)
     print(
         f"gave the network batch norms with the statistics of {CALIBRATION} batches of training "
         "images; it predicts as before",

@@ -29,7 +29,7 @@ from agejax.logging import records
 from agejax.models.pretrained import files
 from agejax.paths import expand
 
-FOLDER = pathlib.Path(__file__).parent / "weights"
+FOLDER = pathlib.Path(__file__).parents[1] / "weights"
 BOX, FIRST = "box", "small"  # what names start with, and the model that `box` alone names
 RELEASE, WEIGHTS = "release.json", "weights.safetensors"
 KEYS = {"format", "step", "fingerprint", "facts", "lineage", "files"}  # of release.json, at least

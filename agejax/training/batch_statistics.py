@@ -15,8 +15,8 @@ from agejax.data import augment, draws, opening, pipeline, sampling, splits
 from agejax.data.sources import Source
 from agejax.errors import UserError
 from agejax.models.layers import batch_norms
-from agejax.run import Run
-from agejax.state import Model
+from agejax.runs.run import Run
+from agejax.training.state import Model
 
 Flat = Mapping[str, Any]  # of arrays, by their flat names
 Batches = Iterable[tuple[jax.Array, jax.Array]]  # (images f32 [B, S, S, 3] in 0..1, key of dropout)

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from agejax import box, metrics
-from agejax.data.detection import Detector, Geometry
 from agejax.errors import DAMAGE, UserError, is_number
+from agejax.evaluation import metrics, uncertainty
+from agejax.evaluation.uncertainty import ByGroup, GroupQuantile
+from agejax.faces.detection import Detector, Geometry
 from agejax.logging import records
-from agejax.reporting import uncertainty
-from agejax.reporting.uncertainty import ByGroup, GroupQuantile
+from agejax.runs import box
 
 FILE = "calibration.json"
 ALPHA = 0.1  # the share of images that an interval may miss

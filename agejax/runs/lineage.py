@@ -21,8 +21,6 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from agejax import box
-from agejax.checkpoint import Checkpoints
 from agejax.config import OPEN, default
 from agejax.data import splits
 from agejax.data.sources import Source
@@ -30,7 +28,9 @@ from agejax.errors import DAMAGE, UserError
 from agejax.logging import records
 from agejax.models import pretrained
 from agejax.paths import expand
-from agejax.run import Run, opened_config, plain, same_splits
+from agejax.runs import box
+from agejax.runs.run import Run, opened_config, plain, same_splits
+from agejax.training.checkpoint import Checkpoints
 
 Lineage = dict[str, Any]
 

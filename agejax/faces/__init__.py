@@ -1,0 +1,1 @@
+"""Faces in photos: finding them, and framing them as a data set does."""

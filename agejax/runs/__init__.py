@@ -1,0 +1,1 @@
+"""A run's folder: opened to read, claimed to train, joined with others, and what it has seen."""
