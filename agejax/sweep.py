@@ -29,9 +29,8 @@ from typing import Any
 import jax
 import ml_collections
 
+from agejax import command_line, tables, train
 from agejax import config as config_lib
-from agejax import main as main_lib
-from agejax import tables, train
 from agejax.errors import NotFiniteError, UserError, check_keys, line_in, run_command
 from agejax.logging import records
 from agejax.paths import expand
@@ -417,7 +416,7 @@ def main(argv: Sequence[str]) -> None:
     records.check_folder(folder, "--study")
     _quiet()
     space = read_space(args.space)
-    config = main_lib.parse([argv[0], *rest])
+    config = command_line.parse([argv[0], *rest])
     firsts = {k: v["choices"][0] if "choices" in v else v["low"] for k, v in space.items()}
     config_lib.replaced(config, firsts)  # raises where a setting is not there
     if not config.data.split.val_of_train:

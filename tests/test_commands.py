@@ -18,11 +18,11 @@ import pytest
 import tiny
 from agejax import (  # fmt: skip
     baselines,
+    command_line,
     ensemble,
     evaluate,
     explain,
     export,
-    main,
     predict,
     pseudo_label,
     release,
@@ -247,7 +247,7 @@ def test_a_broken_config_file_is_named_with_its_line(text, message, tmp_path, mo
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "config_config", raising=False)  # of the file before
     with pytest.raises(UserError, match=f"^--config=.*{message}"):
-        main.parse(["main", f"--config={tmp_path / 'my.py'}"])
+        command_line.parse(["main", f"--config={tmp_path / 'my.py'}"])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from absl import logging as absl_logging
 
 import tiny
-from agejax import evaluate, heads, main, predict, train
+from agejax import command_line, evaluate, heads, predict, train
 from agejax.errors import UserError, full_disk, run_command
 from agejax.runs import run
 
@@ -296,4 +296,4 @@ def test_evaluate_and_predict_name_what_is_wrong(trained, faces, tmp_path, capsy
 
 
 def test_parse_leaves_absl_usable():
-    assert main.CONFIG.name == "config"
+    assert command_line.CONFIG.name == "config"

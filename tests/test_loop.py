@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import tiny
-from agejax import evaluate, main, train
+from agejax import command_line, evaluate, main, train
 from agejax.data import draws, opening, pipeline, sampling, splits
 from agejax.errors import run_command
 
@@ -200,7 +200,7 @@ def test_a_run_is_not_written_to_a_folder_that_the_box_hides(faces, monkeypatch,
     ],
 )
 def test_a_setting_that_the_config_does_not_write_down_is_named_with_the_way_to_set_it(flag, hint):
-    said = main._unknown_setting("'drop_path'", ["main", f"--{flag}=0.1"])
+    said = command_line._unknown_setting("'drop_path'", ["main", f"--{flag}=0.1"])
     assert said is not None
     assert said.startswith(f"--{flag}: there is no setting 'drop_path'; ")
     assert hint in said

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import tiny
-from agejax import ensemble, evaluate, main, paths, predict, sweep, train
+from agejax import command_line, ensemble, evaluate, paths, predict, sweep, train
 from agejax.config import default
 from agejax.data import audit, opening, prepare, sources, splits
 from agejax.errors import UserError, run_command
@@ -101,7 +101,7 @@ def test_settings_of_the_data_are_expanded(with_faces, faces, cache):
 
 def test_configs_spaces_and_weights_are_expanded(home):
     (home / "config.py").write_text("from agejax.config import default as get_config")
-    assert main.parse(["main", "--config=~/config.py"]).model.name == default().model.name
+    assert command_line.parse(["main", "--config=~/config.py"]).model.name == default().model.name
     (home / "space.py").write_text("def get_space():\n    return {'seed': {'low': 1, 'high': 2}}")
     assert list(sweep.read_space("~/space.py")) == ["seed"]
     np.savez(home / "weights.npz", a=np.ones(3, np.float32))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from agejax import main as main_lib
+from agejax import command_line
 from agejax.data import draws, opening, sampling, splits
 from agejax.data.sources import Source
 from agejax.errors import UserError, run_command
@@ -110,7 +110,7 @@ def text(measured: Mapping[str, Any], title: str) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    config = main_lib.parse(argv)
+    config = command_line.parse(argv)
     if OUTPUT.value is not None:
         records.check_folder(expand(OUTPUT.value), "--output")
     source = opening.open_source(config.data)

@@ -14,7 +14,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from agejax import heads, main, train
+from agejax import command_line, heads, train
 from agejax.config import default
 from agejax.data import augment, pipeline
 from agejax.heads import weights
@@ -124,7 +124,7 @@ def _parsed(argv: list[str]) -> ml_collections.ConfigDict:
             delattr(flags.FLAGS, name)
     flags.FLAGS.unparse_flags()
     sys.argv = argv
-    return main.parse(argv)
+    return command_line.parse(argv)
 
 
 def _leaves(config: Any, prefix: str = "") -> dict[str, Any]:
