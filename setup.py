@@ -1,13 +1,43 @@
 """agejax: a training engine for face-age models in JAX."""
 
+import pathlib
+import re
+
 from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"', (HERE / "agejax/__init__.py").read_text(), re.M)
+assert VERSION is not None
 
 setup(
     name="agejax",
-    version="0.1.0",
+    version=VERSION[1],
     description="Train and judge face-age models in JAX",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    author="the agejax authors",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=[
+        "age estimation", "face analysis", "computer vision", "deep learning", "jax", "flax",
+        "imbalanced regression", "ordinal regression", "calibration", "knowledge distillation",
+    ],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
     packages=find_packages(include=("agejax", "agejax.*")),
     package_data={
+        "agejax": ["py.typed"],
         "agejax.exporting.web": ["page.*", "licences.txt"],
         "agejax.weights": ["*/*.json", "*/*.md", "*/*.safetensors", "*/evaluation/*/*"],
     },

@@ -44,7 +44,7 @@ def _xgboost(kind: str) -> Callable[..., Any]:
         except ImportError as error:
             raise UserError(
                 "--estimator=xgboost: the package xgboost is missing; pip install "
-                "'agejax[baselines]'"
+                "-e '.[baselines]'"
             ) from error
         return getattr(xgboost, kind)(n_jobs=-1, tree_method="hist", **options)
 

@@ -445,7 +445,7 @@ def _quiet() -> None:
     try:
         import optuna
     except ImportError as error:
-        raise UserError("the package optuna is missing; pip install 'agejax[sweep]'") from error
+        raise UserError("the package optuna is missing; pip install -e '.[sweep]'") from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
 

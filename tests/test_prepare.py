@@ -101,4 +101,4 @@ def test_an_audit_takes_options_that_are_numbers(tmp_path):
 def test_beam_that_is_not_installed_is_named(monkeypatch, capsys):
     monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: None)
     assert run_command(prepare.main, ["prepare", "--beam=--runner=DirectRunner"]) == 2
-    assert "pip install 'agejax[beam]'" in capsys.readouterr().err
+    assert "pip install -e '.[beam]'" in capsys.readouterr().err

@@ -14,8 +14,8 @@ from agejax.errors import UserError, run_command
 from agejax.exporting import onnx_export, quantize
 from agejax.runs.run import Run
 
-onnx = pytest.importorskip("onnx", reason="the extra agejax[onnx] is not installed")
-ort = pytest.importorskip("onnxruntime", reason="the extra agejax[onnx] is not installed")
+onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
+ort = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 
 
 def arrays(data: bytes):

@@ -28,8 +28,8 @@ from agejax.faces import detection
 from agejax.faces.detection import Detector, Geometry
 from agejax.runs.run import Run
 
-onnx = pytest.importorskip("onnx", reason="the extra agejax[onnx] is not installed")
-pytest.importorskip("onnxruntime", reason="the extra agejax[onnx] is not installed")
+onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
+pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 
 ROOT = pathlib.Path(__file__).parents[1]
 TEMPLATE = np.array([[0.3, 0.31], [0.7, 0.31], [0.5, 0.5], [0.34, 0.68], [0.66, 0.68]])

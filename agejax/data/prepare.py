@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
         print(cache.check_all(args.dataset, args.cache_dir))
         return
     if args.beam is not None and importlib.util.find_spec("apache_beam") is None:
-        raise UserError("--beam: Apache Beam is not installed; pip install 'agejax[beam]'")
+        raise UserError("--beam: Apache Beam is not installed; pip install -e '.[beam]'")
     source = sources.load(
         args.dataset,
         args.source,

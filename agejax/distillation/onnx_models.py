@@ -212,7 +212,7 @@ def check(models: Mapping[str, Any], heads: Mapping[str, Any]) -> None:
                 if not isinstance(output, str):
                     raise UserError(f"{where}.{kind}.{head}: {output!r}; name an output")
     if models and importlib.util.find_spec("onnxruntime") is None:
-        raise UserError(f"{WHERE}: the package onnxruntime is missing; pip install 'agejax[onnx]'")
+        raise UserError(f"{WHERE}: the package onnxruntime is missing; pip install -e '.[onnx]'")
     if models and jax.process_count() > 1:
         raise UserError(
             f"{WHERE}: runs of several processes take no ONNX models; write their answers to a "
