@@ -19,8 +19,16 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     keywords=[
-        "age estimation", "face analysis", "computer vision", "deep learning", "jax", "flax",
-        "imbalanced regression", "ordinal regression", "calibration", "knowledge distillation",
+        "age estimation",
+        "face analysis",
+        "computer vision",
+        "deep learning",
+        "jax",
+        "flax",
+        "imbalanced regression",
+        "ordinal regression",
+        "calibration",
+        "knowledge distillation",
     ],
     classifiers=[
         "Development Status :: 4 - Beta",
@@ -35,6 +43,7 @@ setup(
         "Topic :: Scientific/Engineering :: Image Recognition",
         "Typing :: Typed",
     ],
+    # agejax.configs is a link to configs/, whose files go into the wheel.
     packages=find_packages(include=("agejax", "agejax.*")),
     package_data={
         "agejax": ["py.typed"],

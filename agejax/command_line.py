@@ -10,7 +10,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from agejax.errors import UserError, line_in
-from agejax.paths import expand
+from agejax.paths import config_file
 
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file("config", None, "The config file to train.")
@@ -22,7 +22,7 @@ def parse(argv: Sequence[str]) -> ml_collections.ConfigDict:
     Raises:
       UserError: absl or the config objects to it, or its file raises an error or has no config.
     """
-    argv = [f"--config={expand(a[9:])}" if a.startswith("--config=~") else a for a in argv]
+    argv = _with_config_file(argv)
     path = _config_path(argv)
     try:
         extra = FLAGS(argv)[1:]
@@ -57,6 +57,17 @@ def parse(argv: Sequence[str]) -> ml_collections.ConfigDict:
 
 
 _OF_ABSL = (flags.Error, AttributeError, KeyError, TypeError, ValueError)
+
+
+def _with_config_file(argv: Sequence[str]) -> list[str]:
+    """The command line with the path of the config file in place of its name."""
+    found = list(argv)
+    for i, argument in enumerate(argv):
+        if argument.startswith("--config="):
+            found[i] = f"--config={config_file(argument.removeprefix('--config='))}"
+        elif argument == "--config" and i + 1 < len(argv):
+            found[i + 1] = config_file(argv[i + 1])
+    return found
 
 
 def _config_path(argv: Sequence[str]) -> str | None:

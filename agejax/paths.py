@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import pathlib
 
-from agejax.errors import UserError
+from agejax.errors import UserError, nearest
+
+CONFIGS = pathlib.Path(__file__).parent / "configs"  # those that agejax comes with
 
 
 def expand(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -43,3 +45,25 @@ def cache_folder(given: str | os.PathLike[str] | None = None) -> pathlib.Path:
         raise UserError(
             "there is no home folder to keep the cache in; set AGEJAX_CACHE to a folder"
         ) from error
+
+
+def config_file(given: str) -> str:
+    """The config file that a user names: by its path, or by name one that agejax comes with.
+
+    "quickstart" is configs/quickstart.py, wherever agejax is installed. A file of that name in the
+    current folder comes first. What follows a colon goes to the file's get_config().
+
+    Raises:
+      UserError: a name, without folder and suffix, of neither; or as `expand`.
+    """
+    name, colon, argument = given.partition(":")
+    path = expand(name)
+    if not name or path.suffix or len(path.parts) > 1 or path.is_file():
+        return f"{path}{colon}{argument}" if name else given
+    names = sorted(file.stem for file in CONFIGS.glob("[!_]*.py"))
+    if name not in names:
+        raise UserError(
+            f"--config={given}: no file of that name, nor a config that agejax comes with; "
+            f"{nearest(name, names)}"
+        )
+    return f"{CONFIGS / name}.py{colon}{argument}"

@@ -15,7 +15,7 @@ frozen_utk: research data, and so is what comes of them.
 
 import ml_collections
 
-from configs import coral_utk, frozen_utk
+from agejax.configs import coral_utk, frozen_utk
 
 
 def get_config() -> ml_collections.ConfigDict:

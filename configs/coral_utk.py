@@ -14,7 +14,7 @@ decoded as it was drawn: heads.age.decode_prior=sampled, which is not the defaul
 
 import ml_collections
 
-from configs import mobilenet_v3_utk_best
+from agejax.configs import mobilenet_v3_utk_best
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -19,7 +19,7 @@ that. The mean of this run and of one that is regularised harder, over flipped v
 
 import ml_collections
 
-from configs import mobilenet_v3_utk
+from agejax.configs import mobilenet_v3_utk
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -21,9 +21,9 @@ import ml_collections
 import numpy as np
 
 from agejax import evaluate
+from agejax.configs import mobilenet_v3_utk_best
 from agejax.errors import run_command
 from agejax.logging import records
-from configs import mobilenet_v3_utk_best
 from experiments import arms
 
 SETS = {"utkface": "UTKFace", "aaf": "All-Age-Faces"}

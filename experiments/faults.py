@@ -34,9 +34,9 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from agejax.configs import quickstart
 from agejax.errors import UserError, run_command
 from agejax.logging import records
-from configs import quickstart
 from experiments.arms import commit
 
 OUTPUT = pathlib.Path(__file__).parent / "results" / "faults"

@@ -23,10 +23,10 @@ import numpy as np
 from sklearn.metrics import f1_score
 
 from agejax.config import replaced
+from agejax.configs import mobilenet_v3_utk
 from agejax.errors import run_command
 from agejax.evaluation import metrics
 from agejax.logging import records
-from configs import mobilenet_v3_utk
 from experiments import arms
 
 FEW = 20  # training images of an age, below which it is rare

@@ -14,9 +14,9 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+from agejax.configs import mobilenet_v3_utk
 from agejax.errors import run_command
 from agejax.logging import records
-from configs import mobilenet_v3_utk
 from experiments import arms
 
 

@@ -13,7 +13,7 @@ from agejax.data import augment
 from agejax.models import pretrained
 from agejax.training import optim, state
 
-CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("[!_]*.py"))
 LABELS = {
     "age": np.array([1.0, 30.0, 80.0], np.float32),
     "gender": np.array([0, 1, 1]),

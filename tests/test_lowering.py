@@ -10,9 +10,9 @@ import pytest
 from test_configs import CONFIGS, LABELS, NAMES
 
 from agejax import heads
+from agejax.configs import quickstart
 from agejax.models import pretrained
 from agejax.training import optim, sharding, state, step
-from configs import quickstart
 
 
 def traced(config, mesh):
@@ -39,7 +39,7 @@ def traced(config, mesh):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_the_train_step_of_every_config_lowers_for_eight_gpus(path):
-    config = importlib.import_module(f"configs.{path.stem}").get_config()
+    config = importlib.import_module(f"agejax.configs.{path.stem}").get_config()
     program, _ = traced(config, sharding.create_mesh(8, 2))
     text = program.lower(lowering_platforms=("cuda",)).as_text()
     assert "mhlo.num_partitions = 8" in text

@@ -17,8 +17,8 @@ import pytest
 import tiny
 from agejax import config as config_lib
 from agejax import sweep, train
+from agejax.configs import imbalance_utk, mobilenet_v3_utk_best, scratch_utk, small_model_utk
 from agejax.errors import NotFiniteError, UserError, run_command
-from configs import imbalance_utk, mobilenet_v3_utk_best, scratch_utk, small_model_utk
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::optuna.exceptions.ExperimentalWarning", "ignore:Heartbeat of storage"

@@ -10,8 +10,8 @@ import pathlib
 
 import ml_collections
 
+from agejax.configs import appa_resnet50
 from agejax.pseudo_label import pseudo_label
-from configs import appa_resnet50
 from experiments.arms import Arm
 from experiments.systems import faces
 from experiments.systems.setting import Setting, changed

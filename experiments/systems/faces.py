@@ -10,7 +10,7 @@ from typing import Any
 
 import ml_collections
 
-from configs import frozen_utk, mobilenet_v1_utk
+from agejax.configs import frozen_utk, mobilenet_v1_utk
 from experiments.arms import Arm
 from experiments.systems.setting import Setting, changed
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ml_collections
 
-from configs import imbalance_utk
+from agejax.configs import imbalance_utk
 from experiments.arms import Arm
 from experiments.systems import faces
 from experiments.systems.setting import Setting, changed

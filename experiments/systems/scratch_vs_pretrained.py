@@ -9,7 +9,7 @@ from typing import Any
 
 import ml_collections
 
-from configs import scratch_utk
+from agejax.configs import scratch_utk
 from experiments.arms import Arm
 from experiments.systems import faces
 from experiments.systems.setting import Setting, changed

@@ -12,7 +12,7 @@ import ml_collections
 
 from agejax import baselines
 from agejax.config import default
-from configs import small_model_utk
+from agejax.configs import small_model_utk
 from experiments.arms import Arm
 from experiments.systems import faces
 from experiments.systems.setting import Setting, changed

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import ml_collections
 
 from agejax import ensemble, evaluate
-from configs import transfer_appa
+from agejax.configs import transfer_appa
 from experiments.arms import Arm
 from experiments.systems import faces
 from experiments.systems.setting import Setting, changed
