@@ -50,6 +50,7 @@ setup(
         "agejax.exporting.web": ["page.*", "licences.txt"],
         "agejax.weights": ["*/*.json", "*/*.md", "*/*.safetensors", "*/evaluation/*/*"],
     },
+    entry_points={"console_scripts": ["agejax = agejax.__main__:main"]},
     python_requires=">=3.11",
     # Lower bounds are the versions tested; constraints.txt pins one whole working set.
     install_requires=[
