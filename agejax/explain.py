@@ -31,7 +31,7 @@ from agejax.models.backbone import Backbone, Features
 from agejax.models.layers import global_mean
 from agejax.models.vit import ViT
 from agejax.paths import expand
-from agejax.predict import find_images
+from agejax.predicting.images import find_images
 from agejax.reporting.plots import TEXT
 from agejax.runs.run import Run
 from agejax.training import image_sizes, sharding

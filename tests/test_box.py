@@ -22,6 +22,7 @@ from agejax.errors import UserError, run_command
 from agejax.evaluation.calibration import Calibration
 from agejax.exporting import card
 from agejax.logging import records
+from agejax.predicting import predictions
 from agejax.runs import box, ensembles, lineage
 from agejax.runs.run import Run
 from agejax.training import state as state_lib
@@ -247,7 +248,7 @@ def test_few_numbers_of_images_compile_anew(images, devices, rows):
     config = tiny.get_config()
     config.eval.batch_size = 256
     opened = types.SimpleNamespace(config=config, mesh=types.SimpleNamespace(size=devices))
-    assert predict.batch_size_of(images, opened) == rows
+    assert predictions.batch_size_of(images, opened) == rows
 
 
 def test_predict_starts_without_the_libraries_that_it_does_not_use():

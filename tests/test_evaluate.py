@@ -13,6 +13,7 @@ import tiny
 from agejax import evaluate, predict, train
 from agejax.data import opening, splits
 from agejax.errors import UserError, run_command
+from agejax.predicting.images import find_images
 from agejax.runs.run import Run
 
 
@@ -163,8 +164,8 @@ def test_globs_files_and_folders_are_found_once(run, faces, tmp_path, capsys):
     names = [path.name for path in sorted(faces.iterdir())]
     starting = [name for name in names if name.startswith("1")]
     paths = [str(faces / "1*"), str(faces / starting[0])]
-    assert predict.find_images(paths) == [faces / name for name in starting]
-    assert len(predict.find_images([str(faces.parent / "**/*.jpg"), str(faces)])) == 96
+    assert find_images(paths) == [faces / name for name in starting]
+    assert len(find_images([str(faces.parent / "**/*.jpg"), str(faces)])) == 96
     for path, message in ((tmp_path / "none*", "no such file"), (tmp_path, "no image")):
         assert run_command(predict.main, ["predict", f"--workdir={run[0]}", str(path)]) == 2
         assert message in capsys.readouterr().err

@@ -19,11 +19,11 @@ import scipy.io
 from packing import jpeg, pack
 from PIL import Image
 
-from agejax import predict
 from agejax.config import default
 from agejax.data import builders, edits, mixture, sources, splits
 from agejax.data.builders import archives, cells, pairing
 from agejax.errors import UserError
+from agejax.predicting.images import find_images
 
 
 def read(name, source, **options):
@@ -139,7 +139,7 @@ def test_a_folder_that_is_a_symbolic_link_is_read_and_loops_end(tmp_path):
     (folder / "to itself").symlink_to("to itself")
     source = load("image_folder", folder, tmp_path)
     assert len(source.ids) == 6
-    found = predict.find_images([str(folder)])
+    found = find_images([str(folder)])
     assert [path.relative_to(folder).as_posix() for path in found] == sorted(source.ids)
     assert {name.split("/")[0] for name in source.ids.tolist()} == {"part1", "again"}
     assert len(load("utkface", folder, tmp_path).ids) == 4  # two ages of 420 are none
@@ -231,7 +231,7 @@ def test_labels_in_names_are_read_whatever_the_image_type(name, tmp_path):
 @pytest.mark.parametrize("end", FORMS)
 def test_every_image_type_that_predict_reads_is_data_too(end, tmp_path):
     folder = pack({f"a.{end}": picture(FORMS[end])}, tmp_path / "x")
-    assert [path.name for path in predict.find_images([str(folder)])] == [f"a.{end}"]
+    assert [path.name for path in find_images([str(folder)])] == [f"a.{end}"]
     assert load("image_folder", folder, tmp_path).ids.tolist() == [f"a.{end}"]
 
 

@@ -13,10 +13,10 @@ import zipfile
 import pytest
 from packing import jpeg, pack
 
-from agejax import predict
 from agejax.data import builders
 from agejax.data.builders import archives
 from agejax.errors import UserError
+from agejax.predicting import images, output
 from experiments.fuzzing.archives import bombs
 
 GOOD = "26_1_2_20170116184751526.jpg"
@@ -44,7 +44,7 @@ def in_no_time(seconds=5, memory=250e6):
 # ---- images --------------------------------------------------------------------------------------
 
 
-def test_what_is_no_file_is_skipped_by_predict_and_not_waited_for(tmp_path, monkeypatch, capsys):
+def test_what_is_no_file_is_skipped_by_predict_and_not_waited_for(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "1.jpg")
     (tmp_path / "2.jpg").symlink_to("/dev/zero")
     (tmp_path / "3.jpg").mkdir()
@@ -52,19 +52,25 @@ def test_what_is_no_file_is_skipped_by_predict_and_not_waited_for(tmp_path, monk
     (tmp_path / "5.jpg").write_bytes(jpeg(1))
     (tmp_path / "6.jpg").write_bytes(bytes(5001))
     monkeypatch.setattr(archives, "MAX_BYTES", 5000)
-    paths, counts = predict.find_images([str(tmp_path)]), predict.Counts()
-    found = list(predict.crops(paths, predict.crop_reader(16), counts))
+    outcomes, counts = [], images.Counts()
+
+    def report(path, outcome):
+        counts.add(path, outcome)
+        outcomes.append(str(outcome))
+
+    paths = images.find_images([str(tmp_path)])
+    found = list(images.crops(paths, images.crop_reader(16), report))
     assert [crop.path.name for crop in found] == ["5.jpg"]
-    assert (counts.files, counts.skipped) == (6, 5)
-    assert capsys.readouterr().err.count(": not a file") == 4
+    assert (counts.files, counts.skipped, counts.faces) == (6, 5, 1)
+    assert outcomes.count("not a file") == 4
 
 
 def test_predictions_name_files_whose_names_are_no_text(tmp_path, capfdbinary):
     name = os.fsdecode(b"\xff\n.jpg")
     for path in (str(tmp_path / "out"), None):
         for form in ("csv", "jsonl"):
-            with predict.destination(path) as out:
-                predict.write(iter([{"path": name, "age": 30.0}]), form, out)
+            with output.destination(path) as out:
+                output.write(iter([{"path": name, "age": 30.0}]), form, out)
         written = pathlib.Path(path).read_bytes() if path else capfdbinary.readouterr().out
         assert written.endswith(b'{"path": "\\udcff\\n.jpg", "age": 30.0}\n')
         assert path or b'"\xff\n.jpg",30.0' in written

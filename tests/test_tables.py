@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from agejax import evaluate, predict, pseudo_label, sweep, tables
 from agejax.data import edits, sources
 from agejax.errors import run_command
+from agejax.predicting import images, output, predictions
 from agejax.runs.run import Run
 
 NAMES = ["=1+1.jpg", "+a.jpg", "-b.jpg", "@c.jpg", "'=d.jpg", "plain.jpg"]
@@ -111,8 +112,8 @@ def test_the_tables_of_evaluate_and_predict_hold_no_formula(trained, folder, tmp
 def test_the_labels_of_classes_named_as_formulas_are_written_as_texts(trained, tmp_path):
     run = Run.open(trained, devices=1)
     run.facts.label_names["gender"] = ("=f()", "-m")
-    faces = [predict.Crop(tmp_path / "a.jpg", np.zeros((32, 32, 3), np.uint8))]
-    predict.write(predict.predict(run, faces, 1), "csv", out := io.StringIO())
+    faces = [images.Crop(tmp_path / "a.jpg", np.zeros((32, 32, 3), np.uint8))]
+    output.write(predictions.of_faces(run, faces, 1), "csv", out := io.StringIO())
     header, row = csv.reader(io.StringIO(out.getvalue()))
     assert {"gender_=f()", "gender_-m"} <= set(header)
     assert len(row) == len(header)

@@ -16,7 +16,7 @@ import pytest
 from browsing import opened
 from PIL import Image
 
-from agejax import export, predict
+from agejax import export
 from agejax.data import sources
 from agejax.data.builders import procedural_faces
 from agejax.errors import UserError, run_command
@@ -26,6 +26,7 @@ from agejax.exporting import onnx_export
 from agejax.exporting.web import page, runtime
 from agejax.faces import detection
 from agejax.faces.detection import Detector, Geometry
+from agejax.predicting import images, output, predictions
 from agejax.runs.run import Run
 
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
@@ -132,9 +133,9 @@ def png(image: np.ndarray) -> bytes:
 def predicted(workdir, crops):
     """What `agejax.predict` says of crops, flat."""
     run = Run.open(workdir, devices=1)
-    faces = [predict.Crop(pathlib.Path(name), image) for name, image in crops.items()]
+    faces = [images.Crop(pathlib.Path(name), image) for name, image in crops.items()]
     calibration = Calibration.read(workdir, run.step)
-    return [predict._flat(record) for record in predict.predict(run, faces, 16, calibration)]
+    return [output.flat(record) for record in predictions.of_faces(run, faces, 16, calibration)]
 
 
 def noise(height, width, seed=0, blur=0):

@@ -11,14 +11,13 @@ import argparse
 import pathlib
 import sys
 import threading
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
+from agejax import threads
 from agejax.data import sources
 from agejax.data.builders import archives
 from agejax.errors import UserError, run_command
@@ -51,7 +50,8 @@ def align(
     done: dict[str, list[str]] = {"aligned": [], "no face": [], "unreadable": [], "unsafe path": []}
     of_thread = threading.local()
 
-    def work(path: str, data: bytes | archives.Unread) -> str:
+    def work(file: tuple[str, bytes | archives.Unread]) -> str:
+        path, data = file
         target = (output / path).resolve()
         if not target.is_relative_to(output.resolve()):
             return "unsafe path"
@@ -75,25 +75,10 @@ def align(
             target.write_bytes(_encoded(crop, target.suffix))
         return "aligned"
 
-    with ThreadPoolExecutor(WORKERS) as pool:
-        waiting: deque[tuple[str, Future[str]]] = deque()
-
-        def finish() -> Iterator[tuple[str, str]]:
-            while waiting:
-                path, future = waiting.popleft()
-                yield path, future.result()
-                if len(waiting) < 16 * WORKERS:
-                    return
-
-        files = archives.read(source, limit=archives.MAX_TABLE)
-        for path, data in tqdm(files, unit=" files", disable=not sys.stderr.isatty()):
-            waiting.append((path, pool.submit(work, path, data)))
-            if len(waiting) > 16 * WORKERS:
-                for name, what in finish():
-                    done.get(what, []).append(name)
-        while waiting:
-            for name, what in finish():
-                done.get(what, []).append(name)
+    files = archives.read(source, limit=archives.MAX_TABLE)
+    shown = tqdm(files, unit=" files", disable=not sys.stderr.isatty())
+    for (path, _), future in threads.ahead(work, shown, WORKERS):
+        done.get(future.result(), []).append(path)
     if not done["aligned"]:
         raise UserError(f"{source}: a face in none of its images")
     return done

@@ -12,9 +12,10 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from agejax import predict
 from agejax.data import sources
 from agejax.faces import detection
+from agejax.predicting import images as readers
+from agejax.predicting import output
 from experiments.fuzzing import Target
 from experiments.fuzzing.mutations import mutated, text
 
@@ -101,8 +102,8 @@ def prepare(folder: pathlib.Path) -> Target:
     whole = corpus()
     found = detection.Detector.if_installed() is not None
     crops, photos = (
-        predict.crop_reader(SIZE),
-        predict.photo_reader(GEOMETRY, SIZE) if found else None,
+        readers.crop_reader(SIZE),
+        readers.photo_reader(GEOMETRY, SIZE) if found else None,
     )
 
     def image(rng: random.Random) -> bytes:
@@ -123,12 +124,12 @@ def prepare(folder: pathlib.Path) -> Target:
             cache = str(folder / "cache")
             made = sources.load("image_folder", str(faces), image_size=SIZE, cache_dir=cache)
             return not made.skipped
-        counts = predict.Counts()
+        counts = readers.Counts()
         read = photos if photos and rng.random() < PHOTOS else crops
-        paths = predict.find_images([str(faces)])
-        lines = ({"path": str(crop.path)} for crop in predict.crops(paths, read, counts))
-        with predict.destination(str(folder / "out")) as out:
-            predict.write(lines, rng.choice(("csv", "jsonl")), out)
+        paths = readers.find_images([str(faces)])
+        lines = ({"path": str(crop.path)} for crop in readers.crops(paths, read, counts.add))
+        with output.destination(str(folder / "out")) as out:
+            output.write(lines, rng.choice(("csv", "jsonl")), out)
         assert counts.files == len(paths)
         return not counts.skipped
 

@@ -622,7 +622,7 @@ OTHERS = (
         ("test_state.py::test_evaluate_and_predict_give_what_the_averages_give",),
     ),
     Mutation(
-        "predict gives the classes of another order", "agejax/predict.py",
+        "predict gives the classes of another order", "agejax/predicting/predictions.py",
         "c: round(float(p), 4) for c, p in zip(classes[name], values[i], strict=True)",
         "c: round(float(p), 4) for c, p in zip(classes[name][::-1], values[i], strict=True)",
         ("test_evaluate.py::test_predict_says_what_evaluate_says",),
@@ -696,7 +696,7 @@ OTHERS = (
         ("test_logging.py::test_a_line_has_the_means_over_the_rows_of_its_steps",),
     ),
     Mutation(
-        "calibrated probabilities are not what predict gives", "agejax/predict.py",
+        "calibrated probabilities are not what predict gives", "agejax/predicting/predictions.py",
         "said = said | (calibration.probabilities(said) if calibration else {})",
         "said = dict(said)",
         ("test_evaluate.py::test_after_calibration_predict_says_the_intervals_of_evaluate",),

@@ -1,0 +1,1 @@
+"""Predictions of image files: their faces, a record for each, and how records are written."""

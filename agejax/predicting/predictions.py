@@ -1,0 +1,74 @@
+"""Predictions of faces, one record each: ages with intervals, and probabilities of classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from agejax import heads
+from agejax.evaluation.calibration import Calibration
+from agejax.predicting.images import Crop
+from agejax.runs.run import Run
+
+if TYPE_CHECKING:
+    from agejax.data.pipeline import HostBatch
+
+
+def of_faces(
+    run: Run, faces: Iterable[Crop], batch_size: int, calibration: Calibration | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yields one record per face.
+
+    A record holds the face's path and place, where it has them, age (years), with a calibration
+    age_low and age_high (years) and calibrated probabilities, and {target: {class: probability}}.
+    """
+    nothing = {head.label: np.zeros(0) for head in run.heads.values()}
+    classes = heads.derive(run.heads, nothing, run.facts.label_names)[1]
+    for batch in _batches(faces, batch_size):
+        said = run.predict([_pad(np.stack([face.image for face in batch]), batch_size)])
+        intervals = calibration.intervals(said) if calibration else {}
+        said = said | (calibration.probabilities(said) if calibration else {})
+        for i, face in enumerate(batch):
+            record: dict[str, Any] = {} if face.path is None else {"path": str(face.path)}
+            record |= face.where
+            for name, values in said.items():
+                if values.ndim == 1:
+                    record[name] = round(float(values[i]), 2)
+                    if name in intervals:
+                        low, high = intervals[name]
+                        record[f"{name}_low"] = round(float(low[i]), 2)
+                        record[f"{name}_high"] = round(float(high[i]), 2)
+                else:
+                    record[name] = {
+                        c: round(float(p), 4) for c, p in zip(classes[name], values[i], strict=True)
+                    }
+            yield record
+
+
+def batch_size_of(images: int, run: Run) -> int:
+    """Rows of a batch: a power of two per device, so that few numbers of images compile anew."""
+    rows = 2 ** math.ceil(math.log2(max(images / run.mesh.size, 1))) * run.mesh.size
+    return min(run.config.eval.batch_size, rows)
+
+
+def _batches(faces: Iterable[Crop], size: int) -> Iterator[list[Crop]]:
+    batch: list[Crop] = []
+    for face in faces:
+        batch.append(face)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _pad(images: np.ndarray, batch_size: int) -> HostBatch:
+    """A full batch, so that every call runs the one compiled program; padding has weight 0."""
+    missing = batch_size - len(images)
+    return {
+        "image": np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))),
+        "weight": (np.arange(batch_size) < len(images)).astype(np.float32),
+    }
