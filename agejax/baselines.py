@@ -24,12 +24,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, SVR
 
-from agejax import evaluate
 from agejax.data import augment, opening, pipeline, splits
 from agejax.errors import UserError, run_command
 from agejax.evaluation.calibration import Calibration
+from agejax.evaluation.scored import Scored
 from agejax.logging import records
 from agejax.paths import expand
+from agejax.reporting import results
 from agejax.runs.run import Run, predict_batches
 from agejax.training import image_sizes, optim, sharding, warm_start
 from agejax.training import state as state_lib
@@ -168,10 +169,10 @@ def evaluate_baseline(
     """Fits, scores and reports.
 
     Args:
-      write_report: as in `evaluate.evaluate`.
+      write_report: as in `results.evaluate`.
 
     Returns:
-      The contents of metrics.json, as `evaluate.evaluate` returns them.
+      The contents of metrics.json, as `results.evaluate` returns them.
     """
     run = Run.open(workdir)
     output = expand(output or run.results / "baselines" / f"{estimator}-{which}-{split}")
@@ -200,8 +201,8 @@ def evaluate_baseline(
     seconds = time.perf_counter() - start
     print(f"fitted in {seconds:.0f} s")
 
-    def scored(name: str) -> evaluate.Scored:
-        return evaluate.Scored(
+    def scored(name: str) -> Scored:
+        return Scored(
             run=dataclasses.replace(run, workdir=output, model=None),
             source=source,
             rows=rows[name],
@@ -214,7 +215,7 @@ def evaluate_baseline(
 
     val = scored("val")
     calibration = Calibration.fit(val.predictions, val.labels, val.duplicates, run.step)
-    return evaluate.publish(scored(split), output, calibration, write_report=write_report)
+    return results.publish(scored(split), output, calibration, write_report=write_report)
 
 
 def main(argv: Sequence[str]) -> None:

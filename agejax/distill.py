@@ -15,13 +15,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from agejax import evaluate
-from agejax.data import augment, pipeline, prepare, splits
+from agejax.data import augment, flags, pipeline, splits
 from agejax.data.sources import Source
 from agejax.distillation import networks, seen
 from agejax.distillation.files import PROBABILITIES, TargetFile
 from agejax.distillation.teachers import FEATURES
 from agejax.errors import UserError, check_keys, run_command
+from agejax.evaluation.scored import open_data
 from agejax.logging import progress, records
 from agejax.paths import expand
 from agejax.runs import ensembles
@@ -48,7 +48,7 @@ def write_targets(
     ensemble are the weighted mean of its members', which have no features in common.
 
     Args:
-      dataset, source_path, options: the images, as of `evaluate.evaluate`.
+      dataset, source_path, options: the images, as of `results.evaluate`.
       split: which of the run's splits; "all" is every image.
       views: of `ensembles.VIEWS`, whose answers are averaged, beside those of the ensemble.
       targets: of `TARGETS`.
@@ -62,7 +62,7 @@ def write_targets(
         raise UserError(f"--output: {output} must end in .npz")
     opened = networks.opened(str(workdir), 0)
     first = max((run for run, *_ in opened), key=lambda run: run.config.data.image_size)
-    source = evaluate.open_data(first, dataset, source_path, options)
+    source = open_data(first, dataset, source_path, options)
     rows = _rows(source, first.config, first.fingerprint, split)
     members = []
     for run, weights, own_views in opened:
@@ -153,7 +153,7 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--workdir", required=True, help="the folder of a trained run or ensemble")
     parser.add_argument("--output", required=True, help="the file to write, .npz")
-    evaluate.add_data_arguments(parser)
+    flags.add_data(parser)
     parser.add_argument("--split", default="all", help="train,val,... of the run; default: all")
     parser.add_argument("--views", default="plain", help=f"some of {', '.join(ensembles.VIEWS)}")
     parser.add_argument("--targets", default=",".join(TARGETS), help="what to write; default: all")
@@ -167,7 +167,7 @@ def main(argv: Sequence[str]) -> None:
         args.output,
         dataset=args.dataset,
         source_path=args.source,
-        options=prepare.options(args.option),
+        options=flags.options(args.option),
         split=args.split.split(","),
         views=views,
         targets=targets,

@@ -17,9 +17,9 @@ import numpy as np
 import safetensors.numpy
 from scipy import optimize, sparse
 
-from agejax import evaluate
 from agejax.errors import UserError, run_command
-from agejax.evaluation import calibration
+from agejax.evaluation import calibration, comparison
+from agejax.evaluation.scored import Scored, score
 from agejax.logging import records
 from agejax.paths import expand
 from agejax.runs import box, ensembles
@@ -48,15 +48,15 @@ def fit_weights(members: Sequence[Run], views: Sequence[str]) -> dict[str, list[
                 f"--weights=fit: {member.workdir} was trained on other data or another split than "
                 f"{first.workdir}; give the weights"
             )
-    scored: list[evaluate.Scored] = []
+    scored: list[Scored] = []
     for member in members:
         alone = ensembles.join(
             member.workdir, [member], "predictions", ensembles.equal_weights([member]), views
         )
         if scored:
-            scored.append(evaluate.score_again(scored[0], alone))
+            scored.append(comparison.score_again(scored[0], alone))
         else:
-            scored.append(evaluate.score(alone, split="val"))
+            scored.append(score(alone, split="val"))
     weights = ensembles.equal_weights(members)
     for label, given in weights.items():
         having = [i for i, weight in enumerate(given) if weight]

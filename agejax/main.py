@@ -32,7 +32,8 @@ def main(argv: Sequence[str]) -> None:
     with handling_interrupts(leave):
         import jax
 
-        from agejax import evaluate, train
+        from agejax import train
+        from agejax.reporting import results
         from agejax.runs import box
         from agejax.training import peers, sharding
 
@@ -50,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     if summary is None or not config.eval.final_split:
         return
     if jax.process_count() == 1:
-        evaluate.evaluate(workdir, split=config.eval.final_split)
+        results.evaluate(workdir, split=config.eval.final_split)
         return
     # Scoring takes one process, and a fresh one: this one is bound to all the others.
     first = jax.process_index() == 0

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from agejax import evaluate, tables
+from agejax import tables
 from agejax.data import sources
 from agejax.errors import UserError, check_keys, run_command
+from agejax.evaluation.scored import score_rows
 from agejax.logging import records
 from agejax.paths import expand
 from agejax.runs import ensembles
@@ -68,7 +69,7 @@ def pseudo_label(
         image_size=run.config.data.image_size,
         cache_dir=run.config.data.cache_dir,
     )
-    scored = evaluate.score_rows(run, source, np.arange(len(source.ids)), "all")
+    scored = score_rows(run, source, np.arange(len(source.ids)), "all")
     said = scored.predictions
     unsure = uncertainty_of(said)
     kept = np.sort(np.argsort(unsure, kind="stable")[: max(1, round(keep * len(unsure)))])

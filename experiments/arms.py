@@ -21,11 +21,12 @@ import ml_collections
 import numpy as np
 from scipy import optimize, stats
 
-from agejax import evaluate, train
+from agejax import train
 from agejax.data.sources import LABELS
-from agejax.evaluation import metrics
-from agejax.evaluation.metrics import RESAMPLES
+from agejax.evaluation import bootstrap, metrics
+from agejax.evaluation.bootstrap import RESAMPLES
 from agejax.logging import records
+from agejax.reporting import results
 from agejax.training import sharding
 
 
@@ -97,7 +98,7 @@ def run(
             if arm.make is not None:
                 arm.make(folder, seed, scores)
             else:
-                evaluate.evaluate(workdir, split=split, output=scores, write_report=False)
+                results.evaluate(workdir, split=split, output=scores, write_report=False)
             jax.clear_caches()  # a long list of arms would fill the memory with programs
     return {name: Scores.read([folder / name / f"seed-{seed}" for seed in seeds]) for name in arms}
 
@@ -248,9 +249,8 @@ def _resampled(groups: np.ndarray, resamples: int, seed: int) -> Iterator[np.nda
     """How often each image is drawn, [N], where groups of copies are resampled."""
     _, group = np.unique(groups, return_inverse=True)
     n = int(group.max(initial=-1)) + 1
-    rng = np.random.default_rng(seed)
-    for _ in range(resamples):
-        yield np.bincount(rng.integers(n, size=n), minlength=n)[group]
+    for times in bootstrap.draws(n, resamples, seed):
+        yield times[group]
 
 
 # ---- intervals over seeds and images ------------------------------------------------------------

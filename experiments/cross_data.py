@@ -20,10 +20,10 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from agejax import evaluate
 from agejax.configs import mobilenet_v3_utk_best
 from agejax.errors import run_command
 from agejax.logging import records
+from agejax.reporting import results
 from experiments import arms
 
 SETS = {"utkface": "UTKFace", "aaf": "All-Age-Faces"}
@@ -63,7 +63,7 @@ def cross(
     workdirs = [folder / arm / f"seed-{seed}" for seed in seeds]
     for workdir in workdirs:
         if not (workdir / name / "metrics.json").exists():
-            evaluate.evaluate(
+            results.evaluate(
                 workdir, dataset=name, source_path=place, output=workdir / name, write_report=False
             )
     return arms.Scores.read(workdirs, name)

@@ -91,11 +91,12 @@ def _use(
       UserError: the line of a command that ended with exit code 2.
       RuntimeError: a result that is not what it should be.
     """
-    from agejax import evaluate, predict
+    from agejax import predict
+    from agejax.reporting import results
 
     if kind == "evaluate":
         with contextlib.redirect_stdout(io.StringIO()):
-            result = evaluate.evaluate(workdir, split="val", output=folder, write_report=False)
+            result = results.evaluate(workdir, split="val", output=folder, write_report=False)
         return int(result["step"])
     answers, complaints = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(answers), contextlib.redirect_stderr(complaints):

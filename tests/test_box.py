@@ -15,14 +15,17 @@ import pytest
 import safetensors.numpy
 
 import tiny
-from agejax import checks, ensemble, evaluate, explain, predict, release, train
+from agejax import checks, ensemble, explain, predict, release, train
 from agejax import heads as heads_lib
 from agejax.data import opening, splits
 from agejax.errors import UserError, run_command
+from agejax.evaluation import findings, fitting
 from agejax.evaluation.calibration import Calibration
+from agejax.evaluation.scored import score
 from agejax.exporting import card
 from agejax.logging import records
 from agejax.predicting import predictions
+from agejax.reporting import results
 from agejax.runs import box, ensembles, lineage
 from agejax.runs.run import Run
 from agejax.training import state as state_lib
@@ -38,9 +41,9 @@ def measured(trained, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("measured") / "student"
     shutil.copytree(trained, workdir)
     opened = Run.open(workdir, devices=1)
-    calibration = evaluate.calibrate(opened)
-    scored = evaluate.score(opened, split="test")
-    result = evaluate.measure(scored) | evaluate.look_closer(scored, calibration)
+    calibration = fitting.calibrate(opened)
+    scored = score(opened, split="test")
+    result = findings.measure(scored) | findings.look_closer(scored, calibration)
     result["compared"] = {"workdir": "/somewhere/else"}
     (workdir / "evaluation/utkface-test").mkdir(parents=True)
     records.write_json(workdir / "evaluation/utkface-test/metrics.json", result)
@@ -271,7 +274,7 @@ def test_a_released_model_is_evaluated_and_joined_and_never_written(
 ):
     monkeypatch.chdir(tmp_path)
     before = files_of(in_the_box)
-    result = evaluate.evaluate("box", source_path=str(faces), write_report=False)
+    result = results.evaluate("box", source_path=str(faces), write_report=False)
     assert (result["split"], result["step"]) == ("test", 4)
     expected = json.loads((measured / "evaluation/utkface-test/metrics.json").read_text())
     assert result["age"]["mae"] == pytest.approx(expected["age"]["mae"], abs=1e-4)
@@ -460,14 +463,14 @@ def test_test_images_that_trained_a_teacher_are_counted_and_stand_on_the_card(
     assert lineage.known_to_ancestors(student, source, test) == {"teacher-1": expected}
     shutil.copytree(measured, tmp_path / "run")
     monkeypatch.setattr(lineage, "of", lambda run: student)
-    result = evaluate.evaluate(tmp_path / "run", split="test", write_report=False)
+    result = results.evaluate(tmp_path / "run", split="test", write_report=False)
     assert result["known_to_ancestors"] == {"teacher-1": expected}
     warning = f"{expected} of these {len(test)} images, or copies of them, trained teacher-1"
     assert f"warning: {warning}" in capsys.readouterr().err
     assert f"**{warning}" in card.scores(Run.open(tmp_path / "run", devices=1)).replace(
         "these images", f"these {len(test)} images"
     )
-    result = evaluate.evaluate(tmp_path / "run", split="train", write_report=False)
+    result = results.evaluate(tmp_path / "run", split="train", write_report=False)
     assert "known_to_ancestors" not in result
 
 

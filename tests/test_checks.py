@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import tiny
-from agejax import baselines, checks, ensemble, evaluate, sweep, train
+from agejax import baselines, checks, ensemble, sweep, train
 from agejax.data import opening, splits
 from agejax.errors import UserError, run_command
+from agejax.reporting import results
 from agejax.runs import lineage, run
 
 
@@ -206,13 +207,13 @@ def test_without_a_val_a_run_trains_on_all_and_its_last_checkpoint_counts(withou
 
 def test_a_run_without_a_val_is_evaluated_without_a_calibration(without_val, capsys):
     workdir, _ = without_val
-    result = evaluate.evaluate(workdir)
+    result = results.evaluate(workdir)
     assert "trained without a val split" in capsys.readouterr().err
     assert "uncertainty" not in result
     assert np.isfinite(result["age"]["mae"])
     assert not (workdir / "calibration.json").exists()
     with pytest.raises(UserError, match="--split=val: the run has test, train, and all"):
-        evaluate.evaluate(workdir, split="val")
+        results.evaluate(workdir, split="val")
 
 
 def test_what_takes_a_val_says_that_there_is_none(without_val, tmp_path, capsys):
@@ -255,8 +256,8 @@ def test_data_that_has_changed_is_scored_whole_only_when_asked(trained, faces, t
     shutil.copytree(faces, other)
     next(other.iterdir()).unlink()
     with pytest.raises(UserError, match="other data than its config gives now; --split=all"):
-        evaluate.evaluate(trained, source_path=str(other), write_report=False)
-    result = evaluate.evaluate(
+        results.evaluate(trained, source_path=str(other), write_report=False)
+    result = results.evaluate(
         trained, source_path=str(other), split="all", output=tmp_path / "all", write_report=False
     )
     assert result["n"] == 95

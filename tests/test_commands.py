@@ -32,10 +32,11 @@ from agejax import (  # fmt: skip
 from agejax import config as config_lib
 from agejax.data import align, audit, sources
 from agejax.errors import UserError, run_command
+from agejax.evaluation import fitting
 from agejax.evaluation.calibration import Calibration
 from agejax.exporting import card
 from agejax.logging import records
-from agejax.reporting import plots
+from agejax.reporting import plots, results
 from agejax.runs import ensembles
 from agejax.runs.run import Run, skipped_steps
 
@@ -271,7 +272,7 @@ def run_folder(trained, tmp_path_factory):
     """A copy of a run, evaluated, whose files tests may damage and put back."""
     workdir = tmp_path_factory.mktemp("copy") / "run"
     shutil.copytree(trained, workdir)
-    evaluate.evaluate(workdir, write_report=False)
+    results.evaluate(workdir, write_report=False)
     return workdir
 
 
@@ -455,7 +456,7 @@ def test_evaluate_goes_on_where_the_calibration_cannot_be_kept(
     monkeypatch.setattr(records, "write_json", fails)
     with content(run_folder / "calibration.json", None):
         run = Run.open(run_folder)
-        assert evaluate.calibrate(run) is not None
+        assert fitting.calibrate(run) is not None
     assert re.search(
         "^the calibration is used here but not kept: cannot write .*/calibration.json: Read-only",
         capsys.readouterr().err, re.MULTILINE,
@@ -511,7 +512,7 @@ def test_skipped_steps_that_are_none_are_one_line(data, tmp_path):
 def test_a_calibration_that_is_damaged_counts_as_none(run_folder):
     path = run_folder / "calibration.json"
     step = Run.open(run_folder).step
-    evaluate.calibrate(Run.open(run_folder))
+    fitting.calibrate(Run.open(run_folder))
     right = json.loads(path.read_text())
     assert Calibration.read(run_folder, step) is not None
     widths = {"age": {"everybody": {"n": 9, "q": float("nan"), "own": True}, "groups": {}}}

@@ -7,8 +7,9 @@ import shutil
 import numpy as np
 import pytest
 
-from agejax import ensemble, evaluate, predict
+from agejax import ensemble, predict
 from agejax.errors import UserError, run_command
+from agejax.reporting import results
 from agejax.runs import ensembles
 from agejax.runs.run import Run
 from agejax.training import batch_statistics
@@ -165,10 +166,10 @@ def test_the_command_makes_a_folder_that_evaluate_and_predict_take(
     flags = [str(trained), str(other), "--weights=.4,.6", "--views=plain,flip"]
     assert run_command(ensemble.main, ["ensemble", f"--output={tmp_path / 'both'}", *flags]) == 0
     assert "age: weights 0.400, 0.600" in capsys.readouterr().out
-    result = evaluate.evaluate(tmp_path / "both")
+    result = results.evaluate(tmp_path / "both")
     assert "no saliency: " in capsys.readouterr().err
     assert (tmp_path / "both/evaluation/utkface-test/report.html").exists()
-    alone = evaluate.evaluate(trained, write_report=False, output=tmp_path / "alone")
+    alone = results.evaluate(trained, write_report=False, output=tmp_path / "alone")
     assert result["n"] == alone["n"]
     assert result["split"] == "test"
     capsys.readouterr()

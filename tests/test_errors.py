@@ -14,8 +14,9 @@ import pytest
 from absl import logging as absl_logging
 
 import tiny
-from agejax import command_line, evaluate, heads, predict, train
+from agejax import command_line, heads, predict, train
 from agejax.errors import UserError, full_disk, run_command
+from agejax.reporting import results
 from agejax.runs import run
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -273,9 +274,9 @@ def test_a_checkpoint_that_has_no_room_is_not_begun(faces, cache, tmp_path, monk
 
 def test_evaluate_and_predict_name_what_is_wrong(trained, faces, tmp_path, capsys):
     with pytest.raises(UserError, match="holds no run"):
-        evaluate.evaluate(tmp_path / "none")
+        results.evaluate(tmp_path / "none")
     with pytest.raises(UserError, match="--split=tset"):
-        evaluate.evaluate(trained, split="tset")
+        results.evaluate(trained, split="tset")
     for arguments, message in (
         ([str(tmp_path / "none.jpg")], "no such file"),
         ([str(tmp_path)], "no image"),

@@ -13,7 +13,10 @@ import tiny
 from agejax import evaluate, predict, train
 from agejax.data import opening, splits
 from agejax.errors import UserError, run_command
+from agejax.evaluation import findings
+from agejax.evaluation.scored import score
 from agejax.predicting.images import find_images
+from agejax.reporting import results
 from agejax.runs.run import Run
 
 
@@ -30,7 +33,7 @@ def run(faces, cache, tmp_path_factory):
 @pytest.fixture(scope="module")
 def scored(run):
     workdir, _ = run
-    result = evaluate.evaluate(workdir, write_report=False)
+    result = results.evaluate(workdir, write_report=False)
     return result, workdir / "evaluation" / "utkface-test"
 
 
@@ -69,12 +72,12 @@ def test_the_figures_follow_from_the_predictions_written_beside_them(scored):
 
 
 def test_copies_of_one_photo_are_resampled_together(run):
-    scored = evaluate.score(Run.open(run[0]))
+    scored = score(Run.open(run[0]))
     alike = np.zeros(len(scored.source.ids), np.int64)  # all of them copies of one
     copies = dataclasses.replace(scored, source=dataclasses.replace(scored.source, groups=alike))
-    result = evaluate.measure(copies)
+    result = findings.measure(copies)
     assert result["age"]["mae_ci95"] == pytest.approx([result["age"]["mae"]] * 2)
-    low, high = evaluate.measure(scored)["age"]["mae_ci95"]
+    low, high = findings.measure(scored)["age"]["mae_ci95"]
     assert low < high
 
 
@@ -83,14 +86,14 @@ def test_other_data_is_scored_whole_and_has_no_split(run, cache, faces, tmp_path
     other.mkdir()
     for path in sorted(faces.iterdir())[:20]:
         shutil.copy(path, other)
-    result = evaluate.evaluate(
+    result = results.evaluate(
         run[0], dataset="utkface", source_path=str(other), output=tmp_path / "out",
         write_report=False,
     )  # fmt: skip
     assert result["n"] == 20
     assert result["split"] == "all"
     with pytest.raises(UserError, match="not the data this run was trained on"):
-        evaluate.evaluate(run[0], dataset="utkface", source_path=str(other), split="test")
+        results.evaluate(run[0], dataset="utkface", source_path=str(other), split="test")
 
 
 def test_predict_says_what_evaluate_says(run, scored, faces, capsys):
@@ -119,7 +122,7 @@ def test_predict_writes_csv_of_a_folder(run, faces, capsys):
 
 
 def test_after_calibration_predict_says_the_intervals_of_evaluate(trained, faces, tmp_path, capsys):
-    evaluate.evaluate(trained, split="all", output=tmp_path)
+    results.evaluate(trained, split="all", output=tmp_path)
     expected = {r["id"]: r for r in rows_of(tmp_path / "predictions.csv")}
     capsys.readouterr()
     assert run_command(predict.main, ["predict", f"--workdir={trained}", str(faces)]) == 0

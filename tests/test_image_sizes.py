@@ -18,6 +18,7 @@ from agejax.errors import UserError, run_command
 from agejax.evaluation.calibration import Calibration
 from agejax.models import pretrained, registry
 from agejax.models.pretrained import positions
+from agejax.reporting import results
 from agejax.runs.run import Run
 from agejax.training.checkpoint import Checkpoints
 
@@ -152,11 +153,11 @@ def test_a_finished_run_is_scored_and_calibrated_at_a_size_that_is_set_later(
 ):
     workdir = tmp_path / "run"
     shutil.copytree(staged, workdir)
-    own = evaluate.evaluate(workdir, split="val")
+    own = results.evaluate(workdir, split="val")
     assert own["image_size"] == 32
     before = Calibration.read(workdir, Run.open(workdir, devices=1).step)
     train.train(config_of(schedule__image_size=STAGES, eval__image_size=48), workdir)
-    result = evaluate.evaluate(workdir, split="val")
+    result = results.evaluate(workdir, split="val")
     assert result["image_size"] == 48
     after = Calibration.read(workdir, before.step, 48)
     assert after.widths != before.widths
@@ -191,9 +192,9 @@ def test_a_run_is_scored_at_the_size_that_its_config_says(larger):
 
 
 def test_val_is_scored_at_any_size_beside_the_runs_own(trained, capsys):
-    result = evaluate.evaluate(trained, image_size=40, write_report=False)
+    result = results.evaluate(trained, image_size=40, write_report=False)
     assert (result["image_size"], result["split"]) == (40, "val")
-    own = evaluate.evaluate(trained, split="val", write_report=False)
+    own = results.evaluate(trained, split="val", write_report=False)
     assert own["image_size"] == 32
     assert own["age"]["mae"] != result["age"]["mae"]
     folder = trained / "evaluation"

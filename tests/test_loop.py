@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 import tiny
-from agejax import command_line, evaluate, main, train
+from agejax import command_line, main, train
 from agejax.data import draws, opening, pipeline, sampling, splits
 from agejax.errors import run_command
+from agejax.reporting import results
 
 BATCH, EVAL_EVERY = 8, 5
 
@@ -172,7 +173,7 @@ def test_the_command_scores_the_final_split(faces, tmp_path, monkeypatch):
     scored = []
     monkeypatch.setattr(train, "train", lambda config, workdir: {"steps": 2})
     monkeypatch.setattr(
-        evaluate, "evaluate", lambda *args, **options: scored.append((args, options))
+        results, "evaluate", lambda *args, **options: scored.append((args, options))
     )
     config = get_config(faces)
     monkeypatch.setattr(main, "parse", lambda argv: config)

@@ -14,7 +14,7 @@ from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
 from agejax.errors import UserError
-from agejax.evaluation import metrics
+from agejax.evaluation import bootstrap, metrics
 
 NAMES = {"gender": ("male", "female"), "ethnicity": ("A", "B", "C", "D", "E")}
 
@@ -241,9 +241,9 @@ def test_the_difference_of_two_models_is_that_of_their_errors():
 
 def interval(values, duplicates, *args, **kwargs):
     """Of the mean of all values."""
-    return metrics.bootstrap(values, np.ones((len(values), 1), bool), duplicates, *args, **kwargs)[
-        0
-    ]
+    return bootstrap.intervals(
+        values, np.ones((len(values), 1), bool), duplicates, *args, **kwargs
+    )[0]
 
 
 def test_the_interval_of_a_part_is_that_of_its_values_alone_and_nan_of_none():
@@ -251,7 +251,7 @@ def test_the_interval_of_a_part_is_that_of_its_values_alone_and_nan_of_none():
     rng = np.random.default_rng(0)
     values, part = rng.exponential(5, 400), np.arange(400) < 150
     parts = np.stack([np.ones(400, bool), part, np.zeros(400, bool)], axis=1)
-    whole, some, none = metrics.bootstrap(values, parts, np.arange(400), resamples=4000)
+    whole, some, none = bootstrap.intervals(values, parts, np.arange(400), resamples=4000)
     assert whole == pytest.approx(interval(values, np.arange(400), resamples=4000), abs=1e-9)
     assert some == pytest.approx(interval(values[part], np.arange(150), resamples=4000), abs=0.06)
     assert np.isnan(none).all()

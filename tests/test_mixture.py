@@ -11,11 +11,12 @@ from packing import pack
 from test_sources import encode, photo, versions
 
 import tiny
-from agejax import evaluate, train
+from agejax import train
 from agejax.config import default
 from agejax.data import draws, mixture, opening, pipeline, sources, splits
 from agejax.data.sampling import Sampler
 from agejax.errors import UserError
+from agejax.reporting import results
 
 DRAWN = {"count": 64, "seed": 1, "size": 32}
 
@@ -196,19 +197,19 @@ def test_a_run_on_a_mixture_learns_what_each_part_knows(config, tmp_path):
     known = np.isfinite(source.labels["apparent_age"][val])
     assert 0 < known.sum() < len(val)
     assert last["gender"]["n"] == len(val)
-    scored = evaluate.evaluate(workdir)
+    scored = results.evaluate(workdir)
     assert scored["dataset"] == "drawn+real"
     rows = (workdir / "evaluation/drawn+real-test/predictions.csv").read_text()
     assert "real/" in rows
     assert "drawn/" in rows
 
-    other = evaluate.evaluate(
+    other = results.evaluate(
         workdir, dataset="utkface", source_path=config.data.mixture.real.source
     )
     assert other["n"] == 96
     assert other["ethnicity"]["n"] == 96 - 19  # "Other" is no class of the run
     with pytest.raises(UserError, match="a mixture; its config says"):
-        evaluate.evaluate(workdir, source_path="elsewhere")
+        results.evaluate(workdir, source_path="elsewhere")
 
 
 def test_a_head_without_a_label_in_any_part_is_named(config, faces, tmp_path):

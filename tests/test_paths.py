@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 import tiny
-from agejax import command_line, ensemble, evaluate, paths, predict, sweep, train
+from agejax import command_line, ensemble, paths, predict, sweep, train
 from agejax.config import default
 from agejax.data import audit, opening, prepare, sources, splits
 from agejax.errors import UserError, run_command
 from agejax.models import pretrained
+from agejax.reporting import results
 from agejax.runs.run import Run
 from agejax.training import sharding
 
@@ -115,7 +116,7 @@ def test_train_expands_the_run_folder(home, monkeypatch):
 
 def test_the_folder_of_a_run_is_expanded_by_its_readers(with_run, trained):
     assert Run.open("~/run", devices=1).config == Run.open(trained, devices=1).config
-    result = evaluate.evaluate(
+    result = results.evaluate(
         "~/run", source_path="~/faces", output="~/scores", write_report=False
     )  # fmt: skip
     assert json.loads((with_run / "scores/metrics.json").read_text()) == result

@@ -7,7 +7,7 @@ import pytest
 from test_builders import pack
 from test_sources import chip, encode, photo
 
-from agejax.data import audit, cache, prepare, sources
+from agejax.data import audit, cache, flags, prepare, sources
 from agejax.errors import UserError, run_command
 
 FILES = {
@@ -80,13 +80,13 @@ def test_what_is_prepared_is_there_for_a_training(tmp_path, capsys, monkeypatch)
 
 def test_options_on_a_command_line_are_numbers_lists_or_texts():
     given = ["count=8", "names=('f', 'm')", "labels=a=b.csv", "score=1e-1"]
-    assert prepare.options(given) == {
+    assert flags.options(given) == {
         "count": 8, "names": ("f", "m"), "labels": "a=b.csv", "score": 0.1
     }  # fmt: skip
     with pytest.raises(UserError, match="'count' is there twice"):
-        prepare.options(["count=8", "count=9"])
+        flags.options(["count=8", "count=9"])
     with pytest.raises(UserError, match="write it as NAME=VALUE"):
-        prepare.options(["count"])
+        flags.options(["count"])
 
 
 def test_an_audit_takes_options_that_are_numbers(tmp_path):

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import tiny
-from agejax import evaluate, pseudo_label, train
+from agejax import pseudo_label, train
 from agejax.data import opening, sources, splits
 from agejax.errors import UserError, run_command
+from agejax.evaluation.scored import score_rows
 from agejax.runs import ensembles
 
 
@@ -44,7 +45,7 @@ def test_the_surest_half_is_kept_with_what_the_run_says(trained, folder, labelle
     assert (result["images"], result["kept"], len(rows)) == (40, 20, 20)
     run = pseudo_label.twice(ensembles.open_run(trained))
     source = sources.load("image_folder", str(folder), image_size=32)
-    said = evaluate.score_rows(run, source, np.arange(40), "all").predictions
+    said = score_rows(run, source, np.arange(40), "all").predictions
     unsure = dict(zip(source.ids.tolist(), said["age_spread"].tolist(), strict=True))
     kept = {row["file"] for row in rows}
     assert max(unsure[name] for name in kept) <= min(
@@ -134,8 +135,8 @@ def test_a_data_sets_own_labels_give_way_to_what_a_run_says(trained, faces, cach
         exec(line)
     source = opening.open_source(config.data)
     said = ensembles.open_run(trained)
-    expected = evaluate.score_rows(
-        pseudo_label.twice(said), source, np.arange(96), "all"
-    ).predictions["gender"]
+    expected = score_rows(pseudo_label.twice(said), source, np.arange(96), "all").predictions[
+        "gender"
+    ]
     np.testing.assert_array_equal(source.labels["gender"], expected.argmax(axis=1))
     assert (source.labels["age"] == opening.open_source(said.config.data).labels["age"]).all()

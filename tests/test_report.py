@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from browsing import opened
 
-from agejax import evaluate
 from agejax.data import opening, splits
 from agejax.errors import UserError
+from agejax.evaluation import comparison, fitting
 from agejax.evaluation.calibration import Calibration
-from agejax.reporting import figures, report
+from agejax.evaluation.scored import score, score_rows
+from agejax.reporting import figures, report, results
 from agejax.reporting.plots import Chart
 from agejax.runs.run import Run
 
@@ -30,17 +31,17 @@ def other(trained, tmp_path_factory):
 def written(trained, other, tmp_path_factory):
     """A report of the whole small data set, beside a second run."""
     output = tmp_path_factory.mktemp("report")
-    result = evaluate.evaluate(trained, split="all", output=output, compare_with=other)
+    result = results.evaluate(trained, split="all", output=output, compare_with=other)
     return result, output
 
 
 def test_a_second_run_that_knows_the_answers_is_told(trained, other, tmp_path, capsys):
-    scored = evaluate.score(Run.open(trained))
-    evaluate.score_again(scored, Run.open(other))
+    scored = score(Run.open(trained))
+    comparison.score_again(scored, Run.open(other))
     assert "knows the answers" not in capsys.readouterr().err
-    everything = evaluate.score(Run.open(trained), split="all")
+    everything = score(Run.open(trained), split="all")
     learned = json.loads((trained / "summary.json").read_text())["examples"]["train"]
-    evaluate.score_again(everything, Run.open(other))
+    comparison.score_again(everything, Run.open(other))
     assert f"was trained on {learned} of these 96 images" in capsys.readouterr().err
 
 
@@ -77,7 +78,7 @@ def test_the_faces_shown_are_the_best_and_the_worst_each_under_its_own_caption(
         figures, "saliency",
         lambda images, heats, captions: shown.update({"saliency": (images, captions)}) or chart,
     )  # fmt: skip
-    scored = evaluate.score(Run.open(trained), split="test")
+    scored = score(Run.open(trained), split="test")
     charts = report._faces(scored)
     assert charts.keys() == {"best faces", "typical faces", "worst faces", "saliency"}
     source, rows = scored.source, scored.rows
@@ -97,15 +98,15 @@ def test_the_faces_shown_are_the_best_and_the_worst_each_under_its_own_caption(
 
 
 def test_a_run_is_compared_image_by_image_and_below_0_it_is_the_better_one(trained, other):
-    scored = evaluate.score(Run.open(trained), split="test")
-    backwards = evaluate.score_rows(scored.run, scored.source, scored.rows[::-1], "test")
-    again = evaluate.score_again(backwards, Run.open(other))
+    scored = score(Run.open(trained), split="test")
+    backwards = score_rows(scored.run, scored.source, scored.rows[::-1], "test")
+    again = comparison.score_again(backwards, Run.open(other))
     assert again.source.ids[again.rows].tolist() == scored.source.ids[scored.rows][::-1].tolist()
     np.testing.assert_allclose(again.predictions["age"], backwards.predictions["age"], rtol=1e-5)
 
     worse = scored.labels["age"] + 30.0
     said = scored.predictions | {"age": worse.astype(np.float32)}
-    found = evaluate.compare(scored, dataclasses.replace(scored, predictions=said))
+    found = comparison.compare(scored, dataclasses.replace(scored, predictions=said))
     mae = np.abs(scored.predictions["age"] - scored.labels["age"]).mean()
     assert found["targets"]["age"]["difference"] == pytest.approx(mae - 30, rel=1e-5)
     assert mae < 30
@@ -125,8 +126,8 @@ def test_calibration_is_fitted_on_val_and_kept(trained, written, faces, tmp_path
     kept = Calibration.read(trained, run.step)
     assert kept is not None
     assert kept.n == json.loads((trained / "summary.json").read_text())["examples"]["val"]
-    assert evaluate.calibrate(run) == kept
-    val = evaluate.score(run, split="val")
+    assert fitting.calibrate(run) == kept
+    val = score(run, split="val")
     fitted = Calibration.fit(val.predictions, val.labels, val.duplicates, run.step)
     assert fitted.temperatures == pytest.approx(dict(kept.temperatures), rel=1e-6)
     assert fitted.widths == kept.widths
@@ -141,12 +142,12 @@ def test_calibration_is_fitted_on_val_and_kept(trained, written, faces, tmp_path
 
 def test_calibration_is_fitted_on_images_of_its_own_where_some_are_kept_for_it(trained, tmp_path):
     run = Run.open(trained)
-    assert evaluate.calibrate(run).split == "val"
+    assert fitting.calibrate(run).split == "val"
     config = run.config.copy_and_resolve_references()
     config.data.split.calibration_of_val = 0.5
     source = opening.open_source(config.data)
     rows = splits.make(source, config.data.split)["calibration"]
-    found = evaluate.calibrate(dataclasses.replace(run, config=config, workdir=tmp_path))
+    found = fitting.calibrate(dataclasses.replace(run, config=config, workdir=tmp_path))
     assert found.split == "calibration"
     assert found.n == len(np.unique(source.groups[rows]))
     # A run from before there was this setting has the splits of its default.
@@ -162,7 +163,7 @@ def test_without_the_validation_images_it_says_so(trained, tmp_path, capsys):
     config = json.loads((workdir / "config.json").read_text())
     config["data"]["source"] = str(tmp_path / "gone")
     (workdir / "config.json").write_text(json.dumps(config))
-    assert evaluate.calibrate(Run.open(workdir)) is None
+    assert fitting.calibrate(Run.open(workdir)) is None
     assert "the run's validation images are not here" in capsys.readouterr().err
     assert not (workdir / "calibration.json").exists()
 
@@ -172,9 +173,9 @@ def test_a_run_without_these_images_cannot_be_compared(trained):
     config = run.config.copy_and_resolve_references()
     with config.unlocked():
         config.data.edits.drop = {"ethnicity": ["Other"]}
-    scored = evaluate.score(run, split="all")
+    scored = score(run, split="all")
     with pytest.raises(UserError, match="its data lacks 19 of the 96 images"):
-        evaluate.score_again(scored, dataclasses.replace(run, config=config))
+        comparison.score_again(scored, dataclasses.replace(run, config=config))
 
 
 # ------------------------------------------------------------------------------------- in a browser

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from test_step import Bench, batch_of
 
-from agejax import evaluate, predict
+from agejax import predict
 from agejax.data import opening, splits
 from agejax.errors import run_command
+from agejax.reporting import results
 from agejax.runs.run import Run
 from agejax.training.state import TrainState
 
@@ -110,7 +111,7 @@ def test_the_evaluation_in_training_is_that_of_the_averages_on_val(trained, sour
 
 def test_evaluate_on_val_gives_the_figures_that_training_gave(trained, tmp_path):
     summary = json.loads((trained / "summary.json").read_text())
-    result = evaluate.evaluate(trained, split="val", output=tmp_path, write_report=False)
+    result = results.evaluate(trained, split="val", output=tmp_path, write_report=False)
     assert result["step"] == summary["best"]["step"]
     for target in ("age", "gender", "ethnicity"):
         interval = "mae_ci95" if target == "age" else "accuracy_ci95"
@@ -123,7 +124,7 @@ def test_evaluate_and_predict_give_what_the_averages_give(
     trained, source, expected, faces, tmp_path, capsys
 ):
     row = {name: i for i, name in enumerate(source.ids.tolist())}
-    evaluate.evaluate(trained, split="test", output=tmp_path, write_report=False)
+    results.evaluate(trained, split="test", output=tmp_path, write_report=False)
     with (tmp_path / "predictions.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert lines

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agejax import evaluate, predict, pseudo_label, sweep, tables
+from agejax import predict, pseudo_label, sweep, tables
 from agejax.data import edits, sources
 from agejax.errors import run_command
 from agejax.predicting import images, output, predictions
+from agejax.reporting import results
 from agejax.runs.run import Run
 
 NAMES = ["=1+1.jpg", "+a.jpg", "-b.jpg", "@c.jpg", "'=d.jpg", "plain.jpg"]
@@ -91,7 +92,7 @@ def test_the_tables_of_evaluate_and_predict_hold_no_formula(trained, folder, tmp
     cells = [name if name[0] != "'" else tables.cell(name) for name in NAMES]
     lines = [f'"{name}",{30 + i}' for i, name in enumerate(cells)]
     (tmp_path / "ages.csv").write_text("\n".join(["file,age", *lines]))
-    evaluate.evaluate(
+    results.evaluate(
         trained, dataset="image_folder", source_path=str(folder), output=tmp_path / "scores",
         options={"labels": str(tmp_path / "ages.csv")}, write_report=False,
     )  # fmt: skip

@@ -22,7 +22,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from agejax.data import duplicates, prepare, sources, splits
+from agejax.data import duplicates, flags, sources, splits
 from agejax.data.sources import Source
 from agejax.errors import UserError, run_command
 from agejax.evaluation import metrics
@@ -366,7 +366,7 @@ def summary(report: Mapping[str, Any]) -> str:
 
 def _shares(given: Sequence[str]) -> dict[str, float]:
     try:
-        return {name: float(share) for name, share in prepare.pairs(given, "--fraction").items()}
+        return {name: float(share) for name, share in flags.pairs(given, "--fraction").items()}
     except ValueError as error:
         raise UserError(f"--fraction {' '.join(given)}: {error}; write train=0.8") from error
 
@@ -376,7 +376,7 @@ def main(argv: Sequence[str]) -> None:
         prog="python -m agejax.data.audit", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    prepare.add_arguments(parser)
+    flags.add_preparing(parser)
     parser.add_argument(
         "--split-file", action="append", default=[], metavar="NAME=FILE",
         help="a split to look for leaks in, as a file with one name a line; repeat it",
@@ -388,7 +388,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the splits by fraction")
     parser.add_argument("--output", help="a folder; default: runs/audit/DATASET")
     args = parser.parse_args(argv[1:])
-    files, shares = prepare.pairs(args.split_file, "--split-file"), _shares(args.fraction)
+    files, shares = flags.pairs(args.split_file, "--split-file"), _shares(args.fraction)
 
     output = expand(args.output or pathlib.Path("runs/audit") / args.dataset)
     records.check_folder(output, "--output")
@@ -398,7 +398,7 @@ def main(argv: Sequence[str]) -> None:
         args.source,
         image_size=args.image_size,
         cache_dir=args.cache_dir,
-        options=prepare.options(args.option),
+        options=flags.options(args.option),
     )
     output.mkdir(parents=True, exist_ok=True)
     loaded = time.perf_counter()

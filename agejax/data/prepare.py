@@ -16,60 +16,12 @@ the checksums that were written with it.
 from __future__ import annotations
 
 import argparse
-import ast
 import importlib.util
 import sys
 from collections.abc import Sequence
-from typing import Any
 
-from agejax.data import cache, sources
+from agejax.data import cache, flags, sources
 from agejax.errors import UserError, run_command
-
-
-def pairs(given: Sequence[str], flag: str) -> dict[str, str]:
-    """["NAME=VALUE"] -> {NAME: VALUE}.
-
-    Raises:
-      UserError: one is not so, or is there twice.
-    """
-    found: dict[str, str] = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not (name and equals and value):
-            raise UserError(f"{flag} {text}: write it as NAME=VALUE, such as train=...")
-        if name in found:
-            raise UserError(f"{flag} {text}: {name!r} is there twice")
-        found[name] = value
-    return found
-
-
-def options(given: Sequence[str]) -> dict[str, Any]:
-    """["NAME=VALUE"] -> {NAME: VALUE}, with numbers and lists as such. Raises as `pairs`."""
-
-    def value(text: str) -> Any:
-        try:
-            return ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            return text
-
-    return {name: value(text) for name, text in pairs(given, "--option").items()}
-
-
-def add_option(parser: argparse.ArgumentParser) -> None:
-    """The flag whose values `options` reads."""
-    parser.add_argument(
-        "--option", action="append", default=[], metavar="NAME=VALUE",
-        help="an option of the data set's own, such as labels=FILE.csv; repeat it",
-    )  # fmt: skip
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Those that say which data set and where."""
-    parser.add_argument("--dataset", default="utkface", help="a data set's name")
-    parser.add_argument("--source", help="the archive or folder; default: tfds' manual folder")
-    add_option(parser)
-    parser.add_argument("--image-size", type=int, default=128, help="of the decoded images, pixels")
-    parser.add_argument("--cache-dir", help="default: $AGEJAX_CACHE or ~/.cache/agejax")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -77,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
         prog="python -m agejax.data.prepare", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    add_arguments(parser)
+    flags.add_preparing(parser)
     parser.add_argument(
         "--beam", action="append", metavar="FLAG", help="of the pipeline, such as --beam=--runner=X"
     )
@@ -93,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
         args.source,
         image_size=args.image_size,
         cache_dir=args.cache_dir,
-        options=options(args.option),
+        options=flags.options(args.option),
         beam=args.beam,
     )
     print(f"{source.name}: {len(source.ids):,} images are ready, fingerprint {source.fingerprint}")

@@ -6,17 +6,16 @@ resample groups of duplicates, so that copies of one photo do not count as evide
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from agejax.errors import UserError
+from agejax.evaluation import bootstrap
 
 DECADES = ("0-9", *(f"{d}0-{d}9" for d in range(1, 9)), "90+")
 SMALLEST_GROUP = 30  # images; below it a group's error says little
-RESAMPLES = 1000
 
 Partition = Sequence[tuple[str, np.ndarray]]  # (name, bool [N]) of each part
 
@@ -29,7 +28,7 @@ def evaluate(
     duplicates: np.ndarray | None = None,
     floor_age: float | None = None,
     seed: int = 0,
-    resamples: int = RESAMPLES,
+    resamples: int = bootstrap.RESAMPLES,
 ) -> dict[str, Any]:
     """Scores predictions; a target without labels or predictions is absent.
 
@@ -85,7 +84,9 @@ def evaluate(
             scores = _class_scores(label[known], classes[known])
         masks = [known, *(part & known for by in parts.values() for _, part in by)]
         rank, ranked = next(iter(values.items()))
-        intervals = bootstrap(ranked, np.stack(masks, axis=1), duplicates, seed, resamples)
+        intervals = bootstrap.intervals(
+            ranked, np.stack(masks, axis=1), duplicates, seed, resamples
+        )
         result[target] = {
             "n": int(known.sum()),
             rank: scores.pop(rank),
@@ -103,7 +104,7 @@ def paired(
     label_names: Mapping[str, Sequence[str]],
     duplicates: np.ndarray,
     seed: int = 0,
-    resamples: int = RESAMPLES,
+    resamples: int = bootstrap.RESAMPLES,
 ) -> dict[str, Any]:
     """How much less wrong than the others' predictions these are, on the same images.
 
@@ -124,7 +125,9 @@ def paired(
             continue
         ours, theirs = (_losses(some[target], label) for some in (predictions, others))
         masks = [known, *(part & known for by in parts.values() for _, part in by)]
-        intervals = bootstrap(ours - theirs, np.stack(masks, axis=1), duplicates, seed, resamples)
+        intervals = bootstrap.intervals(
+            ours - theirs, np.stack(masks, axis=1), duplicates, seed, resamples
+        )
         groups = _group_scores({"difference": ours - theirs}, parts, masks[1:], intervals[1:])
         result[target] = {
             "n": int(known.sum()),
@@ -171,45 +174,6 @@ def _class_scores(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
         "balanced_accuracy": float((hits[occurs] / labelled[occurs]).mean()),
         "macro_f1": float((2 * hits / (labelled + said)).mean()),
     }
-
-
-def bootstrap(
-    values: np.ndarray,
-    parts: np.ndarray,
-    duplicates: np.ndarray,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-) -> list[list[float]]:
-    """[low, high] of means' 95 % percentile intervals, resampling groups of copies (Efron 1979).
-
-    The same seed draws the same groups, so two models' resamples on the same images are paired, and
-    the interval of the mean of their differences is a paired one.
-
-    Args:
-      values: float [N].
-      parts: bool [N, K], whose means: the mean of part k is that of values[parts[:, k]].
-      duplicates: int [N], equal within a group of copies.
-
-    Returns:
-      K intervals; NaN where a part holds no image. Resamples without one of a part's do not count.
-    """
-    some = parts.any(axis=1)
-    _, group = np.unique(duplicates[some], return_inverse=True)
-    n = int(group.max(initial=-1)) + 1
-    parts, values = parts[some], np.where(some, values, 0.0)[some]
-    sums = np.zeros((n, 2, parts.shape[1]))
-    np.add.at(sums, group, np.stack([np.where(parts, values[:, None], 0.0), parts], axis=1))
-    rng = np.random.default_rng(seed)
-    means = np.empty((resamples, parts.shape[1]))
-    with np.errstate(invalid="ignore"):  # 0 / 0
-        for i in range(resamples):  # one at a time: 20,000 x 1,000 draws would fill 160 MB
-            times = np.bincount(rng.integers(n, size=n), minlength=n) if n else np.zeros(0)
-            total, count = np.tensordot(times, sums, 1)
-            means[i] = total / count
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a part without images
-        low, high = np.nanpercentile(means, [2.5, 97.5], axis=0)
-    return np.stack([low, high], axis=1).tolist()
 
 
 def decades(age: np.ndarray) -> Partition:

@@ -18,7 +18,7 @@ from agejax.reporting import figures, page, plots
 from agejax.reporting.plots import Chart
 
 if TYPE_CHECKING:
-    from agejax.evaluate import Scored
+    from agejax.evaluation.scored import Scored
 
 FACES = 9  # of each kind shown
 EXPLAINED = 6  # of the worst

@@ -18,10 +18,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from agejax import evaluate
 from agejax.data import pipeline
 from agejax.errors import run_command
+from agejax.evaluation import fitting
+from agejax.evaluation.scored import Scored, open_data, score_rows
 from agejax.logging import records
+from agejax.reporting import results
 from agejax.runs.ensembles import open_run
 from agejax.training import sharding
 from experiments.arms import commit
@@ -29,7 +31,7 @@ from experiments.arms import commit
 IMAGES, TURNS = 2000, 7
 
 
-def bare(scored: evaluate.Scored) -> float:
+def bare(scored: Scored) -> float:
     """Images a second of the forward pass over as many batches, with nothing to read or fetch."""
     run, size = scored.run, scored.run.config.eval.batch_size
     host = next(pipeline.evaluation_batches(scored.source, scored.rows[:size], size))
@@ -46,16 +48,16 @@ def bare(scored: evaluate.Scored) -> float:
 def measure(workdir: str, source: str | None) -> dict[str, Any]:
     """Every figure of this page, as JSON data."""
     run = open_run(workdir)
-    data = evaluate.open_data(run, None, source)
+    data = open_data(run, None, source)
     rows = np.arange(min(IMAGES, len(data.ids)))
     turns = []
     for _ in range(TURNS):
-        scored = evaluate.score_rows(run, data, rows, "all")
+        scored = score_rows(run, data, rows, "all")
         turns.append((scored.images_per_second, bare(scored)))
-    calibration = evaluate.calibrate(run, data)
+    calibration = fitting.calibrate(run, data)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        evaluate.publish(scored, pathlib.Path(folder), calibration)
+        results.publish(scored, pathlib.Path(folder), calibration)
         seconds = time.perf_counter() - start
     ratios = [ours / forward for ours, forward in turns]
     model = run.config.model

@@ -17,7 +17,7 @@ import numpy as np
 from scipy import stats
 
 from agejax.errors import run_command
-from agejax.evaluation import metrics
+from agejax.evaluation import bootstrap, metrics
 from agejax.evaluation.calibration import Calibration
 from agejax.logging import records
 from experiments import arms
@@ -36,7 +36,7 @@ def bootstrap_coverage(groups: int, trials: int) -> float:
         errors += rng.normal(0, 0.5, len(errors))
         everything = np.ones((len(errors), 1), bool)
         copies = np.repeat(np.arange(groups), sizes)
-        ((low, high),) = metrics.bootstrap(errors, everything, copies, seed=trial)
+        ((low, high),) = bootstrap.intervals(errors, everything, copies, seed=trial)
         held += low <= MEAN <= high
     return held / trials
 

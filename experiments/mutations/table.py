@@ -600,12 +600,12 @@ OTHERS = (
         ("test_state.py::test_a_fresh_state_has_done_no_step_and_its_averages_begin_where_it_does",),
     ),
     Mutation(
-        "evaluate scores the training images", "agejax/evaluate.py",
+        "evaluate scores the training images", "agejax/evaluation/scored.py",
         "rows = by_name[split]", 'rows = by_name["train"]',
         ("test_state.py::test_evaluate_on_val_gives_the_figures_that_training_gave",),
     ),
     Mutation(
-        "evaluate takes another floor", "agejax/evaluate.py",
+        "evaluate takes another floor", "agejax/evaluation/findings.py",
         'floor_age=scored.run.facts.medians.get("age")',
         'floor_age=scored.run.facts.means.get("age")',
         ("test_state.py::test_evaluate_on_val_gives_the_figures_that_training_gave",),
@@ -702,23 +702,23 @@ OTHERS = (
         ("test_evaluate.py::test_after_calibration_predict_says_the_intervals_of_evaluate",),
     ),
     Mutation(
-        "predictions.csv has no groups of copies", "agejax/evaluate.py",
+        "predictions.csv has no groups of copies", "agejax/reporting/results.py",
         '"group": source.groups[rows]}', '"group": np.arange(len(rows))}',
         ("test_evaluate.py::test_every_image_of_the_split_is_scored_once",),
     ),
     Mutation(
-        "evaluate takes val by default", "agejax/evaluate.py",
+        "evaluate takes val by default", "agejax/evaluation/scored.py",
         'split = split or ("test" if same_data else "all")',
         'split = split or ("val" if same_data else "all")',
         ("test_evaluate.py::test_every_image_of_the_split_is_scored_once",),
     ),
     Mutation(
-        "evaluate does not ask which data it is", "agejax/evaluate.py",
+        "evaluate does not ask which data it is", "agejax/evaluation/scored.py",
         'split = split or ("test" if same_data else "all")', 'split = split or "test"',
         ("test_evaluate.py::test_other_data_is_scored_whole_and_has_no_split",),
     ),
     Mutation(
-        "calibration is fitted to test", "agejax/evaluate.py",
+        "calibration is fitted to test", "agejax/evaluation/fitting.py",
         'if splits.CALIBRATION in by_name else "val"',
         'if splits.CALIBRATION in by_name else "test"',
         ("test_report.py::test_calibration_is_fitted_on_val_and_kept",),
@@ -841,7 +841,7 @@ OTHERS = (
         ("test_sweep.py::test_a_trial_ends_where_the_pruner_says",),
     ),
     Mutation(
-        "intervals take copies for evidence", "agejax/evaluate.py",
+        "intervals take copies for evidence", "agejax/evaluation/findings.py",
         "duplicates=scored.duplicates,", "duplicates=None,",
         ("test_evaluate.py::test_copies_of_one_photo_are_resampled_together",),
     ),
@@ -856,19 +856,19 @@ OTHERS = (
         ("test_pseudo_label.py::test_every_image_is_asked_about_together_with_its_mirror_image",),
     ),
     Mutation(
-        "a comparison has its sides swapped", "agejax/evaluate.py",
+        "a comparison has its sides swapped", "agejax/evaluation/comparison.py",
         "scored.predictions, alike, scored.labels", "alike, scored.predictions, scored.labels",
         ("test_report.py::test_a_run_is_compared_image_by_image_and_below_0_it_is_the_better_one",),
     ),
     Mutation(
-        "a comparison is of other images", "agejax/evaluate.py",
+        "a comparison is of other images", "agejax/evaluation/comparison.py",
         "rows = np.array([row[name] for name in ids])",
         "rows = np.sort(np.array([row[name] for name in ids]))",
         ("test_report.py::test_a_run_is_compared_image_by_image_and_below_0_it_is_the_better_one",),
     ),
     Mutation(
         "the command scores another split at the end", "agejax/main.py",
-        "evaluate.evaluate(workdir, split=config.eval.final_split)", "evaluate.evaluate(workdir)",
+        "results.evaluate(workdir, split=config.eval.final_split)", "results.evaluate(workdir)",
         ("test_loop.py::test_the_command_scores_the_final_split",),
     ),
     Mutation(

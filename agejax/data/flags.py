@@ -1,0 +1,63 @@
+"""Flags by which commands name a data set and its options."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+from collections.abc import Sequence
+from typing import Any
+
+from agejax.errors import UserError
+
+
+def pairs(given: Sequence[str], flag: str) -> dict[str, str]:
+    """["NAME=VALUE"] -> {NAME: VALUE}.
+
+    Raises:
+      UserError: one is not so, or is there twice.
+    """
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise UserError(f"{flag} {text}: write it as NAME=VALUE, such as train=...")
+        if name in found:
+            raise UserError(f"{flag} {text}: {name!r} is there twice")
+        found[name] = value
+    return found
+
+
+def options(given: Sequence[str]) -> dict[str, Any]:
+    """["NAME=VALUE"] -> {NAME: VALUE}, with numbers and lists as such. Raises as `pairs`."""
+
+    def value(text: str) -> Any:
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            return text
+
+    return {name: value(text) for name, text in pairs(given, "--option").items()}
+
+
+def add_option(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag whose values `options` reads."""
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE",
+        help="an option of the data set's own, such as labels=FILE.csv; repeat it",
+    )  # fmt: skip
+
+
+def add_preparing(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that name a data set, its place, and the size to decode it at."""
+    parser.add_argument("--dataset", default="utkface", help="a data set's name")
+    parser.add_argument("--source", help="the archive or folder; default: tfds' manual folder")
+    add_option(parser)
+    parser.add_argument("--image-size", type=int, default=128, help="of the decoded images, pixels")
+    parser.add_argument("--cache-dir", help="default: $AGEJAX_CACHE or ~/.cache/agejax")
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that name images, where they are not the run's own."""
+    parser.add_argument("--dataset", help="a data set's name; default: the run's own")
+    parser.add_argument("--source", help="the archive or folder; default: the run's own")
+    add_option(parser)

@@ -1,0 +1,58 @@
+"""Bootstrap intervals that resample groups of copies, so that a copy is no evidence of its own."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+
+RESAMPLES = 1000
+
+
+def draws(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each of n groups is drawn, int [n], in each resample; a seed draws the same ones.
+
+    One resample at a time: 20,000 groups x 1,000 resamples would fill 160 MB.
+    """
+    rng = np.random.default_rng(seed)
+    for _ in range(resamples):
+        yield np.bincount(rng.integers(n, size=n), minlength=n) if n else np.zeros(0, np.int64)
+
+
+def intervals(
+    values: np.ndarray,
+    parts: np.ndarray,
+    duplicates: np.ndarray,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> list[list[float]]:
+    """95 % percentile intervals of means, which resample groups of copies (Efron 1979).
+
+    Two models' resamples on the same images are paired where the seeds are the same: the interval
+    of the mean of their differences is then a paired one.
+
+    Args:
+      values: float [N].
+      parts: bool [N, K], whose means: the mean of part k is that of values[parts[:, k]].
+      duplicates: int [N], equal within a group of copies.
+
+    Returns:
+      K intervals [low, high]; NaN where a part holds no image. Resamples without one of a part's do
+      not count.
+    """
+    some = parts.any(axis=1)
+    _, group = np.unique(duplicates[some], return_inverse=True)
+    n = int(group.max(initial=-1)) + 1
+    parts, values = parts[some], np.where(some, values, 0.0)[some]
+    sums = np.zeros((n, 2, parts.shape[1]))
+    np.add.at(sums, group, np.stack([np.where(parts, values[:, None], 0.0), parts], axis=1))
+    means = np.empty((resamples, parts.shape[1]))
+    with np.errstate(invalid="ignore"):  # 0 / 0
+        for i, times in enumerate(draws(n, resamples, seed)):
+            total, count = np.tensordot(times, sums, 1)
+            means[i] = total / count
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a part without images
+        low, high = np.nanpercentile(means, [2.5, 97.5], axis=0)
+    return np.stack([low, high], axis=1).tolist()

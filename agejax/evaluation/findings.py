@@ -1,0 +1,111 @@
+"""What an evaluation finds out: the contents of metrics.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from agejax.evaluation import metrics, quality, uncertainty
+from agejax.evaluation.calibration import Calibration
+from agejax.evaluation.scored import Scored
+from agejax.runs import lineage
+from agejax.training import image_sizes
+
+
+def measure(scored: Scored) -> dict[str, Any]:
+    """The figures of `metrics.evaluate`, and the data, split and step that they are of."""
+    result = metrics.evaluate(
+        scored.predictions,
+        scored.labels,
+        scored.label_names,
+        duplicates=scored.duplicates,
+        floor_age=scored.run.facts.medians.get("age"),
+    )
+    if scored.run.model is not None:
+        result["image_size"] = image_sizes.of_evaluation(scored.run.config)
+    return result | {
+        "images_per_second": scored.images_per_second,
+        "dataset": scored.source.name,
+        "split": scored.split,
+        "step": scored.run.step,
+    }
+
+
+def look_closer(scored: Scored, calibration: Calibration | None) -> dict[str, Any]:
+    """{"uncertainty", and of the age "gates" and "quality": the error by how good an image is}."""
+    result: dict[str, Any] = {}
+    if calibration is not None:
+        result["uncertainty"] = _uncertainty(scored, calibration)
+    age, predicted = scored.labels.get("age"), scored.predictions.get("age")
+    if age is not None and predicted is not None and np.isfinite(age).any():
+        result["gates"] = {
+            "challenge": uncertainty.challenge(age, predicted),
+            "band": uncertainty.age_band(age, predicted),
+        }
+        looks = quality.measure(scored.source.take, scored.rows, quality.Brisque.installed())
+        result["quality"] = {
+            name: quality.by_quality(predicted - age, values, quality.edges(name, values))
+            for name, values in looks.items()
+        }
+    return result
+
+
+def _uncertainty(scored: Scored, calibration: Calibration) -> dict[str, Any]:
+    """{"validation_images", "fitted_to": their split, "alpha", and by target: of classes
+    {"temperature", "nll", "ece"} and these again after scaling; of ages {"marginal", "by_decade":
+    coverages, "groups": by label}}."""
+    labels, predictions = scored.labels, scored.predictions
+    result: dict[str, Any] = {
+        "validation_images": calibration.n,
+        "fitted_to": calibration.split,
+        "alpha": calibration.alpha,
+    }
+    scaled = calibration.probabilities(predictions)
+    for name, p in scaled.items():
+        if name in labels and (labels[name] >= 0).any():
+            raw, label = predictions[name], labels[name]
+            result[name] = {
+                "temperature": calibration.temperatures[name],
+                "nll": uncertainty.nll(raw, label),
+                "nll_scaled": uncertainty.nll(p, label),
+                "ece": uncertainty.ece(raw, label),
+                "ece_scaled": uncertainty.ece(p, label),
+            }
+    parts = metrics.partitions(labels, scored.label_names)
+    alpha, fitted = calibration.alpha, calibration.widths
+    alike = calibration.intervals(predictions, by_decade=False)
+    for name, (low, high) in calibration.intervals(predictions).items():
+        age = labels.get(name)
+        if age is None or not np.isfinite(age).any():
+            continue
+        n = fitted[name].everybody.n
+        result[name] = {
+            "marginal": uncertainty.coverage(age, *alike[name], alpha, n),
+            "by_decade": uncertainty.coverage(age, low, high, alpha, n),
+            "predicted decade": uncertainty.coverage_by_group(
+                age, low, high, alpha, metrics.decades(predictions[name]), fitted[name]
+            ),
+            "groups": {
+                by: [
+                    {
+                        "name": group,
+                        **uncertainty.coverage(age[part], low[part], high[part], alpha, n),
+                    }
+                    for group, part in of
+                    if np.isfinite(age[part]).any()
+                ]
+                for by, of in parts.items()
+            },
+            "aurc": uncertainty.aurc(np.abs(predictions[name] - age), high - low),
+        }
+    return result
+
+
+def known_to_ancestors(scored: Scored) -> dict[str, int]:
+    """`lineage.known_to_ancestors` for the images of a run's own split."""
+    run = scored.run
+    own = scored.source.fingerprint == run.fingerprint and scored.split not in ("train", "all")
+    if run.model is None or not own:  # an ensemble has no lineage of its own
+        return {}
+    return lineage.known_to_ancestors(lineage.of(run), scored.source, scored.rows)

@@ -1,0 +1,74 @@
+"""A run's calibration: as it was kept, or fitted now to images held out of its training."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+import numpy as np
+
+from agejax.data import opening, splits
+from agejax.data.sources import Source
+from agejax.errors import UserError
+from agejax.evaluation.calibration import Calibration
+from agejax.evaluation.scored import score_rows
+from agejax.faces import detection
+from agejax.runs import box
+from agejax.runs.run import Run
+
+FRAMED = 300  # images that say how the training data frames faces
+
+
+def calibrate(run: Run, source: Source | None = None) -> Calibration | None:
+    """The run's calibration: as it was written, or fitted now and written.
+
+    It is fitted to the split "calibration" where the run has one, else to val.
+
+    Args:
+      source: the data of the run, where it is open.
+
+    Returns:
+      None where val is empty or the run's data is not at hand any more, which is said on stderr.
+    """
+    image_size = run.config.eval.get("image_size", 0)
+    known = Calibration.read(run.workdir, run.step, image_size)
+    if known is not None:
+        return known
+    try:
+        source = source or opening.open_source(run.config.data)
+    except UserError as error:
+        print(f"no calibration: the run's validation images are not here: {error}", file=sys.stderr)
+        return None
+    if source.fingerprint != run.fingerprint:
+        print("no calibration: the run's validation images are not here", file=sys.stderr)
+        return None
+    by_name = splits.make(source, run.config.data.split)
+    name = splits.CALIBRATION if splits.CALIBRATION in by_name else "val"
+    rows = by_name.get(name)
+    if rows is None:
+        print("no calibration: the run was trained without a val split", file=sys.stderr)
+        return None
+    held = score_rows(run, source, rows, name)
+    fitted = Calibration.fit(held.predictions, held.labels, held.duplicates, run.step)
+    fitted = dataclasses.replace(
+        fitted, geometry=framing(source, rows), split=name, image_size=image_size
+    )
+    if box.is_release(run.workdir):  # it is only read
+        return fitted
+    try:
+        fitted.save(run.workdir)
+    except UserError as error:  # a run may lie where only its owner writes
+        print(f"the calibration is used here but not kept: {error}", file=sys.stderr)
+    return fitted
+
+
+def framing(source: Source, rows: np.ndarray) -> detection.Geometry | None:
+    """How faces are framed in images of a source; None where nothing can say so.
+
+    predict says what it lacks when it needs it.
+    """
+    detector = detection.Detector.if_installed()
+    try:
+        return detection.Geometry.of(source.take(rows[:FRAMED]), detector) if detector else None
+    except UserError:  # no faces
+        return None

@@ -1,0 +1,123 @@
+"""Predictions of a run on a split of its data, or on other data, beside what is known of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from agejax import heads
+from agejax.data import opening, pipeline, splits
+from agejax.data.sources import Source
+from agejax.errors import UserError
+from agejax.runs.run import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """Predictions of some images by a run, and what is known of these images.
+
+    Attributes:
+      source, rows, split: the images: rows int [N] of the source.
+      predictions: label -> years [N] or probabilities [N, K], as `Run.predict` gives them.
+      labels, label_names: those of the images, and those that heads derive.
+      images_per_second: without compiling.
+    """
+
+    run: Run
+    source: Source
+    rows: np.ndarray
+    split: str
+    predictions: dict[str, np.ndarray]
+    labels: dict[str, np.ndarray]
+    label_names: dict[str, Sequence[str]]
+    images_per_second: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.run.workdir.name} on {self.source.name} ({self.split})"
+
+    @property
+    def duplicates(self) -> np.ndarray:
+        return self.source.groups[self.rows]
+
+
+def score(
+    run: Run,
+    dataset: str | None = None,
+    source_path: str | None = None,
+    split: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Scored:
+    """Predicts the images of a split; the arguments are those of `results.evaluate`.
+
+    Raises:
+      UserError: no such split, no label that the run predicts on any of its images, or neither a
+        split nor a data set is named and the run's data has changed.
+    """
+    source = open_data(run, dataset, source_path, options)
+    same_data = source.fingerprint == run.fingerprint
+    if split is None and dataset is None and not same_data:
+        raise UserError(
+            f"--workdir: {run.workdir} was trained on other data than its config gives now; "
+            "--split=all scores all of it, also images that the run was trained on, and --dataset "
+            "names another data set"
+        )
+    split = split or ("test" if same_data else "all")
+    if split == "all":
+        rows = np.arange(len(source.ids))
+    elif not same_data:
+        raise UserError(f"--split={split}: not the data this run was trained on; use --split=all")
+    else:
+        by_name = splits.make(source, run.config.data.split)
+        if split not in by_name:
+            raise UserError(f"--split={split}: the run has {', '.join(by_name)}, and all")
+        rows = by_name[split]
+    check_labelled(run, source, rows)
+    return score_rows(run, source, rows, split)
+
+
+def open_data(
+    run: Run, dataset: str | None, path: str | None, options: Mapping[str, Any] | None = None
+) -> Source:
+    """The run's own data, or another data set with its classes numbered as the run numbers them."""
+    if opening.is_own(run.config.data, dataset):
+        return opening.open_source(run.config.data, path, options)
+    assert dataset is not None
+    return opening.open_other(run.config.data, dataset, path, run.facts.label_names, options)
+
+
+def check_labelled(run: Run, source: Source, rows: np.ndarray) -> None:
+    """Raises `UserError` where rows int [N] have no known label that the run predicts."""
+    labels = heads.derive(
+        run.heads, {k: v[rows] for k, v in source.labels.items()}, source.label_names
+    )[0]
+    predicted = dict.fromkeys(head.label for head in run.heads.values())
+    if not any(label in labels and is_known(labels[label]).any() for label in predicted):
+        raise UserError(
+            f"{source.name}: none of the {len(rows):,} images has a label of {', '.join(predicted)}"
+            ", so there is nothing to score; say where the labels are, such as --option "
+            "labels=FILE.csv, or use python -m agejax.predict"
+        )
+
+
+def is_known(labels: np.ndarray) -> np.ndarray:
+    """bool [N]: ages in years that are not NaN, class numbers that are not -1."""
+    return np.isfinite(labels) if labels.dtype.kind == "f" else labels >= 0
+
+
+def score_rows(run: Run, source: Source, rows: np.ndarray, split: str) -> Scored:
+    """Predicts rows int [N] of a source."""
+    batch_size = run.config.eval.batch_size
+    first = rows[: min(len(rows), batch_size)]
+    run.predict(pipeline.evaluation_batches(source, first, batch_size))  # compiles
+    start = time.perf_counter()
+    predictions = run.predict(pipeline.evaluation_batches(source, rows, batch_size))
+    seconds = time.perf_counter() - start
+    labels, label_names = heads.derive(
+        run.heads, {k: v[rows] for k, v in source.labels.items()}, source.label_names
+    )
+    return Scored(run, source, rows, split, predictions, labels, label_names, len(rows) / seconds)

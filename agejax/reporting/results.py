@@ -1,0 +1,161 @@
+"""Evaluations written to a folder: metrics.json, predictions.csv and the report."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from agejax import tables
+from agejax.errors import UserError
+from agejax.evaluation import comparison, findings, fitting, metrics
+from agejax.evaluation.calibration import Calibration
+from agejax.evaluation.scored import Scored, is_known, score
+from agejax.faces import detection
+from agejax.logging import records
+from agejax.paths import expand
+from agejax.reporting import report
+from agejax.runs.ensembles import open_run
+
+
+def evaluate(
+    workdir: str | pathlib.Path,
+    *,
+    dataset: str | None = None,
+    source_path: str | None = None,
+    split: str | None = None,
+    output: str | pathlib.Path | None = None,
+    compare_with: str | pathlib.Path | None = None,
+    write_report: bool = True,
+    options: Mapping[str, Any] | None = None,
+    image_size: int | None = None,
+) -> dict[str, Any]:
+    """Scores the run's best checkpoint and writes the results to `output`.
+
+    Args:
+      dataset: a builder's name; default: the one the run was trained on.
+      source_path: where its files lie; default: where the run's config says.
+      split: train, val, test or another of the run's splits, or all. Default: test on the run's own
+        data, all on other data, where the run's splits mean nothing.
+      output: default: evaluation/DATASET-SPLIT below `Run.results`.
+      compare_with: another run's folder, whose predictions of the same images are set beside.
+      write_report: without it there are only `metrics.evaluate`'s figures and predictions.csv.
+      options: of the data set, as config.data.options; those that it was trained with and that are
+        not named here stay.
+      image_size: pixels; scores the images at this size, to choose config.eval.image_size by. The
+        default split is then val, and nothing is calibrated. The results go to a folder of their
+        own, WORKDIR/evaluation/DATASET-SPLIT-SIZEpx.
+
+    Returns:
+      The contents of metrics.json.
+
+    Raises:
+      UserError: no run, no such data or split, or data without any label that the run predicts.
+    """
+    if output is not None:
+        records.check_folder(expand(output), "--output")
+    run = open_run(workdir)
+    if output is None:
+        records.check_folder(run.results / "evaluation", "--output")
+    if image_size is not None:
+        run, split = run.scored_at(image_size), split or (None if dataset else "val")
+        if split == "test":
+            raise UserError(
+                "--image_size: choose a size on --split=val; the test split is for the size that "
+                "config.eval.image_size says"
+            )
+    scored = score(run, dataset, source_path, split, options)
+    other = None
+    if compare_with is not None:
+        other = comparison.score_again(scored, open_run(compare_with), source_path, options)
+    calibration = None
+    if write_report and image_size is None:
+        own = scored.source if scored.source.fingerprint == run.fingerprint else None
+        calibration = fitting.calibrate(run, own)
+        if own is None:
+            warn_of_frame(scored, calibration)
+    size = "" if image_size is None else f"-{image_size}px"
+    place = run.results / "evaluation" / f"{scored.source.name}-{scored.split}{size}"
+    return publish(scored, expand(output or place), calibration, other, write_report=write_report)
+
+
+def publish(
+    scored: Scored,
+    output: pathlib.Path,
+    calibration: Calibration | None = None,
+    other: Scored | None = None,
+    *,
+    write_report: bool = True,
+) -> dict[str, Any]:
+    """Writes metrics.json, predictions.csv and the report to `output`, and prints the table.
+
+    Args:
+      other: another run's predictions of the same images.
+      write_report: as in `evaluate`.
+
+    Returns:
+      The contents of metrics.json.
+    """
+    result = findings.measure(scored)
+    if known := findings.known_to_ancestors(scored):
+        result["known_to_ancestors"] = known
+        for name, count in known.items():
+            print(
+                f"warning: {count:,} of these {len(scored.rows):,} images, or copies of them, "
+                f"trained {name}, which {scored.run.workdir} learned from; its scores are too good",
+                file=sys.stderr,
+            )
+    if write_report:
+        result |= findings.look_closer(scored, calibration)
+    if other is not None:
+        result["compared"] = comparison.compare(scored, other)
+    output.mkdir(parents=True, exist_ok=True)
+    records.write_json(output / "metrics.json", result)
+    write_predictions(output / "predictions.csv", scored, calibration)
+    print(metrics.table(result))
+    if write_report:
+        report.write(output, scored, result, calibration)
+    print(f"written to {output}/")
+    return result
+
+
+def warn_of_frame(scored: Scored, calibration: Calibration | None) -> None:
+    """Warns on stderr where other data frames faces otherwise than the run's own."""
+    step = max(len(scored.rows) // detection.CHECKED, 1)
+    some = scored.source.take(scored.rows[::step][: detection.CHECKED])
+    geometry = calibration.geometry if calibration else None
+    if warning := detection.frame_warning(some, geometry):
+        print(f"{warning}; python -m agejax.data.align makes a copy that is", file=sys.stderr)
+
+
+def write_predictions(
+    path: pathlib.Path, scored: Scored, calibration: Calibration | None = None
+) -> None:
+    """One CSV row an image: id, duplicate group, each target's label, prediction and, of an age,
+    interval (_low, _high); probabilities are _p<class>. Then the labels of what was not predicted.
+    """
+    source, rows = scored.source, scored.rows
+    columns: dict[str, np.ndarray] = {"id": source.ids[rows], "group": source.groups[rows]}
+    intervals = calibration.intervals(scored.predictions) if calibration else {}
+    for name, predicted in scored.predictions.items():
+        if name not in scored.labels:  # such as age_sigma, which nobody knows the truth of
+            columns[name] = predicted
+            continue
+        columns[name] = scored.labels[name]
+        if predicted.ndim == 1:
+            columns[f"{name}_predicted"] = predicted
+            if name in intervals:
+                columns[f"{name}_low"], columns[f"{name}_high"] = intervals[name]
+        else:
+            columns[f"{name}_predicted"] = predicted.argmax(axis=1)
+            columns |= {f"{name}_p{k}": p for k, p in enumerate(predicted.T)}
+    for name, values in scored.labels.items():
+        if name not in columns and is_known(values).any():
+            columns[name] = values
+    text = io.StringIO()
+    tables.write(text, columns, zip(*columns.values(), strict=True))
+    records.write_text(path, text.getvalue())
