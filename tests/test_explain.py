@@ -15,7 +15,14 @@ from scipy import ndimage
 import tiny
 from agejax import explain, heads, train
 from agejax.errors import run_command
+from agejax.explanations.explanation import backdrop, values_of
+from agejax.explanations.grad_cam import _cam, grad_cam
+from agejax.explanations.integrated_gradients import integrated_gradients
+from agejax.explanations.lime import lime
+from agejax.explanations.subject import Subject
+from agejax.explanations.superpixels import superpixels
 from agejax.models import registry, vit
+from agejax.runs.run import Run
 from agejax.training import state
 
 SIZE, CELL = 32, 4  # 8 x 8 segments
@@ -54,7 +61,7 @@ def brightness(images):
 
 
 def test_superpixels_are_connected_pieces_of_like_colour(image):
-    segments = explain.superpixels(image)
+    segments = superpixels(image)
     count = segments.max() + 1
     assert 48 <= count <= 64
     assert np.array_equal(np.unique(segments), np.arange(count))
@@ -64,7 +71,7 @@ def test_superpixels_are_connected_pieces_of_like_colour(image):
 
 
 def test_lime_finds_the_square_that_is_looked_at(image):
-    found = explain.lime(brightness, image, fill="mean")
+    found = lime(brightness, image, fill="mean")
     inside = np.zeros((SIZE, SIZE), bool)
     inside[SQUARE] = True
     there = brightness(image[None])[0]
@@ -86,7 +93,7 @@ def test_lime_repeats_with_its_seed_and_compiles_once(photo):
         return 50 * jnp.tanh(x[:, :16].mean(axis=(1, 2, 3)) * x[:, :, 16:].mean(axis=(1, 2, 3)))
 
     first, again, other = (
-        explain.lime(predict, photo, seed=seed, samples=150, batch=16) for seed in (0, 0, 1)
+        lime(predict, photo, seed=seed, samples=150, batch=16) for seed in (0, 0, 1)
     )
     assert traces == [(16, SIZE, SIZE, 3)]
     assert first.weights.tobytes() == again.weights.tobytes()
@@ -97,18 +104,18 @@ def test_lime_repeats_with_its_seed_and_compiles_once(photo):
 
 def test_integrated_gradients_of_a_linear_model_are_exact(photo):
     weights = np.random.default_rng(2).normal(size=photo.shape).astype(np.float32) / 100
-    found = explain.integrated_gradients(
+    found = integrated_gradients(
         lambda images: jnp.sum(images * weights, axis=(1, 2, 3)), photo, steps=5, batch=4
     )
-    change = photo.astype(np.float32) - explain.backdrop(photo).astype(np.float32)
+    change = photo.astype(np.float32) - backdrop(photo).astype(np.float32)
     np.testing.assert_allclose(found.heat, (weights * change).sum(axis=2), atol=1e-5)
     assert abs(found.checks["gap"]) < 1e-3
 
 
 def test_integrated_gradients_go_by_the_midpoint_rule(photo):
-    start = jnp.asarray(explain.backdrop(photo), jnp.float32)
+    start = jnp.asarray(backdrop(photo), jnp.float32)
     change = (photo.astype(np.float64) - np.asarray(start, np.float64)) / 100
-    found = explain.integrated_gradients(
+    found = integrated_gradients(
         lambda images: jnp.sum(((images - start) / 100) ** 3, axis=(1, 2, 3)),
         photo,
         steps=2,
@@ -126,7 +133,7 @@ def test_integrated_gradients_add_up_to_the_difference(photo, fill):
             20 * x.std(axis=(1, 2, 3))
         )
 
-    found = explain.integrated_gradients(value, photo, fill=fill)
+    found = integrated_gradients(value, photo, fill=fill)
     difference = found.prediction - found.checks["baseline"]
     assert abs(difference) > 0.5
     assert abs(found.checks["gap"]) < 0.01 * abs(difference)
@@ -150,7 +157,7 @@ def test_grad_cam_finds_the_planted_quadrant(photo):
         maps = maps + delta
         return 3 + maps.mean(axis=(1, 2)) @ jnp.array([2.0, 1.0]), maps
 
-    found = explain.grad_cam(tapped, dark)
+    found = grad_cam(tapped, dark)
     assert found.heat.shape == (SIZE, SIZE)
     quadrants = found.heat.reshape(2, 16, 2, 16).sum(axis=(1, 3))
     assert quadrants.argmax() == 1
@@ -160,7 +167,7 @@ def test_grad_cam_finds_the_planted_quadrant(photo):
 
 def subject_of(run, **changes):
     """The age of a run's config with other entries, untrained."""
-    opened = explain.Run.open(run, devices=1)
+    opened = Run.open(run, devices=1)
     config = opened.config.copy_and_resolve_references()
     for key, value in changes.items():
         *parents, last = key.split("__")
@@ -171,7 +178,7 @@ def subject_of(run, **changes):
     fields = {"config": config, "heads": made, "model": model}
     fields |= {"params": params, "batch_stats": stats}
     opened = dataclasses.replace(opened, **fields)
-    return explain.Subject.of(opened, "age", smooth=True)
+    return Subject.of(opened, "age", smooth=True)
 
 
 @pytest.mark.parametrize(
@@ -187,8 +194,8 @@ def subject_of(run, **changes):
 def test_grad_cam_goes_the_networks_own_way(run, photo, changes, edge, monkeypatch):
     monkeypatch.setitem(registry.MODELS, "vit", functools.partial(vit.ViT, 24, 2, 2))
     subject = subject_of(run, **changes)
-    values, cells = map(np.asarray, explain._cam(subject.tapped(None), photo[None]))
-    np.testing.assert_allclose(values, explain._values(subject.value(None), photo[None]), rtol=1e-5)
+    values, cells = map(np.asarray, _cam(subject.tapped(None), photo[None]))
+    np.testing.assert_allclose(values, values_of(subject.value(None), photo[None]), rtol=1e-5)
     assert cells.shape == (1, edge, edge)
     assert np.isfinite(cells).all()
     assert np.ptp(cells) > 0
@@ -196,7 +203,7 @@ def test_grad_cam_goes_the_networks_own_way(run, photo, changes, edge, monkeypat
 
 def test_a_count_of_ranks_is_explained_by_its_expectation(run, photo):
     subject = subject_of(run, heads__age={"kind": "ordinal", "decode": "count"})
-    found = explain.integrated_gradients(subject.value(None), photo)
+    found = integrated_gradients(subject.value(None), photo)
     assert np.abs(found.heat).max() > 0
     assert abs(found.checks["gap"]) < 0.01 * abs(found.prediction - found.checks["baseline"]) + 1e-3
 
@@ -230,7 +237,7 @@ def test_the_command_writes_figures_and_arrays_and_repeats_them(
     assert arrays["heat"].shape == arrays["segments"].shape == (SIZE, SIZE)
     assert arrays["weights"].shape == (arrays["segments"].max() + 1,)
     assert np.isfinite(arrays["heat"]).all()
-    opened = explain.Run.open(run, devices=1)
+    opened = Run.open(run, devices=1)
     batch = {"image": arrays["image"][None], "weight": np.ones(1, np.float32)}
     expected = opened.predict([batch])[target][0].max()
     assert arrays["prediction"] == pytest.approx(float(expected), rel=1e-4)

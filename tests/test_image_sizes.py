@@ -13,9 +13,10 @@ from flax import nnx
 from test_resume import last_checkpoint
 
 import tiny
-from agejax import checks, evaluate, explain, export, train
+from agejax import checks, evaluate, export, train
 from agejax.errors import UserError, run_command
 from agejax.evaluation.calibration import Calibration
+from agejax.explanations.subject import Subject
 from agejax.models import pretrained, registry
 from agejax.models.pretrained import positions
 from agejax.reporting import results
@@ -187,7 +188,7 @@ def test_a_run_is_scored_at_the_size_that_its_config_says(larger):
     np.testing.assert_allclose(exported["age"], expected["age"], rtol=1e-4)
     steps = export.describe(larger, {})["preprocessing_inside"]
     assert "resize to 40 x 40, bilinear" in steps
-    explained = explain.Subject.of(larger, "age", smooth=False).decoded(images)
+    explained = Subject.of(larger, "age", smooth=False).decoded(images)
     np.testing.assert_allclose(explained, expected["age"], rtol=1e-4)
 
 

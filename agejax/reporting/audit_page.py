@@ -6,16 +6,7 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from agejax.reporting.page import (
-    ROWS,
-    cards,
-    figures,
-    heading,
-    listing,
-    page,
-    paragraph,
-    table,
-)
+from agejax.reporting.page import ROWS, cards, figures, heading, listing, page, paragraph, table
 from agejax.reporting.plots import Chart
 
 

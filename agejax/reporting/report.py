@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from agejax import explain
 from agejax.errors import UserError
 from agejax.evaluation import metrics, uncertainty
 from agejax.evaluation.calibration import Calibration
+from agejax.explanations.subject import explainer
 from agejax.logging import records
 from agejax.reporting import figures, page, plots
 from agejax.reporting.plots import Chart
@@ -180,7 +180,7 @@ def _faces(scored: Scored) -> dict[str, Chart]:
     explained = kinds["worst"][:EXPLAINED]
     images = scored.source.take(scored.rows[explained])
     try:
-        explain_one = explain.explainer(scored.run, "age", "grad_cam")
+        explain_one = explainer(scored.run, "age", "grad_cam")
         heats = np.stack([explain_one(image)[0].heat for image in images])
     except UserError as error:  # a network without maps, an estimator without a network
         print(f"no saliency: {error}", file=sys.stderr)

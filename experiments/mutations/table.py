@@ -336,7 +336,8 @@ SURVIVORS = (
         ("test_uncertainty.py::test_the_rank_is_right_for_every_number_of_images",),
     ),
     Mutation(
-        "integrated gradients go by the left end of each step", "agejax/explain.py",
+        "integrated gradients go by the left end of each step",
+        "agejax/explanations/integrated_gradients.py",
         "along = ((rows + 0.5) / steps)", "along = (rows / steps)",
         ("test_explain.py::test_integrated_gradients_go_by_the_midpoint_rule",),
     ),

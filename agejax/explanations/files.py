@@ -1,0 +1,141 @@
+"""Explanations of image files, written as a figure and arrays each."""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import BinaryIO
+
+import cv2
+import numpy as np
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from agejax.data import sources
+from agejax.errors import UserError, one_line
+from agejax.explanations.explanation import Explanation
+from agejax.explanations.subject import Method, explainer
+from agejax.logging import records
+from agejax.paths import expand
+from agejax.reporting.plots import TEXT
+from agejax.runs.run import Run
+
+COLOURS = "RdBu_r"  # red raises, blue lowers
+# How figures call methods and checks.
+TITLES = {"lime": "LIME", "integrated_gradients": "integrated gradients", "grad_cam": "Grad-CAM"}
+CHECKS = {
+    "r2": "local R² {:.2f}",
+    "baseline": "from {:.3g} of the blurred face",
+    "gap": "gap {:.1g}",
+}
+
+
+def explain(
+    workdir: str | pathlib.Path,
+    paths: Sequence[pathlib.Path],
+    *,
+    method: Method = "lime",
+    target: str = "age",
+    seed: int = 0,
+    output: str | pathlib.Path | None = None,
+) -> pathlib.Path:
+    """Writes NAME.png and NAME.npz of every image that can be read; names the others on stderr.
+
+    The arrays are those of `Explanation`, its checks each as a number, and `image`.
+
+    Args:
+      output: default: WORKDIR/explanations/TARGET-METHOD.
+
+    Returns:
+      The folder written to.
+
+    Raises:
+      UserError: no run, no such target, or no image that can be read.
+    """
+    if output is not None:
+        records.check_folder(expand(output), "--output")
+    run = Run.open(workdir, devices=1)
+    output = expand(output or run.results / "explanations" / f"{target}-{method}")
+    records.check_folder(output, "--output")
+    explain_one = explainer(run, target, method, seed)
+    output.mkdir(parents=True, exist_ok=True)
+    names: set[str] = set()
+    for path in paths:
+        try:
+            image = sources.decode(sources.read_image(path), run.config.data.image_size)
+        except (OSError, ValueError) as error:
+            print(one_line(f"skipped {path}: {error}"), file=sys.stderr)
+            continue
+        explanation, k = explain_one(image)
+        checks = [CHECKS[name].format(value) for name, value in explanation.checks.items()]
+        said = f"{target} {explanation.prediction:.1f} years"
+        if k is not None:
+            said = f"{target} {run.facts.label_names[target][k]} {explanation.prediction:.1%}"
+        text = ", ".join([said, TITLES[method], *checks])
+        name = _unused(path.stem, names)
+        with records.replacing(output / f"{name}.npz") as file:
+            np.savez(
+                file,
+                image=image,
+                heat=explanation.heat,
+                segments=explanation.segments,
+                weights=explanation.weights,
+                prediction=explanation.prediction,
+                **explanation.checks,  # type: ignore[arg-type]
+            )
+        with records.replacing(output / f"{name}.png") as file:
+            save_figure(
+                image, explanation, file, title=f"{path.name}\n{text}",
+                method=method, unit="years" if k is None else "probability",
+            )  # fmt: skip
+        print(f"{path}: {text}", flush=True)
+    if not names:
+        raise UserError(f"none of the {len(paths)} file(s) is a readable image")
+    return output
+
+
+def save_figure(
+    image: np.ndarray,
+    explanation: Explanation,
+    file: BinaryIO,
+    *,
+    title: str,
+    method: Method,
+    unit: str,
+) -> None:
+    """The face, and the face in grey under its heat map, as one PNG.
+
+    Shares of pixels are shown as a density, those of integrated gradients, which are noisy,
+    smoothed; `heat` has them as they are.
+    """
+    heat, per = explanation.heat, "segment"
+    if method != "lime":
+        heat, per = heat * (heat.size / 100), "1 % of the image"
+    if method == "integrated_gradients":
+        heat = cv2.GaussianBlur(heat, (0, 0), len(heat) / 50)
+    limit = float(np.abs(heat).max()) or 1.0
+    figure = Figure(figsize=(8.6, 4.4), layout="constrained")
+    figure.suptitle(title, color=TEXT, fontsize=10)
+    left, right = figure.subplots(1, 2)
+    left.imshow(image)
+    right.imshow(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cmap="gray", vmin=0, vmax=255)
+    # Clear where the heat is nothing, so that the face is seen.
+    shown = right.imshow(
+        heat, cmap=COLOURS, norm=Normalize(-limit, limit), alpha=0.8 * np.sqrt(np.abs(heat) / limit)
+    )
+    bar = figure.colorbar(shown, ax=right, label=f"{unit} added per {per}", shrink=0.85)
+    bar.outline.set_visible(False)
+    for axes in (left, right):
+        axes.set_axis_off()
+    figure.savefig(file, format="png", dpi=130)
+
+
+def _unused(stem: str, names: set[str]) -> str:
+    """`stem`, numbered where another folder's image has taken it; remembers it."""
+    name, i = stem, 1
+    while name in names:
+        i += 1
+        name = f"{stem}-{i}"
+    names.add(name)
+    return name
