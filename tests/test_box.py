@@ -23,6 +23,7 @@ from agejax.evaluation import findings, fitting
 from agejax.evaluation.calibration import Calibration
 from agejax.evaluation.scored import score
 from agejax.exporting import card
+from agejax.exporting import release as release_lib
 from agejax.logging import records
 from agejax.predicting import predictions
 from agejax.reporting import results
@@ -56,7 +57,7 @@ def measured(trained, tmp_path_factory):
 def folder(measured, tmp_path_factory):
     """What stands in for agejax/weights, with one model called small."""
     place = tmp_path_factory.mktemp("weights")
-    release.release(measured, place / "small")
+    release_lib.release(measured, place / "small")
     return place
 
 
@@ -99,7 +100,7 @@ def test_a_released_model_predicts_bit_for_bit_what_the_run_predicts(measured, i
 
 
 def test_half_precision_is_for_kernels_and_moves_predictions_little(measured, folder, tmp_path):
-    written = release.release(measured, tmp_path / "half", "float16")
+    written = release_lib.release(measured, tmp_path / "half", "float16")
     tensors = safetensors.numpy.load_file(tmp_path / "half" / box.WEIGHTS)
     whole = safetensors.numpy.load_file(folder / "small" / box.WEIGHTS)
     assert {tensors[name].dtype == np.float16 for name in tensors if name.endswith("kernel")} == {
@@ -123,7 +124,7 @@ def test_half_precision_is_for_kernels_and_moves_predictions_little(measured, fo
 def test_weights_that_do_not_fit_half_precision_are_not_released(
     measured, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(release, "TOLERANCES", {"float32": 0.0, "float16": 1e-9})
+    monkeypatch.setattr(release_lib, "TOLERANCES", {"float32": 0.0, "float16": 1e-9})
     flags = [f"--workdir={measured}", f"--output={tmp_path / 'out'}", "--storage=float16"]
     assert run_command(release.main, ["release", *flags]) == 2
     assert "differs from the run by" in capsys.readouterr().err
@@ -181,7 +182,7 @@ def test_averaged_weights_are_released_as_the_one_network_that_they_are(
     trained, measured, tmp_path, capsys
 ):
     ensemble.create(tmp_path / "soup", [f"{trained}@4", measured], "weights")
-    release.release(tmp_path / "soup", tmp_path / "out")
+    release_lib.release(tmp_path / "soup", tmp_path / "out")
     assert "is not finished" not in capsys.readouterr().err
     weight = np.ones(8, np.float32)
     batch = {"image": np.concatenate([IMAGES, IMAGES[:3]]), "weight": weight}
@@ -193,7 +194,7 @@ def test_averaged_weights_are_released_as_the_one_network_that_they_are(
     assert f"Its weights are the mean of {trained.name}@4, student." in text
     ensemble.create(tmp_path / "both", [trained, measured])
     with pytest.raises(UserError, match="ensemble of several networks or views"):
-        release.release(tmp_path / "both", tmp_path / "out")
+        release_lib.release(tmp_path / "both", tmp_path / "out")
 
 
 # ---- names ---------------------------------------------------------------------------------------
@@ -502,7 +503,7 @@ def test_an_unmeasured_run_is_released_with_a_card_that_says_so(trained, tmp_pat
     for path in (tmp_path / "run/calibration.json", tmp_path / "run/summary.json"):
         path.unlink(missing_ok=True)
     shutil.rmtree(tmp_path / "run/evaluation", ignore_errors=True)
-    release.release(tmp_path / "run", tmp_path / "out")
+    release_lib.release(tmp_path / "run", tmp_path / "out")
     warnings = capsys.readouterr().err
     assert "is not calibrated" in warnings
     assert "is not finished" in warnings

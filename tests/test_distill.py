@@ -13,7 +13,7 @@ from scipy.special import log_softmax, softmax
 from scipy.stats import entropy
 
 import tiny
-from agejax import distill, ensemble, export, train
+from agejax import distill, ensemble, train
 from agejax.data import augment, draws, opening, pipeline, splits
 from agejax.data.augment import Mix
 from agejax.distillation import feature_map, seen, setup
@@ -21,6 +21,8 @@ from agejax.distillation.files import TargetFile
 from agejax.distillation.setup import open_teachers
 from agejax.distillation.teachers import FEATURES, Target, Teachers
 from agejax.errors import UserError
+from agejax.exporting import files
+from agejax.exporting.prediction import prediction
 from agejax.heads import Facts, create, losses, training
 from agejax.runs import lineage
 from agejax.runs.run import Run
@@ -398,7 +400,7 @@ def test_images_without_any_label_learn_from_the_teacher_alone(
 def exported(teachers, tmp_path_factory):
     """The first teacher as an ONNX model."""
     folder = tmp_path_factory.mktemp("exported")
-    export.export(teachers[0], folder, ["onnx"])
+    files.export(teachers[0], folder, ["onnx"])
     return folder / "model.onnx"
 
 
@@ -541,7 +543,7 @@ def test_features_are_learned_through_a_map_that_only_training_has(student, othe
     assert set(run.params) == set(names)
     assert summary["distill"]["features"] == 12
     image = pipeline.gather(opening.open_source(config.data), ROWS)["image"]
-    assert set(export.prediction(run)(image)) >= {"age", "gender", "ethnicity"}
+    assert set(prediction(run)(image)) >= {"age", "gender", "ethnicity"}
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     first = next(line for line in lines if "loss" in line)
     assert first["loss"] == pytest.approx(2 * first["features/distill"], rel=1e-5)

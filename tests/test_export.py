@@ -15,7 +15,8 @@ import tiny
 from agejax import export, train
 from agejax.errors import run_command
 from agejax.evaluation import metrics
-from agejax.exporting import card, onnx_export
+from agejax.exporting import card, description, files, jax_export, onnx_export
+from agejax.exporting.prediction import any_batch, difference, prediction
 from agejax.runs.run import Run
 from agejax.training import state
 
@@ -73,7 +74,7 @@ def workdir(faces, cache, tmp_path_factory):
 def exported(workdir, tmp_path_factory):
     pytest.importorskip("flatbuffers", reason="jax.export writes with it")
     output = tmp_path_factory.mktemp("exported")
-    export.export(workdir, output, ["jax"])
+    files.export(workdir, output, ["jax"])
     return output
 
 
@@ -119,7 +120,7 @@ def test_model_json_says_what_goes_in_and_what_comes_out(workdir, exported):
     assert info["outputs"]["age"]["meaning"] == "years"
     assert info["outputs"]["gender"]["classes"] == ["male", "female"]
     assert info["outputs"]["age_bucket"]["classes"] == ["0-19", "20-49", "50+"]
-    assert info["files"]["jax"]["parity"] <= export.TOLERANCE
+    assert info["files"]["jax"]["parity"] <= files.TOLERANCE
 
 
 def test_the_card_of_an_unmeasured_run_says_how_to_measure(workdir, exported):
@@ -139,7 +140,7 @@ def test_the_card_gives_groups_before_totals(workdir, tmp_path):
     scores |= {"dataset": "utkface", "split": "test", "step": run.step + 1}
     (folder / "metrics.json").write_text(json.dumps(scores))
     run = dataclasses.replace(run, workdir=tmp_path / "run")
-    text = card.of_export(run, export.describe(run, {}))
+    text = card.of_export(run, description.describe(run, {}))
     assert "utkface, test: 40 images; of another step" in text
     assert text.index("10-19") < text.index("95 % interval")
 
@@ -147,10 +148,10 @@ def test_the_card_gives_groups_before_totals(workdir, tmp_path):
 def test_the_card_of_a_run_without_counts_of_its_labels_is_written(workdir):
     run = Run.open(workdir, devices=1)
     facts = dataclasses.replace(run.facts, counts={})
-    text = card.of_export(dataclasses.replace(run, facts=facts), export.describe(run, {}))
+    text = card.of_export(dataclasses.replace(run, facts=facts), description.describe(run, {}))
     assert "- age in training: mean" in text
     assert "- gender in training" not in text
-    assert "- gender in training: male" in card.of_export(run, export.describe(run, {}))
+    assert "- gender in training: male" in card.of_export(run, description.describe(run, {}))
 
 
 def test_a_difference_is_the_largest_of_all_in_units_of_each_outputs_largest_value():
@@ -162,21 +163,21 @@ def test_a_difference_is_the_largest_of_all_in_units_of_each_outputs_largest_val
         "age": np.float32([50, 20.5, -79.8]),  # 0.5 of 80
         "gender": np.float32([[0.25, 0.744], [0.5, 0.5]]),  # 0.006 of 0.75
     }
-    assert export.difference(given, expected) == pytest.approx(0.008, rel=1e-3)
+    assert difference(given, expected) == pytest.approx(0.008, rel=1e-3)
     given["age"][1] = 21
-    assert export.difference(given, expected) == pytest.approx(1 / 80, rel=1e-3)
-    assert export.difference(expected, expected) == 0
+    assert difference(given, expected) == pytest.approx(1 / 80, rel=1e-3)
+    assert difference(expected, expected) == 0
     given["gender"][1, 1] = np.nan
-    assert np.isnan(export.difference(given, expected))
+    assert np.isnan(difference(given, expected))
 
 
 @pytest.mark.parametrize("form", ["jax", "onnx"])
 def test_a_file_says_what_layers_by_hand_say_of_the_saved_averages(trained, tmp_path, form):
     package = {"jax": "flatbuffers", "onnx": "onnxruntime"}[form]
     pytest.importorskip(package, reason=f"{package} is not installed")
-    export.export(trained, tmp_path, [form])
-    data = (tmp_path / export.FILES[form]).read_bytes()
-    model = (export.load_jax if form == "jax" else onnx_export.load)(data)
+    files.export(trained, tmp_path, [form])
+    data = (tmp_path / files.FILES[form]).read_bytes()
+    model = (jax_export.load if form == "jax" else onnx_export.load)(data)
     said, expected = model(images(5)), by_hand.predict(trained, 4, images(5))
     assert said.keys() == expected.keys()
     for name, value in expected.items():
@@ -185,17 +186,17 @@ def test_a_file_says_what_layers_by_hand_say_of_the_saved_averages(trained, tmp_
 
 def test_a_file_that_is_off_in_one_output_is_not_written(workdir, tmp_path, monkeypatch, capsys):
     pytest.importorskip("flatbuffers", reason="jax.export writes with it")
-    load = export.load_jax
+    load = jax_export.load
 
     def off(data):
         model = load(data)
         return lambda x: (said := model(x)) | {"gender": said["gender"] * np.float32(1.001)}
 
-    monkeypatch.setattr(export, "load_jax", off)
+    monkeypatch.setattr(jax_export, "load", off)
     flags = [f"--workdir={workdir}", f"--output={tmp_path / 'out'}"]
     assert run_command(export.main, ["export", *flags]) == 2
     assert "differs from the run by 1.0e-03 of the largest" in capsys.readouterr().err
-    assert not (tmp_path / "out" / export.FILES["jax"]).exists()
+    assert not (tmp_path / "out" / files.FILES["jax"]).exists()
 
 
 def with_model(run, image_size=None, **model):
@@ -218,10 +219,10 @@ def with_model(run, image_size=None, **model):
 
 
 def onnx_of(run):
-    onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
-    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
-    any_batch = export.any_batch(run.config.data.image_size)
-    data = onnx_export.to_onnx(export.prediction(run), any_batch, {})
+    onnx = pytest.importorskip("onnx", reason="the extra agejax[onnx] is not installed")
+    pytest.importorskip("onnxruntime", reason="the extra agejax[onnx] is not installed")
+    any_number = any_batch(run.config.data.image_size)
+    data = onnx_export.to_onnx(prediction(run), any_number, {})
     return onnx_export.load(data), onnx.load_from_string(data).graph
 
 
@@ -231,10 +232,10 @@ def onnx_of(run):
 def test_an_onnx_file_says_what_the_model_says(name, options, workdir):
     run = with_model(Run.open(workdir, devices=1), name=name, options=options)
     model, _ = onnx_of(run)
-    expected = export.prediction(run)(images(5))
+    expected = prediction(run)(images(5))
     # Outputs that no image moves would agree whatever lies between.
     assert np.ptp(expected["age"]) > 0.01
-    assert export.difference(model(images(5)), expected) <= export.TOLERANCE
+    assert difference(model(images(5)), expected) <= files.TOLERANCE
 
 
 def test_an_onnx_file_has_whole_convolutions(workdir):
@@ -246,14 +247,14 @@ def test_an_onnx_file_has_whole_convolutions(workdir):
 
 
 def test_the_onnx_command_writes_labels_into_the_file(workdir, tmp_path):
-    onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
-    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
-    info = export.export(workdir, tmp_path, ["onnx"])
-    assert info["files"]["onnx"]["parity"] <= export.TOLERANCE
+    onnx = pytest.importorskip("onnx", reason="the extra agejax[onnx] is not installed")
+    pytest.importorskip("onnxruntime", reason="the extra agejax[onnx] is not installed")
+    info = files.export(workdir, tmp_path, ["onnx"])
+    assert info["files"]["onnx"]["parity"] <= files.TOLERANCE
     data = (tmp_path / "model.onnx").read_bytes()
     session, run = onnx_export.load(data), Run.open(workdir, devices=1)
     for n in (1, 5):
-        assert export.difference(session(images(n)), said_by(run, images(n))) <= export.TOLERANCE
+        assert difference(session(images(n)), said_by(run, images(n))) <= files.TOLERANCE
     check_alone(ONNX_ALONE, tmp_path / "model.onnx", workdir, tmp_path)
     properties = {p.key: p.value for p in onnx.load_from_string(data).metadata_props}
     assert json.loads(properties["outputs"])["gender"]["classes"] == ["male", "female"]
@@ -263,11 +264,11 @@ def test_images_of_another_size_are_resized_inside(workdir):
     run = with_model(Run.open(workdir, devices=1), image_size=40)
     model, _ = onnx_of(run)
     x = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3), np.uint8)
-    assert export.difference(model(x), export.prediction(run)(x)) <= 1e-4
+    assert difference(model(x), prediction(run)(x)) <= 1e-4
 
 
 def test_a_format_whose_packages_are_missing_is_refused(workdir, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(export.NEEDS, "onnx", (("no_such_package",), "-e '.[onnx]'"))
+    monkeypatch.setitem(files.NEEDS, "onnx", (("no_such_package",), "'agejax[onnx]'"))
     flags = [f"--workdir={workdir}", f"--output={tmp_path / 'out'}", "--format=onnx"]
     assert run_command(export.main, ["export", *flags]) == 2
     assert "pip install -e '.[onnx]'" in capsys.readouterr().err
@@ -276,7 +277,7 @@ def test_a_format_whose_packages_are_missing_is_refused(workdir, tmp_path, monke
 
 def test_a_model_that_says_something_else_is_not_written(workdir, tmp_path, monkeypatch, capsys):
     pytest.importorskip("flatbuffers", reason="jax.export writes with it")
-    monkeypatch.setattr(export, "difference", lambda given, expected: float("nan"))
+    monkeypatch.setattr(files, "difference", lambda given, expected: float("nan"))
     flags = [f"--workdir={workdir}", f"--output={tmp_path / 'out'}"]
     assert run_command(export.main, ["export", *flags]) == 2
     assert "differs from the run" in capsys.readouterr().err

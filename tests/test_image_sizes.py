@@ -13,10 +13,12 @@ from flax import nnx
 from test_resume import last_checkpoint
 
 import tiny
-from agejax import checks, evaluate, export, train
+from agejax import checks, evaluate, train
 from agejax.errors import UserError, run_command
 from agejax.evaluation.calibration import Calibration
 from agejax.explanations.subject import Subject
+from agejax.exporting import description
+from agejax.exporting.prediction import prediction
 from agejax.models import pretrained, registry
 from agejax.models.pretrained import positions
 from agejax.reporting import results
@@ -184,9 +186,9 @@ def test_a_run_is_scored_at_the_size_that_its_config_says(larger):
     assert np.abs(said["age"] - at_its_own["age"]).max() > 1e-3
 
     # So do what is exported and what is explained.
-    exported = export.prediction(larger)(images)
+    exported = prediction(larger)(images)
     np.testing.assert_allclose(exported["age"], expected["age"], rtol=1e-4)
-    steps = export.describe(larger, {})["preprocessing_inside"]
+    steps = description.describe(larger, {})["preprocessing_inside"]
     assert "resize to 40 x 40, bilinear" in steps
     explained = Subject.of(larger, "age", smooth=False).decoded(images)
     np.testing.assert_allclose(explained, expected["age"], rtol=1e-4)

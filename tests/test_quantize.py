@@ -11,7 +11,8 @@ from test_export import with_model
 from agejax import export
 from agejax.data import opening, splits
 from agejax.errors import UserError, run_command
-from agejax.exporting import onnx_export, quantize
+from agejax.exporting import files, onnx_export, quantize
+from agejax.exporting.prediction import any_batch, prediction
 from agejax.runs.run import Run
 
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
@@ -52,7 +53,7 @@ def exported(trained, tmp_path_factory):
             return quantize.static(model, images)
 
         patch.setitem(quantize.WAYS, "uint8", watched)
-        export.export(trained, output, ["onnx"], int8=True, max_mae_change=100)
+        files.export(trained, output, ["onnx"], int8=True, max_mae_change=100)
     return output, seen[0], json.loads((output / "model.json").read_text())
 
 
@@ -133,7 +134,7 @@ def test_int8_needs_the_data_of_the_run_wherever_it_lies(trained, faces, tmp_pat
 
 def test_where_int8_activations_cost_too_much_fewer_are_int8(trained, monkeypatch):
     run = Run.open(trained, devices=1)
-    data = onnx_export.to_onnx(export.prediction(run), export.any_batch(32), {})
+    data = onnx_export.to_onnx(prediction(run), any_batch(32), {})
     ways = {"none": lambda model, images: model, "all": lambda model, images: model}
     monkeypatch.setattr(quantize, "WAYS", ways)
     changes = iter([0.11, 0.09])
@@ -174,7 +175,7 @@ def model(request, trained):
     name, options = request.param
     run = with_model(Run.open(trained, devices=1), name=name, options=options)
     images = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), np.uint8)
-    return onnx_export.to_onnx(export.prediction(run), export.any_batch(32), {}), images
+    return onnx_export.to_onnx(prediction(run), any_batch(32), {}), images
 
 
 def test_activation_functions_are_onnx_operations(model):

@@ -22,7 +22,7 @@ from agejax.data.builders import procedural_faces
 from agejax.errors import UserError, run_command
 from agejax.evaluation.calibration import Calibration
 from agejax.evaluation.uncertainty import ByGroup, GroupQuantile
-from agejax.exporting import onnx_export
+from agejax.exporting import files, onnx_export
 from agejax.exporting.web import page, runtime
 from agejax.faces import detection
 from agejax.faces.detection import Detector, Geometry
@@ -72,7 +72,7 @@ def workdir(trained, tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(engine, workdir, tmp_path_factory):
     output = tmp_path_factory.mktemp("web")
-    export.export(workdir, output, ["web"])
+    files.export(workdir, output, ["web"])
     return output
 
 
@@ -306,7 +306,7 @@ def test_a_page_without_a_detector_takes_crops_and_says_so(
     browser, engine, workdir, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(page, "installed_detector", lambda: None)
-    export.export(workdir, tmp_path, ["web"])
+    files.export(workdir, tmp_path, ["web"])
     tab, said = opened(browser, tmp_path / "index.html")
     tab.locator("#state", has_text="Ready.").wait_for(timeout=SECONDS)
     assert tab.locator("#no-detector").is_visible()
@@ -323,11 +323,11 @@ def test_the_folder_has_the_card_and_the_licences(folder):
     assert names == {"index.html", "licences.txt", "model.json", "model_card.md"}
     info = json.loads((folder / "model.json").read_text())
     assert info["files"]["web"]["bytes"] == (folder / "index.html").stat().st_size
-    assert info["files"]["web"]["parity"] <= export.TOLERANCE
+    assert info["files"]["web"]["parity"] <= files.TOLERANCE
 
 
 def test_a_page_in_int8_says_what_the_int8_model_says(browser, engine, workdir, folder, tmp_path):
-    info = export.export(workdir, tmp_path, ["web"], int8=True, max_mae_change=100)
+    info = files.export(workdir, tmp_path, ["web"], int8=True, max_mae_change=100)
     data, float32 = (block(each / "index.html", "model") for each in (tmp_path, folder))
     assert len(data) == info["quantization"]["bytes"]["int8"]
     kinds = [{n.op_type for n in onnx.load_from_string(one).graph.node} for one in (data, float32)]

@@ -13,11 +13,11 @@ import numpy as np
 
 import agejax
 from agejax.errors import UserError
+from agejax.exporting.prediction import Predict
 from agejax.models import layers
 
 OPSET, IR_VERSION = 18, 9  # what ONNX Runtime reads since 1.15 (2023)
 
-Predict = Callable[[Any], dict[str, Any]]  # uint8 [B, S, S, 3] -> {label: [B] or [B, K]}
 Operation = Callable[..., str]
 
 

@@ -215,17 +215,17 @@ SURVIVORS = (
         ("test_step.py::test_predictions_are_in_years_and_the_first_of_two_heads_of_a_label_speaks_for_it",),
     ),
     Mutation(
-        "an exported file is compared with itself", "agejax/export.py",
+        "an exported file is compared with itself", "agejax/exporting/files.py",
         "error = difference(loaded(images), expected)", "error = difference(expected, expected)",
         ("test_export.py::test_a_file_that_is_off_in_one_output_is_not_written",),
     ),
     Mutation(
-        "an exported file may differ in all outputs but one", "agejax/export.py",
+        "an exported file may differ in all outputs but one", "agejax/exporting/prediction.py",
         "        np.max([\n", "        np.min([\n",
         ("test_export.py::test_a_difference_is_the_largest_of_all_in_units_of_each_outputs_largest_value",),
     ),
     Mutation(
-        "an exported file may differ in single images", "agejax/export.py",
+        "an exported file may differ in single images", "agejax/exporting/prediction.py",
         "np.abs(given[k] - v).max()", "np.abs(given[k] - v).mean()",
         ("test_export.py::test_a_difference_is_the_largest_of_all_in_units_of_each_outputs_largest_value",),
     ),
@@ -976,7 +976,7 @@ OTHERS = (
         ("test_box.py::test_images_that_only_an_ancestor_has_seen_count",),
     ),
     Mutation(
-        "half precision takes biases and scales too", "agejax/release.py",
+        "half precision takes biases and scales too", "agejax/exporting/release.py",
         'storage == "float16" and arrays[name].ndim > 1', 'storage == "float16"',
         ("test_box.py::test_half_precision_is_for_kernels_and_moves_predictions_little",),
     ),

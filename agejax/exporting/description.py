@@ -1,0 +1,54 @@
+"""model.json: what lies beside an exported model and describes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.export
+import numpy as np
+
+import agejax
+from agejax import heads
+from agejax.runs.run import Run
+from agejax.training import image_sizes
+
+
+def describe(run: Run, outputs: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+    """The contents of model.json: input, preprocessing, outputs and origin, without the files."""
+    config = run.config
+    size, inside = config.data.image_size, image_sizes.of_evaluation(config)
+    nothing = {head.label: np.zeros(0) for head in run.heads.values()}
+    classes = heads.derive(run.heads, nothing, run.facts.label_names)[1]
+    steps = ["uint8 0..255 to float 0..1"]
+    if inside != size:
+        steps.append(f"resize to {inside} x {inside}, bilinear")
+    steps.append(f"(x - mean) / std of RGB, mean {list(config.model.mean)}, "
+                 f"std {list(config.model.std)}")  # fmt: skip
+    return {
+        "run": run.workdir.resolve().name,
+        "step": run.step,
+        "backbone": config.model.name,
+        "dtype": config.model.dtype,
+        "agejax": agejax.__version__,
+        "jax": jax.__version__,
+        "data": {"name": config.data.name, "fingerprint": run.fingerprint},
+        "input": {
+            "name": "images",
+            "dtype": "uint8",
+            "shape": ["batch", size, size, 3],
+            "layout": "NHWC, RGB, a face that fills the square as in the training data",
+        },
+        "preprocessing_inside": steps,
+        "outputs": {
+            name: {"shape": ["batch", *out.shape[1:]], "dtype": "float32"}
+            | (
+                {"meaning": "probabilities", "classes": list(classes[name])}
+                if len(out.shape) > 1
+                else {"meaning": "years"}
+            )
+            for name, out in outputs.items()
+        },
+        "files": {},
+    }

@@ -1,0 +1,113 @@
+"""A run's best model as files that need no agejax."""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.export
+
+from agejax.errors import UserError
+from agejax.exporting import card, description, jax_export, onnx_export, quantize
+from agejax.exporting.prediction import any_batch, difference, prediction, random_images
+from agejax.exporting.web import page, runtime
+from agejax.logging import records
+from agejax.paths import expand
+from agejax.runs.run import Run
+
+FORMATS = ("jax", "onnx", "web")
+FILES = {"jax": "model.jaxexport", "onnx": "model.onnx", "web": page.FILE}
+INT8 = "model.int8.onnx"
+NEEDS = {  # packages, and what to install for them
+    "jax": (("flatbuffers",), "flatbuffers"),
+    "onnx": (("onnx", "onnxruntime"), "'agejax[onnx]'"),
+    "web": (("onnx", "onnxruntime"), "'agejax[onnx]'"),
+}
+TOLERANCE = 1e-4  # of an output's largest value, between a file and the run
+
+
+def export(
+    workdir: str | pathlib.Path,
+    output: str | pathlib.Path,
+    formats: Sequence[str] = ("jax",),
+    *,
+    int8: bool = False,
+    max_mae_change: float = quantize.MAX_MAE_CHANGE,
+    source_path: str | None = None,
+    onnxruntime_web: str | None = None,
+) -> dict[str, Any]:
+    """Writes a run's best model to `output`, once its predictions equal those of the run.
+
+    Args:
+      formats: of `FORMATS`.
+      int8: whether an ONNX file, or that of a page, is in int8.
+      max_mae_change, source_path: as in `quantize.quantized`.
+      onnxruntime_web: where a page's runtime is, as `runtime.find` takes it.
+
+    Returns:
+      The contents of model.json, which lies beside the models, as does model_card.md.
+
+    Raises:
+      UserError: no run or checkpoint, a package is missing, an operation that ONNX export does not
+        know, a model that differs from the run's by more than `TOLERANCE`, or as
+        `quantize.quantized` and `runtime.find`.
+    """
+    output = expand(output)
+    records.check_folder(output, "--output")
+    for name in formats:
+        require(name)
+    engine = runtime.find(onnxruntime_web) if "web" in formats else None
+    run = Run.open(workdir, devices=1)
+    output.mkdir(parents=True, exist_ok=True)
+    images = random_images(run.config.data.image_size)
+    info = description.describe(run, jax.eval_shape(prediction(run), images))
+    files: dict[str, bytes] = {}  # written when all are right
+    for name in formats:
+        # ONNX Runtime has no bfloat16 convolution on a CPU: its models compute in float32.
+        predict = prediction(run, dtype=None if name == "jax" else "float32")
+        with jax.default_device(jax.devices("cpu")[0]):
+            expected = jax.device_get(predict(images))
+            if name == "jax":
+                data = jax_export.to_jax(predict, images.shape[1])
+                loaded = jax_export.load(data)
+            else:
+                data = onnx_export.to_onnx(predict, any_batch(images.shape[1]), info)
+                loaded = onnx_export.load(data)
+            error = difference(loaded(images), expected)
+        if not error <= TOLERANCE:
+            raise UserError(
+                f"--format={name}: the exported model differs from the run by {error:.1e} of the "
+                f"largest value (allowed: {TOLERANCE:.0e}); nothing was written for it"
+            )
+        file = FILES[name]
+        if int8 and name != "jax":
+            data, info["quantization"] = quantize.quantized(run, data, source_path, max_mae_change)
+            file = INT8 if name == "onnx" else file
+        if engine is not None and name == "web":
+            data = page.render(run, info, data, engine)
+            files["licences.txt"] = page.licences().encode()
+        files[file] = data
+        info["files"][name] = {"name": file, "bytes": len(data), "parity": error}
+    for file, data in files.items():
+        records.write_bytes(output / file, data)
+    for one in info["files"].values():
+        before = " before int8" if int8 and one["name"] != FILES["jax"] else ""
+        print(f"{output / one['name']}: {one['bytes'] / 1e6:,.1f} MB, differs from the run by "
+              f"{one['parity']:.1e} of the largest value{before}")  # fmt: skip
+    records.write_json(output / "model.json", info)
+    records.write_text(output / "model_card.md", card.of_export(run, info))
+    print("written beside it: model.json, model_card.md")
+    return info
+
+
+def require(name: str) -> None:
+    """Raises `UserError` where a package is missing that a format is written or run with."""
+    packages, remedy = NEEDS[name]
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise UserError(
+                f"--format={name}: the package {package} is missing; pip install {remedy}"
+            )

@@ -1,0 +1,174 @@
+"""Released models: the best checkpoint of a run, with all that is needed to use it."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import shutil
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors.numpy
+
+from agejax.errors import UserError
+from agejax.evaluation import calibration
+from agejax.exporting import card, description
+from agejax.exporting.prediction import difference, prediction, random_images
+from agejax.logging import records
+from agejax.paths import expand
+from agejax.runs import box, ensembles, lineage
+from agejax.runs.run import Run
+from agejax.training import image_sizes
+
+STORAGE = ("float32", "float16")
+# Of an output's largest value, between the released model and the run. Weights of 11 bits move an
+# age by some hundredths of a year; a network that they move further is not to be stored so.
+TOLERANCES = {"float32": 0.0, "float16": 1e-2}
+KEPT_OF_SUMMARY = ("name", "steps", "epochs", "examples", "parameters", "skipped", "versions")
+
+
+def release(
+    workdir: str | pathlib.Path, output: str | pathlib.Path, storage: str = "float32"
+) -> dict[str, Any]:
+    """Writes the best checkpoint of a run, and all that is needed to use it, to `output`.
+
+    A released model that is there is replaced. Evaluations of other checkpoints and of other image
+    sizes are left out.
+
+    Args:
+      storage: of `STORAGE`, for kernels; biases, scales and statistics stay float32.
+
+    Returns:
+      The contents of release.json.
+
+    Raises:
+      UserError: no run or checkpoint, an ensemble of several networks, another folder at `output`,
+        or predictions that differ from the run's by more than `TOLERANCES`.
+    """
+    output = expand(output)
+    records.check_folder(output, "--output")
+    if output.exists() and not box.is_release(output) and any(output.iterdir()):
+        raise UserError(
+            f"--output: {output} is not empty and holds no released model; name another"
+        )
+    run = _network(workdir)
+    if box.is_release(run.workdir):
+        raise UserError(f"--workdir: {run.workdir} is a released model already; name a run")
+    size = run.config.eval.get("image_size", 0)
+    fitted = calibration.Calibration.read(run.workdir, run.step, size)
+    if fitted is None:
+        print(
+            f"warning: {run.workdir} is not calibrated, so the released model gives no intervals; "
+            "python -m agejax.evaluate calibrates a run that has a val split",
+            file=sys.stderr,
+        )
+    averaged = (run.workdir / ensembles.FILE).exists()
+    if not averaged and not (run.workdir / "summary.json").exists():
+        print(f"warning: {run.workdir} is not finished; its best step so far is released",
+              file=sys.stderr)  # fmt: skip
+    with records.new_folder(output) as folder:
+        _write(run, fitted, folder, storage)
+        again = Run.open(folder, devices=1)
+        written = box.read(folder) | {"parity": _difference(again, run)}
+        if not written["parity"] <= TOLERANCES[storage]:
+            raise UserError(
+                f"--storage={storage}: the released model differs from the run by "
+                f"{written['parity']:.1e} of the largest value (allowed: {TOLERANCES[storage]:.0e})"
+                "; nothing was written"
+            )
+        _seal(folder, written)
+        info = description.describe(again, jax.eval_shape(prediction(again), _images(again)))
+        text = card.of_release(again, written, info, output.name)
+        records.write_text(folder / "card.md", text)
+        shutil.rmtree(output, ignore_errors=True)
+    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    print(
+        f"{output}: {size / 1e6:,.2f} MB, step {run.step:,} of {run.workdir}, differs from it by "
+        f"{written['parity']:.1e} of the largest value; use it as --workdir={output}"
+    )
+    return written
+
+
+def _network(workdir: str | pathlib.Path) -> Run:
+    """A run, or the averaged network of an ensemble, opened.
+
+    Raises:
+      UserError: no such folder, or an ensemble of several networks or views.
+    """
+    if not (box.locate(workdir) / ensembles.FILE).exists():
+        return Run.open(workdir, devices=1)
+    run = ensembles.open_run(workdir)
+    spec = records.read_json(run.workdir / ensembles.FILE, dict, "make the ensemble again")
+    if spec["combine"] != "weights" or spec["views"] != ["plain"]:
+        raise UserError(
+            f"--workdir: {run.workdir} is an ensemble of several networks or views, and a released "
+            "model is one network; teach one by them (config.distill), or average weights"
+        )
+    (params,), (batch_stats,) = run.params, run.batch_stats
+    return dataclasses.replace(
+        ensembles.open_member(spec["members"][0]),
+        workdir=run.workdir, step=run.step, fingerprint=run.fingerprint,
+        params=params, batch_stats=batch_stats,
+    )  # fmt: skip
+
+
+def _write(
+    run: Run, fitted: calibration.Calibration | None, folder: pathlib.Path, storage: str
+) -> None:
+    """Writes all but the card."""
+    arrays = {k: np.asarray(v) for k, v in (run.params | run.batch_stats).items()}
+    kernels = {name for name in run.params if storage == "float16" and arrays[name].ndim > 1}
+    halves = {name: arrays[name].astype(np.float16) for name in kernels}
+    records.write_bytes(folder / box.WEIGHTS, safetensors.numpy.save(arrays | halves))
+    records.write_json(folder / "config.json", lineage.portable(run.config))
+    if (run.workdir / "summary.json").exists():
+        summary = records.read_json(run.workdir / "summary.json", dict, "let the run end")
+        kept = {key: summary[key] for key in KEPT_OF_SUMMARY if key in summary}
+        records.write_json(folder / "summary.json", kept)
+    if fitted is not None:
+        fitted.save(folder)
+    for name, result in card.evaluations(run):
+        sizes = {image_sizes.of_evaluation(run.config), result.get("image_size")}
+        if result["step"] != run.step or len(sizes - {None}) > 1:
+            continue
+        place = folder / "evaluation" / name
+        with records.disk(place):
+            place.mkdir(parents=True)
+        result.pop("compared", None)  # with a folder of this machine
+        records.write_json(place / "metrics.json", result)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    _seal(
+        folder,
+        {
+            "format": box.FORMAT,
+            "run": run.workdir.resolve().name,
+            "step": run.step,
+            "fingerprint": run.fingerprint,
+            "facts": dataclasses.asdict(run.facts),
+            "lineage": lineage.of(run),
+            "storage": storage,
+            "parity": None,
+            "files": {
+                str(path.relative_to(folder)): box.sha256(path.read_bytes()) for path in files
+            },
+        },
+    )
+
+
+def _seal(folder: pathlib.Path, values: dict[str, Any]) -> None:
+    """Writes release.json with its digest."""
+    values = records.clean(values)
+    records.write_json(folder / box.RELEASE, values | {"digest": records.digest(values)})
+
+
+def _difference(one: Run, other: Run) -> float:
+    """The largest difference of their predictions of random images; see `difference`."""
+    images = _images(one)
+    given, expected = (jax.device_get(prediction(run)(images)) for run in (one, other))
+    return difference(given, expected)
+
+
+def _images(run: Run) -> np.ndarray:
+    return random_images(run.config.data.image_size)
