@@ -9,173 +9,14 @@ batch-norm statistics are averaged too, or computed on training images (--statis
 from __future__ import annotations
 
 import argparse
-import pathlib
 import sys
 from collections.abc import Sequence
 
-import numpy as np
-import safetensors.numpy
-from scipy import optimize, sparse
-
 from agejax.errors import UserError, run_command
-from agejax.evaluation import calibration, comparison
-from agejax.evaluation.scored import Scored, score
-from agejax.logging import records
+from agejax.evaluation import ensembling
 from agejax.paths import expand
-from agejax.runs import box, ensembles
-from agejax.runs.ensembles import COMBINE, FILE, STATISTICS, STATISTICS_FILE, VIEWS, open_member
-from agejax.runs.run import Run
+from agejax.runs.ensembles import COMBINE, STATISTICS, VIEWS
 from agejax.training import batch_statistics, sharding
-
-
-def fit_weights(members: Sequence[Run], views: Sequence[str]) -> dict[str, list[float]]:
-    """The weights that are best on the validation images the members share, of each label alone.
-
-    Of ages those of the least mean absolute error (a linear program), of classes those of the least
-    negative log-likelihood.
-
-    Raises:
-      UserError: members of other data or splits, whose validation images others have trained on.
-    """
-    first = members[0]
-    if not first.config.data.split.val_of_train:
-        raise UserError(
-            f"--weights=fit: {first.workdir} was trained without a val split; give the weights"
-        )
-    for member in members:
-        if not member.has_splits(first.fingerprint, first.config):
-            raise UserError(
-                f"--weights=fit: {member.workdir} was trained on other data or another split than "
-                f"{first.workdir}; give the weights"
-            )
-    scored: list[Scored] = []
-    for member in members:
-        alone = ensembles.join(
-            member.workdir, [member], "predictions", ensembles.equal_weights([member]), views
-        )
-        if scored:
-            scored.append(comparison.score_again(scored[0], alone))
-        else:
-            scored.append(score(alone, split="val"))
-    weights = ensembles.equal_weights(members)
-    for label, given in weights.items():
-        having = [i for i, weight in enumerate(given) if weight]
-        said = np.stack([scored[i].predictions[label].astype(np.float64) for i in having])
-        truth = scored[0].labels[label]
-        fit = _fit_years if said.ndim == 2 else _fit_classes
-        for i, weight in zip(having, fit(said, truth), strict=True):
-            given[i] = weight
-    return weights
-
-
-def _fit_years(said: np.ndarray, truth: np.ndarray) -> list[float]:
-    """The simplex weights w [M] that minimise mean |w · said - truth|; [M, N], [N] -> [M]."""
-    known = np.isfinite(truth)
-    said, truth = said[:, known], truth[known].astype(np.float64)
-    m, n = said.shape
-    # min Σ t  with  -t <= w · said - truth <= t,  w >= 0,  Σ w = 1
-    fits = sparse.hstack([sparse.csr_array(said.T), -sparse.eye_array(n)])
-    other = sparse.hstack([sparse.csr_array(-said.T), -sparse.eye_array(n)])
-    best = optimize.linprog(
-        np.repeat([0.0, 1.0], [m, n]),
-        A_ub=sparse.vstack([fits, other]),
-        b_ub=np.concatenate([truth, -truth]),
-        A_eq=np.repeat([[1.0, 0.0]], [m, n], axis=1),
-        b_eq=[1.0],
-    )
-    return best.x[:m].tolist()
-
-
-def _fit_classes(said: np.ndarray, truth: np.ndarray) -> list[float]:
-    """The simplex weights [M] that minimise -log of w · said of the true class; [M, N, K], [N]."""
-    known = truth >= 0
-    p = said[:, known, truth[known]]  # [M, N]
-    m = len(p)
-    best = optimize.minimize(
-        lambda w: -np.log(np.maximum(w @ p, 1e-12)).mean(),
-        np.full(m, 1 / m),
-        jac=lambda w: -(p / np.maximum(w @ p, 1e-12)).mean(axis=1),
-        bounds=[(0, 1)] * m,
-        constraints={"type": "eq", "fun": lambda w: w.sum() - 1, "jac": lambda w: np.ones(m)},
-        method="SLSQP",
-    )
-    return best.x.clip(0).tolist()
-
-
-def parse_weights(
-    text: str, members: Sequence[Run], views: Sequence[str]
-) -> dict[str, list[float]]:
-    """--weights: "" for equal ones, "fit", or one number a member; of each label."""
-    if text == "fit":
-        return fit_weights(members, views)
-    weights = ensembles.equal_weights(members)
-    if not text:
-        return weights
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if len(numbers) != len(members) or min(numbers) < 0 or sum(numbers) == 0:
-        raise UserError(
-            f"--weights={text}: {len(members)} numbers of 0 or above, such as .4,.6, or fit"
-        )
-    return {
-        label: [n * has for n, has in zip(numbers, given, strict=True)]
-        for label, given in weights.items()
-    }
-
-
-def create(
-    output: pathlib.Path,
-    given: Sequence[str | pathlib.Path],
-    combine: str = COMBINE[0],
-    weights: str = "",
-    views: Sequence[str] = ("plain",),
-    statistics: str = STATISTICS[0],
-    batches: int = batch_statistics.BATCHES,
-) -> dict[str, list[float]]:
-    """Writes an ensemble's folder, which `ensembles.open_run` opens.
-
-    Args:
-      given: runs' folders, or FOLDER@STEP.
-      combine, weights, views, statistics, batches: as on the command line.
-
-    Returns:
-      label -> the weight of each member.
-
-    Raises:
-      UserError: members that do not fit together, weights that are none, or statistics that cannot
-        be made anew.
-    """
-    if batches < 1:
-        raise UserError(f"--batches={batches}: give 1 or more")
-    if statistics == "anew" and combine != "weights":
-        raise UserError("--statistics=anew: only --combine=weights makes a network that needs them")
-    records.check_folder(output, "--output")
-    members = [open_member(str(path)) for path in given]
-    shares = parse_weights(weights, members, views)
-    ensembles.join(output, members, combine, shares, views)  # raises where they do not fit together
-    share = next(iter(shares.values()))
-    anew = {}
-    if statistics == "anew":
-        averaged = ensembles.average(members, np.array(share) / np.sum(share))
-        if anew := batch_statistics.anew(averaged, batches):
-            size = averaged.config.data.batch_size
-            print(f"batch statistics: made anew on {batches} batches of {size} training images")
-        else:
-            print("batch statistics: no batch norm trains here, so there is nothing to make anew")
-    output.mkdir(parents=True, exist_ok=True)
-    (output / STATISTICS_FILE).unlink(missing_ok=True)
-    if anew:
-        records.write_bytes(output / STATISTICS_FILE, safetensors.numpy.save(anew))
-    paths = [str(p if box.is_name(p) else expand(p).absolute()) for p in given]
-    spec = {
-        "members": paths, "combine": combine, "weights": shares, "views": list(views),
-        "statistics": "anew" if anew else "averaged",
-    }  # fmt: skip
-    (output / calibration.FILE).unlink(missing_ok=True)  # of what was here before
-    records.write_json(output / FILE, spec)
-    return shares
 
 
 def main(argv: Sequence[str]) -> None:
@@ -207,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("--weights=fit: predictions are fitted, weights of networks are given")
     sharding.start()
     output = expand(args.output)
-    weights = create(
+    weights = ensembling.create(
         output, args.members, args.combine, args.weights, views, args.statistics, args.batches
     )
     for label, values in weights.items():

@@ -9,6 +9,7 @@ from sklearn.datasets import make_classification, make_regression
 from agejax import baselines
 from agejax.data import opening
 from agejax.errors import UserError, run_command
+from agejax.evaluation import baselines as estimators
 from agejax.runs.run import Run
 
 
@@ -22,10 +23,10 @@ def test_years_are_learned_and_unknown_ones_left_out(estimator):
     y = 40 + 15 * y / y.std()
     y[::7] = np.nan
     parts, labels = splits_of(x, y, 400)
-    fitted, options = baselines.fit(estimator, parts, labels)
-    assert options in baselines.ESTIMATORS[estimator][2]
+    fitted, options = estimators.fit(estimator, parts, labels)
+    assert options in estimators.ESTIMATORS[estimator][2]
     known = np.isfinite(labels["val"])
-    said = baselines.say(fitted, parts["val"][known], None)
+    said = estimators.say(fitted, parts["val"][known], None)
     error = np.abs(said - labels["val"][known]).mean()
     assert error < 0.5 * np.abs(labels["val"][known] - np.nanmedian(labels["train"])).mean()
 
@@ -38,8 +39,8 @@ def test_classes_are_learned_and_have_probabilities(estimator, classes):
     )
     y[::9] = -1
     parts, labels = splits_of(x, y, 400)
-    fitted, _ = baselines.fit(estimator, parts, labels)
-    p = baselines.say(fitted, parts["val"], classes + 1)  # one that nobody has
+    fitted, _ = estimators.fit(estimator, parts, labels)
+    p = estimators.say(fitted, parts["val"], classes + 1)  # one that nobody has
     np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-5)
     assert not p[:, -1].any()
     known = labels["val"] >= 0
@@ -49,7 +50,7 @@ def test_classes_are_learned_and_have_probabilities(estimator, classes):
 def test_the_options_are_those_with_the_least_error_on_val():
     x, y = make_regression(90, 60, n_informative=60, noise=80.0, random_state=1)
     parts, labels = splits_of(x, y, 60)
-    make, _, grid = baselines.ESTIMATORS["linear"]
+    make, _, grid = estimators.ESTIMATORS["linear"]
     errors, said = [], []
     for options in grid:
         made = make(**options).fit(parts["train"], labels["train"])
@@ -57,7 +58,7 @@ def test_the_options_are_those_with_the_least_error_on_val():
         errors.append(np.abs(said[-1] - labels["val"]).mean())
     best = int(np.argmin(errors))
     assert min(errors) < errors[0]
-    fitted, options = baselines.fit("linear", parts, labels)
+    fitted, options = estimators.fit("linear", parts, labels)
     assert options == grid[best]
     np.testing.assert_allclose(fitted.predict(parts["val"]), said[best])
 
@@ -77,9 +78,9 @@ def test_the_command_scores_as_evaluate_does(trained, tmp_path, capsys):
 def test_features_are_those_of_the_run(trained):
     run = Run.open(trained)
     source = opening.open_source(run.config.data)
-    x = baselines.features(run, source, np.arange(20), "run")
+    x = estimators.features(run, source, np.arange(20), "run")
     assert x.shape == (20, 16)
-    again = baselines.features(run, source, np.arange(10, 20), "run")
+    again = estimators.features(run, source, np.arange(10, 20), "run")
     np.testing.assert_allclose(again, x[10:], rtol=1e-5)
     with pytest.raises(UserError, match="started from random weights"):
-        baselines.features(run, source, np.arange(20), "pretrained")
+        estimators.features(run, source, np.arange(20), "pretrained")

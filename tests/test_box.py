@@ -15,11 +15,11 @@ import pytest
 import safetensors.numpy
 
 import tiny
-from agejax import checks, ensemble, explain, predict, release, train
+from agejax import checks, explain, predict, release, train
 from agejax import heads as heads_lib
 from agejax.data import opening, splits
 from agejax.errors import UserError, run_command
-from agejax.evaluation import findings, fitting
+from agejax.evaluation import ensembling, findings, fitting
 from agejax.evaluation.calibration import Calibration
 from agejax.evaluation.scored import score
 from agejax.exporting import card
@@ -181,7 +181,7 @@ def test_a_damaged_file_is_one_line(folder, tmp_path, capsys):
 def test_averaged_weights_are_released_as_the_one_network_that_they_are(
     trained, measured, tmp_path, capsys
 ):
-    ensemble.create(tmp_path / "soup", [f"{trained}@4", measured], "weights")
+    ensembling.create(tmp_path / "soup", [f"{trained}@4", measured], "weights")
     release_lib.release(tmp_path / "soup", tmp_path / "out")
     assert "is not finished" not in capsys.readouterr().err
     weight = np.ones(8, np.float32)
@@ -192,7 +192,7 @@ def test_averaged_weights_are_released_as_the_one_network_that_they_are(
         np.testing.assert_allclose(values, expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
     text = (tmp_path / "out/card.md").read_text()
     assert f"Its weights are the mean of {trained.name}@4, student." in text
-    ensemble.create(tmp_path / "both", [trained, measured])
+    ensembling.create(tmp_path / "both", [trained, measured])
     with pytest.raises(UserError, match="ensemble of several networks or views"):
         release_lib.release(tmp_path / "both", tmp_path / "out")
 
@@ -284,7 +284,7 @@ def test_a_released_model_is_evaluated_and_joined_and_never_written(
     flags = ["explain", "--workdir=box", "--method=grad_cam", image]
     assert run_command(explain.main, flags) == 0
     assert len(os.listdir(tmp_path / "runs/released-small/explanations/age-grad_cam")) == 2
-    ensemble.create(tmp_path / "both", ["box", measured])
+    ensembling.create(tmp_path / "both", ["box", measured])
     assert json.loads((tmp_path / "both/ensemble.json").read_text())["members"] == [
         "box", str(measured),
     ]  # fmt: skip

@@ -39,6 +39,8 @@ from agejax.logging import records
 from agejax.reporting import plots, results
 from agejax.runs import ensembles
 from agejax.runs.run import Run, skipped_steps
+from agejax.sweeps import space
+from agejax.sweeps.space import read_space
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -261,7 +263,7 @@ def test_a_broken_config_file_is_named_with_its_line(text, message, tmp_path, mo
 def test_a_broken_space_file_is_named_with_its_line(text, message, tmp_path):
     (tmp_path / "my.txt").write_text(text)
     with pytest.raises(UserError, match=message):
-        sweep.read_space(str(tmp_path / "my.txt"))
+        read_space(str(tmp_path / "my.txt"))
 
 
 # ---- what commands are given to read and to write ------------------------------------------------
@@ -338,7 +340,7 @@ def test_an_output_that_cannot_be_written_is_one_line_before_any_work(
 
     monkeypatch.setattr(Run, "open", work)
     monkeypatch.setattr(sources, "load", work)
-    monkeypatch.setattr(sweep, "read_space", work)
+    monkeypatch.setattr(space, "read_space", work)
     image = next(faces.iterdir())
     others = {
         "explain": ["--workdir=run", image],

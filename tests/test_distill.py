@@ -13,7 +13,7 @@ from scipy.special import log_softmax, softmax
 from scipy.stats import entropy
 
 import tiny
-from agejax import distill, ensemble, train
+from agejax import distill, train
 from agejax.data import augment, draws, opening, pipeline, splits
 from agejax.data.augment import Mix
 from agejax.distillation import feature_map, seen, setup
@@ -21,6 +21,7 @@ from agejax.distillation.files import TargetFile
 from agejax.distillation.setup import open_teachers
 from agejax.distillation.teachers import FEATURES, Target, Teachers
 from agejax.errors import UserError
+from agejax.evaluation import ensembling
 from agejax.exporting import files
 from agejax.exporting.prediction import prediction
 from agejax.heads import Facts, create, losses, training
@@ -125,7 +126,7 @@ def test_a_target_is_the_mean_of_the_teachers_probabilities(config_of, teachers)
 
 
 def test_the_members_of_an_ensemble_teach_by_their_weights(config_of, teachers, tmp_path):
-    ensemble.create(tmp_path / "both", teachers, weights=".75,.25", views=("plain", "flip"))
+    ensembling.create(tmp_path / "both", teachers, weights=".75,.25", views=("plain", "flip"))
     config = config_of(distill__runs=(str(tmp_path / "both"),))
     given, batch = taught(config), pipeline.gather(opening.open_source(config.data), ROWS)
     expected = np.zeros_like(given["ethnicity"])

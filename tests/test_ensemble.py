@@ -9,6 +9,7 @@ import pytest
 
 from agejax import ensemble, predict
 from agejax.errors import UserError, run_command
+from agejax.evaluation import ensembling
 from agejax.reporting import results
 from agejax.runs import ensembles
 from agejax.runs.run import Run
@@ -133,7 +134,7 @@ def test_the_fitted_weights_of_years_are_the_best_there_are():
     rng = np.random.default_rng(0)
     truth = rng.uniform(0, 90, 400)
     said = np.stack([truth + rng.normal(0, sd, 400) for sd in (3, 5, 30)])
-    weights = np.array(ensemble._fit_years(said, np.append(truth[:-1], np.nan)))
+    weights = np.array(ensembling._fit_years(said, np.append(truth[:-1], np.nan)))
     assert weights.sum() == pytest.approx(1)
     assert weights.min() >= 0
     best = np.abs(weights @ said - truth)[:-1].mean()
@@ -154,7 +155,7 @@ def test_the_fitted_weights_of_classes_are_the_best_there_are():
     def loss(weights):
         return -np.log((weights @ said.swapaxes(0, 1))[np.arange(400), truth]).mean()
 
-    weights = np.array(ensemble._fit_classes(said, truth))
+    weights = np.array(ensembling._fit_classes(said, truth))
     assert weights.sum() == pytest.approx(1)
     for other in rng.dirichlet([1, 1, 1], 300):
         assert loss(weights) <= loss(other) + 1e-6

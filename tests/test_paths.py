@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 
 import tiny
-from agejax import command_line, ensemble, paths, predict, sweep, train
+from agejax import command_line, paths, predict, train
 from agejax.config import default
 from agejax.data import audit, opening, prepare, sources, splits
 from agejax.errors import UserError, run_command
+from agejax.evaluation import ensembling
 from agejax.models import pretrained
 from agejax.reporting import results
 from agejax.runs.run import Run
+from agejax.sweeps.space import read_space
 from agejax.training import sharding
 
 
@@ -104,7 +106,7 @@ def test_configs_spaces_and_weights_are_expanded(home):
     (home / "config.py").write_text("from agejax.config import default as get_config")
     assert command_line.parse(["main", "--config=~/config.py"]).model.name == default().model.name
     (home / "space.py").write_text("def get_space():\n    return {'seed': {'low': 1, 'high': 2}}")
-    assert list(sweep.read_space("~/space.py")) == ["seed"]
+    assert list(read_space("~/space.py")) == ["seed"]
     np.savez(home / "weights.npz", a=np.ones(3, np.float32))
     assert list(pretrained.identify("~/weights.npz", "vit_ti16")[0]) == ["a"]
 
@@ -120,7 +122,7 @@ def test_the_folder_of_a_run_is_expanded_by_its_readers(with_run, trained):
         "~/run", source_path="~/faces", output="~/scores", write_report=False
     )  # fmt: skip
     assert json.loads((with_run / "scores/metrics.json").read_text()) == result
-    ensemble.create(with_run / "both", ["~/run", "~/run@4"], "predictions", "", ["plain"])
+    ensembling.create(with_run / "both", ["~/run", "~/run@4"], "predictions", "", ["plain"])
     members = json.loads((with_run / "both/ensemble.json").read_text())["members"]
     assert members == [str(with_run / "run"), str(with_run / "run@4")]
 

@@ -12,6 +12,7 @@ import pytest
 import tiny
 from agejax import pseudo_label, train
 from agejax.data import opening, sources, splits
+from agejax.distillation import pseudo_labels
 from agejax.errors import UserError, run_command
 from agejax.evaluation.scored import score_rows
 from agejax.runs import ensembles
@@ -29,7 +30,7 @@ def folder(faces, tmp_path_factory):
 @pytest.fixture(scope="module")
 def labelled(trained, folder, tmp_path_factory):
     output = tmp_path_factory.mktemp("labelled")
-    return pseudo_label.pseudo_label(
+    return pseudo_labels.pseudo_label(
         trained, str(folder), output, keep=0.5, probability=0.5
     ), output
 
@@ -43,7 +44,7 @@ def test_the_surest_half_is_kept_with_what_the_run_says(trained, folder, labelle
     result, output = labelled
     rows = rows_of(output / "labels.csv")
     assert (result["images"], result["kept"], len(rows)) == (40, 20, 20)
-    run = pseudo_label.twice(ensembles.open_run(trained))
+    run = pseudo_labels.twice(ensembles.open_run(trained))
     source = sources.load("image_folder", str(folder), image_size=32)
     said = score_rows(run, source, np.arange(40), "all").predictions
     unsure = dict(zip(source.ids.tolist(), said["age_spread"].tolist(), strict=True))
@@ -70,7 +71,7 @@ def test_the_surest_half_is_kept_with_what_the_run_says(trained, folder, labelle
 def test_every_image_is_asked_about_together_with_its_mirror_image(trained):
     images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), np.uint8)
     plain, mirrored = (by_hand.predict(trained, 4, x) for x in (images, images[:, :, ::-1]))
-    run = pseudo_label.twice(ensembles.open_run(trained))
+    run = pseudo_labels.twice(ensembles.open_run(trained))
     padded = np.concatenate([images, images[:2]])
     said = run.predict([{"image": padded, "weight": np.ones(8, np.float32)}])
     assert np.abs(plain["age"] - mirrored["age"]).max() > 0.01
@@ -109,7 +110,7 @@ def test_the_written_lines_train_on_both(labelled, cache, tmp_path):
 
 def test_bad_shares_and_folders_are_one_line(trained, folder, tmp_path, capsys):
     with pytest.raises(UserError, match="a share above 0"):
-        pseudo_label.pseudo_label(trained, str(folder), tmp_path, keep=0.0)
+        pseudo_labels.pseudo_label(trained, str(folder), tmp_path, keep=0.0)
     (tmp_path / "empty").mkdir()
     flags = [f"--workdir={trained}", f"--source={tmp_path / 'empty'}", f"--output={tmp_path}"]
     assert run_command(pseudo_label.main, ["pseudo_label", *flags]) == 2
@@ -135,7 +136,7 @@ def test_a_data_sets_own_labels_give_way_to_what_a_run_says(trained, faces, cach
         exec(line)
     source = opening.open_source(config.data)
     said = ensembles.open_run(trained)
-    expected = score_rows(pseudo_label.twice(said), source, np.arange(96), "all").predictions[
+    expected = score_rows(pseudo_labels.twice(said), source, np.arange(96), "all").predictions[
         "gender"
     ]
     np.testing.assert_array_equal(source.labels["gender"], expected.argmax(axis=1))

@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 
 import optuna
 import pytest
@@ -19,6 +20,10 @@ from agejax import config as config_lib
 from agejax import sweep, train
 from agejax.configs import imbalance_utk, mobilenet_v3_utk_best, scratch_utk, small_model_utk
 from agejax.errors import NotFiniteError, UserError, run_command
+from agejax.sweeps import study as studies
+from agejax.sweeps import workers
+from agejax.sweeps.search import search
+from agejax.sweeps.space import read_space, suggest
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::optuna.exceptions.ExperimentalWarning", "ignore:Heartbeat of storage"
@@ -43,8 +48,8 @@ def config(faces, cache):
 
 def study_in(folder, pruner="none", sampler="random", mode="min"):
     folder.mkdir(exist_ok=True)
-    made = sweep.create_sampler(sampler, 2, seed=0)
-    return sweep.create_study(folder, "", made, sweep.create_pruner(pruner), mode)
+    made = studies.create_sampler(sampler, 2, seed=0)
+    return studies.create_study(folder, "", made, studies.create_pruner(pruner), mode)
 
 
 def rows_of(folder):
@@ -54,7 +59,7 @@ def rows_of(folder):
 
 def test_trials_are_drawn_trained_and_ranked(config, tmp_path):
     folder = tmp_path / "study"
-    sweep.sweep(config, SPACE, folder, study_in(folder, sampler="tpe"), trials=3)
+    search(config, SPACE, folder, study_in(folder, sampler="tpe"), trials=3)
     rows = rows_of(folder)
     assert [row["state"] for row in rows] == ["complete"] * 3
     for row in rows:
@@ -71,10 +76,10 @@ def test_trials_are_drawn_trained_and_ranked(config, tmp_path):
     assert f"<b>{best['value']:.4f}</b>" in page
     assert page.count("<img") == 2
     # The same command has nothing left to do; more trials are more.
-    sweep.sweep(config, SPACE, folder, study_in(folder), trials=3)
+    search(config, SPACE, folder, study_in(folder), trials=3)
     assert len(rows_of(folder)) == 3
-    sweep.sweep(config, SPACE, folder, study_in(folder), trials=4)
-    sweep.sweep(config, SPACE, folder, study_in(folder), trials=5)
+    search(config, SPACE, folder, study_in(folder), trials=4)
+    search(config, SPACE, folder, study_in(folder), trials=5)
     # Whoever goes on with a study draws other points than whoever began it, from the same seed.
     assert len({row["schedule.lr"] for row in rows_of(folder)}) == 5
 
@@ -83,7 +88,7 @@ def test_trials_are_drawn_trained_and_ranked(config, tmp_path):
 def test_the_best_of_three_trials(mode, best, config, tmp_path, monkeypatch):
     values = iter([3.0, 1.0, 2.0])
     monkeypatch.setattr(train, "train", lambda *_: {"best": {"value": next(values)}})
-    sweep.sweep(config, SPACE, tmp_path / "study", study_in(tmp_path / "study", mode=mode), 3)
+    search(config, SPACE, tmp_path / "study", study_in(tmp_path / "study", mode=mode), 3)
     assert json.loads((tmp_path / "study" / "best.json").read_text())["number"] == best
 
 
@@ -103,7 +108,7 @@ def test_a_trial_ends_where_the_pruner_says(config, tmp_path, monkeypatch):
     folder = tmp_path / "study"
     study = study_in(folder)
     study.pruner = optuna.pruners.MedianPruner(n_startup_trials=2, n_warmup_steps=0)
-    sweep.sweep(config, SPACE, folder, study, trials=5)
+    search(config, SPACE, folder, study, trials=5)
     states = [row["state"] for row in rows_of(folder)]
     assert states == ["complete", "complete", "pruned", "pruned", "pruned"]
     assert max(step for number, step in steps if number == 3) == 1
@@ -122,9 +127,9 @@ def test_a_signal_stops_and_the_same_command_goes_on_in_the_same_folder(
 
     monkeypatch.setattr(train, "train", interrupted)
     with pytest.raises(SystemExit):
-        sweep.sweep(config, SPACE, folder, study_in(folder), trials=2)
+        search(config, SPACE, folder, study_in(folder), trials=2)
     assert [row["state"] for row in rows_of(folder)] == ["complete", "fail"]
-    sweep.sweep(config, SPACE, folder, study_in(folder), trials=2)
+    search(config, SPACE, folder, study_in(folder), trials=2)
     assert seen[2] == seen[1]
     assert [row["state"] for row in rows_of(folder)] == ["complete", "fail", "complete"]
 
@@ -139,9 +144,9 @@ def test_the_trial_of_a_worker_that_died_goes_on_in_its_folder(config, tmp_path,
     monkeypatch.setattr(train, "train", pretend)
     study = study_in(folder)
     dead = study.ask()
-    value = sweep.suggest(dead, "schedule.lr", SPACE["schedule.lr"])
-    sweep.go_on_with(study, dead)
-    sweep.sweep(config, {"schedule.lr": SPACE["schedule.lr"]}, folder, study, trials=1)
+    value = suggest(dead, "schedule.lr", SPACE["schedule.lr"])
+    workers.go_on_with(study, dead)
+    search(config, {"schedule.lr": SPACE["schedule.lr"]}, folder, study, trials=1)
     assert seen == [("0000", value)]
 
 
@@ -184,7 +189,7 @@ def test_a_killed_trial_is_tried_again_at_once_and_n_trials_are_n_completed(
         return {"best": {"value": 1.0}}
 
     monkeypatch.setattr(train, "train", pretend)
-    sweep.sweep(config, SPACE, folder, study, trials=3)
+    search(config, SPACE, folder, study, trials=3)
     assert seen[0] == ("0001", cut_off["schedule.lr"])
     assert [trial.state.name for trial in study.trials] == [
         "COMPLETE", "FAIL", "COMPLETE", "COMPLETE",
@@ -194,19 +199,19 @@ def test_a_killed_trial_is_tried_again_at_once_and_n_trials_are_n_completed(
 
 def test_the_trial_of_a_worker_that_lives_is_left_alone(tmp_path):
     study = study_in(tmp_path / "study")
-    one, other = (sweep.Worker(tmp_path / "study") for _ in range(2))
+    one, other = (workers.Worker(tmp_path / "study") for _ in range(2))
     trial = study.ask()
-    value = sweep.suggest(trial, "schedule.lr", SPACE["schedule.lr"])
+    value = suggest(trial, "schedule.lr", SPACE["schedule.lr"])
     trial.set_user_attr("worker", one.name)
-    sweep.revive(study, other)
+    workers.revive(study, other)
     assert [each.state.name for each in study.trials] == ["RUNNING"]
     one.close()
-    sweep.revive(study, other)
-    sweep.revive(study, other)
+    workers.revive(study, other)
+    workers.revive(study, other)
     assert [each.state.name for each in study.trials] == ["FAIL", "WAITING"]
     queued = study.ask()
     assert queued.user_attrs["goes_on"] == 0
-    assert sweep.suggest(queued, "schedule.lr", SPACE["schedule.lr"]) == value
+    assert suggest(queued, "schedule.lr", SPACE["schedule.lr"]) == value
 
 
 def test_a_worker_waits_for_the_last_trial_of_another_and_begins_none_beyond(
@@ -214,14 +219,14 @@ def test_a_worker_waits_for_the_last_trial_of_another_and_begins_none_beyond(
 ):
     folder = tmp_path / "study"
     study = study_in(folder)
-    other = sweep.Worker(folder)
+    other = workers.Worker(folder)
     trial = study.ask()
     trial.set_user_attr("worker", other.name)
     trial.set_user_attr("workdir", str(folder))
     trial.set_user_attr("settings", {})
-    monkeypatch.setattr(sweep.time, "sleep", lambda seconds: study.tell(trial, 2.0))
+    monkeypatch.setattr(time, "sleep", lambda seconds: study.tell(trial, 2.0))
     monkeypatch.setattr(train, "train", lambda *_: pytest.fail("began another trial"))
-    sweep.sweep(config, SPACE, folder, study, trials=1)
+    search(config, SPACE, folder, study, trials=1)
     assert "waiting for the trials of other workers: 1" in capsys.readouterr().out
     assert [row["value"] for row in rows_of(folder)] == ["2.0"]
 
@@ -262,14 +267,14 @@ def test_a_study_db_of_another_kind_is_one_line_and_stays_as_it_is(tmp_path, cap
 def test_a_study_of_the_other_direction_is_one_line_as_is_a_folder_that_is_a_file(tmp_path, capsys):
     study_in(tmp_path / "study")
     with pytest.raises(UserError, match="searches to minimize"):
-        sweep.create_study(tmp_path / "study", "", None, None, "max")
+        studies.create_study(tmp_path / "study", "", None, None, "max")
     (tmp_path / "file").touch()
     (tmp_path / "space.py").write_text(f"def get_space(): return {SPACE}")
     flags = [f"--space={tmp_path / 'space.py'}", f"--study={tmp_path / 'file'}"]
     assert run_command(sweep.main, ["sweep", *flags, CONFIG]) == 2
     assert "is not a folder; use another path" in capsys.readouterr().err
     with pytest.raises(UserError, match="--storage=nonsense cannot be opened"):
-        sweep.create_study(tmp_path / "study", "nonsense", None, None, "min")
+        studies.create_study(tmp_path / "study", "nonsense", None, None, "min")
 
 
 def test_a_setting_that_fails_is_a_failed_trial_and_a_config_that_fails_an_error(
@@ -282,7 +287,7 @@ def test_a_setting_that_fails_is_a_failed_trial_and_a_config_that_fails_an_error
 
     monkeypatch.setattr(train, "train", fails)
     folder = tmp_path / "study"
-    sweep.sweep(config, SPACE, folder, study_in(folder), trials=2)
+    search(config, SPACE, folder, study_in(folder), trials=2)
     rows = rows_of(folder)
     assert [row["state"] for row in rows] == ["complete", "fail", "complete"]
     assert rows[1]["error"] == "the loss is not finite"
@@ -293,7 +298,7 @@ def test_a_setting_that_fails_is_a_failed_trial_and_a_config_that_fails_an_error
     monkeypatch.setattr(train, "train", wrong)
     other = tmp_path / "other"
     with pytest.raises(UserError, match="no such data"):
-        sweep.sweep(config, SPACE, other, study_in(other), trials=2)
+        search(config, SPACE, other, study_in(other), trials=2)
 
 
 def failing(monkeypatch, errors):
@@ -315,7 +320,7 @@ def test_a_sweep_ends_where_its_trials_fail_one_after_the_other(config, tmp_path
     full = [UserError(f"disk full {i}") for i in range(3)]
     begun = failing(monkeypatch, [None, full[0], None, *full])
     with pytest.raises(UserError, match=r"^disk full 2$"):
-        sweep.sweep(config, SPACE, tmp_path / "study", study_in(tmp_path / "study"), trials=9)
+        search(config, SPACE, tmp_path / "study", study_in(tmp_path / "study"), trials=9)
     assert len(begun) == 6
     assert [row["state"] for row in rows_of(tmp_path / "study")][-3:] == ["fail"] * 3
 
@@ -324,7 +329,7 @@ def test_a_sweep_ends_where_more_trials_fail_than_were_asked_for(config, tmp_pat
     diverged = [NotFiniteError(f"the loss is nan, {i}", step=1) for i in range(5)]
     begun = failing(monkeypatch, [None, *diverged])
     with pytest.raises(UserError, match=r"^the loss is nan, 4$"):
-        sweep.sweep(config, SPACE, tmp_path / "study", study_in(tmp_path / "study"), trials=4)
+        search(config, SPACE, tmp_path / "study", study_in(tmp_path / "study"), trials=4)
     assert len(begun) == 6
 
 
@@ -344,7 +349,7 @@ def test_a_bad_space_is_named(config, tmp_path, text, message):
     (tmp_path / "space.py").write_text(text)
 
     def read_and_set():
-        space = sweep.read_space(str(tmp_path / "space.py"))
+        space = read_space(str(tmp_path / "space.py"))
         config_lib.replaced(config, dict.fromkeys(space, 0.0))
 
     with pytest.raises(UserError, match=message):
@@ -362,7 +367,7 @@ def test_values_lie_in_their_ranges():
     space = {"a": {"low": 1, "high": 9, "step": 4}, "b": {"low": 1e-6, "high": 1.0, "log": True}}
     for _ in range(30):
         trial = study.ask()
-        values = {name: sweep.suggest(trial, name, given) for name, given in space.items()}
+        values = {name: suggest(trial, name, given) for name, given in space.items()}
         assert values["a"] in (1, 5, 9)
         assert 1e-6 <= values["b"] <= 1
         assert math.isfinite(values["b"])
@@ -380,9 +385,9 @@ def test_values_lie_in_their_ranges():
 )
 def test_the_spaces_fit_their_configs(space, config):
     """Every setting is there, and a trial drawn from the space differs in them alone."""
-    drawn = sweep.read_space(str(ROOT / f"experiments/spaces/{space}.py"))
+    drawn = read_space(str(ROOT / f"experiments/spaces/{space}.py"))
     trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
-    values = {name: sweep.suggest(trial, name, given) for name, given in drawn.items()}
+    values = {name: suggest(trial, name, given) for name, given in drawn.items()}
     base = config.get_config()
     made = config_lib.replaced(base, values)
     for name, value in values.items():

@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agejax import predict, pseudo_label, sweep, tables
+from agejax import predict, tables
 from agejax.data import edits, sources
+from agejax.distillation import pseudo_labels
 from agejax.errors import run_command
 from agejax.predicting import images, output, predictions
 from agejax.reporting import results
 from agejax.runs.run import Run
+from agejax.sweeps import study as studies
 
 NAMES = ["=1+1.jpg", "+a.jpg", "-b.jpg", "@c.jpg", "'=d.jpg", "plain.jpg"]
 
@@ -73,7 +75,7 @@ def folder(faces, tmp_path):
 
 
 def test_pseudo_labels_find_the_images_of_such_names_again(trained, folder, tmp_path, cache):
-    pseudo_label.pseudo_label(trained, str(folder), tmp_path / "out", keep=1.0, probability=0)
+    pseudo_labels.pseudo_label(trained, str(folder), tmp_path / "out", keep=1.0, probability=0)
     cells = {row["file"] for row in read(tmp_path / "out/labels.csv")}
     assert cells == {name if name == "plain.jpg" else f"'{name}" for name in NAMES}
     table = str(tmp_path / "out/labels.csv")
@@ -130,7 +132,7 @@ def test_the_table_of_a_sweep_holds_no_formula(tmp_path):
         )
     )
     space = {"model.name": {"choices": ["@cnn"]}, "seed": {"low": -3, "high": 3}}
-    sweep.write(study, tmp_path, space)
+    studies.write(study, tmp_path, space)
     (row,) = read(tmp_path / "trials.csv")
     assert row["error"] == "'=cmd()"
     assert row["model.name"] == "'@cnn"

@@ -11,7 +11,7 @@ import pathlib
 import ml_collections
 
 from agejax.configs import appa_resnet50
-from agejax.pseudo_label import pseudo_label
+from agejax.distillation.pseudo_labels import pseudo_label
 from experiments.arms import Arm
 from experiments.systems import faces
 from experiments.systems.setting import Setting, changed

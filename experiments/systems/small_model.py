@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import ml_collections
 
-from agejax import baselines
 from agejax.config import default
 from agejax.configs import small_model_utk
+from agejax.reporting.baselines import evaluate_baseline
 from experiments.arms import Arm
 from experiments.systems import faces
 from experiments.systems.setting import Setting, changed
@@ -77,6 +77,6 @@ def baseline(estimator: str) -> Callable[[pathlib.Path, int, pathlib.Path], None
 
     def make(folder: pathlib.Path, seed: int, scores: pathlib.Path) -> None:
         reference = folder / REFERENCE / f"seed-{seed}"
-        baselines.evaluate_baseline(reference, estimator, output=scores, write_report=False)
+        evaluate_baseline(reference, estimator, output=scores, write_report=False)
 
     return make

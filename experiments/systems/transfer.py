@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping
 
 import ml_collections
 
-from agejax import ensemble
-from agejax.configs import transfer_appa
+from agejax.evaluation import ensembling
 from agejax.reporting import results
 from experiments.arms import Arm
 from experiments.systems import faces
@@ -61,7 +60,7 @@ def joined(shares: Mapping[str, float]) -> Callable[[pathlib.Path, int, pathlib.
 
     def make(folder: pathlib.Path, seed: int, scores: pathlib.Path) -> None:
         members = [folder / arm / f"seed-{seed}" for arm in shares]
-        ensemble.create(scores.parent, members, weights=",".join(map(str, shares.values())))
+        ensembling.create(scores.parent, members, weights=",".join(map(str, shares.values())))
         results.evaluate(scores.parent, split="test", output=scores, write_report=False)
 
     return make

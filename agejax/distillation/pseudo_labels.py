@@ -1,0 +1,135 @@
+"""Labels that a trained run gives to unlabelled faces, those it is surest of."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from agejax import tables
+from agejax.data import sources
+from agejax.errors import UserError
+from agejax.evaluation.scored import score_rows
+from agejax.logging import records
+from agejax.paths import expand
+from agejax.runs import ensembles
+from agejax.runs.run import Run
+
+LABELS = ("age", "gender", "ethnicity")  # that a CSV of `image_folder` can hold
+
+
+def pseudo_label(
+    workdir: str | pathlib.Path,
+    source_path: str | None,
+    output: str | pathlib.Path,
+    *,
+    dataset: str = "image_folder",
+    labels: Sequence[str] = LABELS,
+    keep: float = 0.8,
+    probability: float = 0.9,
+) -> dict[str, Any]:
+    """Writes labels.csv and labels.json to `output`.
+
+    How sure the run is of an age is what it says itself (`age_sigma`), or else how far apart its
+    answers to the image and its mirror image are, and those of an ensemble's members.
+
+    Args:
+      source_path: a folder or archive of face crops, framed as the run's training images; None:
+        the data set's builder looks.
+      dataset: a builder's name.
+      labels: of `LABELS`, those to write.
+      keep: the share of the images that stay, those of the surest ages; 1 keeps all.
+      probability: below it a class is left unknown.
+
+    Returns:
+      {"images", "kept", "labelled": {label: images}, "uncertainty": years, of the least sure image
+      kept, "config": lines to copy}.
+
+    Raises:
+      UserError: no run, no image, or a share outside (0, 1].
+    """
+    if not 0 < keep <= 1:
+        raise UserError(f"--keep={keep}: a share above 0, and 1 at most")
+    output = expand(output)
+    records.check_folder(output, "--output")
+    run = twice(ensembles.open_run(workdir))
+    source = sources.load(
+        dataset,
+        source_path,
+        image_size=run.config.data.image_size,
+        cache_dir=run.config.data.cache_dir,
+    )
+    scored = score_rows(run, source, np.arange(len(source.ids)), "all")
+    said = scored.predictions
+    unsure = uncertainty_of(said)
+    kept = np.sort(np.argsort(unsure, kind="stable")[: max(1, round(keep * len(unsure)))])
+
+    columns: dict[str, list[str]] = {"file": source.ids[kept].tolist()}
+    for label in (label for label in labels if label in said):
+        values = said[label][kept]
+        if values.ndim == 1:
+            columns[label] = [f"{value:.2f}" for value in values]
+        else:
+            names = run.facts.label_names[label]
+            sure = values.max(axis=1) >= probability
+            columns[label] = [
+                names[k] if yes else ""
+                for k, yes in zip(values.argmax(axis=1).tolist(), sure, strict=True)
+            ]
+    output.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    tables.write(text, columns, zip(*columns.values(), strict=True))
+    records.write_text(output / "labels.csv", text.getvalue())
+    result = {
+        "images": len(source.ids),
+        "kept": len(kept),
+        "labelled": {k: sum(map(bool, v)) for k, v in columns.items() if k != "file"},
+        "uncertainty": float(unsure[kept].max()),
+        "run": str(workdir),
+        "config": config_lines(run, dataset, source_path, output / "labels.csv"),
+    }
+    records.write_json(output / "labels.json", result)
+    return result
+
+
+def twice(run: Run) -> Run:
+    """The run, asked of every image and of its mirror image."""
+    return ensembles.join(
+        run.workdir, [run], "predictions", ensembles.equal_weights([run]), ["plain", "flip"]
+    )
+
+
+def uncertainty_of(said: Mapping[str, np.ndarray]) -> np.ndarray:
+    """[N], the lower the surer: of the age, years, or without one 1 - the largest probability."""
+    for name in ("age_sigma", "age_spread"):
+        if name in said:
+            return said[name]
+    label = next(iter(said))
+    return 1 - said[label].max(axis=1)
+
+
+def config_lines(run: Run, dataset: str, source_path: str | None, labels: pathlib.Path) -> str:
+    """A mixture of the run's data and the labelled images; of a data set, its own labels edited."""
+    place = None if source_path is None else str(expand(source_path).absolute())
+    if dataset != "image_folder":
+        lines = {"name": dataset, "source": place, "edits.labels": str(labels.absolute())}
+        return "\n".join(f"config.data.{key} = {value!r}" for key, value in lines.items())
+    data = run.config.data
+    options = {"labels": str(labels.absolute())} | {
+        f"{label}_names": tuple(names)
+        for label, names in run.facts.label_names.items()
+        if label in LABELS
+    }
+    parts = {
+        "real": {"name": data.name, "source": data.source},
+        "pseudo": {
+            "name": "image_folder",
+            "source": place,
+            "train_only": True,  # val and test stay real
+            "options": options,
+        },
+    }
+    return f"config.data.mixture = {parts!r}"

@@ -1,0 +1,144 @@
+"""Classical estimators on a frozen backbone's features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from scipy import special
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC, SVR
+
+from agejax.data import augment, pipeline
+from agejax.errors import UserError
+from agejax.runs.run import Run, predict_batches
+from agejax.training import image_sizes, optim, warm_start
+from agejax.training import state as state_lib
+
+FEATURES = ("run", "pretrained")
+
+
+def _xgboost(kind: str) -> Callable[..., Any]:
+    def make(**options: Any) -> Any:
+        try:
+            import xgboost
+        except ImportError as error:
+            raise UserError(
+                "--estimator=xgboost: the package xgboost is missing; pip install "
+                "'agejax[baselines]'"
+            ) from error
+        return getattr(xgboost, kind)(n_jobs=-1, tree_method="hist", **options)
+
+    return make
+
+
+def _scaled(estimator: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda **options: make_pipeline(StandardScaler(), estimator(**options))
+
+
+# name -> (of ages, of classes, options to choose from on val)
+ESTIMATORS: dict[str, tuple[Callable[..., Any], Callable[..., Any], Sequence[dict[str, Any]]]] = {
+    "linear": (
+        _scaled(lambda strength: Ridge(alpha=1 / strength)),
+        _scaled(lambda strength: LogisticRegression(C=strength, max_iter=500)),
+        [{"strength": c} for c in (1e-3, 1e-2, 1e-1)],
+    ),
+    "svm": (
+        _scaled(lambda strength: SVR(C=strength, cache_size=1000)),
+        _scaled(lambda strength: SVC(C=strength, cache_size=1000)),
+        [{"strength": c} for c in (1.0, 10.0)],
+    ),
+    "boosting": (
+        lambda **options: HistGradientBoostingRegressor(loss="absolute_error", **options),
+        HistGradientBoostingClassifier,
+        [{"learning_rate": rate, "max_iter": 300, "random_state": 0} for rate in (0.05, 0.1)],
+    ),
+    "xgboost": (
+        lambda **options: _xgboost("XGBRegressor")(objective="reg:absoluteerror", **options),
+        _xgboost("XGBClassifier"),
+        [{"learning_rate": rate, "n_estimators": 300, "random_state": 0} for rate in (0.05, 0.1)],
+    ),
+}  # fmt: skip
+
+
+def features(run: Run, source: Any, rows: np.ndarray, which: str) -> np.ndarray:
+    """The backbone's pooled features of rows int [N], float32 [N, C].
+
+    Args:
+      which: of `FEATURES`: as the run trained them, or as its training found them.
+
+    Raises:
+      UserError: pretrained features of a run that started from none.
+    """
+    config, model, mesh = run.config, run.model, run.mesh
+    assert model is not None
+    params, batch_stats = run.params, run.batch_stats
+    if which == "pretrained":
+        if not config.model.pretrained:
+            raise UserError(f"--features=pretrained: {run.workdir} started from random weights")
+        _, initialise = state_lib.create_model(config, run.heads)
+        frozen = optim.create_optimizer(
+            config.optim, optax.constant_schedule(0.0), model.parameters
+        )
+        trained = warm_start.of(config, run.heads, source)
+        state = state_lib.create(config, initialise, frozen, mesh, trained)
+        params, batch_stats = state.params, state.batch_stats
+    size = image_sizes.of_evaluation(config)
+
+    @jax.jit
+    def embed(params: Any, batch_stats: Any, batch: Any) -> dict[str, jax.Array]:
+        images = augment.eval_images(batch["image"], size)
+        return {"features": model.network(params, batch_stats).features(images)}
+
+    batches = pipeline.evaluation_batches(source, rows, config.eval.batch_size)
+    seen = predict_batches(embed, params, batch_stats, batches, mesh)
+    assert seen is not None
+    return seen["features"]
+
+
+def fit(estimator: str, x: dict[str, np.ndarray], y: dict[str, np.ndarray]) -> tuple[Any, Any]:
+    """The estimator of a label that does best on val.
+
+    Args:
+      x: split -> float [N, C] of train and val.
+      y: split -> years float [N], or classes int [N]; NaN and -1 are left out.
+
+    Returns:
+      (estimator, the options it has).
+    """
+    years = np.issubdtype(y["train"].dtype, np.floating)
+    known = {split: np.isfinite(v) if years else v >= 0 for split, v in y.items()}
+    of_ages, of_classes, grid = ESTIMATORS[estimator]
+    best: tuple[float, Any, Any] | None = None
+    for options in grid:
+        made = (of_ages if years else of_classes)(**options)
+        made.fit(x["train"][known["train"]], y["train"][known["train"]])
+        said = made.predict(x["val"][known["val"]])
+        truth = y["val"][known["val"]]
+        loss = float(np.abs(said - truth).mean() if years else (said != truth).mean())
+        if best is None or loss < best[0]:
+            best = loss, made, options
+    assert best is not None
+    return best[1], best[2]
+
+
+def say(fitted: Any, x: np.ndarray, classes: int | None) -> np.ndarray:
+    """Years [N], or probabilities [N, classes]."""
+    if classes is None:
+        return np.asarray(fitted.predict(x), np.float32)
+    if hasattr(fitted, "predict_proba"):
+        p = fitted.predict_proba(x)
+    else:  # a machine's margins are no probabilities, but they rank
+        margin = fitted.decision_function(x)
+        if margin.ndim == 1:
+            margin = np.stack([-margin, margin], axis=1) / 2
+        p = special.softmax(margin, axis=1)
+    whole = np.zeros((len(x), classes), np.float32)
+    whole[:, fitted.classes_.astype(int)] = p  # a class may have no training image
+    return whole

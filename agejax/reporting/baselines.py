@@ -1,0 +1,85 @@
+"""A baseline, fitted, scored and reported as a run is."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import time
+from typing import Any
+
+import numpy as np
+
+from agejax.data import opening, splits
+from agejax.errors import UserError
+from agejax.evaluation import baselines
+from agejax.evaluation.calibration import Calibration
+from agejax.evaluation.scored import Scored
+from agejax.logging import records
+from agejax.paths import expand
+from agejax.reporting import results
+from agejax.runs.run import Run
+
+
+def evaluate_baseline(
+    workdir: str | pathlib.Path,
+    estimator: str = "svm",
+    which: str = "run",
+    split: str = "test",
+    output: str | pathlib.Path | None = None,
+    *,
+    write_report: bool = True,
+) -> dict[str, Any]:
+    """Fits a classical estimator to the features of a run's backbone, scores it and reports it.
+
+    Args:
+      estimator: a name of `baselines.ESTIMATORS`.
+      which: of `baselines.FEATURES`.
+      split: the split to score.
+      output: default: baselines/ESTIMATOR-FEATURES-SPLIT below `Run.results`.
+      write_report: as in `results.evaluate`.
+
+    Returns:
+      The contents of metrics.json, as `results.evaluate` returns them.
+    """
+    run = Run.open(workdir)
+    output = expand(output or run.results / "baselines" / f"{estimator}-{which}-{split}")
+    records.check_folder(output, "--output")
+    source = opening.open_source(run.config.data)
+    if source.fingerprint != run.fingerprint:
+        raise UserError(f"--workdir={workdir}: not the data this run was trained on")
+    rows = splits.make(source, run.config.data.split)
+    if split not in rows:
+        raise UserError(f"--split={split}: the run has {', '.join(rows)}")
+    if "val" not in rows:
+        raise UserError(
+            f"--workdir={workdir}: the run has no val split, which chooses an estimator's options"
+        )
+    rows = {name: rows[name] for name in dict.fromkeys(("train", "val", split))}
+    x = {name: baselines.features(run, source, some, which) for name, some in rows.items()}
+    start = time.perf_counter()
+    predictions: dict[str, dict[str, np.ndarray]] = {name: {} for name in rows}
+    for label in dict.fromkeys(head.label for head in run.heads.values()):
+        y = {name: source.labels[label][rows[name]] for name in ("train", "val")}
+        fitted, options = baselines.fit(estimator, x, y)
+        print(f"{label}: {estimator} {options}", flush=True)
+        names = source.label_names.get(label)
+        for name in rows:
+            predictions[name][label] = baselines.say(fitted, x[name], len(names) if names else None)
+    seconds = time.perf_counter() - start
+    print(f"fitted in {seconds:.0f} s")
+
+    def scored(name: str) -> Scored:
+        return Scored(
+            run=dataclasses.replace(run, workdir=output, model=None),
+            source=source,
+            rows=rows[name],
+            split=name,
+            predictions=predictions[name],
+            labels={k: v[rows[name]] for k, v in source.labels.items()},
+            label_names=dict(source.label_names),
+            images_per_second=float("nan"),
+        )
+
+    val = scored("val")
+    calibration = Calibration.fit(val.predictions, val.labels, val.duplicates, run.step)
+    return results.publish(scored(split), output, calibration, write_report=write_report)

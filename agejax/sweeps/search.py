@@ -1,0 +1,130 @@
+"""The search: trials are trained until enough of them are complete."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import sys
+import time
+from typing import Any
+
+import jax
+import ml_collections
+
+from agejax import config as config_lib
+from agejax import train
+from agejax.errors import NotFiniteError, UserError
+from agejax.logging import records
+from agejax.sweeps import study as study_lib
+from agejax.sweeps.space import Space, suggest
+from agejax.sweeps.workers import Worker, go_on_with, revive
+
+FAILURES_IN_A_ROW = 3  # of trials, after which it is not their settings that are wrong
+POLL = 2.0  # seconds between two looks at the trials of others
+
+
+def search(
+    config: ml_collections.ConfigDict, space: Space, folder: pathlib.Path, study: Any, trials: int
+) -> None:
+    """Runs trials until `trials` are complete or pruned, and writes the study's page after each.
+
+    Every trial trains in FOLDER/trials/NUMBER. If its settings make it fail, for example by a loss
+    that is not finite, the trial has failed and the study goes on. If its worker was killed, its
+    settings are tried again, from the last checkpoint. No more trials are started than are
+    missing: at the end a worker waits for the trials of the others.
+
+    Raises:
+      UserError: the first trial of all failed: then the config is wrong, not a setting; or
+        `FAILURES_IN_A_ROW` trials failed for another reason than a loss that is not finite, such as
+        a full disk; or more than `trials` failed in all.
+      SystemExit: a signal stopped it; the same command goes on.
+    """
+    import optuna
+
+    ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+
+    failed: Exception | None = None
+    stopped = False
+    begun = in_a_row = failures = 0
+
+    def objective(trial: Any) -> float:
+        nonlocal failed, stopped, begun, in_a_row, failures
+        trial.set_user_attr("worker", worker.name)
+        if trial.number != begun:
+            # Another worker is at it, or was: the seed would draw its random points again.
+            study.sampler.reseed_rng()
+        begun += 1
+        values = {name: suggest(trial, name, given) for name, given in space.items()}
+        number = trial.user_attrs.get("goes_on", trial.number)
+        workdir = folder / "trials" / f"{number:04d}"
+        trial.set_user_attr("workdir", str(workdir))
+        trial.set_user_attr("settings", records.clean(values))
+        pruned = False
+
+        def stop_after(step: int, value: float) -> bool:
+            nonlocal pruned
+            trial.report(value, step)
+            pruned = trial.should_prune()
+            return pruned
+
+        try:
+            summary = train.train(config_lib.replaced(config, values), workdir, stop_after)
+            if summary is None:
+                go_on_with(study, trial)
+                stopped = True
+                raise Stopped("stopped by a signal; goes on as another trial")
+            in_a_row = 0
+        except (UserError, Stopped) as error:
+            failed = error
+            if isinstance(error, UserError):
+                failures += 1
+                # A loss that is not finite is its settings' own failure: the machine has trained.
+                in_a_row = 0 if isinstance(error, NotFiniteError) else in_a_row + 1
+            trial.set_user_attr("error", str(error))
+            print(f"trial {trial.number}: {error}", file=sys.stderr)
+            raise
+        finally:
+            jax.clear_caches()  # many trials would fill the memory with programs
+        if pruned:
+            raise optuna.TrialPruned
+        return float(summary["best"]["value"])
+
+    def after(study: Any, trial: Any) -> None:
+        study_lib.write(study, folder, space)
+        # The first trial's failure is the config's, not a setting's. That of one trial after the
+        # other is the machine's: each of the trials that replace them would fail as well.
+        if isinstance(failed, UserError) and (
+            in_a_row >= FAILURES_IN_A_ROW
+            or failures > trials
+            or not len(study.get_trials(states=ended))
+        ):
+            raise failed
+
+    waits = False
+    worker = Worker(folder)
+    with contextlib.closing(worker):
+        while not stopped:
+            revive(study, worker)
+            all_ = study.get_trials(deepcopy=False)
+            missing = trials - sum(trial.state in ended for trial in all_)
+            if missing <= 0:
+                break
+            others = sum(
+                trial.state == optuna.trial.TrialState.RUNNING and "worker" in trial.user_attrs
+                for trial in all_
+            )
+            if missing > others:
+                study.optimize(objective, n_trials=1, callbacks=[after], catch=(UserError, Stopped))
+                continue
+            if not waits:
+                print(f"waiting for the trials of other workers: {others}", flush=True)
+            waits = True
+            time.sleep(POLL)
+        worker.forget(worker.name)
+    study_lib.write(study, folder, space)
+    if stopped:
+        raise SystemExit(1)
+
+
+class Stopped(Exception):
+    """Trial interrupted by SIGTERM or SIGINT."""

@@ -1,0 +1,154 @@
+"""A study of trials, kept by Optuna, and what is written of it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import pathlib
+import sqlite3
+from collections.abc import Mapping
+from typing import Any
+
+from agejax import tables
+from agejax.errors import UserError
+from agejax.logging import records
+from agejax.reporting import sweep_page
+from agejax.sweeps.space import Space
+from agejax.sweeps.workers import HEARTBEAT, go_on_with
+
+SAMPLERS = ("tpe", "random")  # Optuna's Gaussian process would need torch
+PRUNERS = ("none", "asha", "hyperband", "median")
+
+
+def create_study(folder: pathlib.Path, storage: str, sampler: Any, pruner: Any, mode: str) -> Any:
+    """A study to go on with, or a new one.
+
+    Raises:
+      UserError: the database is none of Optuna's, of another version of it, or cannot be opened,
+        or its study searches in the other direction.
+    """
+    import optuna
+    import sqlalchemy
+
+    place = f"--storage={storage}" if storage else str(folder / "study.db")
+    if not storage:
+        _check_database(folder / "study.db")
+    directions = optuna.study.StudyDirection
+    direction = directions.MINIMIZE if mode == "min" else directions.MAXIMIZE
+    try:
+        study = optuna.create_study(
+            study_name=folder.resolve().name,
+            storage=optuna.storages.RDBStorage(
+                storage or f"sqlite:///{folder.absolute()}/study.db",
+                heartbeat_interval=HEARTBEAT,
+                heartbeat_stale_trial_callback=go_on_with,
+            ),
+            sampler=sampler,
+            pruner=pruner,
+            direction=direction,
+            load_if_exists=True,
+        )
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UserError(
+            f"{place} cannot be opened as an Optuna study: {reason}; use another --study"
+        ) from error
+    if study.direction != direction:
+        raise UserError(
+            f"{place}: its study searches to {study.direction.name.lower()} and "
+            f"config.eval.best_mode is {mode!r}; use another --study"
+        )
+    return study
+
+
+def _check_database(path: pathlib.Path) -> None:
+    """Raises `UserError` for an SQLite file of something else, to which Optuna would add tables."""
+    if not path.is_file() or not path.stat().st_size:
+        return
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        ) as db:
+            tables = {name for (name,) in db.execute("select name from sqlite_master")}
+    except sqlite3.Error as error:
+        raise UserError(f"{path} is no study ({error}); use another --study") from error
+    if tables and "studies" not in tables:
+        raise UserError(f"{path} is a database of something else; use another --study")
+
+
+def create_sampler(name: str, start: int, seed: int) -> Any:
+    """`start` random points first, then the sampler's own."""
+    import optuna
+
+    if name == "tpe":
+        return optuna.samplers.TPESampler(n_startup_trials=start, seed=seed, multivariate=True)
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def create_pruner(name: str) -> Any:
+    import optuna
+
+    match name:
+        case "asha":
+            return optuna.pruners.SuccessiveHalvingPruner()
+        case "hyperband":
+            return optuna.pruners.HyperbandPruner()
+        case "median":
+            return optuna.pruners.MedianPruner()
+    return optuna.pruners.NopPruner()
+
+
+def write(study: Any, folder: pathlib.Path, space: Space) -> None:
+    """trials.csv, best.json and index.html of what there is so far."""
+    rows = [
+        {
+            "number": trial.number,
+            "state": trial.state.name.lower(),
+            "value": trial.value if trial.value is not None else _last(trial),
+            "steps": max(trial.intermediate_values, default=0),
+            **trial.user_attrs.get("settings", {}),
+            "error": trial.user_attrs.get("error", ""),
+        }
+        for trial in study.trials
+        if trial.state.is_finished()
+    ]
+    text = io.StringIO()
+    header = ["number", "state", "value", "steps", *space, "error"]
+    tables.write(text, header, ([row.get(name, "") for name in header] for row in rows))
+    records.write_text(folder / "trials.csv", text.getvalue())
+    best = None
+    with contextlib.suppress(ValueError):  # no trial is complete yet
+        trial = study.best_trial
+        settings = trial.user_attrs["settings"]
+        best = {
+            "number": trial.number,
+            "value": trial.value,
+            "workdir": trial.user_attrs["workdir"],
+            "settings": settings,
+            "flags": " ".join(f"--config.{k}={json.dumps(v)}" for k, v in settings.items()),
+        }
+        records.write_json(folder / "best.json", best)
+    records.write_text(
+        folder / "index.html",
+        sweep_page.sweep(
+            study.study_name, rows, best, importances(study), study.direction.name == "MINIMIZE"
+        ),
+    )
+
+
+def importances(study: Any) -> dict[str, float]:
+    """Setting -> its share of what differs between trials (fANOVA, Hutter et al. 2014); {} before
+    there are enough."""
+    import optuna
+
+    complete = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+    if len(complete) < 4 or len({trial.value for trial in complete}) < 2:
+        return {}
+    return dict(optuna.importance.get_param_importances(study))
+
+
+def _last(trial: Any) -> float | None:
+    """The last value that a pruned trial reported."""
+    values: Mapping[int, float] = trial.intermediate_values
+    return values[max(values)] if values else None
