@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import get_args
 
 from agejax.errors import run_command
-from agejax.explanations import files
 from agejax.explanations.subject import Method
 from agejax.predicting.images import find_images
+from agejax.reporting import explanations
 from agejax.training import sharding
 
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv[1:])
     paths = find_images(args.paths)
     sharding.start()
-    output = files.explain(
+    output = explanations.explain(
         args.workdir,
         paths,
         method=args.method,
