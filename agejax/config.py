@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -256,6 +257,12 @@ def _check(config: ml_collections.ConfigDict, defaults: Any, where: str) -> None
         path = f"{where}.{key}"
         if defaults[key] and path.removeprefix("config.") not in OPEN:
             _check(config[key], defaults[key], path)
+
+
+def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """A config as what JSON gives back: dicts, lists, numbers, strings."""
+    value: dict[str, Any] = json.loads(config.to_json_best_effort())
+    return value
 
 
 def from_json(values: Mapping[str, Any]) -> ml_collections.ConfigDict:

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from agejax.errors import UserError, run_command
 from agejax.evaluation import ensembling
 from agejax.paths import expand
+from agejax.runs import batch_statistics
 from agejax.runs.ensembles import COMBINE, STATISTICS, VIEWS
-from agejax.training import batch_statistics, sharding
+from agejax.training import sharding
 
 
 def main(argv: Sequence[str]) -> None:

@@ -19,8 +19,8 @@ from jax.experimental import multihost_utils
 import agejax
 from agejax import checks
 from agejax import heads as heads_lib
+from agejax.config import to_json
 from agejax.data import draws, opening, pipeline, sampling, splits
-from agejax.distillation import feature_map
 from agejax.distillation import setup as distillation
 from agejax.errors import NotFiniteError, UserError
 from agejax.evaluation import metrics
@@ -31,11 +31,12 @@ from agejax.logging.stopwatch import Stopwatch
 from agejax.logging.train_log import TrainLog
 from agejax.logging.watchdog import Watchdog
 from agejax.paths import expand
-from agejax.runs import run
-from agejax.training import durations, frozen, image_sizes, optim, peers, sharding, warm_start
+from agejax.runs import run, warm_start
+from agejax.training import durations, feature_map, frozen, image_sizes, optim, peers, sharding
 from agejax.training import state as state_lib
 from agejax.training import step as step_lib
 from agejax.training.checkpoint import Checkpoints, CheckpointWriter
+from agejax.training.prediction import predict_batches
 
 StopAfter = Callable[[int, float], bool]
 
@@ -115,7 +116,7 @@ def _train(
             jax.process_count(),
         )
 
-    peers.agree(config=run.plain(config), data=source.fingerprint, versions=versions())
+    peers.agree(config=to_json(config), data=source.fingerprint, versions=versions())
 
     # ---- durations, all in steps ----------------------------------------------------------------
     def to_steps(
@@ -199,7 +200,7 @@ def _train(
     batches = dataclasses.replace(batches, features=features)
     start_step = step = int(state.step)
     if jax.process_index() == 0:
-        records.write_json(workdir / "config.json", run.plain(config))
+        records.write_json(workdir / "config.json", to_json(config))
     log = TrainLog(
         workdir,
         start_step=start_step,
@@ -215,7 +216,7 @@ def _train(
         if val_rows is None:
             return None
         val = pipeline.evaluation_batches(source, val_rows, config.eval.batch_size, features)
-        predictions = run.predict_batches(
+        predictions = predict_batches(
             eval_step, *state.averaged(), val, mesh, stop=lambda: stop.requested
         )
         if predictions is None:
@@ -267,7 +268,7 @@ def _train(
                     if val_metrics:
                         value = metrics.lookup(val_metrics, config.eval.best)
                         best = best.update(value, step, config.eval.best_mode)
-                        log.evaluation(step, val_metrics)
+                        log.evaluation(step, metrics.scalars(val_metrics))
                     else:
                         stopping = True  # a signal cut the evaluation short
                 evaluated = value is not None or not eval_due
@@ -275,7 +276,7 @@ def _train(
                     checkpoints.save(
                         state,
                         {
-                            "config": run.plain(config),
+                            "config": to_json(config),
                             "fingerprint": source.fingerprint,
                             "facts": dataclasses.asdict(facts),
                             "distill": teachers.facts,

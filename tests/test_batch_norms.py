@@ -11,8 +11,9 @@ import tiny
 from agejax.data import augment, opening, splits
 from agejax.errors import UserError
 from agejax.models.layers import batch_norms as norms_of
+from agejax.runs import batch_statistics, warm_start
 from agejax.runs.run import Run
-from agejax.training import batch_statistics, state, warm_start
+from agejax.training import state
 
 
 @pytest.fixture(scope="module")

@@ -27,10 +27,9 @@ from agejax.exporting import release as release_lib
 from agejax.logging import records
 from agejax.predicting import predictions
 from agejax.reporting import results
-from agejax.runs import box, ensembles, lineage
+from agejax.runs import box, ensembles, lineage, warm_start
 from agejax.runs.run import Run
 from agejax.training import state as state_lib
-from agejax.training import warm_start
 
 ROOT = pathlib.Path(__file__).parents[1]
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)

@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from agejax import heads as heads_lib
+from agejax.config import to_json
 from agejax.errors import UserError
 from agejax.logging import records
 from agejax.runs import run
@@ -202,9 +203,9 @@ def several(trained, tmp_path_factory):
             one = dataclasses.replace(
                 whole, step=jnp.int32(step), ema=whole.ema | {"params": whole.ema["params"] | bias}
             )
-            writer.save(one, meta | {"config": run.plain(config)}, value)
+            writer.save(one, meta | {"config": to_json(config)}, value)
         writer.close()
-        (workdir / "config.json").write_text(json.dumps(run.plain(config)))
+        (workdir / "config.json").write_text(json.dumps(to_json(config)))
         return workdir
 
     return make
@@ -241,10 +242,10 @@ def test_a_lost_config_json_changes_no_prediction_and_another_one_is_refused(sev
     before = Run.open(workdir, devices=1)
     path.unlink()
     opened = Run.open(workdir, devices=1)
-    assert run.plain(opened.config) == run.plain(before.config)
+    assert to_json(opened.config) == to_json(before.config)
     assert (opened.step, bias(opened)) == (1, 1)
 
-    config = run.plain(before.config)
+    config = to_json(before.config)
     for group, key, other in [
         ("model", "mean", [0.5, 0.5, 0.5]),
         ("eval", "best_mode", "max"),

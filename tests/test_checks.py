@@ -9,6 +9,7 @@ import pytest
 
 import tiny
 from agejax import baselines, checks, ensemble, sweep, train
+from agejax.config import to_json
 from agejax.data import opening, splits
 from agejax.errors import UserError, run_command
 from agejax.reporting import results
@@ -128,7 +129,7 @@ def test_what_binds_a_run_is_saved_with_its_checkpoints(trained, config, tmp_pat
     if state == "deleted":
         (workdir / "config.json").unlink()
     else:
-        (workdir / "config.json").write_text(json.dumps(run.plain(config)))
+        (workdir / "config.json").write_text(json.dumps(to_json(config)))
     with pytest.raises(UserError, match=r"trained by another config: schedule\.lr \(0\.003 -> 1\."):
         train.train(config, workdir)
 

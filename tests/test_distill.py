@@ -16,7 +16,7 @@ import tiny
 from agejax import distill, train
 from agejax.data import augment, draws, opening, pipeline, splits
 from agejax.data.augment import Mix
-from agejax.distillation import feature_map, seen, setup
+from agejax.distillation import seen, setup
 from agejax.distillation.files import TargetFile
 from agejax.distillation.setup import open_teachers
 from agejax.distillation.teachers import FEATURES, Target, Teachers
@@ -27,7 +27,7 @@ from agejax.exporting.prediction import prediction
 from agejax.heads import Facts, create, losses, training
 from agejax.runs import lineage
 from agejax.runs.run import Run
-from agejax.training import sharding
+from agejax.training import feature_map, sharding
 
 ROWS = np.arange(16)
 

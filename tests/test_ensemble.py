@@ -11,9 +11,8 @@ from agejax import ensemble, predict
 from agejax.errors import UserError, run_command
 from agejax.evaluation import ensembling
 from agejax.reporting import results
-from agejax.runs import ensembles
+from agejax.runs import batch_statistics, ensembles
 from agejax.runs.run import Run
-from agejax.training import batch_statistics
 
 
 @pytest.fixture(scope="module")

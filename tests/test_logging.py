@@ -24,7 +24,7 @@ from agejax.errors import NotFiniteError, UserError
 from agejax.logging import progress, records, tensorboard
 from agejax.logging import watchdog as watchdog_lib
 from agejax.logging.stopwatch import Stopwatch
-from agejax.logging.train_log import TrainLog
+from agejax.logging.train_log import TrainLog, ratios
 from agejax.logging.watchdog import Watchdog
 from agejax.runs.run import Claim
 
@@ -526,3 +526,8 @@ def test_the_holder_removes_what_killed_writes_left_but_not_what_is_being_writte
         assert [name for name in left if (tmp_path / name).exists()] == []
         assert [name for name in kept if not (tmp_path / name).exists()] == []
     assert (tmp_path / "calibration.json").read_bytes() == b"{}"
+
+
+def test_ratios_divide_sums_by_counts():
+    sums = {"loss": np.array([6.0, 4.0]), "age/mae": (9.0, 3), "ethnicity/accuracy": (0.0, 0)}
+    assert ratios(sums) == {"loss": 1.5, "age/mae": 3.0}

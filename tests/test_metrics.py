@@ -323,11 +323,6 @@ def test_scalars_and_lookup_name_every_figure():
         metrics.lookup(result, "age/mea")
 
 
-def test_ratios_divide_sums_by_counts():
-    sums = {"loss": np.array([6.0, 4.0]), "age/mae": (9.0, 3), "ethnicity/accuracy": (0.0, 0)}
-    assert metrics.ratios(sums) == {"loss": 1.5, "age/mae": 3.0}
-
-
 def test_table_shows_every_target_and_is_aligned_plain_text():
     predictions, labels = made_up(300)
     result = evaluate(predictions, labels)

@@ -16,9 +16,8 @@ from agejax import heads as heads_lib
 from agejax.data import opening, pipeline
 from agejax.errors import UserError
 from agejax.models import pretrained
-from agejax.runs import run
+from agejax.runs import run, warm_start
 from agejax.runs.run import Run
-from agejax.training import warm_start
 
 OLD = heads_lib.Facts(
     labels=["age", "sex", "group"],

@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from agejax.config import to_json
 from agejax.distillation.teachers import FEATURES, Target
 from agejax.errors import UserError
 from agejax.heads import Head, priors, training
 from agejax.models.face_model import POOLED
 from agejax.runs import ensembles
-from agejax.runs.run import Run, plain
+from agejax.runs.run import Run
 from agejax.training.state import Flat, Model
 
 FLOAT_VIEWS = ("plain", "flip")  # of `ensembles.VIEWS`, those of images in 0..1 too
@@ -159,7 +160,7 @@ def for_student(
       UserError: a head of one name has other outcomes there, or no probabilities.
     """
     theirs = training.log_ratios(run.config.heads, run.facts)
-    if not run.facts.priors and plain(run.config.sampling) == plain(sampling):
+    if not run.facts.priors and to_json(run.config.sampling) == to_json(sampling):
         # From before priors were kept, and drawn as the student is.
         theirs = {name: tuple(ratio) for name, ratio in ratios.items()}
     ways = {}

@@ -10,12 +10,12 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from agejax.config import default
+from agejax.config import default, to_json
 from agejax.data import splits
 from agejax.data.sources import Gathered, Source
 from agejax.errors import DAMAGE, UserError
 from agejax.runs import lineage
-from agejax.runs.run import Run, plain
+from agejax.runs.run import Run
 
 CHOOSES = ("val", splits.CALIBRATION)  # what a run looks at, and does not train on
 KNOWN = ("names", "fingerprint", "split")  # of a run's data in its lineage
@@ -81,9 +81,9 @@ def _splits(source: Source, ours: Any, data: Mapping[str, Any]) -> dict[str, Any
       ours: config.data.split of the student.
     """
     # A run older than a setting was split as its default does.
-    values = plain(default().data.split) | data["split"]
+    values = to_json(default().data.split) | data["split"]
     if values["files"] and values["files"] == lineage.split_of(ours)["files"]:
-        values["files"] = plain(ours)["files"]  # the paths of these digests
+        values["files"] = to_json(ours)["files"]  # the paths of these digests
     split = ml_collections.ConfigDict(values)
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # its remarks are of another run's splits

@@ -19,8 +19,8 @@ from agejax.evaluation.scored import open_data
 from agejax.logging import progress, records
 from agejax.paths import expand
 from agejax.runs import ensembles
-from agejax.runs.run import predict_batches
 from agejax.training import image_sizes
+from agejax.training.prediction import predict_batches
 
 TARGETS = ("probabilities", "features")
 

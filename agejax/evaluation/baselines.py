@@ -17,9 +17,11 @@ from sklearn.svm import SVC, SVR
 
 from agejax.data import augment, pipeline
 from agejax.errors import UserError
-from agejax.runs.run import Run, predict_batches
-from agejax.training import image_sizes, optim, warm_start
+from agejax.runs import warm_start
+from agejax.runs.run import Run
+from agejax.training import image_sizes, optim
 from agejax.training import state as state_lib
+from agejax.training.prediction import predict_batches
 
 FEATURES = ("run", "pretrained")
 

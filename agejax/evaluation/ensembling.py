@@ -14,10 +14,9 @@ from agejax.evaluation import calibration, comparison
 from agejax.evaluation.scored import Scored, score
 from agejax.logging import records
 from agejax.paths import expand
-from agejax.runs import box, ensembles
+from agejax.runs import batch_statistics, box, ensembles
 from agejax.runs.ensembles import COMBINE, FILE, STATISTICS, STATISTICS_FILE, open_member
 from agejax.runs.run import Run
-from agejax.training import batch_statistics
 
 
 def create(

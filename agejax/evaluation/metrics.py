@@ -1,4 +1,4 @@
-"""What a prediction is worth, on the host: the contents of metrics.json, and ratios of sums.
+"""What a prediction is worth, on the host: the contents of metrics.json.
 
 Figures equal scikit-learn's on the same predictions. Intervals are percentile bootstraps that
 resample groups of duplicates, so that copies of one photo do not count as evidence twice.
@@ -257,11 +257,6 @@ def lookup(evaluated: Mapping[str, Any], path: str) -> float:
     if path not in values:
         raise UserError(f"config.eval.best: no metric {path!r}; there are {', '.join(values)}")
     return values[path]
-
-
-def ratios(sums: Mapping[str, Any]) -> dict[str, float]:
-    """{name: (sum, count)} -> {name: sum / count}; what was never counted is left out."""
-    return {name: float(s[0] / s[1]) for name, s in sums.items() if s[1] > 0}
 
 
 def table(evaluated: Mapping[str, Any]) -> str:

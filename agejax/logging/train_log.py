@@ -12,7 +12,6 @@ import jax
 import numpy as np
 
 from agejax.errors import NotFiniteError
-from agejax.evaluation import metrics
 from agejax.logging import progress, records, tensorboard
 from agejax.logging.stopwatch import Stopwatch
 
@@ -119,11 +118,10 @@ class TrainLog:
         self.report()
         self.report()
 
-    def evaluation(self, step: int, evaluated: Mapping[str, Any]) -> None:
-        """Writes the metrics of an evaluation."""
+    def evaluation(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes the metrics of an evaluation, as `metrics.scalars` names them."""
         if not self._writes:
             return
-        values = metrics.scalars(evaluated)
         self._progress.evaluation(step, values)
         self._record(step, {f"val/{name}": value for name, value in values.items()})
 
@@ -138,7 +136,7 @@ class TrainLog:
         steps = jax.device_get(window)
         _check_finite(steps)
         last = max(steps)
-        values = metrics.ratios({k: sum(sums[k] for sums in steps.values()) for k in steps[last]})
+        values = ratios({k: sum(sums[k] for sums in steps.values()) for k in steps[last]})
         if len(steps) > 1 and values.get("skipped") == 1:
             raise NotFiniteError(
                 f"no loss is finite in the {len(steps)} steps up to {last}: {REMEDY}", last
@@ -162,3 +160,8 @@ def _check_finite(steps: Mapping[int, Sums]) -> None:
         for name in ("loss", "gradient_norm"):
             if not math.isfinite(sums[name][0]):
                 raise NotFiniteError(f"{name} is {sums[name][0]} at step {step}: {REMEDY}", step)
+
+
+def ratios(sums: Mapping[str, Any]) -> dict[str, float]:
+    """{name: (sum, count)} -> {name: sum / count}; what was never counted is left out."""
+    return {name: float(s[0] / s[1]) for name, s in sums.items() if s[1] > 0}

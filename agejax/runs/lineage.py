@@ -21,7 +21,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from agejax.config import OPEN, default
+from agejax.config import OPEN, default, to_json
 from agejax.data import splits
 from agejax.data.sources import Source
 from agejax.errors import DAMAGE, UserError
@@ -29,7 +29,7 @@ from agejax.logging import records
 from agejax.models import pretrained
 from agejax.paths import expand
 from agejax.runs import box
-from agejax.runs.run import Run, opened_config, plain, same_splits
+from agejax.runs.run import Run, opened_config, same_splits
 from agejax.training.checkpoint import Checkpoints
 
 Lineage = dict[str, Any]
@@ -170,7 +170,7 @@ def _teachers(config: Any) -> list[str]:
 
 def split_of(split: Any) -> dict[str, Any]:
     """config.data.split with the SHA-256 of its files in place of their paths."""
-    values = plain(split)
+    values = to_json(split)
     for name, path in values.get("files", {}).items():
         with contextlib.suppress(OSError):  # else the path itself tells it from others
             values["files"][name] = box.sha256(expand(path).read_bytes())
@@ -233,7 +233,7 @@ def _of_file(
 
 def portable(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """A config as JSON data, with names in place of paths, which tell of its author's machine."""
-    values = plain(config)
+    values = to_json(config)
     values["data"]["cache_dir"] = None
     return _without_places(values, "")
 
@@ -254,7 +254,7 @@ def _without_places(value: Any, path: str) -> Any:
 
 def differing(values: Mapping[str, Any]) -> dict[str, Any]:
     """{"schedule.lr": 0.002, ...}: what a stored config sets otherwise than `config.default`."""
-    return dict(_differing(values, plain(default()), ""))
+    return dict(_differing(values, to_json(default()), ""))
 
 
 def _differing(

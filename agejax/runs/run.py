@@ -10,7 +10,6 @@ import os
 import pathlib
 import re
 import socket
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +21,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from agejax import heads as heads_lib
-from agejax.config import default, from_json
-from agejax.distillation import feature_map
+from agejax.config import default, from_json, to_json
 from agejax.errors import NotFiniteError, UserError, is_number
 from agejax.logging import records
 from agejax.runs import box
-from agejax.training import image_sizes, optim, sharding
+from agejax.training import feature_map, image_sizes, optim, sharding
 from agejax.training import state as state_lib
 from agejax.training.checkpoint import Checkpoints, again_if_vanished
+from agejax.training.prediction import predict_batches
 from agejax.training.step import make_eval_step
 
 if TYPE_CHECKING:
@@ -47,35 +46,6 @@ FREE_KEYS = re.compile(
 SKIPPED = "skipped_steps.json"
 WRITTEN = ("config.json", "metrics.jsonl", "summary.json", SKIPPED)  # by a run, in its folder
 MAX_IN_A_ROW = 3
-
-
-def predict_batches(
-    eval_step: Callable[..., dict[str, jax.Array]],
-    params: Any,
-    batch_stats: Any,
-    batches: Iterable[HostBatch],
-    mesh: Mesh,
-    stop: Callable[[], bool] = lambda: False,
-) -> dict[str, np.ndarray] | None:
-    """Predictions of every row with weight > 0, in order; None where `stop()` became true."""
-    parts: list[dict[str, np.ndarray]] = []
-    running: deque[tuple[dict[str, jax.Array], jax.Array]] = deque()
-
-    def fetch() -> None:
-        out, weight = multihost_utils.process_allgather(running.popleft(), tiled=True)
-        parts.append({k: v[weight > 0] for k, v in out.items()})
-
-    for host_batch in batches:
-        if stop():
-            return None
-        batch = sharding.put_batch(host_batch, mesh)
-        running.append((eval_step(params, batch_stats, batch), batch["weight"]))
-        # One batch computes while the next is read; more would only hold memory.
-        if len(running) > 2:
-            fetch()
-    while running:
-        fetch()
-    return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]} if parts else {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,15 +189,9 @@ def same_splits(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two config.data.split make the same splits of the same data."""
     # A run older than a setting was split as its default does.
     written = [
-        plain(default().data.split) | plain(ml_collections.ConfigDict(s)) for s in (one, other)
+        to_json(default().data.split) | to_json(ml_collections.ConfigDict(s)) for s in (one, other)
     ]
     return written[0] == written[1]
-
-
-def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """A config as what JSON gives back: dicts, lists, numbers, strings."""
-    value: dict[str, Any] = json.loads(config.to_json_best_effort())
-    return value
 
 
 def check_workdir(workdir: pathlib.Path) -> None:
@@ -333,9 +297,9 @@ def check_same_config(
 
 def _changed(old_config: Any, new_config: Any) -> list[str]:
     """The settings ("key (old -> new)") that differ and decide what is computed."""
-    old, new = _leaves(plain(old_config)), _leaves(plain(new_config))
+    old, new = _leaves(to_json(old_config)), _leaves(to_json(new_config))
     # A setting that came to be since then did what its default does.
-    since = {k: v for k, v in _leaves(plain(default())).items() if k in new and k not in old}
+    since = {k: v for k, v in _leaves(to_json(default())).items() if k in new and k not in old}
     old |= since
     return [
         f"{key} ({json.dumps(old.get(key))} -> {json.dumps(new.get(key))})"

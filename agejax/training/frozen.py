@@ -20,11 +20,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import agejax
+from agejax.config import to_json
 from agejax.data import augment, features, sources
 from agejax.errors import UserError, few
 from agejax.logging import records
 from agejax.models.necks import NeckOptions
-from agejax.runs import run
 from agejax.training.state import Flat, Model, TrainState
 
 FORMAT = 1  # raise it when the same weights would give the same images other features
@@ -67,7 +67,7 @@ def check(config: Any, model: Model, frozen: Collection[str]) -> None:
                 f"{where}, but the teachers of config.distill.{kind} need the images; write their "
                 f"answers to a file with python -m agejax.distill, {off}"
             )
-    given, default = (run.plain(each) for each in (config.augment, augment.default()))
+    given, default = (to_json(each) for each in (config.augment, augment.default()))
     changed = [key for key, value in given.items() if value != default.get(key)]
     if mixing := [key for key in changed if key in ("mixup", "cutmix", "copies")]:
         raise UserError(
@@ -220,7 +220,7 @@ def _keys(config: Any, arrays: tuple[Arrays, Arrays], source: sources.Source) ->
         if name.startswith("backbone/"):
             weights.update(f"{name} {array.shape}".encode())
             weights.update(np.ascontiguousarray(array, np.float32).data)
-    settings = run.plain(config)
+    settings = to_json(config)
     facts = {
         "format": [FORMAT, sources.FORMAT, agejax.__version__],
         "data": [source.fingerprint, *source.images.shape],

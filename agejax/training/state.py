@@ -37,7 +37,7 @@ class TrainState:
       step: int32 [], steps done.
       params, batch_stats: flat dicts, float32.
         Beside the network's parameters a run that learns a teacher's features has those of its map
-        (agejax/distillation/feature_map.py).
+        (agejax/training/feature_map.py).
       opt_state: of the trainable parameters only.
       ema: averaged {"params", "batch_stats"}, or None.
     """

@@ -612,12 +612,12 @@ OTHERS = (
         ("test_state.py::test_evaluate_on_val_gives_the_figures_that_training_gave",),
     ),
     Mutation(
-        "evaluation forgets the last, padded batch's weights", "agejax/runs/run.py",
+        "evaluation forgets the last, padded batch's weights", "agejax/training/prediction.py",
         "v[weight > 0] for k, v in out.items()", "v for k, v in out.items()",
         ("test_state.py::test_evaluate_and_predict_give_what_the_averages_give",),
     ),
     Mutation(
-        "evaluation batches arrive in another order", "agejax/runs/run.py",
+        "evaluation batches arrive in another order", "agejax/training/prediction.py",
         "out, weight = multihost_utils.process_allgather(running.popleft(), tiled=True)",
         "out, weight = multihost_utils.process_allgather(running.pop(), tiled=True)",
         ("test_state.py::test_evaluate_and_predict_give_what_the_averages_give",),
@@ -1060,17 +1060,17 @@ OTHERS = (
         ("test_models.py::test_every_block_of_every_family_is_recomputed_where_that_is_asked_for[cnn]",),
     ),
     Mutation(
-        "statistics made anew lag behind", "agejax/training/batch_statistics.py",
+        "statistics made anew lag behind", "agejax/runs/batch_statistics.py",
         "norm.momentum, norm.observing = 1.0, observe", "norm.observing = observe",
         ("test_batch_norms.py::test_statistics_made_anew_are_means_over_batches_of_what_goes_into_each_norm",),
     ),
     Mutation(
-        "norms given back normalise by each batch", "agejax/training/batch_statistics.py",
+        "norms given back normalise by each batch", "agejax/runs/batch_statistics.py",
         "batch_stats, batches, observe=True)", "batch_stats, batches)",
         ("test_batch_norms.py::test_calibrated_norms_have_other_statistics_and_the_network_predicts_the_same",),
     ),
     Mutation(
-        "norms given back keep their bias", "agejax/training/batch_statistics.py",
+        "norms given back keep their bias", "agejax/runs/batch_statistics.py",
         "np.float32(bias + slope * (new_mean - mean))", "np.float32(bias)",
         ("test_batch_norms.py::test_calibrated_norms_have_other_statistics_and_the_network_predicts_the_same",),
     ),

@@ -22,9 +22,8 @@ from agejax.heads import KINDS, Head
 from agejax.models import pretrained
 from agejax.models.necks import NeckOptions
 from agejax.models.pretrained import positions
-from agejax.runs import box, lineage
+from agejax.runs import batch_statistics, box, lineage
 from agejax.runs.run import Run, opened_config, read_config
-from agejax.training import batch_statistics
 from agejax.training import state as state_lib
 from agejax.training.optim import Flat
 
