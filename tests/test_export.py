@@ -219,8 +219,8 @@ def with_model(run, image_size=None, **model):
 
 
 def onnx_of(run):
-    onnx = pytest.importorskip("onnx", reason="the extra agejax[onnx] is not installed")
-    pytest.importorskip("onnxruntime", reason="the extra agejax[onnx] is not installed")
+    onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
     any_number = any_batch(run.config.data.image_size)
     data = onnx_export.to_onnx(prediction(run), any_number, {})
     return onnx_export.load(data), onnx.load_from_string(data).graph
@@ -247,8 +247,8 @@ def test_an_onnx_file_has_whole_convolutions(workdir):
 
 
 def test_the_onnx_command_writes_labels_into_the_file(workdir, tmp_path):
-    onnx = pytest.importorskip("onnx", reason="the extra agejax[onnx] is not installed")
-    pytest.importorskip("onnxruntime", reason="the extra agejax[onnx] is not installed")
+    onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
     info = files.export(workdir, tmp_path, ["onnx"])
     assert info["files"]["onnx"]["parity"] <= files.TOLERANCE
     data = (tmp_path / "model.onnx").read_bytes()
@@ -268,7 +268,7 @@ def test_images_of_another_size_are_resized_inside(workdir):
 
 
 def test_a_format_whose_packages_are_missing_is_refused(workdir, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(files.NEEDS, "onnx", (("no_such_package",), "'agejax[onnx]'"))
+    monkeypatch.setitem(files.NEEDS, "onnx", (("no_such_package",), "-e '.[onnx]'"))
     flags = [f"--workdir={workdir}", f"--output={tmp_path / 'out'}", "--format=onnx"]
     assert run_command(export.main, ["export", *flags]) == 2
     assert "pip install -e '.[onnx]'" in capsys.readouterr().err

@@ -32,8 +32,7 @@ def _xgboost(kind: str) -> Callable[..., Any]:
             import xgboost
         except ImportError as error:
             raise UserError(
-                "--estimator=xgboost: the package xgboost is missing; pip install "
-                "'agejax[baselines]'"
+                "--estimator=xgboost: the package xgboost is missing; pip install -e '.[baselines]'"
             ) from error
         return getattr(xgboost, kind)(n_jobs=-1, tree_method="hist", **options)
 

@@ -23,8 +23,8 @@ FILES = {"jax": "model.jaxexport", "onnx": "model.onnx", "web": page.FILE}
 INT8 = "model.int8.onnx"
 NEEDS = {  # packages, and what to install for them
     "jax": (("flatbuffers",), "flatbuffers"),
-    "onnx": (("onnx", "onnxruntime"), "'agejax[onnx]'"),
-    "web": (("onnx", "onnxruntime"), "'agejax[onnx]'"),
+    "onnx": (("onnx", "onnxruntime"), "-e '.[onnx]'"),
+    "web": (("onnx", "onnxruntime"), "-e '.[onnx]'"),
 }
 TOLERANCE = 1e-4  # of an output's largest value, between a file and the run
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 
 import ml_collections
 
+from agejax.configs import transfer_appa
 from agejax.evaluation import ensembling
 from agejax.reporting import results
 from experiments.arms import Arm
