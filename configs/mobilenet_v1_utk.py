@@ -9,9 +9,11 @@
 VGGFace2 and IMDB-WIKI: research data, and so is what comes of it. The first seven of its 14 groups
 of layers stay as they are, which saves two fifths of a step at 224 px.
 
-Measured in one run, seed 0, on val (n 1,521), which also chose among ten evaluations: age MAE 4.36
-years, gender accuracy .944, after 102 minutes on two cores that other work shared (44 images/s
-where it did not). The same images under configs/frozen_utk.py: 4.65 and .942.
+Measured in one run, seed 0, trained in 54 minutes on two cores that other work shared (56 images/s
+where it did not): on 3,802 test images that were looked at once, age MAE 4.44 years (95 % interval
+4.29 to 4.59), gender accuracy 0.949, ethnicity 0.877 (macro-F1 0.797). On val (n 1,521), which also
+chose among ten evaluations, 4.36 and 0.944. The same images under configs/frozen_utk.py: test 4.63
+and 0.941, val 4.65 and 0.942. A second run on another machine has the same figures on val.
 """
 
 import ml_collections
