@@ -1,10 +1,4 @@
-"""python -m agejax.main --config=FILE [--workdir=DIR] [--config.x.y=VALUE ...]
-
-Trains what a config describes, and scores the best checkpoint on the final split. The same command
-again goes on with a run that was stopped. For example:
-
-    python -m agejax.main --config=configs/quickstart.py --config.total.steps=200
-"""
+"""python -m agejax.main --config=configs/vit_utk.py [--workdir=DIR] [--config.x.y=value ...]"""
 
 from __future__ import annotations
 
@@ -34,7 +28,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; default: runs/
 
 def main(argv: Sequence[str]) -> None:
     """Trains, then scores the best checkpoint on the final split."""
-    config = parse(argv, f"usage: {__doc__}".rstrip())
+    config = parse(argv)
     with handling_interrupts(leave):
         import jax
 

@@ -43,6 +43,8 @@ def lr_scale(config: Any) -> float:
     with the gradient (Malladi et al. 2022). The batch is the global one, on however many devices.
     """
     found_for = config.schedule.lr_batch_size
+    if found_for < 0:
+        raise UserError(f"config.schedule.lr_batch_size: {found_for} is not 0 or more")
     times = config.data.batch_size / found_for if found_for else 1.0
     return float(times if config.optim.name == "sgd" else times**0.5)
 
@@ -61,6 +63,8 @@ def create_schedule(
       to_steps: (duration, config key) -> steps.
       scale: of config.lr, as `lr_scale` says.
     """
+    if config.lr <= 0:
+        raise UserError(f"config.schedule.lr: must be positive, got {config.lr}")
     lr = scale * config.lr
 
     def warmup() -> int:
@@ -88,7 +92,10 @@ def create_schedule(
             return optax.piecewise_interpolate_schedule(
                 "cosine", lr / config.div, {warmup(): config.div, total_steps: end}
             )
-    raise ValueError(config.kind)
+    raise UserError(
+        f"config.schedule.kind: {config.kind!r} is not one of one_cycle, warmup_cosine, "
+        "exponential, constant"
+    )
 
 
 def match_groups(
@@ -153,7 +160,7 @@ def create_optimizer(
         case "sgd":
             direction = optax.trace(config.b1) if config.b1 else optax.identity()
         case _:
-            raise ValueError(config.name)
+            raise UserError(f"config.optim.name: {config.name!r} is not one of adamw, adam, sgd")
     if config.weight_decay and config.name == "adam":
         raise UserError("config.optim.weight_decay: adam has none here; use adamw")
 
