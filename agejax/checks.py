@@ -10,10 +10,9 @@ import numpy as np
 import optax
 
 from agejax import heads as heads_lib
-from agejax.config import check
 from agejax.data import augment, draws, sources, splits
 from agejax.distillation import setup as distillation
-from agejax.errors import UserError, one_of
+from agejax.errors import UserError
 from agejax.evaluation import metrics
 from agejax.heads import ages, weights
 from agejax.models import pretrained
@@ -21,12 +20,6 @@ from agejax.runs import box
 from agejax.training import durations, frozen, image_sizes, optim, state
 
 DURATIONS = ("total", "log_every", "eval.every", "checkpoint.every")
-
-
-def values(config: Any) -> None:
-    """Raises `UserError` for a setting that is unknown, of another type, or out of its limits."""
-    check(config)
-    one_of("config", "nonfinite", config.nonfinite, ("stop", "skip", "rollback"))
 
 
 def before_data(config: Any, *, resumes: bool = False) -> None:

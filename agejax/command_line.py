@@ -3,28 +3,46 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 
 import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from agejax import config as config_lib
+from agejax import overrides, reference
 from agejax.errors import UserError, line_in
 from agejax.paths import config_file
+from agejax.settings import Setting
 
 FLAGS = flags.FLAGS
-CONFIG = config_flags.DEFINE_config_file("config", None, "The config file to train.")
+_ARGV: list[str] = []  # what ml_collections reads settings from, while `parse` runs
+CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "The config: a file, or the name of one that comes with agejax, such as quickstart.",
+    sys_argv=_ARGV,
+)
 
 
-def parse(argv: Sequence[str]) -> ml_collections.ConfigDict:
-    """The config of a command line.
+def parse(argv: Sequence[str], usage: str = "") -> ml_collections.ConfigDict:
+    """The config of a command line. Where it asks for help, prints that and exits.
+
+    Args:
+      usage: the first lines of the help: how to call the command, and what it does.
 
     Raises:
-      UserError: absl or the config objects to it, or its file raises an error or has no config.
+      UserError: absl or the config objects to it, its file raises an error or has no config, or a
+        setting is not what `agejax.config.check` allows.
     """
-    argv = _with_config_file(argv)
+    if (topic := _help_topic(argv[1:])) is not None:
+        print(reference.text(topic) if topic else f"{usage}\n\n{_flags_help()}", end="")
+        sys.exit()
+    argv, parts = overrides.split(_with_config_file(argv))
     path = _config_path(argv)
     try:
+        _ARGV[:] = argv
         extra = FLAGS(argv)[1:]
         if CONFIG.value is not None:
             getattr(CONFIG.value, "keys", None)  # a file that cannot be read says so now
@@ -42,8 +60,12 @@ def parse(argv: Sequence[str]) -> ml_collections.ConfigDict:
         if not isinstance(error, _OF_ABSL):
             raise
         raise UserError(
-            _unknown_setting(str(error), argv) or " ".join(str(error).split())
+            _unknown_setting(str(error), argv)
+            or _wrong_value(str(error))
+            or " ".join(str(error).split())
         ) from error
+    finally:
+        _ARGV.clear()
     if extra:
         raise UserError(f"unexpected argument {extra[0]!r}; flags look like --name=value")
     if path is None and CONFIG.value is None:
@@ -53,6 +75,8 @@ def parse(argv: Sequence[str]) -> ml_collections.ConfigDict:
             f"--config={path}: get_config() returns {type(CONFIG.value).__name__}; let it return "
             "agejax.config.default() with your changes"
         )
+    overrides.apply(CONFIG.value, parts)
+    config_lib.check(CONFIG.value)
     return CONFIG.value
 
 
@@ -80,8 +104,44 @@ def _config_path(argv: Sequence[str]) -> str | None:
     return found and found.partition(":")[0]
 
 
-# Groups that take more settings than the config file has written down.
-_OPEN = re.compile(r"--(config\.(?:(?:model|data)\.options|heads\.\w+))\.\w+")
+def _help_topic(arguments: Sequence[str]) -> str | None:
+    """What help is asked for: "" for the command's, a path such as "config.schedule", or None."""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if argument in ("-h", "-help", "--help"):
+            return following if following.partition(".")[0] == "config" else ""
+        if argument.startswith("--help="):
+            return argument.removeprefix("--help=")
+    return None
+
+
+def _flags_help() -> str:
+    """The flags of the command that runs, and how settings are given."""
+    lines = ["flags:"]
+    for module, found in FLAGS.flags_by_module_dict().items():
+        if module == sys.argv[0] or module.startswith("agejax."):
+            for flag in found:
+                lines += [f"  --{flag.name}={flag.name.upper()}", f"      {flag.help}"]
+    return "\n".join([*lines, "", SETTINGS_HELP])
+
+
+SETTINGS_HELP = """\
+settings:
+  Any setting of the config is set by its path, such as
+      --config.schedule.lr=3e-3 --config.total.steps=200 --config.eval.every.epochs=0.5
+      --config.heads.gender.smoothing=0.1 --config.data.options.labels=labels.csv
+      --config.augment.crop="(0.8, 1.0)" --config.data.edits.only.gender=female
+  --help=config lists the settings with their defaults, what they may be, and one sentence each;
+  --help=config.schedule those of the schedule, --help=config.heads those of heads, and so on.
+"""
+
+
+def _wrong_value(message: str) -> str | None:
+    """Says what a setting may be, for absl's message of a value that it cannot read."""
+    found = re.match(r"flag --config\.([\w.]+)=(.*?): ", message, re.DOTALL)
+    setting = dict(config_lib.SETTINGS.walk("config")).get(f"config.{found[1]}") if found else None
+    if found is None or not isinstance(setting, Setting):
+        return None
+    return f"--config.{found[1]}={found[2]}: set it to {setting.wanted}"
 
 
 def _unknown_setting(message: str, argv: Sequence[str]) -> str | None:
@@ -90,8 +150,6 @@ def _unknown_setting(message: str, argv: Sequence[str]) -> str | None:
     for flag in (argument.partition("=")[0] for argument in argv):
         if key and flag.startswith("--config.") and key[1] in flag.split("."):
             near = re.search(r'Did you mean "(\w+)"', message)
-            hint = f"did you mean {near[1]!r}?" if near else "agejax/config.py lists all there are"
-            if group := _OPEN.fullmatch(flag):
-                hint = f"write it in the config file, or give all of {group[1]} as one dict"
+            hint = f"did you mean {near[1]!r}?" if near else "--help=config lists all there are"
             return f"{flag}: there is no setting {key[1]!r}; {hint}"
     return None

@@ -19,8 +19,8 @@ import time
 import traceback
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from types import FrameType, MappingProxyType
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from types import FrameType
 from typing import Any
 
 from agejax.interrupts import INTERRUPTED, leave
@@ -389,58 +389,6 @@ def is_number(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     return -(2**63) <= value < 2**63 if isinstance(value, int) else math.isfinite(value)
-
-
-def check_values(
-    given: Any,
-    defaults: Mapping[str, Any],
-    where: str,
-    limits: Mapping[str, tuple[float, float]] = MappingProxyType({}),
-) -> None:
-    """Raises `UserError` where settings are not as their defaults are: the keys, types and limits.
-
-    A whole number may stand for a real one, a list for a tuple, and None, or a number, for None.
-
-    Args:
-      limits: of numbers, or of those in a tuple; both ends are allowed.
-    """
-    if not hasattr(given, "items"):
-        raise UserError(
-            f"{where}: {given!r}; set it to {{{', '.join(defaults)}: ...}}, any of them"
-        )
-    check_keys(given, defaults, where)
-    for key, value in given.items():
-        kind = _unlike(value, defaults[key])
-        if kind:
-            raise UserError(f"{where}.{key}: {value!r}; set it to {kind}")
-        low, high = limits.get(key, (-math.inf, math.inf))
-        numbers = value if isinstance(value, (tuple, list)) else [value]
-        if not all(low <= n <= high for n in numbers if is_number(n)):
-            raise UserError(f"{where}.{key}: {value!r}; set it within {low:g}..{high:g}")
-
-
-def _unlike(value: Any, default: Any) -> str:
-    """What a value should be that is not like the default; "" where it is."""
-    match default:
-        case None:
-            return "" if value is None or is_number(value) else "a number"
-        case bool():
-            return "" if isinstance(value, bool) else "True or False"
-        case int():
-            return "" if is_number(value) and isinstance(value, int) else "a whole number"
-        case float():
-            return "" if is_number(value) else "a number"
-        case str():
-            return "" if isinstance(value, str) else "a text"
-        case tuple() | list():
-            kind = f"a list, such as {default!r}" if default else "a list"
-            if not isinstance(value, (tuple, list)):
-                return kind
-            first = default[0] if default else None
-            if first is None or isinstance(first, tuple):  # of anything, or of rules
-                return ""
-            return kind if any(_unlike(item, first) for item in value) else ""
-    return "" if hasattr(value, "items") else "a dict"
 
 
 def one_of(where: str, key: str, value: Any, allowed: Sequence[Any]) -> None:

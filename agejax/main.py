@@ -1,4 +1,10 @@
-"""python -m agejax.main --config=configs/vit_utk.py [--workdir=DIR] [--config.x.y=value ...]"""
+"""python -m agejax.main --config=FILE [--workdir=DIR] [--config.x.y=VALUE ...]
+
+Trains what a config describes, and scores the best checkpoint on the final split. The same command
+again goes on with a run that was stopped. For example:
+
+    python -m agejax.main --config=configs/quickstart.py --config.total.steps=200
+"""
 
 from __future__ import annotations
 
@@ -28,7 +34,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; default: runs/
 
 def main(argv: Sequence[str]) -> None:
     """Trains, then scores the best checkpoint on the final split."""
-    config = parse(argv)
+    config = parse(argv, f"usage: {__doc__}".rstrip())
     with handling_interrupts(leave):
         import jax
 

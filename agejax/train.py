@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 
 import agejax
 from agejax import checks
+from agejax import config as config_lib
 from agejax import heads as heads_lib
 from agejax.config import to_json
 from agejax.data import draws, opening, pipeline, sampling, splits
@@ -61,7 +62,7 @@ def train(
     """
     workdir = expand(workdir)
     run.check_workdir(workdir)
-    checks.values(config)
+    config_lib.check(config)
     while True:
         try:
             return _train(config, workdir, stop_after)

@@ -69,10 +69,10 @@ def same(out: np.ndarray, images: np.ndarray) -> np.ndarray:
 
 def test_the_default_config_changes_nothing() -> None:
     images = faces()
-    out, mix = run(dict(augment.default()), images)
+    out, mix = run(dict(augment.SETTINGS.config()), images)
     assert same(out, images).all()
     assert mix is None
-    assert isinstance(augment.default(), ml_collections.ConfigDict)
+    assert isinstance(augment.SETTINGS.config(), ml_collections.ConfigDict)
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (24, 20), (50, 32), (70, 41)])

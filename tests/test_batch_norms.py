@@ -70,7 +70,7 @@ def test_batches_are_of_training_images_alone_as_training_augments_them(run, sou
     config = run.config.copy_and_resolve_references()
     (seen, _), = batch_statistics.training_batches(config, source, rows, 1)  # fmt: skip
     assert seen.shape == (16, 32, 32, 3)
-    config.augment = augment.default()
+    config.augment = augment.SETTINGS.config()
     (plain, _), = batch_statistics.training_batches(config, source, rows, 1)  # fmt: skip
     assert np.abs(seen - plain).max() > 0.05
     known = {image.tobytes() for image in source.take(rows)}

@@ -57,7 +57,7 @@ def changed(config, **changes):
         ({"schedule__warmup": {"step": 3}}, r"schedule\.warmup: give exactly one of steps"),
         ({"log_every": {"epochs": "1"}}, r"log_every: epochs must be a number"),
         ({"total": {"percent": 5.0}}, "percent needs a total"),
-        ({"augment__crop": (2.0, 3.0)}, r"crop: .* within 0\.01\.\.1"),
+        ({"augment__crop": (2.0, 3.0)}, r"crop: .*\(low, high\) in 0\.01\.\.1"),
         ({"augment__rand_ops": 15}, r"augment\.rand_ops: 15; set it to a whole number in 0\.\.14"),
         (
             {

@@ -95,7 +95,7 @@ def test_appa_real(kind, tmp_path):
 def test_appa_real_may_take_the_apparent_age(tmp_path):
     faces, _ = read("appa_real", packed(APPA_FILES, tmp_path / "x"), target="apparent")
     assert faces["train/000000.jpg"].age == 5.05
-    with pytest.raises(UserError, match="'guessed' is not real or apparent"):
+    with pytest.raises(UserError, match="'guessed' is not one of real, apparent"):
         read("appa_real", tmp_path / "x", target="guessed")
     broken = {f"{APPA}/gt_avg_train.csv": csv("file_name,age", "000000.jpg,4")}
     with pytest.raises(UserError, match="no column apparent_age_avg, apparent_age_std, real_age"):
@@ -250,7 +250,7 @@ def test_fairface(tmp_path):
     assert np.isnan(loaded.labels["age"]).all()
     assert len(loaded.label_names["ethnicity"]) == 7
     assert set(splits.official(loaded)) == {"train", "val"}
-    with pytest.raises(UserError, match="'oldest' is not middle or none"):
+    with pytest.raises(UserError, match="'oldest' is not one of middle, none"):
         read("fairface", source, age="oldest")
     with pytest.raises(UserError, match=r"no fairface_label_train\.csv .* in it or beside it"):
         read("fairface", packed(FAIRFACE_IMAGES, tmp_path / "bare.zip"))

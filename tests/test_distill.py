@@ -482,7 +482,7 @@ def test_a_model_of_another_library_is_given_what_it_expects(config_of, foreign)
     [
         ({"path": "/nowhere.onnx"}, "there is no file '/nowhere.onnx'"),
         ({"layout": "CHWN"}, "'CHWN' is not one of"),
-        ({"std": (1.0, 0.0, 1.0)}, "set it above 0"),
+        ({"std": (1.0, 0.0, 1.0)}, "set it to 3 numbers above 0"),
         ({"probabilities": {"race": "means"}}, "config.heads has no race"),
         ({"probabilities": {"gender": "means"}}, "output means has 3 numbers, this run's head 2"),
         ({"probabilities": {"gender": "third"}}, "it has no output 'third'; its outputs are means"),

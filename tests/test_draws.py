@@ -193,10 +193,8 @@ def test_under_sampling_keeps_its_share_and_whole_groups(source):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "dense"}, "'dense' is not one of uniform, density, lds, inverse, oversample"),
         ({"kind": "inverse", "over": ()}, "over is empty"),
         ({"kind": "inverse", "over": ("hair",)}, "'hair' is not one of age, decade, gender"),
-        ({"kind": "inverse", "power": 2.0}, "power: 2.0 is not one of"),
         ({"keep": {"ethnicity": {"White": 0.5}}}, "no class 'White' in made; there are a, b, c"),
         ({"keep": {"hair": {"red": 0.5}}}, "unknown key 'hair'; there are gender, ethnicity"),
         ({"keep": {"gender": {"male": 1.5}}}, "keep.gender.male: 1.5; set it to a share in 0..1"),

@@ -166,9 +166,9 @@ def test_a_message_is_one_line_that_no_terminal_obeys_whatever_it_quotes(capsys)
         ({"eval__best_mode": "least"}, "config.eval.best_mode"),
         ({"model__pretrained": "/no/weights.safetensors"}, "/no/weights.safetensors"),
         ({"schedule__lr": float("nan")}, "config.schedule.lr: nan; set it to a number"),
-        ({"model__dropout": 1.5}, "config.model.dropout: 1.5; set it within 0..0.99"),
-        ({"model__mean": (0.5,)}, "set it to three numbers"),
-        ({"model__std": (0.5, 0.5, 0.0)}, "set it above 0"),
+        ({"model__dropout": 1.5}, "config.model.dropout: 1.5; set it to a number in 0..0.99"),
+        ({"model__mean": (0.5,)}, "set it to 3 numbers"),
+        ({"model__std": (0.5, 0.5, 0.0)}, "set it to 3 numbers above 0"),
         ({"seed": -1}, "config.seed"),
         ({"total": {"steps": 0}}, "config.total: steps must be above 0"),
         ({"total": {"steps": "soon"}}, "config.total: steps must be a number, got 'soon'"),
@@ -179,7 +179,7 @@ def test_a_message_is_one_line_that_no_terminal_obeys_whatever_it_quotes(capsys)
         ({"data__edits__drop": {"gender": 1}}, "set it to the name of a class"),
         ({"optim__lr_multipliers": ((".*", "slow"),)}, "'slow' of '.*' is no number"),
         ({"optim__lr_multipliers": (("(", 1.0),)}, "not a list of"),
-        ({"optim": {"b1": 0.9}}, "config.optim.accumulate is missing"),
+        ({"optim": {"b1": 0.9}}, "config.optim.name is missing"),
     ],
 )
 def test_a_wrong_setting_is_named(changes, message, faces, cache, tmp_path):
@@ -191,10 +191,16 @@ def test_a_wrong_setting_is_named(changes, message, faces, cache, tmp_path):
     ("head", "message"),
     [
         (5, "config.heads.age: 5; set it to"),
-        ({"kind": "regression", "range": 5}, r"age\.range: 5; set it to a list"),
-        ({"kind": "regression", "range": (0.0,)}, r"need 0 <= low < high <= 1000, got \(0\.0,\)"),
+        ({"kind": "regression", "range": 5}, r"age\.range: 5; set it to \(low, high\)"),
+        (
+            {"kind": "regression", "range": (0.0,)},
+            r"range: \(0\.0,\); set it to \(low, high\)",
+        ),
         ({"kind": "distribution", "sigma": "wide"}, r"age\.sigma: 'wide'; set it to a number"),
-        ({"kind": "buckets", "edges": ("a",)}, r"age\.edges: .* set it to a list, such as"),
+        (
+            {"kind": "buckets", "edges": ("a",)},
+            r"edges: .* set it to a list of rising numbers",
+        ),
         ({"kind": "regression", "weight": float("inf")}, r"age\.weight: inf; set it to a number"),
         ({"kind": "regression", "neck": "wide"}, r"age\.neck: 'wide'; set it to a dict"),
     ],

@@ -96,7 +96,11 @@ def test_no_gradient_flows_into_statistics():
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [({"size": 4}, "odd number"), ({"sigma": 0}, "sigma > 0"), ({"sgima": 1}, "did you mean")],
+    [
+        ({"size": 4}, "odd number"),
+        ({"sigma": 0}, "a number above 0"),
+        ({"sgima": 1}, "did you mean"),
+    ],
 )
 def test_wrong_options_are_one_clear_line(given, message):
     with pytest.raises(UserError, match=message):

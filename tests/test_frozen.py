@@ -29,7 +29,7 @@ def frozen_config(faces, cache, views):
     config.data.source, config.data.cache_dir = str(faces), str(cache)
     config.total = {"steps": 8}
     config.eval.every = {"steps": 4}
-    config.augment = augment.default()
+    config.augment = augment.SETTINGS.config()
     config.sampling.copy_strength = 1.0
     config.optim.lr_multipliers = (("backbone/.*", None), (".*", 1.0))
     config.heads.gender.neck = NECK

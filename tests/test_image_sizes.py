@@ -14,6 +14,7 @@ from test_resume import last_checkpoint
 
 import tiny
 from agejax import checks, evaluate, train
+from agejax import config as config_lib
 from agejax.errors import UserError, run_command
 from agejax.evaluation.calibration import Calibration
 from agejax.explanations.subject import Subject
@@ -109,7 +110,7 @@ def test_another_schedule_of_sizes_is_another_run(config_of, staged):
         ({"schedule__image_size": (({"steps": 2}, 0),)}, "image_size: 0; set a size to 1..4096"),
         ({"schedule__image_size": (({"hours": 2}, 16),)}, "schedule.image_size: give exactly one"),
         ({"schedule__image_size": (({"steps": 2}, 2),)}, "schedule.image_size: 2 px: .*pool"),
-        ({"eval__image_size": -1}, "eval.image_size: -1; set it within 0..4096"),
+        ({"eval__image_size": -1}, "eval.image_size: -1; set it to a whole number in 0..4096"),
         (
             {"model__name": "mlp", "model__options": {"widths": (4,)}, "eval__image_size": 40},
             "config.eval.image_size: 40 px: the network has dense layers over all pixels of its 32",
@@ -127,7 +128,7 @@ def test_another_schedule_of_sizes_is_another_run(config_of, staged):
 def test_sizes_that_cannot_be_are_refused_before_the_data(config_of, changes, message):
     def check():
         config = config_of(**changes)
-        checks.values(config)
+        config_lib.check(config)
         checks.before_data(pretrained.settle(config))
 
     with pytest.raises(UserError, match=message):

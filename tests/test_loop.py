@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import tiny
-from agejax import command_line, main, train
+from agejax import main, train
 from agejax.data import draws, opening, pipeline, sampling, splits
 from agejax.errors import run_command
 from agejax.reporting import results
@@ -190,21 +190,6 @@ def test_a_run_is_not_written_to_a_folder_that_the_box_hides(faces, monkeypatch,
     main.FLAGS(["main", f"--config={tiny.__file__}", "--workdir=box"])
     assert run_command(main.main, []) == 2
     assert "write ./box for a folder of that name" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("flag", "hint"),
-    [
-        ("config.model.options.drop_path", "give all of config.model.options as one dict"),
-        ("config.heads.age.drop_path", "give all of config.heads.age as one dict"),
-        ("config.optim.drop_path", "agejax/config.py lists all there are"),
-    ],
-)
-def test_a_setting_that_the_config_does_not_write_down_is_named_with_the_way_to_set_it(flag, hint):
-    said = command_line._unknown_setting("'drop_path'", ["main", f"--{flag}=0.1"])
-    assert said is not None
-    assert said.startswith(f"--{flag}: there is no setting 'drop_path'; ")
-    assert hint in said
 
 
 def test_data_is_prepared_in_the_cache_that_the_environment_names(seen, cache):

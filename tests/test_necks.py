@@ -32,7 +32,7 @@ def build(necks, name="cnn", size=32, smoothing=(), **options):
     parsed = {k: NeckOptions.of(v, f"config.heads.{k}.neck") for k, v in necks.items()}
     return FaceModel(
         backbone, {k: functools.partial(output, width=n) for k, n in WIDTHS.items()}, parsed,
-        {name: SmoothingOptions() for name in smoothing},
+        {name: SmoothingOptions.of({}, "") for name in smoothing},
         image_size=size,
         mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), hidden=5, dropout=0.1,
         dtype=jnp.float32, rngs=rngs,
@@ -183,8 +183,8 @@ def test_every_kind_of_backbone_carries_a_branch(name, options):
         ({"hiden": (4,)}, r"config\.heads\.age\.neck: unknown key 'hiden'; did you mean 'hidden'"),
         ({"pool": "max"}, r"neck\.pool: 'max' is not one of mean, flatten"),
         ({"activation": "tanh"}, r"neck\.activation: 'tanh' is not one of"),
-        ({"dropout": 1.0}, r"neck\.dropout: need 0 <= dropout < 1"),
-        ({"convs": (0,)}, r"neck\.convs: \(0,\); set it within 1\.\.65536"),
+        ({"dropout": 1.0}, r"neck\.dropout: 1\.0; set it to a number of 0 or more and below 1"),
+        ({"convs": (0,)}, r"neck\.convs: \(0,\); set it to a list of whole numbers in 1\.\.65536"),
         ({"hidden": ("a",)}, r"neck\.hidden: \('a',\); set it to a list"),
     ],
 )

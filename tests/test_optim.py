@@ -137,22 +137,13 @@ def test_the_other_schedules():
     assert float(schedule(kind="constant", lr=0.3)(77)) == pytest.approx(0.3)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"kind": "onecycle"}, "config.schedule.kind: 'onecycle'"),
-        ({"lr": 0.0}, "config.schedule.lr"),
-        ({"warmup": {"steps": 500}}, "do not fit a run of 100"),
-    ],
-)
-def test_a_wrong_schedule_is_one_clear_line(changes, message):
-    with pytest.raises(UserError, match=message):
-        schedule(**changes)
+def test_a_warm_up_longer_than_the_run_is_one_clear_line():
+    with pytest.raises(UserError, match="do not fit a run of 100"):
+        schedule(warmup={"steps": 500})
 
 
 def test_a_wrong_optimizer_is_one_clear_line():
     for c, message in (
-        (config(name="lion"), "config.optim.name: 'lion'"),
         (config(name="adam", weight_decay=0.1), "use adamw"),
         (config(lr_multipliers=((".*", None),)), "nothing to train"),
     ):
@@ -187,6 +178,3 @@ def test_a_larger_batch_scales_the_learning_rate_by_its_optimizers_rule(name, ti
     schedule = optim.create_schedule(c.schedule, 100, lambda d, _: d["steps"], optim.lr_scale(c))
     assert float(schedule(10)) == pytest.approx(times * c.schedule.lr)
     assert float(schedule(100)) == pytest.approx(times * c.schedule.lr / c.schedule.final_div)
-    c.schedule.lr_batch_size = -1
-    with pytest.raises(UserError, match="lr_batch_size"):
-        optim.lr_scale(c)

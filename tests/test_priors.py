@@ -92,14 +92,14 @@ def test_classes_are_decoded_as_sampled_unless_told_otherwise():
 
 def test_an_age_with_few_rows_borrows_from_its_neighbours_and_nothing_divides_by_zero():
     prior = {"natural": [100, 0, 3, 50, 0], "sampled": [50, 0, 9, 100, 0]}
-    found = priors.log_ratio("here", "natural", prior, lambda counts: np.array(counts, float))
+    found = priors.log_ratio("natural", prior, lambda counts: np.array(counts, float))
     expected = [100 / 50, 103 / 59, 53 / 109, 50 / 100, 50 / 100]
     np.testing.assert_allclose(np.exp(found), expected)
     classes = priors.log_ratio(
-        "here", "natural", prior, lambda counts: np.array(counts, float), ordered=False
+        "natural", prior, lambda counts: np.array(counts, float), ordered=False
     )
     np.testing.assert_allclose(np.exp(classes), [2, 153 / 159, 1 / 3, 0.5, 153 / 159])
-    assert priors.log_ratio("here", "natural", None, np.array) == ()
+    assert priors.log_ratio("natural", None, np.array) == ()
 
 
 def test_the_prior_is_measured_from_the_draws_and_the_example_weights():
@@ -147,7 +147,7 @@ def test_a_run_keeps_the_prior_of_its_draws_and_is_decoded_with_it(run):
     np.testing.assert_allclose(prior["natural"], np.bincount(years))
     np.testing.assert_allclose(prior["sampled"], np.bincount(years, expected))
     head = opened.heads["age"]
-    by_hand = priors.log_ratio("", "natural", prior, lambda n: np.pad(n, (0, 101 - len(n))))
+    by_hand = priors.log_ratio("natural", prior, lambda n: np.pad(n, (0, 101 - len(n))))
     np.testing.assert_allclose(head.prior, by_hand)
     assert np.ptp(head.prior) > 0.5
     assert json.loads((workdir / "config.json").read_text())["heads"]["age"] == {

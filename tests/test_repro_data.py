@@ -876,10 +876,10 @@ def test_adiences_folds_are_official_splits_of_whole_albums(tmp_path):
     made = splits.official(loaded)
     assert {name: len(rows) for name, rows in made.items()} == {"train": 3, "test": 1}
     assert len(np.unique(loaded.groups)) == 2
-    assert "test_fold of adience: 5 is not one of 0..4" in refused(
+    assert "data.options.test_fold: 5; set it to a whole number in 0..4" in refused(
         "adience", source, tmp_path, test_fold=5
     )
-    assert "'x' is not aligned or faces" in refused("adience", source, tmp_path, images="x")
+    assert "'x' is not one of aligned, faces" in refused("adience", source, tmp_path, images="x")
     bare = pack(adience("faces"), tmp_path / "bare")
     assert "no fold_0_data.txt to fold_4_data.txt in it" in refused("adience", bare, tmp_path)
 

@@ -41,7 +41,7 @@ class Bench:
 
     def __init__(self, options: dict[str, Any] | None = None, **changes: Any) -> None:
         c = tiny.get_config()
-        c.augment = augment.default()
+        c.augment = augment.SETTINGS.config()
         c.model.image_size = SIZE
         c.model.options = {"widths": (4,)}
         c.model.mean, c.model.std, c.model.dropout = (0.5,) * 3, (0.25,) * 3, 0.0

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from agejax.errors import UserError, check_keys, is_number
+from agejax.errors import UserError
+from agejax.settings import Group, Setting
 
 # Training and evaluation sample bilinearly from images up to this much larger than the network's.
 # From images no larger, a face that is moved comes out blurred and one in its place does not: a
@@ -52,17 +53,6 @@ DRAWS = (
     "rand_on",
 )  # fmt: skip
 
-# Allowed values; two of them make a range.
-LIMITS = {
-    "flip": (0, 1), "crop": (0.01, 1), "crop_ratio": (0.1, 10), "rotate": (0, 180),
-    "shift": (0, 1), "zoom": (0, 3), "brightness": (0, 3), "contrast": (0, 3), "saturation": (0, 3),
-    "greyscale": (0, 1), "erase": (0, 1), "erase_area": (0, 1), "mixup": (0, 100),
-    "mixup_prob": (0, 1), "autocontrast": (0, 1), "sharpness": (0, 5), "sharpness_prob": (0, 1),
-    "hue": (0, 0.5), "perspective": (0, 0.6), "perspective_prob": (0, 1),
-    "cutmix": (0, 100), "cutmix_prob": (0, 1), "cutmix_switch": (0, 1),
-    "rand_ops": (0, len(RAND_OPS)), "rand_magnitude": (0, RAND_MAGNITUDE),
-}  # fmt: skip
-
 
 class Mix(NamedTuple):
     """What mixup and CutMix have done: row i is lam[i] of itself, the rest is of row partner[i].
@@ -80,47 +70,94 @@ Recipes = Sequence[ml_collections.ConfigDict]  # of the originals, and of the co
 Augment = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Mix | None]]
 
 
-def default() -> ml_collections.ConfigDict:
-    """Everything off. Magnitudes are maxima of a uniform draw around no change."""
-    c = ml_collections.ConfigDict()
-    c.flip = 0.0  # probability of a horizontal flip
-    c.crop = (1.0, 1.0)  # random resized crop: range of the share of the area that stays
-    c.crop_ratio = (3 / 4, 4 / 3)  # range of width to height of the crop
-    c.rotate = 0.0  # degrees
-    c.shift = 0.0  # share of the image's edge
-    c.zoom = 0.0  # .1: between 1/1.1 and 1.1
-    c.brightness = 0.0  # .2: factor between .8 and 1.2; the same for the next two
-    c.contrast = 0.0
-    c.saturation = 0.0
-    c.greyscale = 0.0  # probability
-    c.erase = 0.0  # probability that a box is filled with the image's mean luminance
-    c.erase_area = (0.02, 0.2)  # range of the box's share of the area
-    c.mixup = 0.0  # alpha: the share is drawn from Beta(alpha, alpha)
-    c.mixup_prob = 1.0
-    c.autocontrast = 0.0  # probability that each channel is stretched to 0..255
-    c.sharpness = 0.0  # 1: factor between 0 (smoothed) and 2 (sharpened)
-    c.sharpness_prob = 1.0
-    c.hue = 0.0  # turns of the colour circle
-    c.perspective = 0.0  # corners move inwards by up to half of this share of the edge
-    c.perspective_prob = 1.0
-    # CutMix: a box of another image is pasted, of the share 1 - lambda of the area, where lambda is
-    # drawn from Beta(alpha, alpha) and alpha is this number.
-    c.cutmix = 0.0
-    c.cutmix_prob = 1.0
-    c.cutmix_switch = 0.5  # with mixup too: the probability that an image takes CutMix, not mixup
-    c.rand_ops = 0  # RandAugment: different operations per image, drawn out of RAND_OPS
-    c.rand_magnitude = 9.0  # of all of them, 0..30
-    # The recipe of an image's second and later draws in an epoch, with the keys above but mixup's
-    # and CutMix's; a key it lacks is off. Empty: they take this one.
-    c.copies = ml_collections.ConfigDict()
-    return c
+# Magnitudes are the largest of a uniform draw around no change.
+RECIPE = Group(
+    "How images are changed; everything is off by default.",
+    flip=Setting(0.0, "Probability of a horizontal flip.", limits=(0, 1)),
+    crop=Setting(
+        (1.0, 1.0),
+        "Random resized crop: range of the share of the area that stays.",
+        limits=(0.01, 1),
+        length=2,
+        rising=True,
+    ),
+    crop_ratio=Setting(
+        (3 / 4, 4 / 3),
+        "Range of the crop's width to its height.",
+        limits=(0.1, 10),
+        length=2,
+        rising=True,
+    ),
+    rotate=Setting(0.0, "Largest rotation, either way.", limits=(0, 180), unit="degrees"),
+    shift=Setting(0.0, "Largest shift, as a share of the image's edge.", limits=(0, 1)),
+    zoom=Setting(0.0, "Zoom; 0.1: between 1/1.1 and 1.1.", limits=(0, 3)),
+    brightness=Setting(0.0, "Brightness; 0.2: a factor between 0.8 and 1.2.", limits=(0, 3)),
+    contrast=Setting(0.0, "Contrast, as brightness.", limits=(0, 3)),
+    saturation=Setting(0.0, "Saturation, as brightness.", limits=(0, 3)),
+    greyscale=Setting(0.0, "Probability of an image without colours.", limits=(0, 1)),
+    erase=Setting(
+        0.0, "Probability that a box is filled with the image's mean luminance.", limits=(0, 1)
+    ),
+    erase_area=Setting(
+        (0.02, 0.2),
+        "Range of the box's share of the area.",
+        limits=(0, 1),
+        length=2,
+        rising=True,
+    ),
+    autocontrast=Setting(
+        0.0, "Probability that each channel is stretched to 0..255.", limits=(0, 1)
+    ),
+    sharpness=Setting(
+        0.0, "Sharpness; 1: a factor between 0 (smoothed) and 2 (sharpened).", limits=(0, 5)
+    ),
+    sharpness_prob=Setting(1.0, "Probability of a change in sharpness.", limits=(0, 1)),
+    hue=Setting(0.0, "Largest change of hue, either way.", limits=(0, 0.5), unit="turns"),
+    perspective=Setting(
+        0.0, "Corners move inwards by up to half of this share of the edge.", limits=(0, 0.6)
+    ),
+    perspective_prob=Setting(1.0, "Probability of a perspective.", limits=(0, 1)),
+    rand_ops=Setting(
+        0,
+        "RandAugment: operations per image, all different.",
+        limits=(0, len(RAND_OPS)),
+    ),
+    rand_magnitude=Setting(
+        9.0, "RandAugment: magnitude of all operations.", limits=(0, RAND_MAGNITUDE)
+    ),
+)
+SETTINGS = Group(
+    "Augmentation of training images, on the device. Everything is off by default.",
+    **RECIPE,
+    mixup=Setting(
+        0.0, "mixup: alpha of Beta(alpha, alpha), which the share is drawn from.", limits=(0, 100)
+    ),
+    mixup_prob=Setting(1.0, "Probability that an image takes mixup.", limits=(0, 1)),
+    cutmix=Setting(
+        0.0,
+        "CutMix: a box with the share 1 - lambda of the area comes from another image, with lambda "
+        "drawn from Beta(alpha, alpha); this is alpha.",
+        limits=(0, 100),
+    ),
+    cutmix_prob=Setting(1.0, "Probability that an image takes CutMix.", limits=(0, 1)),
+    cutmix_switch=Setting(
+        0.5,
+        "With mixup too: probability that an image takes CutMix and not mixup.",
+        limits=(0, 1),
+    ),
+    copies=Setting(
+        {},
+        "The recipe of an image's second and later draws in an epoch, with the settings above "
+        "except mixup's and CutMix's; a setting it lacks is off. Empty: they take the same recipe.",
+    ),
+)
 
 
 def build(config: Mapping[str, Any], size: int) -> Augment:
     """The augmentation of a config; an operation that is off costs nothing.
 
     Args:
-      config: keys of `default()`, any of them absent.
+      config: keys of `SETTINGS`, any of them absent.
       size: edge of the output images, pixels.
 
     Returns:
@@ -136,10 +173,10 @@ def build(config: Mapping[str, Any], size: int) -> Augment:
     Raises:
       UserError: an unknown key or a value outside its limits.
     """
-    c = _checked(config, "config.augment")
+    c = _checked(config, "config.augment", SETTINGS)
     recipes = [c]
     if config.get("copies"):
-        recipes.append(_checked(config["copies"], "config.augment.copies"))
+        recipes.append(_checked(config["copies"], "config.augment.copies", RECIPE))
     tones = _uses(recipes, "autocontrast", "sharpness")
     moves = _uses(recipes, "flip", "rotate", "shift", "zoom", "perspective") or any(
         recipe.crop != (1, 1) for recipe in recipes
@@ -641,24 +678,15 @@ def _signed(u: jax.Array) -> jax.Array:
     return 2 * u - 1
 
 
-def _checked(config: Mapping[str, Any], where: str) -> ml_collections.ConfigDict:
+def _checked(config: Mapping[str, Any], where: str, group: Group) -> ml_collections.ConfigDict:
     """The config with its defaults filled in; raises `UserError` for what `build` cannot use."""
-    c = default()
-    if where.endswith("copies"):
-        if mixed := [key for key in config if key.startswith(("mixup", "cutmix"))]:
-            raise UserError(f"{where}.{mixed[0]}: is one for all images; set it in config.augment")
-        del c.copies
-    check_keys(config, c, where)
-    for key, (low, high) in LIMITS.items():
-        value = config.get(key, c[key])
-        pair = isinstance(c[key], tuple)
-        numbers = (value,) if not pair else value if isinstance(value, (tuple, list)) else ()
-        fits = len(numbers) == 1 + pair and all(is_number(n) and low <= n <= high for n in numbers)
-        whole = isinstance(c[key], int)
-        fits = fits and not (whole and not isinstance(value, int))
-        if not fits or list(numbers) != sorted(numbers):
-            number = "a whole number" if whole else "a number"
-            want = f"(low, high) within {low}..{high}" if pair else f"{number} in {low}..{high}"
-            raise UserError(f"{where}.{key}: {value!r}; set it to {want}")
-        c[key] = tuple(map(float, numbers)) if pair else type(c[key])(value)
+    mixed = [key for key in config if key.startswith(("mixup", "cutmix"))]
+    if group is RECIPE and mixed:
+        raise UserError(f"{where}.{mixed[0]}: is one for all images; set it in config.augment")
+    group.check(config, where)
+    c = group.config()
+    for key, default in group.defaults().items():
+        if key in config and not isinstance(default, Mapping):
+            pair = isinstance(default, tuple)
+            c[key] = tuple(map(float, config[key])) if pair else type(default)(config[key])
     return c

@@ -110,7 +110,7 @@ def text(measured: Mapping[str, Any], title: str) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    config = command_line.parse(argv)
+    config = command_line.parse(argv, f"usage: {__doc__}".rstrip())
     if OUTPUT.value is not None:
         records.check_folder(expand(OUTPUT.value), "--output")
     source = opening.open_source(config.data)

@@ -56,7 +56,7 @@ def weigh(config: Any, source: Source, rows: np.ndarray) -> Draws:
     its own weight.
 
     Raises:
-      UserError: an unknown kind or label, labels that nobody knows, or a part without a row.
+      UserError: an unknown label, labels that nobody knows, or a part without a row.
     """
     return _by_part(_weigh(config, source, rows), source, rows)
 
@@ -99,8 +99,6 @@ def _weigh(config: Any, source: Source, rows: np.ndarray) -> Draws:
         )
         return Draws(weights, len(rows))
     if config.kind == "inverse":
-        if config.power not in (0.5, 1):
-            raise UserError(f"{WHERE}.power: {config.power} is not one of 0.5, 1")
         if not config.over:
             raise UserError(f"{WHERE}.over is empty; name a label, such as ('age',)")
         labels = [_classes(source, name)[rows] for name in config.over]
@@ -108,9 +106,7 @@ def _weigh(config: Any, source: Source, rows: np.ndarray) -> Draws:
     if config.kind == "oversample":
         weights, size = oversampled(source.labels["age"][rows])
         return Draws(weights, size)
-    raise UserError(
-        f"{WHERE}.kind: {config.kind!r} is not one of uniform, density, lds, inverse, oversample"
-    )
+    raise ValueError(config.kind)
 
 
 def oversampled(ages: np.ndarray) -> tuple[np.ndarray, int]:

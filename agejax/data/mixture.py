@@ -15,15 +15,17 @@ import numpy as np
 from agejax.data import builders, duplicates, edits, sources
 from agejax.data.cache import cached
 from agejax.data.sources import Gathered, Source
-from agejax.errors import UserError, check_values
+from agejax.errors import UserError
+from agejax.settings import Group, Setting
 
-KEYS: dict[str, Any] = {
-    "name": "",
-    "source": "",
-    "weight": None,
-    "options": {},
-    "train_only": False,
-}
+SETTINGS = Group(
+    "A part of a mixture.",
+    name=Setting("", "Data set: one of agejax/data/builders."),
+    source=Setting(None, "Archive or folder that you downloaded.", kind=str),
+    weight=Setting(None, "Its share of the draws; default: its size.", kind=float),
+    options=Setting({}, "The data set's own options."),
+    train_only=Setting(False, "Its images only train: they must not validate or test."),
+)
 WHERE = "config.data.mixture"
 CHUNK = 256  # images a thread looks at together
 
@@ -42,8 +44,9 @@ def load(parts: Mapping[str, Any], *, image_size: int, cache_dir: str | None = N
     for part, given in parts.items():
         if not hasattr(given, "items"):
             raise UserError(f"{WHERE}.{part}: {given!r}; set it to {{name: ..., source: ...}}")
-        known = {key: value for key, value in given.items() if value is not None}
-        check_values(known, KEYS, f"{WHERE}.{part}")
+        SETTINGS.check(
+            {key: value for key, value in given.items() if value is not None}, f"{WHERE}.{part}"
+        )
         if "name" not in given:
             raise UserError(f"{WHERE}.{part}: name is missing, the data set that it is of")
     loaded = {

@@ -32,7 +32,7 @@ from agejax.data import builders, duplicates
 from agejax.data.builders import archives
 from agejax.data.cache import cached
 from agejax.data.mapped import MappedArray
-from agejax.errors import DAMAGE, UserError, check_values, one_line
+from agejax.errors import DAMAGE, UserError, one_line
 from agejax.logging import progress, records
 from agejax.paths import cache_folder, expand
 
@@ -170,7 +170,7 @@ def load(
     """
     builder = builders.find(name)
     options = dict(options or {})
-    check_values(options, builder.options(), f"config.data.options of {name}")
+    builder.check_options(options)
     if image_size < 1:
         raise UserError(f"config.data.image_size: {image_size} is not 1 or more")
     made_by = (FORMAT, name, str(builder.VERSION), sorted(options.items()))

@@ -19,19 +19,13 @@ import numpy as np
 from agejax.data import density
 from agejax.data.builders import cells
 from agejax.data.sources import Source
-from agejax.errors import UserError, check_keys, check_values, is_number, one_line
+from agejax.errors import UserError, check_keys, is_number, one_line
 from agejax.evaluation.metrics import DECADES
 from agejax.paths import expand
 
 AGE_BIN = 5  # years, for stratification
 WHERE = "config.data.split"
 CALIBRATION = "calibration"  # the split that calibrates a run in place of val
-BALANCED: dict[str, Any] = {
-    "n": 0,
-    "split": "test",
-    "over": ("gender", "ethnicity", "decade"),
-    "short": "error",
-}
 
 
 def make(source: Source, config: Any) -> dict[str, np.ndarray]:
@@ -122,16 +116,14 @@ def way_of(config: Any) -> str:
     """
     ways = [way for way in ("official", "files", "folds") if config.get(way)]
     # Runs older than a setting have none of it in their config.
-    balance = dict(config.get("balanced") or {})
-    ways += ["balanced"] if balance.get("n") else []
+    ways += ["balanced"] if config.get("balanced") and config.balanced.n else []
     if len(ways) > 1:
         raise UserError(f"{WHERE}: {' and '.join(ways)} are set; keep one of them")
     way = ways[0] if ways else "fractions"
     if way in ("balanced", "fractions"):
         _check_shares(config.fractions, f"{WHERE}.fractions")
     if way == "balanced":
-        check_values(balance, BALANCED, f"{WHERE}.balanced")
-        _check_balanced(config.fractions, **{**BALANCED, **balance})
+        _check_balanced(config.fractions, config.balanced.split, config.balanced.over)
     if way == "folds":
         _check_fold(config.folds, config.fold)
     return way
@@ -215,9 +207,9 @@ def balanced(
     seed: int,
     *,
     n: int,
-    split: str = BALANCED["split"],
-    over: Sequence[str] = BALANCED["over"],
-    short: str = BALANCED["short"],
+    split: str,
+    over: Sequence[str],
+    short: str,
 ) -> dict[str, np.ndarray]:
     """A split of n images of every crossing of labels, and the rest by fraction.
 
@@ -238,7 +230,7 @@ def balanced(
       UserError: unknown labels, a fraction for `split` too, short cells, or as `by_fraction`.
     """
     where = f"{WHERE}.balanced"
-    _check_balanced(fractions, n, split, over, short)
+    _check_balanced(fractions, split, over)
     cell, names = _cells(source, over, where)
 
     known = np.flatnonzero(cell >= 0)
@@ -465,15 +457,9 @@ def _check_fold(folds: int, number: int, images: int | None = None) -> None:
         raise UserError(f"{WHERE}.fold: {number} is not one of 0..{folds - 1}")
 
 
-def _check_balanced(
-    fractions: Mapping[str, float], n: int, split: str, over: Sequence[str], short: str
-) -> None:
+def _check_balanced(fractions: Mapping[str, float], split: str, over: Sequence[str]) -> None:
     """Raises `UserError` for arguments of `balanced` that cannot be, whatever the data."""
     where = f"{WHERE}.balanced"
-    if n < 1:
-        raise UserError(f"{where}.n: {n} is not 1 or more")
-    if short not in ("error", "take"):
-        raise UserError(f"{where}.short: {short!r} is not one of error, take")
     if split in fractions:
         raise UserError(f"{where}: it makes {split!r}; leave that out of {WHERE}.fractions")
     if not over:

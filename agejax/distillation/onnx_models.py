@@ -20,28 +20,44 @@ import jax.numpy as jnp
 import numpy as np
 
 from agejax.distillation.teachers import FEATURES, Target
-from agejax.errors import UserError, brief, check_values, few, one_of
+from agejax.errors import UserError, brief, few
 from agejax.heads import Head, losses, priors
 from agejax.paths import expand
+from agejax.settings import Group, Setting
 
 WHERE = "config.distill.onnx"
-OPTIONS: dict[str, Any] = {
-    "path": "",
-    "size": 0,  # edge of the images it takes, pixels; 0: as its input says
-    "layout": "",  # NHWC | NCHW; "": as its input says
-    "channels": "RGB",  # RGB | BGR
-    # The model gets (scale · image - mean) / std, the image being 0..1; rounded, if it takes bytes.
-    "scale": 255.0,
-    "mean": (0.0, 0.0, 0.0),  # in the order of `channels`
-    "std": (1.0, 1.0, 1.0),
-    # Head -> the name of an output. [B, K]; of two classes also [B] or [B, 1], of the second one.
-    "probabilities": {},
-    "logits": {},
-    "years": {},  # [B] or [B, 1]: taught as a normal distribution of deviation `sigma`
-    "sigma": 3.0,  # years
-    "features": "",  # the name of an output [B, D]
-    "outcomes": {},  # head -> the names of its columns, where the student has them otherwise
-}
+SETTINGS = Group(
+    "An ONNX model as a teacher.",
+    path=Setting("", "The model's file."),
+    size=Setting(
+        0,
+        "Edge of the images it takes; 0: what its input declares.",
+        limits=(0, 4096),
+        unit="pixels",
+    ),
+    layout=Setting("", 'Order of axes; "": what its input declares.', choices=("", "NHWC", "NCHW")),
+    channels=Setting("RGB", "Order of colours.", choices=("RGB", "BGR")),
+    scale=Setting(
+        255.0,
+        "The model gets (scale * image - mean) / std, of an image in 0..1; rounded if it takes "
+        "bytes.",
+    ),
+    mean=Setting((0.0, 0.0, 0.0), "In the order of channels.", length=3),
+    std=Setting((1.0, 1.0, 1.0), "In the order of channels.", length=3, above=0),
+    probabilities=Setting(
+        {},
+        "Head -> name of an output [B, K]; of two classes also [B] or [B, 1], of the second one.",
+    ),
+    logits=Setting({}, "Head -> name of an output, as probabilities."),
+    years=Setting(
+        {},
+        "Head -> name of an output [B] or [B, 1]: taught as a normal distribution with deviation "
+        "sigma.",
+    ),
+    sigma=Setting(3.0, "Deviation of years.", limits=(0.1, 100), unit="years"),
+    features=Setting("", "Name of an output [B, D]."),
+    outcomes=Setting({}, "Head -> names of its columns, where they differ from the student's."),
+)
 KINDS = ("probabilities", "logits", "years")
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 
@@ -194,15 +210,8 @@ def check(models: Mapping[str, Any], heads: Mapping[str, Any]) -> None:
     """
     for name, given in models.items():
         where = f"{WHERE}.{name}"
-        check_values(given, OPTIONS, where, {"size": (0, 4096), "sigma": (0.1, 100)})
-        options = {**OPTIONS, **given}
-        one_of(where, "layout", options["layout"], ("", "NHWC", "NCHW"))
-        one_of(where, "channels", options["channels"], ("RGB", "BGR"))
-        for key in ("mean", "std"):
-            if len(options[key]) != 3:
-                raise UserError(f"{where}.{key}: {options[key]!r}; set it to three numbers")
-        if min(options["std"]) <= 0:
-            raise UserError(f"{where}.std: {options['std']!r}; set it above 0")
+        SETTINGS.check(given, where)
+        options = SETTINGS.defaults() | dict(given)
         if not options["path"] or not expand(options["path"]).is_file():
             raise UserError(f"{where}.path: there is no file {options['path']!r}")
         for kind in KINDS:
@@ -236,7 +245,7 @@ def opened(
       UserError: as `OnnxModel`; or it has no such output, or one of another width.
     """
     where = f"{WHERE}.{name}"
-    options = {**OPTIONS, **given}
+    options = SETTINGS.defaults() | dict(given)
     model = OnnxModel(where, options)
     answers = {}
     for kind in KINDS:

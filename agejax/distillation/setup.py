@@ -14,8 +14,8 @@ import numpy as np
 from agejax.data.sources import Source
 from agejax.distillation import networks, onnx_models, seen
 from agejax.distillation.files import FileTeacher, TargetFile
-from agejax.distillation.teachers import FEATURES, LOSSES, NOBODY, Teacher, Teachers
-from agejax.errors import UserError, few, one_of
+from agejax.distillation.teachers import FEATURES, NOBODY, Teacher, Teachers
+from agejax.errors import UserError, few
 from agejax.heads import Facts, Head, training
 from agejax.paths import expand
 from agejax.runs import box, ensembles
@@ -30,8 +30,6 @@ def check(config: Any, heads: Mapping[str, Any]) -> None:
     Args:
       heads: config.heads.
     """
-    one_of(WHERE, "missing", config.missing, ("error", "labels"))
-    one_of(f"{WHERE}.features", "loss", config.features.loss, tuple(LOSSES))
     for path in config.runs:
         folder = box.locate(path, f"{WHERE}.runs")
         if not (folder / ensembles.FILE).exists() and opened_config(folder) is None:

@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from agejax.errors import UserError, one_of
+from agejax.errors import UserError
 from agejax.heads import losses, priors
 from agejax.heads.head import Adapted, Arrays, Facts, Head, Labels, adapt_columns, register, shifted
 from agejax.models import outputs
+from agejax.settings import Group, Setting
 
 MOST_YEARS = 1000  # of a range; an age needs no more outputs
 COMPONENTS = 8  # of the mixture that stands for the training ages in balanced MSE
@@ -43,10 +44,9 @@ class Age(Head):
         name: str, label: str, weight: float, options: Mapping[str, Any], facts: Facts
     ) -> dict[str, Any]:
         """The fields above and `Head`'s. Raises `UserError` for a label or range that cannot be."""
-        where, ends = f"config.heads.{name}", tuple(options["range"])
-        if len(ends) != 2 or not 0 <= ends[0] < ends[1] <= MOST_YEARS:
-            raise UserError(f"{where}.range: need 0 <= low < high <= {MOST_YEARS}, got {ends}")
-        low, high = ends
+        where, (low, high) = f"config.heads.{name}", options["range"]
+        if low == high:
+            raise UserError(f"{where}.range: {options['range']!r}; low must be below high")
         if label not in facts.means:
             raise UserError(f"{where}: {label!r} is not a number; use kind binary or categorical")
         return {
@@ -167,26 +167,37 @@ class Regression(Age):
     noise: float
     counts: tuple[int, ...]
 
-    options: ClassVar[dict[str, Any]] = {
-        "transform": "standard",  # identity | log | unit | standard
-        # l1 | l2 | huber | bmc | gai, on the transformed scale. The last two are balanced MSE (Ren
-        # et al. 2022): against the labels of the batch, or a mixture of those of training.
-        "loss": "l1",
-        "huber_delta": 1.0,
-        "noise": 8.0,  # bmc and gai: where the learned deviation starts, years
-        "range": (0.0, 116.0),  # years; also the unit range
-    }
+    options: ClassVar[Group] = Group(
+        "One number on a transformed scale.",
+        transform=Setting(
+            "standard",
+            "Scale that the loss lives on: years, log(1 + years), the range as 0..1, or mean 0 and "
+            "standard deviation 1.",
+            choices=Scale.KINDS,
+        ),
+        loss=Setting(
+            "l1",
+            "Loss on that scale. bmc and gai are balanced MSE (Ren et al. 2022): against the "
+            "labels of the batch, or a mixture that stands for those of training.",
+            choices=("l1", "l2", "huber", "bmc", "gai"),
+        ),
+        huber_delta=Setting(1.0, "huber: where it becomes linear, on the transformed scale."),
+        noise=Setting(8.0, "bmc and gai: start of the learned deviation.", above=0, unit="years"),
+        range=Setting(
+            (0.0, 116.0),
+            "Lowest and highest age that it predicts, and the range of the transform unit.",
+            limits=(0, MOST_YEARS),
+            length=2,
+            rising=True,
+            unit="years",
+        ),
+    )
 
     @classmethod
     def build(
         cls, name: str, label: str, weight: float, options: Mapping[str, Any], facts: Facts
     ) -> Regression:
-        where = f"config.heads.{name}"
-        one_of(where, "transform", options["transform"], Scale.KINDS)
-        one_of(where, "loss", options["loss"], ("l1", "l2", "huber", "bmc", "gai"))
         fields = cls.fields(name, label, weight, options, facts)
-        if not options["noise"] > 0:
-            raise UserError(f"{where}.noise: must be above 0, got {options['noise']}")
         return cls(
             **fields,
             scale=Scale.of(options["transform"], fields, facts.stds[label]),
@@ -255,19 +266,30 @@ class Gaussian(Age):
     scale: Scale
     beta: float
 
-    options: ClassVar[dict[str, Any]] = {
-        "beta": 0.5,  # 0: the likelihood itself; 1: the mean learns as from squared errors
-        "range": (0.0, 116.0),
-    }
+    options: ClassVar[Group] = Group(
+        "A mean and a variance, by beta-NLL.",
+        beta=Setting(
+            0.5,
+            "0: the likelihood itself; 1: the mean learns as from squared errors.",
+            limits=(0, 1),
+        ),
+        range=Setting(
+            (0.0, 116.0),
+            "Lowest and highest age that it predicts.",
+            limits=(0, MOST_YEARS),
+            length=2,
+            rising=True,
+            unit="years",
+        ),
+    )
 
     @classmethod
     def build(
         cls, name: str, label: str, weight: float, options: Mapping[str, Any], facts: Facts
     ) -> Gaussian:
-        fields, beta = cls.fields(name, label, weight, options, facts), float(options["beta"])
-        if not 0 <= beta <= 1:
-            raise UserError(f"config.heads.{name}.beta: need 0 <= beta <= 1, got {beta:g}")
-        return cls(**fields, scale=Scale.of("standard", fields, facts.stds[label]), beta=beta)
+        fields = cls.fields(name, label, weight, options, facts)
+        scale = Scale.of("standard", fields, facts.stds[label])
+        return cls(**fields, scale=scale, beta=float(options["beta"]))
 
     def output(self, inputs: int, rngs: nnx.Rngs) -> nnx.Module:
         return outputs.linear(inputs, 2, rngs)
@@ -317,23 +339,37 @@ class Distribution(Age):
     median: bool
     prior: tuple[float, ...]
 
-    options: ClassVar[dict[str, Any]] = {
-        # ce | dldl (v2, Gao et al. 2018) | mean_variance (Pan et al. 2018) | sord (Diaz & Marathe)
-        "loss": "dldl",
-        "sigma": 2.0,  # dldl: of the target distribution, years
-        "votes": "",  # dldl: a label with each image's own sigma, such as apparent_age_std
-        "expectation_weight": 1.0,  # dldl: of |expectation - age|, years
-        "mean_weight": 0.2,  # mean_variance
-        "variance_weight": 0.05,  # mean_variance
-        "power": 1,  # sord: q_j ~ exp(-scale · |j - y|^power), 1 or 2
-        "scale": 1.0,  # sord: per year (power 1) or per year² (power 2)
-        "smoothing": 0.0,  # ce: mass that is spread over all ages
-        "decode": "median",  # median, which is best for the absolute error, | expectation
-        # Whose ages the probabilities are of: the data's, "natural", or those that the sampler and
-        # the example weights showed, "sampled": agejax/heads/priors.py.
-        "decode_prior": "natural",
-        "range": (0.0, 116.0),
-    }
+    options: ClassVar[Group] = Group(
+        "A probability for every year of age.",
+        loss=Setting(
+            "dldl",
+            "ce, dldl (v2, Gao et al. 2018), mean_variance (Pan et al. 2018) or sord (Diaz & "
+            "Marathe 2019).",
+            choices=("ce", "dldl", "mean_variance", "sord"),
+        ),
+        sigma=Setting(2.0, "dldl: deviation of the target distribution.", above=0, unit="years"),
+        votes=Setting("", "dldl: a label with each image's own sigma, such as apparent_age_std."),
+        expectation_weight=Setting(1.0, "dldl: weight of |expectation - age|."),
+        mean_weight=Setting(0.2, "mean_variance: weight of the mean."),
+        variance_weight=Setting(0.05, "mean_variance: weight of the variance."),
+        power=Setting(1, "sord: q_j ~ exp(-scale |j - y|^power).", choices=(1, 2)),
+        scale=Setting(1.0, "sord: per year (power 1) or per year squared (power 2).", above=0),
+        smoothing=Setting(0.0, "ce: mass that is spread over all ages.", limits=(0, None), below=1),
+        decode=Setting(
+            "median",
+            "The age to predict; the median is best for the absolute error.",
+            choices=("median", "expectation"),
+        ),
+        decode_prior=Setting("natural", priors.HELP, choices=priors.DECODE),
+        range=Setting(
+            (0.0, 116.0),
+            "Lowest and highest age that it predicts.",
+            limits=(0, MOST_YEARS),
+            length=2,
+            rising=True,
+            unit="years",
+        ),
+    )
     former: ClassVar[dict[str, Any]] = {"decode_prior": "sampled", "range": [0.0, 100.0]}
 
     @classmethod
@@ -341,15 +377,7 @@ class Distribution(Age):
         cls, name: str, label: str, weight: float, options: Mapping[str, Any], facts: Facts
     ) -> Distribution:
         where = f"config.heads.{name}"
-        one_of(where, "loss", options["loss"], ("ce", "dldl", "mean_variance", "sord"))
-        one_of(where, "decode", options["decode"], ("median", "expectation"))
-        one_of(where, "power", options["power"], (1, 2))
         fields = cls.fields(name, label, weight, options, facts)
-        for key in ("sigma", "scale"):
-            if not options[key] > 0:
-                raise UserError(f"{where}.{key}: must be above 0, got {options[key]}")
-        if not 0 <= options["smoothing"] < 1:
-            raise UserError(f"{where}.smoothing: need 0 <= smoothing < 1")
         if options["votes"] and options["votes"] not in facts.labels:
             raise UserError(f"{where}.votes: the training data has no {options['votes']!r} label")
         weights = {
@@ -369,7 +397,6 @@ class Distribution(Age):
             smoothing=float(options["smoothing"]),
             median=options["decode"] == "median",
             prior=priors.log_ratio(
-                where,
                 options["decode_prior"],
                 facts.priors.get(name),
                 functools.partial(by_year, **ends),
@@ -468,22 +495,35 @@ class Ordinal(Age):
     count: bool
     prior: tuple[float, ...]
 
-    options: ClassVar[dict[str, Any]] = {
-        # coral (Cao et al. 2020) | corn (Shi et al. 2021) | or_cnn (Niu et al. 2016)
-        "method": "coral",
-        "decode": "count",  # of the questions that are likelier yes, or the "expectation" of them
-        "decode_prior": "natural",  # as of distribution
-        "range": (0.0, 116.0),
-    }
+    options: ClassVar[Group] = Group(
+        "Whether the age is above each year.",
+        method=Setting(
+            "coral",
+            "coral (Cao et al. 2020), corn (Shi et al. 2021) or or_cnn (Niu et al. 2016).",
+            choices=tuple(ORDINAL),
+        ),
+        decode=Setting(
+            "count",
+            "The age to predict: the count of the questions that are likelier yes, or its "
+            "expectation.",
+            choices=("count", "expectation"),
+        ),
+        decode_prior=Setting("natural", priors.HELP, choices=priors.DECODE),
+        range=Setting(
+            (0.0, 116.0),
+            "Lowest and highest age that it predicts.",
+            limits=(0, MOST_YEARS),
+            length=2,
+            rising=True,
+            unit="years",
+        ),
+    )
     former: ClassVar[dict[str, Any]] = {"decode_prior": "sampled", "range": [0.0, 100.0]}
 
     @classmethod
     def build(
         cls, name: str, label: str, weight: float, options: Mapping[str, Any], facts: Facts
     ) -> Ordinal:
-        where = f"config.heads.{name}"
-        one_of(where, "method", options["method"], tuple(ORDINAL))
-        one_of(where, "decode", options["decode"], ("count", "expectation"))
         fields = cls.fields(name, label, weight, options, facts)
         ends = {"low": fields["low"], "high": fields["high"]}
         counts = start_counts(facts.counts[label], **ends)
@@ -496,7 +536,6 @@ class Ordinal(Age):
             method=options["method"],
             count=options["decode"] == "count",
             prior=priors.log_ratio(
-                where,
                 options["decode_prior"],
                 facts.priors.get(name),
                 functools.partial(by_year, **ends),

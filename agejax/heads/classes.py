@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from agejax.errors import UserError, one_of
+from agejax.errors import UserError
 from agejax.heads import losses, priors
 from agejax.heads.head import (
     Adapted,
@@ -25,6 +25,7 @@ from agejax.heads.head import (
     shifted,
 )
 from agejax.models import outputs
+from agejax.settings import Group, Setting
 
 
 @register("binary")
@@ -43,12 +44,18 @@ class Binary(Head):
     gamma: float
     prior: tuple[float, ...]
 
-    options: ClassVar[dict[str, Any]] = {
-        "decode_prior": "sampled",  # as of categorical
-        "loss": "ce",  # ce | focal
-        "smoothing": 0.0,  # ce: what the true class gives away, as in 1 - smoothing / 2
-        "gamma": 2.0,  # focal
-    }
+    options: ClassVar[Group] = Group(
+        "Two classes from one logit.",
+        decode_prior=Setting("sampled", priors.HELP, choices=priors.DECODE),
+        loss=Setting("ce", "Loss.", choices=("ce", "focal")),
+        smoothing=Setting(
+            0.0,
+            "ce: the true class has the probability 1 - smoothing / 2.",
+            limits=(0, None),
+            below=1,
+        ),
+        gamma=Setting(2.0, "focal: exponent.", limits=(0, None)),
+    )
 
     @classmethod
     def build(
@@ -61,9 +68,8 @@ class Binary(Head):
                 f"{where}: binary needs two classes, {label!r} has {len(classes)}; "
                 'use kind "categorical"'
             )
-        one_of(where, "loss", options["loss"], ("ce", "focal"))
-        check_numbers(where, options)
-        prior = class_ratio(where, options, facts, name, 2)
+        check_smoothing(where, options)
+        prior = class_ratio(options, facts, name, 2)
         return cls(
             name, label, weight, tuple(classes), options["loss"], float(options["smoothing"]),
             options["gamma"], prior,
@@ -128,23 +134,36 @@ class ClassLoss:
     scale: float
     cosine: bool
 
-    options: ClassVar[dict[str, Any]] = {
-        "loss": "ce",  # ce | focal | ldam | lmf (alpha LDAM + beta focal)
-        "smoothing": 0.0,  # ce: mass that is spread over all classes
-        "gamma": None,  # focal and lmf; default 2 and 4
-        "alpha": 2.5,  # lmf
-        "beta": 0.05,  # lmf
-        "max_margin": 0.5,  # ldam and lmf: of the rarest class
-        "cosine": False,  # ldam and lmf on cosines of features and weights
-        "scale": None,  # ldam and lmf; default 30 of cosines, 1 of plain logits
-    }
+    options: ClassVar[Group] = Group(
+        "A loss of several classes.",
+        loss=Setting(
+            "ce",
+            "Loss; lmf is alpha LDAM + beta focal.",
+            choices=("ce", "focal", "ldam", "lmf"),
+        ),
+        smoothing=Setting(
+            0.0, "ce: mass that is spread over all classes.", limits=(0, None), below=1
+        ),
+        gamma=Setting(
+            None, "focal and lmf: exponent; default 2 and 4.", kind=float, limits=(0, None)
+        ),
+        alpha=Setting(2.5, "lmf: weight of LDAM.", limits=(0, None)),
+        beta=Setting(0.05, "lmf: weight of focal.", limits=(0, None)),
+        max_margin=Setting(0.5, "ldam and lmf: margin of the rarest class.", limits=(0, None)),
+        cosine=Setting(False, "ldam and lmf: on cosines of features and weights."),
+        scale=Setting(
+            None,
+            "ldam and lmf: factor of the logits; default 30 with cosine, 1 without.",
+            kind=float,
+            limits=(0, None),
+        ),
+    )
 
     @classmethod
     def of(cls, where: str, options: Mapping[str, Any], counts: Sequence[int]) -> ClassLoss:
-        """Raises `UserError` for an unknown loss, or values that cannot be."""
+        """Raises `UserError` for options that do not go together."""
         kind, cosine = options["loss"], bool(options["cosine"])
-        one_of(where, "loss", kind, ("ce", "focal", "ldam", "lmf"))
-        check_numbers(where, options)
+        check_smoothing(where, options)
         margins: tuple[float, ...] = ()
         if kind in ("ldam", "lmf"):
             margins = tuple(losses.ldam_margins(counts, options["max_margin"]).tolist())
@@ -236,13 +255,12 @@ class Categorical(Head):
     class_loss: ClassLoss
     prior: tuple[float, ...]
 
-    options: ClassVar[dict[str, Any]] = {
-        # Whose classes the probabilities are of: those that the sampler and the example weights
-        # showed, "sampled", or the data's, "natural": agejax/heads/priors.py. Not "natural" by
-        # default: who draws classes evenly mostly wants them judged evenly (macro-F1).
-        "decode_prior": "sampled",
+    options: ClassVar[Group] = Group(
+        "Several classes.",
+        # Not "natural": who draws classes evenly mostly wants them judged evenly (macro-F1).
+        decode_prior=Setting("sampled", priors.HELP, choices=priors.DECODE),
         **ClassLoss.options,
-    }
+    )
 
     @classmethod
     def build(
@@ -250,7 +268,7 @@ class Categorical(Head):
     ) -> Categorical:
         where, classes = f"config.heads.{name}", tuple(class_names(name, label, facts))
         loss = ClassLoss.of(where, options, facts.counts.get(label, ()))
-        prior = class_ratio(where, options, facts, name, len(classes))
+        prior = class_ratio(options, facts, name, len(classes))
         return cls(name, label, weight, classes, loss, prior)
 
     def output(self, inputs: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -298,12 +316,24 @@ class Buckets(Head):
     expectation: bool
     prior: tuple[float, ...]
 
-    options: ClassVar[dict[str, Any]] = {
-        "edges": (3, 10, 21, 28, 46, 66),  # where each bucket but the first begins, years
-        "decode": "expectation",  # expectation | mode: of the buckets' mean ages
-        "decode_prior": "natural",  # as of distribution
+    options: ClassVar[Group] = Group(
+        "Ages in buckets, as classes.",
+        edges=Setting(
+            (3, 10, 21, 28, 46, 66),
+            "Where each bucket but the first begins.",
+            item=float,
+            above=0,
+            rising=True,
+            unit="years",
+        ),
+        decode=Setting(
+            "expectation",
+            "The age to predict, from the buckets' mean ages.",
+            choices=("expectation", "mode"),
+        ),
+        decode_prior=Setting("natural", priors.HELP, choices=priors.DECODE),
         **ClassLoss.options,
-    }
+    )
     former: ClassVar[dict[str, Any]] = {"decode_prior": "sampled"}
 
     @classmethod
@@ -316,7 +346,6 @@ class Buckets(Head):
         edges = tuple(float(edge) for edge in options["edges"])
         if not edges or any(b <= a for a, b in zip((0.0, *edges), edges, strict=False)):
             raise UserError(f"{where}.edges: need rising ages above 0, not {options['edges']}")
-        one_of(where, "decode", options["decode"], ("expectation", "mode"))
 
         def by_bucket(counts: Sequence[float]) -> np.ndarray:
             bucket = np.searchsorted(edges, np.arange(len(counts)), side="right")
@@ -332,7 +361,7 @@ class Buckets(Head):
         return cls(
             name, label, weight, edges, tuple(ages.tolist()), loss,
             options["decode"] == "expectation",
-            priors.log_ratio(where, options["decode_prior"], facts.priors.get(name), by_bucket),
+            priors.log_ratio(options["decode_prior"], facts.priors.get(name), by_bucket),
         )  # fmt: skip
 
     def output(self, inputs: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -391,11 +420,10 @@ def bucket_names(edges: Sequence[float]) -> list[str]:
 
 
 def class_ratio(
-    where: str, options: Mapping[str, Any], facts: Facts, name: str, width: int
+    options: Mapping[str, Any], facts: Facts, name: str, width: int
 ) -> tuple[float, ...]:
     """`priors.log_ratio` of `width` classes."""
     return priors.log_ratio(
-        where,
         options["decode_prior"],
         facts.priors.get(name),
         lambda counts: np.bincount(np.arange(len(counts)), counts, width),
@@ -403,12 +431,7 @@ def class_ratio(
     )
 
 
-def check_numbers(where: str, options: Mapping[str, Any]) -> None:
-    """Raises `UserError` for options of losses that cannot be."""
-    if not 0 <= options["smoothing"] < 1:
-        raise UserError(f"{where}.smoothing: need 0 <= smoothing < 1, got {options['smoothing']}")
+def check_smoothing(where: str, options: Mapping[str, Any]) -> None:
+    """Raises `UserError` for smoothing with a loss that has none."""
     if options["loss"] != "ce" and options["smoothing"]:
         raise UserError(f"{where}.smoothing: is for the loss ce, not {options['loss']}")
-    for key in ("gamma", "alpha", "beta", "max_margin", "scale"):
-        if options.get(key) is not None and options[key] < 0:
-            raise UserError(f"{where}.{key}: must be 0 or above, got {options[key]}")

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from agejax.errors import UserError, check_values, one_of
+from agejax.errors import UserError, one_of
+from agejax.settings import Group, Setting
 
 Labels = Mapping[str, jax.Array]
 Arrays = Mapping[str, np.ndarray]  # of a last layer: kernel [C, width], bias [width], ...
@@ -193,14 +194,15 @@ def shifted(layer: Arrays, log_ratios: Sequence[float], sign: int = 1) -> Arrays
 
 KINDS: dict[str, type[Any]] = {}
 # Of every head, beside its kind's own options.
-COMMON: dict[str, Any] = {
-    "kind": "",
-    "label": "",
-    "weight": 1.0,
-    "neck": {},
-    "fds": {},
-    "example_weights": {},
-}
+COMMON = Group(
+    "Settings of every head.",
+    kind=Setting("", "What it learns and how: one of the kinds below."),
+    label=Setting("", "Label that it learns; default: the head's name."),
+    weight=Setting(1.0, "Its share of the loss."),
+    neck=Setting({}, "Layers of its own between backbone and output."),
+    fds=Setting({}, "Feature distribution smoothing."),
+    example_weights=Setting({}, "Weights of examples in its loss."),
+)
 
 
 def register(kind: str) -> Callable[[type[Any]], type[Any]]:
@@ -234,14 +236,14 @@ def create(configs: Mapping[str, Any], facts: Facts) -> dict[str, Head]:
             raise UserError(f"{where}: {given!r}; set it to {{'kind': ...}}")
         one_of(where, "kind", given.get("kind"), tuple(KINDS))
         kind = KINDS[given["kind"]]
-        check_values(given, {**COMMON, **kind.options}, where)
+        Group("A head.", **COMMON, **kind.options).check(given, where)
         label = given.get("label", name)
         if label not in facts.labels:
             raise UserError(
                 f"{where}: the training data has no {label!r} label; drop this head, or set its "
                 f"label to one of {', '.join(facts.labels)}"
             )
-        options = {**kind.options, **{k: given[k] for k in kind.options if k in given}}
+        options = kind.options.defaults() | {k: given[k] for k in kind.options if k in given}
         heads[name] = kind.build(name, label, float(given.get("weight", 1.0)), options, facts)
     return heads
 
@@ -264,7 +266,7 @@ def write_out(
             continue  # `create` says what is wrong
         for option, old in KINDS[kind].former.items():
             before = (stored or {}).get(name, {})
-            value = old if former else before.get(option, KINDS[kind].options[option])
+            value = old if former else before.get(option, KINDS[kind].options[option].default)
             if option not in given:
                 given[option] = value
 

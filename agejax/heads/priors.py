@@ -15,16 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agejax.errors import one_of
-
 DECODE = ("natural", "sampled")  # and what a prior holds
+HELP = (
+    "Whose distribution the probabilities follow: the data's (natural), or what the sampler and "
+    "the example weights made of it (sampled)."
+)
 FEW = 10  # rows, and draws of an epoch: an age with fewer borrows from its neighbours
 
 Prior = Mapping[str, Sequence[float]]  # {"natural", "sampled"}: of each year from 0 on, or class
 
 
 def log_ratio(
-    where: str,
     decode: str,
     prior: Prior | None,
     binned: Callable[[Sequence[float]], np.ndarray],
@@ -34,18 +35,13 @@ def log_ratio(
     """log natural / sampled of each of K bins; () where nothing is to be undone.
 
     Args:
-      where: the head's place in the config, for the error.
       decode: "natural" or "sampled".
       prior: None where training drew and weighted all labels evenly.
       binned: the prior's counts -> those of the head's bins, f64 [K].
       ordered: the bins are ages. A bin of fewer than `FEW` rows or draws then has the ratio of the
         narrowest window around it that holds as many. Classes have no neighbours: a class without
         a row or a draw has the ratio of all together, which changes nothing.
-
-    Raises:
-      UserError: another `decode`.
     """
-    one_of(where, "decode_prior", decode, DECODE)
     if decode == "sampled" or prior is None:
         return ()
     natural, sampled = (binned(prior[key]) for key in DECODE)

@@ -13,16 +13,37 @@ import jax.numpy as jnp
 import numpy as np
 
 from agejax.data import density
-from agejax.errors import UserError, check_values, one_of
+from agejax.errors import UserError, one_of
 from agejax.heads.ages import Regression
 from agejax.heads.head import Head
+from agejax.settings import Group, Setting
 
 PREFIX = "example_weight/"
-KINDS: dict[str, dict[str, Any]] = {  # with their options
-    "dense": {"alpha": 1.0},  # DenseWeight; in the loss it is DenseLoss
-    "lds": {"reweight": "sqrt", "sigma": 2.0, "size": 5},
-    "inverse": {"power": 1.0},  # INS; 0.5 is ISNS
-    "class_balanced": {"beta": 0.9999},
+# With their options. Each kind also takes `after`, a duration.
+KINDS = {
+    "dense": Group(
+        "DenseWeight of the age; in the loss it is DenseLoss.",
+        alpha=Setting(1.0, "0 is uniform, 1 inverts the density of the age.", limits=(0, None)),
+    ),
+    "lds": Group(
+        "By the smoothed counts of the age.",
+        reweight=Setting("sqrt", "How counts become weights.", choices=("sqrt", "inverse")),
+        sigma=Setting(2.0, "Width of the smoothing kernel.", above=0, unit="years"),
+        size=Setting(5, "Size of the smoothing window, odd.", limits=(1, None), unit="years"),
+    ),
+    "inverse": Group(
+        "By the inverse counts of the classes or years (INS).",
+        power=Setting(1.0, "0.5 takes the square root (ISNS).", limits=(0, None)),
+    ),
+    "class_balanced": Group(
+        "By the effective number of examples of each class (Cui et al. 2019).",
+        beta=Setting(
+            0.9999,
+            "0 is uniform; the nearer to 1, the nearer to inverse counts.",
+            limits=(0, None),
+            below=1,
+        ),
+    ),
 }
 
 
@@ -53,10 +74,10 @@ def of(
         kind = given.pop("kind", None)
         one_of(where, "kind", kind, tuple(KINDS))
         given.pop("after", None)
-        check_values(given, KINDS[kind], where)
+        KINDS[kind].check(given, where)
         values = labels[head.label][rows]
         weights = np.ones(len(labels[head.label]), np.float32)
-        of_rows = _weights(kind, {**KINDS[kind], **given}, head, values, where)
+        of_rows = _weights(kind, KINDS[kind].defaults() | given, head, values, where)
         if drawn is not None:
             # Else a sampler that favours the same rows would raise the head's share of the loss.
             known = np.isfinite(values) if values.dtype.kind == "f" else values >= 0

@@ -24,7 +24,7 @@ from agejax.models.layers import (
     drop_path_rates,
     global_mean,
 )
-from agejax.models.mobilenet_v3 import ConvNorm, conv_padding, divisible
+from agejax.models.mobilenet_v3 import PADDINGS, ConvNorm, divisible
 
 # blocks, kernel, stride of the first block, how much wider inside, outputs
 Stage = tuple[int, int, int, int, int]
@@ -133,7 +133,7 @@ class EfficientNet(Backbone):
         act = jax.nn.relu6 if lite else jax.nn.silu
         common: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         make: Callable[..., ConvNorm] = functools.partial(
-            ConvNorm, padding=conv_padding(padding), epsilon=epsilon, momentum=0.1, **common
+            ConvNorm, padding=PADDINGS[padding], epsilon=epsilon, momentum=0.1, **common
         )
         self.stem = make(3, STEM, 3, stride=2, act=act)
         blocks: list[MBConv] = []

@@ -17,38 +17,50 @@ import jax.numpy as jnp
 from flax import nnx
 
 from agejax.data.density import lds_window
-from agejax.errors import UserError, check_values
+from agejax.errors import UserError
+from agejax.settings import Group, Setting
 
 LEAST, MOST = 0.1, 10.0  # of the ratio of variances
 
 
+# config.heads.NAME.fds.
+SETTINGS = Group(
+    "Feature distribution smoothing (FDS; Yang et al. 2021).",
+    oldest=Setting(100, "Ages above count as this one.", limits=(1, 1000), unit="years"),
+    sigma=Setting(2.0, "Width of the smoothing kernel over ages.", above=0, unit="years"),
+    size=Setting(
+        5, "Size of the smoothing window, odd and at most `oldest`.", limits=(1, None), unit="years"
+    ),
+    momentum=Setting(
+        0.9,
+        "What running statistics keep of their old value at the end of an epoch.",
+        limits=(0, None),
+        below=1,
+    ),
+    first_epoch=Setting(1, "First epoch in which features are moved.", limits=(1, None)),
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class SmoothingOptions:
-    """config.heads.NAME.fds.
+    """The values of `SETTINGS`."""
 
-    Attributes:
-      oldest: ages above count as this one, years.
-      sigma, size: of `lds_window` over ages, years; the size is odd.
-      momentum: what running statistics keep of their old value at the end of an epoch.
-      first_epoch: features are moved from this one on.
-    """
-
-    oldest: int = 100
-    sigma: float = 2.0
-    size: int = 5
-    momentum: float = 0.9
-    first_epoch: int = 1
+    oldest: int
+    sigma: float
+    size: int
+    momentum: float
+    first_epoch: int
 
     @classmethod
     def of(cls, given: Mapping[str, Any], where: str) -> SmoothingOptions:
         """Raises `UserError` for an unknown key or a value that cannot be."""
-        defaults = {field.name: field.default for field in dataclasses.fields(cls)}
-        check_values(given, defaults, where, {"oldest": (1, 1000)})
-        options = cls(**given)
-        if options.size % 2 == 0 or not 1 <= options.size <= options.oldest:
-            raise UserError(f"{where}.size: an odd number of years is needed, not {options.size}")
-        if not options.sigma > 0 or not 0 <= options.momentum < 1 or options.first_epoch < 1:
-            raise UserError(f"{where}: need sigma > 0, 0 <= momentum < 1, first_epoch >= 1")
+        SETTINGS.check(given, where)
+        options = cls(**SETTINGS.defaults() | dict(given))
+        if options.size % 2 == 0 or options.size > options.oldest:
+            raise UserError(
+                f"{where}.size: {options.size}; set it to an odd number of years, at most "
+                f"{where}.oldest, which is {options.oldest}"
+            )
         return options
 
 

@@ -15,7 +15,7 @@ from flax import nnx
 
 from agejax.models.backbone import Backbone, Features
 from agejax.models.layers import BatchNorm, Conv, Dropout, Linear, global_mean
-from agejax.models.mobilenet_v3 import conv_padding, divisible
+from agejax.models.mobilenet_v3 import PADDINGS, divisible
 
 STEM = 32  # channels
 # channels, stride
@@ -78,7 +78,7 @@ class MobileNetV1(Backbone):
         rngs: nnx.Rngs,
     ) -> None:
         make: Any = functools.partial(
-            ConvReLU6, folded=folded, padding=conv_padding(padding), epsilon=epsilon,
+            ConvReLU6, folded=folded, padding=PADDINGS[padding], epsilon=epsilon,
             momentum=norm_momentum, dtype=dtype, rngs=rngs,
         )  # fmt: skip
         channels = divisible(STEM * width)

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from agejax.errors import UserError, nearest
 from agejax.models.backbone import Backbone, Features
 from agejax.models.layers import (
     Activation,
@@ -60,18 +59,8 @@ LARGE: tuple[Row, ...] = (
     (5, 960, 160, True, "hard_swish", 1),
 )
 ACTIVATIONS: dict[str, Activation] = {"relu": jax.nn.relu, "hard_swish": jax.nn.hard_swish}
+# The option `padding` -> what `Conv` calls it.
 PADDINGS: dict[str, Literal["same"] | None] = {"torch": None, "same": "same"}
-
-
-def conv_padding(name: str) -> Literal["same"] | None:
-    """What `Conv` calls the option `padding`.
-
-    Raises:
-      UserError: an unknown name.
-    """
-    if name not in PADDINGS:
-        raise UserError(f"config.model.options.padding: no {name!r}; {nearest(name, PADDINGS)}")
-    return PADDINGS[name]
 
 
 def minimal(rows: tuple[Row, ...]) -> tuple[Row, ...]:
@@ -204,7 +193,7 @@ class MobileNetV3(Backbone):
         common: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         make: Callable[..., ConvNorm] = functools.partial(
             ConvNorm,
-            padding=conv_padding(padding),
+            padding=PADDINGS[padding],
             epsilon=epsilon,
             momentum=norm_momentum,
             **common,

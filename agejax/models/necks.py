@@ -10,62 +10,71 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from agejax.errors import UserError, check_values
 from agejax.models import layers
 from agejax.models.backbone import Features
+from agejax.settings import Group, Setting
 
 ACTIVATIONS: dict[str, layers.Activation] = {
     "relu": jax.nn.relu,
     "hard_swish": jax.nn.hard_swish,
     "gelu": jax.nn.gelu,
 }
-POOLS = ("mean", "flatten")
 MOST_WIDTH = 2**16
+
+# config.heads.NAME.neck; the defaults are those of a dense layer.
+SETTINGS = Group(
+    "Layers of a head's own between backbone and output.",
+    greyscale=Setting(False, "The head sees what the backbone makes of the image without colours."),
+    convs=Setting(
+        (),
+        "Channels of 3x3 convolutions over the backbone's maps, each with batch norm.",
+        item=int,
+        limits=(1, MOST_WIDTH),
+    ),
+    max_pool=Setting(False, "A 2x2 max pool follows each convolution."),
+    pool=Setting(
+        "mean",
+        "How maps become features; mean without convolutions is the backbone's own pooling.",
+        choices=("mean", "flatten"),
+    ),
+    hidden=Setting((), "Widths of dense layers.", item=int, limits=(1, MOST_WIDTH)),
+    activation=Setting(
+        "relu", "Activation after each of these layers.", choices=tuple(ACTIVATIONS)
+    ),
+    dropout=Setting(
+        0.0,
+        "Dropout rate before each dense layer but the first, and before the output.",
+        limits=(0, None),
+        below=1,
+    ),
+    input_dropout=Setting(
+        0.0,
+        "Dropout rate of what enters the first dense layer.",
+        limits=(0, None),
+        below=1,
+    ),
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class NeckOptions:
-    """config.heads.NAME.neck; the defaults are a dense layer's.
+    """The values of `SETTINGS`."""
 
-    Attributes:
-      greyscale: the head sees what the backbone makes of the image without colours.
-      convs: channels of 3x3 convolutions over the backbone's maps, each with batch norm.
-      max_pool: whether each convolution is followed by a 2x2 max pool.
-      pool: "mean" (without convolutions: the backbone's own pooling) or "flatten".
-      hidden: widths of dense layers.
-      activation: relu | hard_swish | gelu, after each of them.
-      dropout: before each dense layer but the first, and before the output.
-      input_dropout: of what enters the dense layers, before the first of them.
-    """
-
-    greyscale: bool = False
-    convs: tuple[int, ...] = ()
-    max_pool: bool = False
-    pool: str = "mean"
-    hidden: tuple[int, ...] = ()
-    activation: str = "relu"
-    dropout: float = 0.0
-    input_dropout: float = 0.0
+    greyscale: bool
+    convs: tuple[int, ...]
+    max_pool: bool
+    pool: str
+    hidden: tuple[int, ...]
+    activation: str
+    dropout: float
+    input_dropout: float
 
     @classmethod
     def of(cls, given: Mapping[str, Any], where: str) -> NeckOptions:
         """Raises `UserError` for an unknown key or a value that cannot be."""
-        defaults = {field.name: field.default for field in dataclasses.fields(cls)}
-        widths = {"convs": (0,), "hidden": (0,)}  # such as these
-        check_values(given, defaults | widths, where, dict.fromkeys(widths, (1, MOST_WIDTH)))
-        values: dict[str, Any] = {
-            k: tuple(v) if k in ("convs", "hidden") else v for k, v in given.items()
-        }
-        options = cls(**values)
-        for key, known in (("pool", POOLS), ("activation", tuple(ACTIVATIONS))):
-            if getattr(options, key) not in known:
-                raise UserError(
-                    f"{where}.{key}: {getattr(options, key)!r} is not one of {', '.join(known)}"
-                )
-        for key in ("dropout", "input_dropout"):
-            if not 0 <= getattr(options, key) < 1:
-                raise UserError(f"{where}.{key}: need 0 <= {key} < 1, got {getattr(options, key)}")
-        return options
+        SETTINGS.check(given, where)
+        values = SETTINGS.defaults() | dict(given)
+        return cls(**values | {k: tuple(values[k]) for k in ("convs", "hidden")})
 
 
 class Neck(nnx.Module):

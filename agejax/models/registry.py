@@ -1,17 +1,19 @@
-"""The backbones by name. To add one, write a module and enter it in `MODELS`."""
+"""The backbones by name. To add one, write a module and enter it in `MODELS`; its new options go to
+`OPTIONS`."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from agejax.errors import UserError, check_values, nearest
+from agejax.errors import UserError, nearest
 from agejax.models import (
     cnn,
     efficientnet,
@@ -24,6 +26,7 @@ from agejax.models import (
     vit,
 )
 from agejax.models.backbone import Backbone
+from agejax.settings import Group, Setting
 
 # Called with num_classes, dtype, rngs, the config's options, and image_size where it is wanted.
 MODELS: dict[str, functools.partial[Any]] = {
@@ -64,10 +67,32 @@ MODELS: dict[str, functools.partial[Any]] = {
     "vit_b16": vit.b16,
     "vit_l16": vit.l16,
 }
-LIMITS = {  # of options that are numbers; both ends are allowed
-    "widths": (1, 2**16), "width": (0.1, 10), "dropout": (0, 0.99), "drop_path": (0, 0.99),
-    "epsilon": (0, 1), "norm_momentum": (0, 1),
-}  # fmt: skip
+# The options that backbones have, each some of them. A default here is replaced by the backbone's.
+OPTIONS: dict[str, Setting] = {
+    "widths": Setting((32, 64, 128), "Width of each layer.", limits=(1, 2**16)),
+    "width": Setting(1.0, "Multiplier of all widths.", limits=(0.1, 10)),
+    "minimalistic": Setting(False, "Without squeeze-excitation, hard swish and 5x5 convolutions."),
+    "folded": Setting(False, "Convolutions have biases in place of batch norms."),
+    "batch_norm": Setting(False, "Batch norm after each convolution."),
+    "padding": Setting(
+        "torch",
+        "Half of the kernel on every side (torch), or as TensorFlow does (same).",
+        choices=tuple(mobilenet_v3.PADDINGS),
+    ),
+    "stride_first": Setting(
+        False, "The first 1x1 convolution of a bottleneck strides, not its 3x3."
+    ),
+    "zero_padded_max": Setting(False, "Max pools pad with zeros, as in Keras."),
+    "gelu": Setting(
+        "exact", "GELU itself, or its approximation by tanh.", choices=get_args(vit.Gelu)
+    ),
+    "epsilon": Setting(1e-5, "Added to the variance in batch norm.", limits=(0, 1)),
+    "norm_momentum": Setting(0.1, "Share of each batch in running statistics.", limits=(0, 1)),
+    "dropout": Setting(0.0, "Dropout rate.", limits=(0, 0.99)),
+    "drop_path": Setting(
+        0.0, "Largest rate of dropped blocks (stochastic depth).", limits=(0, 0.99)
+    ),
+}
 # Options that change how a network trains, and neither its arrays nor what it predicts.
 OF_TRAINING = ("dropout", "drop_path", "norm_momentum")
 OURS = ("num_classes", "dtype", "rngs", "image_size")  # given by `create`, not by options
@@ -105,18 +130,23 @@ def create(
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
     """Raises `UserError` for an unknown model, or options that are not its own or cannot be."""
-    check_values(options, default_options(name), "config.model.options", LIMITS)
+    options_of(name).check(options, "config.model.options")
 
 
-def default_options(name: str) -> dict[str, Any]:
-    """Returns a model's own options with their defaults.
+def options_of(name: str) -> Group:
+    """A model's own options, with the defaults of its constructor.
 
     Raises:
       UserError: an unknown model.
     """
     if name not in MODELS:
         raise UserError(f"config.model.name: no model {name!r}; {nearest(name, MODELS)}")
-    return {k: p.default for k, p in _parameters(name).items() if k not in OURS}
+    own = {k: p.default for k, p in _parameters(name).items() if k not in OURS}
+    own |= {k: value for k, value in MODELS[name].keywords.items() if k in own}
+    return Group(
+        f"Options of {name}.",
+        **{k: dataclasses.replace(OPTIONS[k], default=default) for k, default in own.items()},
+    )
 
 
 def _parameters(name: str) -> dict[str, inspect.Parameter]:

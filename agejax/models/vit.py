@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from agejax.errors import UserError, nearest
+from agejax.errors import UserError
 from agejax.models.backbone import Backbone, Features
 from agejax.models.layers import (
     Dropout,
@@ -90,10 +90,6 @@ class ViT(Backbone):
         if image_size % PATCH:
             raise UserError(
                 f"config.model.image_size: a ViT needs a multiple of {PATCH}, got {image_size}"
-            )
-        if gelu not in get_args(Gelu):
-            raise UserError(
-                f"config.model.options.gelu: no {gelu!r}; {nearest(gelu, get_args(Gelu))}"
             )
         tokens = (image_size // PATCH) ** 2 + 1
         init = jax.nn.initializers.truncated_normal(0.02)

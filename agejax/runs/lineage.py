@@ -21,7 +21,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from agejax.config import OPEN, default, to_json
+from agejax.config import SETTINGS, default, to_json
 from agejax.data import splits
 from agejax.data.sources import Source
 from agejax.errors import DAMAGE, UserError
@@ -30,6 +30,7 @@ from agejax.models import pretrained
 from agejax.paths import expand
 from agejax.runs import box
 from agejax.runs.run import Run, opened_config, same_splits
+from agejax.settings import Group
 from agejax.training.checkpoint import Checkpoints
 
 Lineage = dict[str, Any]
@@ -254,16 +255,15 @@ def _without_places(value: Any, path: str) -> Any:
 
 def differing(values: Mapping[str, Any]) -> dict[str, Any]:
     """{"schedule.lr": 0.002, ...}: what a stored config sets otherwise than `config.default`."""
-    return dict(_differing(values, to_json(default()), ""))
+    return dict(_differing(values, to_json(default()), SETTINGS, ""))
 
 
 def _differing(
-    values: Mapping[str, Any], defaults: Mapping[str, Any], where: str
+    values: Mapping[str, Any], defaults: Mapping[str, Any], group: Group, where: str
 ) -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
-        path = f"{where}.{key}" if where else key
-        usual = defaults[key]
-        if isinstance(usual, dict) and usual and path not in OPEN:
-            yield from _differing(value, usual, path)
-        elif value != usual:
+        path, setting = f"{where}.{key}" if where else key, group[key]
+        if isinstance(setting, Group):
+            yield from _differing(value, defaults[key], setting, path)
+        elif value != defaults[key]:
             yield path, value

@@ -57,8 +57,6 @@ class Checkpoints:
     """
 
     def __init__(self, folder: pathlib.Path, best_mode: str = "min") -> None:
-        if best_mode not in SIGNS:
-            raise UserError(f"config.eval.best_mode: {best_mode!r} is not one of min, max")
         self._folder, self._mode = folder, best_mode
 
     @property

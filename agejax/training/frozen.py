@@ -67,7 +67,7 @@ def check(config: Any, model: Model, frozen: Collection[str]) -> None:
                 f"{where}, but the teachers of config.distill.{kind} need the images; write their "
                 f"answers to a file with python -m agejax.distill, {off}"
             )
-    given, default = (to_json(each) for each in (config.augment, augment.default()))
+    given, default = (to_json(each) for each in (config.augment, augment.SETTINGS.config()))
     changed = [key for key, value in given.items() if value != default.get(key)]
     if mixing := [key for key in changed if key in ("mixup", "cutmix", "copies")]:
         raise UserError(

@@ -43,8 +43,6 @@ def lr_scale(config: Any) -> float:
     with the gradient (Malladi et al. 2022). The batch is the global one, on however many devices.
     """
     found_for = config.schedule.lr_batch_size
-    if found_for < 0:
-        raise UserError(f"config.schedule.lr_batch_size: {found_for} is not 0 or more")
     times = config.data.batch_size / found_for if found_for else 1.0
     return float(times if config.optim.name == "sgd" else times**0.5)
 
@@ -63,8 +61,6 @@ def create_schedule(
       to_steps: (duration, config key) -> steps.
       scale: of config.lr, as `lr_scale` says.
     """
-    if config.lr <= 0:
-        raise UserError(f"config.schedule.lr: must be positive, got {config.lr}")
     lr = scale * config.lr
 
     def warmup() -> int:
@@ -92,10 +88,7 @@ def create_schedule(
             return optax.piecewise_interpolate_schedule(
                 "cosine", lr / config.div, {warmup(): config.div, total_steps: end}
             )
-    raise UserError(
-        f"config.schedule.kind: {config.kind!r} is not one of one_cycle, warmup_cosine, "
-        "exponential, constant"
-    )
+    raise ValueError(config.kind)
 
 
 def match_groups(
@@ -160,7 +153,7 @@ def create_optimizer(
         case "sgd":
             direction = optax.trace(config.b1) if config.b1 else optax.identity()
         case _:
-            raise UserError(f"config.optim.name: {config.name!r} is not one of adamw, adam, sgd")
+            raise ValueError(config.name)
     if config.weight_decay and config.name == "adam":
         raise UserError("config.optim.weight_decay: adam has none here; use adamw")
 

@@ -104,8 +104,6 @@ def create_model(config: Any, heads: Mapping[str, Head]) -> tuple[Model, Initial
     """config.model and heads -> (model, initialise(key) -> (params, batch_stats))."""
     c = config.model
     registry.check_options(c.name, c.options)  # before they are arguments beside our own
-    if c.dtype not in DTYPES:
-        raise UserError(f"config.model.dtype: {c.dtype!r} is not one of {', '.join(DTYPES)}")
     necks = {
         name: NeckOptions.of(given.neck, f"config.heads.{name}.neck")
         for name, given in config.heads.items()

@@ -190,12 +190,12 @@ def _other(rng: random.Random, value: Any) -> Any:
 
 def _head(rng: random.Random) -> tuple[str, Any]:
     kind = rng.choice(tuple(heads.head.KINDS))
-    head = {"kind": kind} | _some(rng, heads.head.KINDS[kind].options)
+    head = {"kind": kind} | _some(rng, heads.head.KINDS[kind].options.defaults())
     label = rng.choice(("age", "age", "gender", "ethnicity", "apparent_age"))
     match rng.randrange(5):
         case 0:
             weighing = rng.choice(tuple(weights.KINDS))
-            more = weights.KINDS[weighing] | {"after": {"epochs": 0.5}}
+            more = weights.KINDS[weighing].defaults() | {"after": {"epochs": 0.5}}
             head["example_weights"] = {"kind": weighing} | _some(rng, more)
         case 1:
             neck = {"convs": (4,), "hidden": (8,), "pool": "mean", "dropout": 0.1}
@@ -207,8 +207,8 @@ def _head(rng: random.Random) -> tuple[str, Any]:
 
 def _augment(rng: random.Random) -> tuple[str, Any]:
     if rng.random() < 0.3:
-        return "augment.copies", _some(rng, dict.fromkeys(augment.LIMITS, 0.5))
-    key = rng.choice(tuple(augment.LIMITS))
+        return "augment.copies", _some(rng, augment.RECIPE.defaults())
+    key = rng.choice(tuple(augment.SETTINGS))
     return f"augment.{key}", rng.choice(ODD)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from agejax.data.builders import cells
 from agejax.data.builders.base import Face, FaceBuilder, table
 from agejax.errors import UserError
+from agejax.settings import Group, Setting
 
 FOLDS = 5
 TABLE = re.compile(r"(?:.*/)?fold_([0-4])_data\.txt")
@@ -41,20 +42,11 @@ class Adience(FaceBuilder):
         "https://talhassner.github.io/home/projects/Adience/Adience-data.html into one folder "
         "named adience"
     )
-
-    def __init__(self, *, images: str = "aligned", test_fold: int = 0, **kwargs: object) -> None:
-        """images: "aligned" or "faces", which of the releases; test_fold: 0 to 4."""
-        if images not in RELEASES:
-            raise UserError(
-                f"config.data.options.images of adience: {images!r} is not aligned or faces"
-            )
-        if not 0 <= test_fold < FOLDS:
-            raise UserError(
-                f"config.data.options.test_fold of adience: {test_fold} is not one of "
-                f"0..{FOLDS - 1}"
-            )
-        self.release, self.test_fold = images, test_fold
-        super().__init__(**kwargs)  # type: ignore[arg-type]
+    OPTIONS = Group(
+        "Options of adience.",
+        images=Setting("aligned", "Which of the releases.", choices=tuple(RELEASES)),
+        test_fold=Setting(0, "Which fold is test.", limits=(0, FOLDS - 1)),
+    )
 
     @classmethod
     def also_reads(
@@ -65,8 +57,8 @@ class Adience(FaceBuilder):
     def faces(self) -> Iterator[Face]:
         assert self.source is not None
         rows = self._rows()
-        begin = RELEASES[self.release]
-        packed = self.source / f"{self.release}.tar.gz"
+        begin = RELEASES[self.options["images"]]
+        packed = self.source / f"{self.options['images']}.tar.gz"
         for path, match, data in self.images(
             re.compile(rf"{begin}\.(\d+\..+)", re.DOTALL),
             f"{begin}.[face_id].[original_image]",
@@ -97,7 +89,7 @@ class Adience(FaceBuilder):
         for path, data in found.items():
             match = TABLE.fullmatch(path)
             assert match is not None
-            split = "test" if int(match[1]) == self.test_fold else "train"
+            split = "test" if int(match[1]) == self.options["test_fold"] else "train"
             for row in table(data, path, COLUMNS):
                 image = row["original_image"].rpartition(".")[0]
                 key = f"{row['user_id']}/{row['face_id']}.{image}"

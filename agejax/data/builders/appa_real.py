@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 from agejax.data.builders.base import Face, FaceBuilder, table
 from agejax.data.builders.cells import years
 from agejax.errors import UserError
+from agejax.settings import Group, Setting
 
 SPLITS = {"train": "train", "valid": "val", "test": "test"}
 PATH = re.compile(r"(?:.*/)?(train|valid|test)/([^/]+)_face\.\w+")
@@ -33,15 +34,14 @@ class AppaReal(FaceBuilder):
     LABEL_NAMES = {"gender": GENDERS, "ethnicity": ("Caucasian", "Asian", "Afroamerican")}  # noqa: RUF012
     USUAL_NAMES = ("appa-real-release.zip", "appa-real-release", "appa-real-release.tar.gz")
     DOWNLOAD = "appa-real-release.zip from https://chalearnlap.cvc.uab.cat/dataset/26/description/"
-
-    def __init__(self, *, target: str = "real", **kwargs: object) -> None:
-        """target: which age is `age`, the "real" one or the "apparent" one, the votes' mean."""
-        if target not in ("real", "apparent"):
-            raise UserError(
-                f"config.data.options.target of appa_real: {target!r} is not real or apparent"
-            )
-        self.apparent = target == "apparent"
-        super().__init__(**kwargs)  # type: ignore[arg-type]
+    OPTIONS = Group(
+        "Options of appa_real.",
+        target=Setting(
+            "real",
+            "Which age is `age`: the real one, or the apparent one, the mean of the votes.",
+            choices=("real", "apparent"),
+        ),
+    )
 
     def faces(self) -> Iterator[Face]:
         rows: dict[tuple[str, str], dict[str, str]] = {}  # (folder, file) -> cells
@@ -74,7 +74,7 @@ class AppaReal(FaceBuilder):
             yield Face(
                 id="/".join(key),
                 image=data,
-                age=apparent if self.apparent else real,
+                age=apparent if self.options["target"] == "apparent" else real,
                 gender=_number(more.get("gender"), GENDERS),
                 ethnicity=_number(more.get("race"), RACES),
                 apparent_age=apparent,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
-import inspect
 import io
 import json
 import math
@@ -25,6 +24,7 @@ from agejax import tables
 from agejax.data.builders import archives
 from agejax.errors import UserError, one_line
 from agejax.paths import expand
+from agejax.settings import Group
 
 MANUAL = pathlib.Path("~/tensorflow_datasets/downloads/manual")
 ANY = re.compile(r".*", re.DOTALL)
@@ -71,7 +71,7 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
     - `LABEL_NAMES`: {"gender": (...), "ethnicity": (...)}, the names of the classes;
     - `faces()`, which yields each `Face`;
     - `USUAL_NAMES` and `DOWNLOAD`, where it reads files of the user's;
-    - options of its own as keyword-only arguments of `__init__`, the rest passed on.
+    - `OPTIONS`, where it has some of its own; their values are `self.options`.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -80,12 +80,17 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
     NAMES_PEOPLE: ClassVar[bool] = False  # whether groups are names, which other data sets know too
     USUAL_NAMES: ClassVar[Sequence[str]] = ()  # of the user's archive or folder; (): reads none
     DOWNLOAD: ClassVar[str] = ""  # what to get, and from where
+    OPTIONS: ClassVar[Group] = Group("No options.")  # config.data.options
 
     def __init__(
         self, *, source: str | pathlib.Path | None = None, parts: int = 0, **kwargs: Any
     ) -> None:
         """`source`: the archive or folder to read, as `locate` gives it; `parts`: of the images,
-        each read by a worker of Beam's; 0: all by this process."""
+        each read by a worker of Beam's; 0: all by this process; and any of `OPTIONS`."""
+        self.check_options({key: value for key, value in kwargs.items() if key in self.OPTIONS})
+        self.options = {
+            key: kwargs.pop(key, default) for key, default in self.OPTIONS.defaults().items()
+        }
         self.source = None if source is None else pathlib.Path(source)
         self.skipped: list[str] = []  # "name: reason" of what `faces` could not use
         self.passed_over: Counter[str] = Counter()  # ending -> files that are no images
@@ -96,12 +101,9 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         super().__init__(**{"file_format": "array_record"} | kwargs)
 
     @classmethod
-    def options(cls) -> dict[str, Any]:
-        """The keys of config.data.options that this data set knows, with their defaults."""
-        parameters = inspect.signature(cls.__init__).parameters.values()
-        ours = ("source", "parts")
-        own = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ours]
-        return {p.name: p.default for p in own}
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        """Raises `UserError` for options that the data set does not have, or that cannot be."""
+        cls.OPTIONS.check(options, f"data set {cls.name}: config.data.options")
 
     @classmethod
     def locate(cls, path: str | None) -> pathlib.Path | None:

@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 from agejax.data.builders import cells
 from agejax.data.builders.base import Face, FaceBuilder, table
 from agejax.errors import UserError
+from agejax.settings import Group, Setting
 
 # The bands that annotators chose from, and the means of the whole years in them. The last is open:
 # 76 lies between the means of those of 70 and more in AAF (75) and in UTKFace (80).
@@ -49,13 +50,14 @@ class FairFace(FaceBuilder):
         "fairface-img-margin025-trainval.zip and the two label files (fairface_label_*.csv) from "
         "https://github.com/joojs/fairface into one folder named fairface"
     )
-
-    def __init__(self, *, age: str = "middle", **kwargs: object) -> None:
-        """age: "middle" of its band, or "none", for gender and ethnicity alone."""
-        if age not in ("middle", "none"):
-            raise UserError(f"config.data.options.age of fairface: {age!r} is not middle or none")
-        self.with_age = age == "middle"
-        super().__init__(**kwargs)  # type: ignore[arg-type]
+    OPTIONS = Group(
+        "Options of fairface.",
+        age=Setting(
+            "middle",
+            "The age of a band: its middle, or none, for gender and ethnicity alone.",
+            choices=("middle", "none"),
+        ),
+    )
 
     @classmethod
     def also_reads(
@@ -74,7 +76,7 @@ class FairFace(FaceBuilder):
                 self.skipped.append(f"{path}: no row in fairface_label_*.csv")
                 continue
             try:
-                age = _age(row["age"]) if self.with_age else math.nan
+                age = _age(row["age"]) if self.options["age"] == "middle" else math.nan
                 gender = cells.class_number(row["gender"], "gender", GENDERS)
                 ethnicity = cells.class_number(row["race"], "race", RACES)
             except ValueError:
@@ -111,7 +113,7 @@ class FairFace(FaceBuilder):
             for row in table(data, path, ("file", "age", "gender", "race")):
                 rows[row["file"].replace("\\", "/").rpartition(".")[0]] = row
                 ages[row["age"]] += 1
-        if self.with_age:
+        if self.options["age"] == "middle":
             _check_bands(ages, self.source)
         return rows
 

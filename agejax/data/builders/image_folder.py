@@ -7,7 +7,6 @@ import pathlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -16,6 +15,7 @@ from agejax.data.builders import archives, cells, pairing, pixels
 from agejax.data.builders.base import Face, FaceBuilder, listed, table
 from agejax.errors import UserError, check_keys
 from agejax.paths import expand
+from agejax.settings import Group, Setting
 
 FILE = (
     *("file", "file_name", "filename", "path", "image", "img_name", "image_name", "img_path"),
@@ -25,7 +25,7 @@ AGES = ("age", "apparent_age", "apparent_age_std")
 CLASSES = ("gender", "ethnicity")
 MORE = ("split", "group")
 KNOWN = ("file", *AGES, *CLASSES, *MORE)
-OPTIONS = "config.data.options"
+WHERE = "config.data.options"
 FOUND = "labels.csv"  # is read where no table is named
 NO_LABELS = "none"
 ONE_NUMBER = re.compile(r"\D*(\d+)\D*")
@@ -79,44 +79,45 @@ class ImageFolder(FaceBuilder):
     USUAL_NAMES = ("faces", "faces.zip", "faces.tar.gz")
     DOWNLOAD = "or collect images into a folder, a .zip or a .tar"
 
-    def __init__(
-        self,
-        *,
-        labels: str = "",
-        columns: Mapping[str, str] = MappingProxyType({}),
-        folders: str = "",
-        gender_names: Sequence[str] = ("male", "female"),
-        ethnicity_names: Sequence[str] = (),
-        **kwargs: object,
-    ) -> None:
-        """labels: the CSV, a path inside the source or else outside of it; "": labels.csv, if the
-        source has one; "none": no labels.
+    OPTIONS = Group(
+        "Options of image_folder.",
+        labels=Setting(
+            "",
+            'The CSV: a path inside the source, or else outside of it; "": labels.csv, if the '
+            'source has one; "none": no labels.',
+        ),
+        columns=Setting(
+            {},
+            'What the table calls its columns, such as {"age": "Years", "gender": "Sex"}; a column '
+            'called "" is not read.',
+        ),
+        folders=Setting(
+            "",
+            'What the folders above an image mean, the nearest last, such as "age" or '
+            '"split/gender"; "*" stands for a folder that means nothing. A table\'s labels come '
+            "first.",
+        ),
+        gender_names=Setting(
+            ("male", "female"),
+            "Classes in their order, an empty one for a number that is no class; (): those of the "
+            "CSV, sorted, or its numbers.",
+            item=str,
+        ),
+        ethnicity_names=Setting((), "As gender_names.", item=str),
+    )
 
-        columns: what the table's columns are called, such as {"age": "Years", "gender": "Sex"}; a
-        column called "" is not read.
-
-        folders: what the folders above an image say, the nearest last, such as "age" or
-        "split/gender"; "*" stands for a folder that says nothing. A table's labels come first.
-
-        gender_names, ethnicity_names: of the classes in their order, an empty one for a number that
-        is no class; (): those of the CSV, sorted, or its numbers.
-        """
-        self.labels = labels
-        self.columns = dict(columns)
-        self.folders = tuple(folders.split("/")) if folders else ()
-        check_keys(self.columns, KNOWN, f"{OPTIONS}.columns")
+    def __init__(self, **kwargs: Any) -> None:
+        options = self.OPTIONS.defaults() | kwargs
+        self.labels = options["labels"]
+        self.columns = dict(options["columns"])
+        self.folders = tuple(options["folders"].split("/")) if options["folders"] else ()
+        check_keys(self.columns, KNOWN, f"{WHERE}.columns")
         for ours, theirs in self.columns.items():
             if not isinstance(theirs, str):
-                raise UserError(f"{OPTIONS}.columns.{ours}: {theirs!r}; set it to a column's name")
-        check_keys(self.folders, ("*", *KNOWN[1:]), f"{OPTIONS}.folders")
-        self.names: dict[str, tuple[str, ...]] = {}
-        for label, names in {"gender": gender_names, "ethnicity": ethnicity_names}.items():
-            if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-                raise UserError(
-                    f"{OPTIONS}.{label}_names of image_folder: {names!r} is no list of names"
-                )
-            self.names[label] = tuple(names)
-        super().__init__(**kwargs)  # type: ignore[arg-type]
+                raise UserError(f"{WHERE}.columns.{ours}: {theirs!r}; set it to a column's name")
+        check_keys(self.folders, ("*", *KNOWN[1:]), f"{WHERE}.folders")
+        self.names = {label: tuple(options[f"{label}_names"]) for label in CLASSES}
+        super().__init__(**kwargs)
 
     @classmethod
     def also_reads(
@@ -179,13 +180,13 @@ class ImageFolder(FaceBuilder):
         if not self.labels:
             inside = self.files(rf"(?i:(?:.*/)?{re.escape(FOUND)})")
             if len(inside) > 1:
-                self.say(f"{len(inside)} files {FOUND} in it; name one with {OPTIONS}.labels")
+                self.say(f"{len(inside)} files {FOUND} in it; name one with {WHERE}.labels")
             if len(inside) != 1:
                 return None
             ((path, data),) = inside.items()
-            self.say(f"labels from {path} in it; {OPTIONS}.labels='{NO_LABELS}' leaves it out")
+            self.say(f"labels from {path} in it; {WHERE}.labels='{NO_LABELS}' leaves it out")
             return self._read(path, path, data)
-        where = f"{OPTIONS}.labels: {self.labels}"
+        where = f"{WHERE}.labels: {self.labels}"
         inside = self.files(rf"(?:.*/)?{re.escape(self.labels)}")
         outside = expand(self.labels)
         if self.labels in inside:
@@ -214,11 +215,11 @@ class ImageFolder(FaceBuilder):
             column_of.pop(ours, None)
             if name and name.lower() not in theirs:
                 raise UserError(
-                    f"{OPTIONS}.columns: no column {name!r} in {where}; there are {listed(header)}"
+                    f"{WHERE}.columns: no column {name!r} in {where}; there are {listed(header)}"
                 )
             if name:
                 column_of[ours] = theirs[name.lower()]
-        remedy = f"there are {listed(header)}; name yours with {OPTIONS}.columns, such as"
+        remedy = f"there are {listed(header)}; name yours with {WHERE}.columns, such as"
         if not column_of.keys() & {"file", pixels.COLUMN}:
             raise UserError(f"{where}: no column {', '.join(FILE)}; {remedy} {{'file': '...'}}")
         if not column_of.keys() & {*AGES, *CLASSES, *MORE}:
@@ -230,7 +231,7 @@ class ImageFolder(FaceBuilder):
         if unread := [name for name in header if name not in used]:
             self.say(
                 f"{where}: columns read: {listed(used)}; not read: {listed(unread)} "
-                f"({OPTIONS}.columns)"
+                f"({WHERE}.columns)"
             )
         return Table(where, path, data, column_of)
 
@@ -267,11 +268,11 @@ class ImageFolder(FaceBuilder):
             except ValueError as error:
                 raise UserError(
                     f"{labels.where}: {error}, in {count:,} rows; write one of these, or do not "
-                    f"read the column: {OPTIONS}.columns = {{'split': ''}}"
+                    f"read the column: {WHERE}.columns = {{'split': ''}}"
                 ) from error
 
     def _learn_classes(self, label: str, found: Mapping[str, int], where: str) -> None:
-        option = f"{OPTIONS}.{label}_names"
+        option = f"{WHERE}.{label}_names"
         if wrong := cells.miscounted(found, label, self.names[label], option):
             raise UserError(f"{where}: {wrong}")
         self.names[label] = self.names[label] or cells.class_names(found)
@@ -312,7 +313,7 @@ class ImageFolder(FaceBuilder):
                 row["age"] = number[1]
         for label in set(CLASSES) & set(self.folders):
             found = Counter(row[label] for row in said.values())
-            self._learn_classes(label, found, f"{OPTIONS}.folders")
+            self._learn_classes(label, found, f"{WHERE}.folders")
         missing = f"not in folders {'/'.join(self.folders)}"
         return {file: self._labels(said[file]) if file in said else missing for file in files}
 

@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 from agejax.data.builders import matlab
 from agejax.data.builders.base import Face, FaceBuilder
 from agejax.errors import DAMAGE, UserError
+from agejax.settings import Group, Setting
 
 MATLAB_DAY_ONE = 366  # MATLAB's day number of 31 December of the year 0, Python's day 0
 DAYS = 365.2425  # of a year
@@ -40,13 +41,11 @@ class IMDBWIKI(FaceBuilder):
         "imdb_crop.tar or wiki_crop.tar (faces only) from "
         "https://data.vision.ee.ethz.ch/cvl/rrothe/imdb-wiki/"
     )
-
-    def __init__(
-        self, *, min_face_score: float = 1.0, max_age: float = 100.0, **kwargs: object
-    ) -> None:
-        """min_face_score: of the authors' face detector; max_age: in years, older are mistakes."""
-        self.min_face_score, self.max_age = min_face_score, max_age
-        super().__init__(**kwargs)  # type: ignore[arg-type]
+    OPTIONS = Group(
+        "Options of imdb_wiki.",
+        min_face_score=Setting(1.0, "Lowest score of the authors' face detector."),
+        max_age=Setting(100.0, "Highest age; older ones are mistakes.", unit="years"),
+    )
 
     def faces(self) -> Iterator[Face]:
         found = self.files(r"(?:.*/)?(imdb|wiki)\.mat")
@@ -90,11 +89,11 @@ class IMDBWIKI(FaceBuilder):
                 "gender": GENDERS.get(gender, -1),
                 "group": name if isinstance(name, str) else "",  # an empty cell is no str
             }
-            if not (self.min_face_score <= score < math.inf):
+            if not (self.options["min_face_score"] <= score < math.inf):
                 row = "no clear face"
             elif not math.isnan(second):
                 row = "a second face"
-            elif not 0 <= age <= self.max_age:
+            elif not 0 <= age <= self.options["max_age"]:
                 row = "an impossible age"
             rows[str(file)] = row
         return rows

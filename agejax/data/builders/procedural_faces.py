@@ -13,7 +13,6 @@ import math
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import cv2
 import numpy as np
@@ -23,6 +22,7 @@ from agejax.data.builders import archives
 from agejax.data.builders.base import Face, FaceBuilder
 from agejax.errors import UserError, run_command
 from agejax.paths import expand
+from agejax.settings import Group, Setting
 
 GENDERS = ("male", "female")
 COLOURINGS = ("fair", "tan", "brown", "dark")  # of skin, hair and eyes; not groups of people
@@ -678,25 +678,21 @@ class ProceduralFaces(FaceBuilder):
     VERSION = tfds.core.Version("1.0.0")
     LABEL_NAMES = {"gender": GENDERS, "ethnicity": COLOURINGS}  # noqa: RUF012
     FIND_DUPLICATES = False
-
-    def __init__(
-        self, *, count: int = 4000, seed: int = 0, size: int = SIZE, **kwargs: Any
-    ) -> None:
-        """count images of size x size pixels; image i depends on seed, i and size only."""
-        for option, value, least in (("count", count, 1), ("seed", seed, 0),
-                                     ("size", size, SMALLEST)):  # fmt: skip
-            if value < least:
-                raise UserError(f"procedural_faces: {option}={value} must be {least} or more")
-        self.count, self.seed, self.size = count, seed, size
-        super().__init__(**kwargs)
+    OPTIONS = Group(
+        "Options of procedural_faces.",
+        count=Setting(4000, "How many images.", limits=(1, None)),
+        seed=Setting(0, "Image i depends on seed, i and size alone.", limits=(0, None)),
+        size=Setting(SIZE, "Edge of the images.", limits=(SMALLEST, None), unit="pixels"),
+    )
 
     def faces(self) -> Iterator[Face]:
-        for i in range(self.count):
-            name = f"{self.seed}-{i:06d}"
+        seed = self.options["seed"]
+        for i in range(self.options["count"]):
+            name = f"{seed}-{i:06d}"
             if not self.mine(name):
                 yield Face(id=name, image=archives.ELSEWHERE)
                 continue
-            image, labels = draw(self.seed, i, self.size)
+            image, labels = draw(seed, i, self.options["size"])
             yield Face(
                 id=name, image=_jpeg(image), age=float(labels.age),
                 gender=labels.gender, ethnicity=labels.colouring, apparent_age=labels.looks,

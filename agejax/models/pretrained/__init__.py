@@ -128,7 +128,7 @@ def settle(
             )
         may_differ = registry.OF_TRAINING
         expected = {key: tuple(of_run.model[key]) for key in expected}
-        defaults = registry.default_options(c.name)
+        defaults = registry.options_of(c.name).defaults()
         options = {key: defaults[key] for key in c.options if key in defaults}
         options |= of_run.model.options.to_dict()
     elif c.pretrained:
@@ -172,7 +172,7 @@ def identify(path: str, model_name: str) -> tuple[Tensors, matching.Match]:
     file = str(expand(path))
     files.check(file, _where(path))  # first: it is wrong whatever the model is
     if model_name not in LAYOUTS:
-        registry.default_options(model_name)  # raises where there is no such model
+        registry.options_of(model_name)  # raises where there is no such model
         raise UserError(
             f"{_where(path)}: no rules to read weights of {model_name!r} from a file; name the "
             f"folder of a run to start from its weights, or use one of {few(LAYOUTS)}"

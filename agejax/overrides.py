@@ -1,0 +1,164 @@
+"""Settings on the command line whose names no config lists: a duration's unit, a head's options.
+
+`--config.total.steps=200`, `--config.heads.gender.smoothing=0.1` and the like lead below an open
+dict (`agejax.settings`), where ml_collections knows only what a config file has written down. Here
+they are taken off the command line, and set in the config that the rest of it gives.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+from agejax.config import SETTINGS
+from agejax.errors import UserError, nearest
+from agejax.settings import Duration, Group, Setting
+from agejax.training.durations import UNITS
+
+_FLAG = re.compile(r"--?config\.([^=]+)(?:=(.*))?", re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Override:
+    """One such argument.
+
+    Attributes:
+      flag: such as "--config.heads.gender.smoothing".
+      setting: the open dict that it leads below.
+      at: the path of that dict, such as ("heads",).
+      below: the rest of the path, such as ("gender", "smoothing").
+      text: the value as it was given.
+    """
+
+    flag: str
+    setting: Setting
+    at: tuple[str, ...]
+    below: tuple[str, ...]
+    text: str
+
+
+def split(argv: Sequence[str]) -> tuple[list[str], list[Override]]:
+    """The arguments that ml_collections can take, and the others.
+
+    Raises:
+      UserError: an argument without a value, a whole dict after a part of it, or something else
+        than a dict in its place.
+    """
+    rest: list[str] = []
+    found: list[Override] = []
+    arguments = iter(argv)
+    for argument in arguments:
+        match = _FLAG.fullmatch(argument)
+        opened = _open(match[1]) if match else None
+        if match is None or opened is None:
+            rest.append(argument)
+            continue
+        setting, at, below = opened
+        flag, text = argument.partition("=")[0], match[2]
+        if not below:
+            if text is not None and not text.lstrip().startswith("{"):
+                raise UserError(f"{argument}: write {_form(flag, setting, text)}")
+            if parts := [each.flag for each in found if each.at == at]:
+                raise UserError(f"{flag} would replace what {parts[0]} sets; give it first")
+            rest.append(argument)
+            continue
+        if text is None and (text := next(arguments, None)) is None:
+            raise UserError(f"{flag} has no value; write {flag}=VALUE")
+        found.append(Override(flag, setting, at, below, text))
+    return rest, found
+
+
+def apply(config: ml_collections.ConfigDict, overrides: Sequence[Override]) -> None:
+    """Sets them in the config.
+
+    Raises:
+      UserError: a unit that durations do not have, two units of one duration, a head that is not
+        there, or a part of what is no dict.
+    """
+    heads = tuple(config.heads)
+    units: dict[tuple[str, ...], Override] = {}
+    with config.unlocked():
+        for each in overrides:
+            if isinstance(each.setting, Duration):
+                first = units.setdefault(each.at, each)
+                if first.below != each.below:
+                    raise UserError(f"{first.flag} and {each.flag}: set one of them")
+                unit = ".".join(each.below)
+                if unit not in UNITS:
+                    raise UserError(f"{each.flag}: no unit {unit!r}; {nearest(unit, UNITS)}")
+                _set(config, each.at, {unit: _value(each.text, 0.0)}, each.flag)
+            else:
+                path = each.at + each.below
+                _set(config, path, _value(each.text, _at(config, path)), each.flag)
+    for each in overrides:
+        name = each.below[0]
+        if each.at == ("heads",) and name not in heads and "kind" not in config.heads[name]:
+            raise UserError(
+                f"{each.flag}: there is no head {name!r}; {nearest(name, heads)} A new head needs "
+                f"--config.heads.{name}.kind too"
+            )
+
+
+def _open(path: str) -> tuple[Setting, tuple[str, ...], tuple[str, ...]] | None:
+    """The open dict at or above a path, its own path, and the rest of the path; None without."""
+    parts = tuple(path.split("."))
+    found: Setting | Group | None = SETTINGS
+    for i, part in enumerate(parts, 1):
+        found = found.get(part) if isinstance(found, Group) else None
+        if isinstance(found, Setting) and isinstance(found.default, Mapping):
+            return found, parts[:i], parts[i:]
+    return None
+
+
+def _form(flag: str, setting: Setting, text: str) -> str:
+    """How to set a part of an open dict."""
+    if isinstance(setting, Duration):
+        return f"{flag}.steps={text}, or .epochs, .examples or .percent"
+    return f"{flag}.NAME=VALUE, or a dict such as {flag}=\"{{'NAME': VALUE}}\""
+
+
+def _at(config: Any, path: Sequence[str]) -> Any:
+    """What the config has at a path; None for nothing."""
+    for part in path:
+        config = config.get(part) if isinstance(config, ml_collections.ConfigDict) else None
+    return config
+
+
+def _set(config: ml_collections.ConfigDict, path: Sequence[str], value: Any, flag: str) -> None:
+    """Sets what lies at a path, whatever type it had; dicts on the way are made."""
+    *groups, key = path
+    group = config
+    try:
+        for name in groups:
+            if group.get(name) is None:
+                group[name] = ml_collections.ConfigDict()
+            if not isinstance(group[name], ml_collections.ConfigDict):
+                raise UserError(f"{flag}: {name} is {group[name]!r}, which has no parts")
+            group = group[name]
+        if key in group:
+            del group[key]
+        group[key] = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{flag}: {' '.join(str(error).split())}") from error
+
+
+def _value(text: str, old: Any) -> Any:
+    """A value as it is given on a command line: a literal of Python's, or a text without quotes.
+
+    Args:
+      old: what it replaces, whose type it takes where it can.
+    """
+    try:
+        value = ast.literal_eval(text.capitalize() if text in ("true", "false") else text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
+    if isinstance(old, str) and not isinstance(value, (str, tuple, list, dict)):
+        return text
+    if isinstance(old, float) and type(value) is int and abs(value) < 2**63:
+        return float(value)
+    return value
