@@ -10,11 +10,10 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
-from agejax.reporting.plots import BLUE, GRID, ORANGE, TEXT, Chart, tidy
+from agejax.reporting.plots import BLUE, GRID, ORANGE, TEXT, Chart, shaded_table, tidy
 from experiments.arms import Scores
 
 SMALL = 9  # points
-INK = 0.6  # share of the darkest blue from which on text on it is white
 STYLES = [
     (style, colour)
     for style in ("-", "--", ":")
@@ -51,19 +50,14 @@ def decades(scores: Mapping[str, Scores]) -> Chart:
     # Each column has its own shades: arms are compared within a decade.
     low, high = values.min(axis=0), values.max(axis=0)
     share = (values - low) / np.maximum(high - low, 1e-9)
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1.2, aspect="auto")
-    for i, j in itertools.product(*map(range, values.shape)):
-        axes.text(
-            j, i, f"{values[i, j]:.1f}", ha="center", va="center", fontsize=SMALL,
-            color="white" if share[i, j] > INK else TEXT,
-            weight="bold" if best[j] == i else "normal",
-        )  # fmt: skip
+    shaded_table(axes, share, [[f"{value:.1f}" for value in row] for row in values], SMALL)
+    for text in axes.texts:
+        j, i = text.get_position()
+        text.set_weight("bold" if best[int(j)] == i else "normal")
     axes.set_xticks(range(len(first)), [f"{k}\n{n:,}" for k, (_, n) in first.items()])
     axes.set_yticks(range(len(table)), list(table))
     axes.set(xlabel="decade, and its images")
-    tidy(axes)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0, labelsize=SMALL)
+    axes.tick_params(labelsize=SMALL)
     words = "; ".join(
         f"{name}: best {list(table)[best[j]]} {low[j]:.1f}, worst {high[j]:.1f}"
         for j, name in enumerate(first)
@@ -87,18 +81,11 @@ def confusions(label: str, names: list[str], scores: Mapping[str, Scores]) -> Ch
         for said in of.predicted[label].astype(int):
             np.add.at(share, (true[true >= 0], said[true >= 0]), 1)
         share /= np.maximum(share.sum(axis=1, keepdims=True), 1)
-        axes.imshow(share, cmap="Blues", vmin=0, vmax=1.2, aspect="auto")
-        for i, j in itertools.product(range(k), repeat=2):
-            axes.text(
-                j, i, f"{100 * share[i, j]:.0f}", ha="center", va="center", fontsize=SMALL,
-                color="white" if share[i, j] > INK else TEXT,
-            )  # fmt: skip
+        shaded_table(axes, share, [[f"{100 * x:.0f}" for x in row] for row in share], SMALL)
         axes.set_title(arm, fontsize=SMALL, color=TEXT)
         axes.set_xticks(range(k), names, rotation=45, ha="right")
         axes.set_yticks(range(k), names)
-        tidy(axes)
-        axes.spines[:].set_visible(False)
-        axes.tick_params(length=0, labelsize=SMALL)
+        axes.tick_params(labelsize=SMALL)
         words.append(
             f"{arm}: right "
             + ", ".join(f"{name} {share[i, i]:.0%}" for i, name in enumerate(names))

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from agejax.evaluation import uncertainty
-from agejax.reporting import figures
+from agejax.reporting import figures, plots
 from agejax.reporting.plots import BLUE, ORANGE
 
 
@@ -322,7 +322,7 @@ def test_the_figures_of_a_confusion_matrix_are_read_on_every_blue():
             0.2126, 0.7152, 0.0722]  # fmt: skip
 
     for share in np.linspace(0, 1, 101):
-        pair = luminance(figures._ink(share)), luminance(matplotlib.colormaps["Blues"](share))
+        pair = luminance(plots.ink(share)), luminance(matplotlib.colormaps["Blues"](share))
         assert (max(pair) + 0.05) / (min(pair) + 0.05) >= 4.5, share
 
 

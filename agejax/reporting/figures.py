@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from agejax.evaluation.metrics import SMALLEST_GROUP, decades
-from agejax.reporting.plots import BLUE, GRID, ORANGE, TEXT, Chart, tidy
+from agejax.reporting.plots import BLUE, GRID, ORANGE, TEXT, Chart, shaded_table, tidy
 
 Rows = Sequence[Mapping[str, Any]]
 WIDTH = 5.2  # inches: 10 points are 9.6 pixels high where a phone shows it 360 pixels wide
@@ -235,19 +235,15 @@ def confusion(label: str, true: np.ndarray, predicted: np.ndarray, names: Sequen
     labelled = counts.sum(axis=1)
     share = counts / np.maximum(labelled, 1)[:, None]
     figure, axes = _figure(1.2 + 0.62 * k, min(WIDTH, 2 + 0.95 * k))
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    for i, j in itertools.product(range(k), repeat=2):
-        axes.text(
-            j, i, f"{share[i, j]:.0%}\n{counts[i, j]:,}" if labelled[i] else MISSING, ha="center",
-            va="center", fontsize=SMALL, color=_ink(share[i, j]),
-        )  # fmt: skip
+    texts = [
+        [f"{share[i, j]:.0%}\n{counts[i, j]:,}" if labelled[i] else MISSING for j in range(k)]
+        for i in range(k)
+    ]
+    shaded_table(axes, share, texts, SMALL)
     wrapped = [_wrapped(name, 9) for name in names]
     axes.set_xticks(range(k), wrapped, fontsize=SMALL)
     axes.set_yticks(range(k), wrapped, fontsize=SMALL)
     axes.set(xlabel="taken for", ylabel="labelled as")
-    tidy(axes)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
     words = "; ".join(
         f"{name}: right {share[i, i]:.0%} of {labelled[i]:,}" if labelled[i] else f"{name} no image"
         for i, name in enumerate(names)
@@ -555,12 +551,6 @@ def _apart(centres: Sequence[float], sizes: Sequence[float], top: float = 100.0)
         placed[i] = min(placed[i], ceiling - sizes[i] / 2)
         ceiling = placed[i] - sizes[i] / 2
     return placed
-
-
-def _ink(share: float) -> str:
-    """Black or white, whichever is read better on this share's blue: their contrasts are equal
-    at a luminance of .18 (WCAG 2), which `Blues` has at .71."""
-    return "white" if share > 0.71 else "black"
 
 
 def _wrapped(text: str, characters: int) -> str:

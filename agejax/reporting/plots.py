@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -110,6 +110,34 @@ def save_distribution_figure(measured: Mapping[str, Any], file: BinaryIO, *, tit
         bbox_to_anchor=(1, 1), borderaxespad=0,
     )  # fmt: skip
     figure.savefig(file, format="png", dpi=130)
+
+
+def shaded_table(
+    axes: Axes, shades: np.ndarray, texts: Sequence[Sequence[str]], size: float
+) -> None:
+    """Draws a table of cells, such as a confusion matrix: the larger its shade, the darker a cell.
+
+    Args:
+      shades: [R, C], 0 to 1.
+      texts: R rows of C cells.
+      size: of the texts, points.
+    """
+    axes.imshow(shades, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for i, row in enumerate(texts):
+        for j, text in enumerate(row):
+            colour = ink(shades[i, j])
+            axes.text(j, i, text, ha="center", va="center", fontsize=size, color=colour)
+    tidy(axes)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+
+
+def ink(shade: float) -> str:
+    """Black or white, whichever is read better on this shade of blue, 0 to 1.
+
+    Their contrasts are equal at a luminance of 0.18 (WCAG 2), which `Blues` has at 0.71.
+    """
+    return "white" if shade > 0.71 else "black"
 
 
 def tidy(axes: Axes) -> None:
