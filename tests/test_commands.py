@@ -30,7 +30,7 @@ from agejax import (  # fmt: skip
     train,
 )
 from agejax import config as config_lib
-from agejax.data import align, audit, sources
+from agejax.data import align, audit, opening, sources
 from agejax.errors import UserError, run_command
 from agejax.evaluation import fitting
 from agejax.evaluation.calibration import Calibration
@@ -353,7 +353,7 @@ def test_an_output_that_cannot_be_written_is_one_line_before_any_work(
     if name == "baselines":  # its run opens first: the default folder is in it
         run = types.SimpleNamespace(workdir=tmp_path)
         monkeypatch.setattr(Run, "open", lambda workdir: run)
-        monkeypatch.setattr(baselines.opening, "open_source", work)
+        monkeypatch.setattr(opening, "open_source", work)
     for place, message in places(tmp_path).items():
         if name == "align" and place in ("file", "pipe"):
             message = "is there already"
