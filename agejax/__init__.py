@@ -1,21 +1,52 @@
-"""agejax: train and judge face-age models in JAX. Import what you need from its rooms."""
+"""agejax: train and evaluate face-age models in JAX.
 
-import signal
+    import agejax
+
+    config = agejax.config("quickstart", total={"epochs": 3.0})
+    agejax.train(config, "runs/mine")
+    result = agejax.evaluate("runs/mine")
+    print(result.metrics["age"]["mae"], result.report)
+    faces = agejax.load("runs/mine").predict("photos/")
+    print(faces[0]["age"], faces[0]["gender"])
+
+These functions are those of `agejax.api`. Importing agejax changes nothing in the process: commands
+do that (`agejax.process.start`). JAX is imported when the first function is used.
+"""
+
+from __future__ import annotations
+
 import sys
+import types
+from typing import TYPE_CHECKING, Any
 
-from agejax import interrupts
-
-# `python -m agejax.X` imports this package first, and then JAX, which takes seconds: until the
-# command runs, Ctrl-C ends it with one line. Any other program keeps its own handler.
-if (
-    sys.argv[:1] == ["-m"]
-    and any(a.removeprefix("-m").startswith(("agejax.", "experiments.")) for a in sys.orig_argv)
-    and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-):
-    signal.signal(signal.SIGINT, interrupts.leave)
-
-from agejax import memory
+if TYPE_CHECKING:
+    from agejax.api import config, evaluate, load, train
 
 __version__ = "0.1.0"
+__all__ = ["__version__", "config", "evaluate", "load", "train"]
 
-memory.keep_freed()  # here, before other packages start threads
+FUNCTIONS = ("config", "evaluate", "load", "train")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in FUNCTIONS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from agejax import api
+
+    return getattr(api, name)
+
+
+class _Package(types.ModuleType):
+    """The package, in which the names of functions stay theirs.
+
+    agejax.train is a function, and the module of the loop. When a module is imported, Python binds
+    it to its name in the package, and `agejax.train(...)` would fail from then on. Neither
+    `from agejax.train import ...` nor `python -m agejax.evaluate` needs that binding.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in FUNCTIONS and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

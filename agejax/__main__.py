@@ -25,6 +25,7 @@ COMMANDS = {
     "pseudo-label": ("agejax.pseudo_label", "label new faces with a run, to train on them"),
     "baselines": ("agejax.baselines", "fit classical estimators on a backbone's features"),
     "sweep": ("agejax.sweep", "search the settings of a config"),
+    "settings": ("agejax.reference", "list every setting: its default, limits and meaning"),
     "prepare": ("agejax.data.prepare", "prepare a data set before a training does"),
     "audit": ("agejax.data.audit", "report what is wrong with a data set"),
     "distribution": ("agejax.data.distribution", "show which groups a config's sampling draws"),

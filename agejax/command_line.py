@@ -10,8 +10,8 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from agejax import config as config_lib
 from agejax import overrides, reference
+from agejax.config import SETTINGS, check
 from agejax.errors import UserError, line_in
 from agejax.paths import config_file
 from agejax.settings import Setting
@@ -76,7 +76,7 @@ def parse(argv: Sequence[str], usage: str = "") -> ml_collections.ConfigDict:
             "agejax.config.default() with your changes"
         )
     overrides.apply(CONFIG.value, parts)
-    config_lib.check(CONFIG.value)
+    check(CONFIG.value)
     return CONFIG.value
 
 
@@ -138,7 +138,7 @@ settings:
 def _wrong_value(message: str) -> str | None:
     """Says what a setting may be, for absl's message of a value that it cannot read."""
     found = re.match(r"flag --config\.([\w.]+)=(.*?): ", message, re.DOTALL)
-    setting = dict(config_lib.SETTINGS.walk("config")).get(f"config.{found[1]}") if found else None
+    setting = dict(SETTINGS.walk("config")).get(f"config.{found[1]}") if found else None
     if found is None or not isinstance(setting, Setting):
         return None
     return f"--config.{found[1]}={found[2]}: set it to {setting.wanted}"

@@ -38,9 +38,9 @@ def main(argv: Sequence[str]) -> None:
     with handling_interrupts(leave):
         import jax
 
-        from agejax import train
         from agejax.reporting import results
         from agejax.runs import box
+        from agejax.train import train
         from agejax.training import peers, sharding
 
     if box.is_name(WORKDIR.value or ""):
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
         sharding.start()
         name = pathlib.Path(config_flags.get_config_filename(FLAGS["config"])).stem
         workdir = expand(WORKDIR.value or pathlib.Path("runs") / name)
-        summary = train.train(config, workdir)
+        summary = train(config, workdir)
     if summary is None or not config.eval.final_split:
         return
     if jax.process_count() == 1:

@@ -11,7 +11,6 @@ the images themselves decide, where a face detector is installed.
 from __future__ import annotations
 
 import argparse
-import pathlib
 import sys
 import time
 from collections.abc import Sequence
@@ -79,10 +78,10 @@ def main(argv: Sequence[str]) -> None:
     batch_size = predictions.batch_size_of(len(paths), run)
     progress = tqdm(total=len(paths), unit=" files", disable=not sys.stderr.isatty())
 
-    def report(path: pathlib.Path, found: int | Exception) -> None:
-        counts.add(path, found)
+    def report(picture: images.Picture, found: int | Exception) -> None:
+        counts.add(picture, found)
         if isinstance(found, Exception):
-            progress.write(one_line(f"skipped {path}: {found}"), file=sys.stderr)
+            progress.write(one_line(f"skipped {picture}: {found}"), file=sys.stderr)
         progress.update()
 
     start = time.perf_counter()

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Sequence
 
 from agejax import command_line
-from agejax import config as config_lib
+from agejax.config import replaced
 from agejax.errors import UserError, run_command
 from agejax.logging import records
 from agejax.paths import expand
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     settings = space.read_space(args.space)
     config = command_line.parse([argv[0], *rest])
     firsts = {k: v["choices"][0] if "choices" in v else v["low"] for k, v in settings.items()}
-    config_lib.replaced(config, firsts)  # raises where a setting is not there
+    replaced(config, firsts)  # raises where a setting is not there
     if not config.data.split.val_of_train:
         raise UserError(
             "config.data.split.val_of_train: 0 leaves no val split to compare trials on; set it "

@@ -18,9 +18,8 @@ from jax.experimental import multihost_utils
 
 import agejax
 from agejax import checks
-from agejax import config as config_lib
 from agejax import heads as heads_lib
-from agejax.config import to_json
+from agejax.config import check, to_json
 from agejax.data import draws, opening, pipeline, sampling, splits
 from agejax.distillation import setup as distillation
 from agejax.errors import NotFiniteError, UserError
@@ -62,7 +61,7 @@ def train(
     """
     workdir = expand(workdir)
     run.check_workdir(workdir)
-    config_lib.check(config)
+    check(config)
     while True:
         try:
             return _train(config, workdir, stop_after)

@@ -21,12 +21,12 @@ import ml_collections
 import numpy as np
 from scipy import optimize, stats
 
-from agejax import train
 from agejax.data.sources import LABELS
 from agejax.evaluation import bootstrap, metrics
 from agejax.evaluation.bootstrap import RESAMPLES
 from agejax.logging import records
 from agejax.reporting import results
+from agejax.train import train
 from agejax.training import sharding
 
 
@@ -91,7 +91,7 @@ def run(
             if arm.config is not None:
                 seeded = arm.config.copy_and_resolve_references()
                 seeded.seed = seed
-                if train.train(seeded, workdir) is None:
+                if train(seeded, workdir) is None:
                     raise SystemExit(1)
             workdir.mkdir(parents=True, exist_ok=True)
             records.write_json(workdir / "arm.json", {"commit": commit()})

@@ -66,9 +66,9 @@ def child(workdir: pathlib.Path, cache: pathlib.Path, fault: str, at: int) -> No
     """Trains, meets `fault` right before step number `at` of this process, prints a digest."""
     import jax
 
-    from agejax import train
     from agejax.data import pipeline
     from agejax.data.pipeline import TrainBatches
+    from agejax.train import train
     from agejax.training import sharding
     from agejax.training.checkpoint import CheckpointWriter
 
@@ -125,7 +125,7 @@ def child(workdir: pathlib.Path, cache: pathlib.Path, fault: str, at: int) -> No
         CheckpointWriter.save = die_while_saving  # type: ignore[method-assign]
     if fault == "SIGTERM while evaluating":
         pipeline.evaluation_batches = stop_while_evaluating  # type: ignore[assignment]
-    if train.train(config, workdir) is None:
+    if train(config, workdir) is None:
         return
     print(f"digest {digest(workdir)}")
 

@@ -42,7 +42,7 @@ PHOTOS = 4  # that predict is given
 
 def train_child(workdir: pathlib.Path, cache: pathlib.Path, steps: int) -> None:
     """Trains, saves at every step and prints the digest of what it ends with."""
-    from agejax import train
+    from agejax.train import train
     from agejax.training import sharding
 
     sharding.start()
@@ -52,7 +52,7 @@ def train_child(workdir: pathlib.Path, cache: pathlib.Path, steps: int) -> None:
     config.eval.every = {"steps": 2}
     config.log_every = {"steps": 10}
     config.data.workers = 0
-    if train.train(config, workdir) is not None:
+    if train(config, workdir) is not None:
         print(f"digest {faults.digest(workdir)}")
 
 
@@ -96,7 +96,9 @@ def _use(
 
     if kind == "evaluate":
         with contextlib.redirect_stdout(io.StringIO()):
-            result = results.evaluate(workdir, split="val", output=folder, write_report=False)
+            result = results.evaluate(
+                workdir, split="val", output=folder, write_report=False
+            ).metrics
         return int(result["step"])
     answers, complaints = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(answers), contextlib.redirect_stderr(complaints):

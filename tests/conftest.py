@@ -79,13 +79,13 @@ def trained(
 ) -> pathlib.Path:
     """The folder of a run of a few steps; do not write to it but what commands write."""
     import tiny
-    from agejax import train
+    from agejax.train import train
 
     config = tiny.get_config()
     config.data.source, config.data.cache_dir = str(faces), str(cache)
     config.total = {"steps": 4}
     workdir = tmp_path_factory.mktemp("trained") / "run"
-    train.train(config, workdir)
+    train(config, workdir)
     return workdir
 
 

@@ -11,7 +11,7 @@ import sys
 import jax
 
 import tiny
-from agejax import train
+from agejax.train import train
 from agejax.training import sharding
 
 
@@ -39,7 +39,7 @@ def main() -> None:
     config.sharding.devices = jax.process_count()
 
     signal_before(int(at), name)
-    done = train.train(config, pathlib.Path(workdir)) is not None
+    done = train(config, pathlib.Path(workdir)) is not None
     assert "tensorflow" not in sys.modules
     assert "torch" not in sys.modules
     print("finished" if done else "stopped")

@@ -15,7 +15,7 @@ import pytest
 import safetensors.numpy
 
 import tiny
-from agejax import checks, explain, predict, release, train
+from agejax import checks, explain, predict, release
 from agejax import heads as heads_lib
 from agejax.data import opening, splits
 from agejax.errors import UserError, run_command
@@ -29,6 +29,7 @@ from agejax.predicting import predictions
 from agejax.reporting import results
 from agejax.runs import box, ensembles, lineage, warm_start
 from agejax.runs.run import Run
+from agejax.train import train
 from agejax.training import state as state_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -274,7 +275,7 @@ def test_a_released_model_is_evaluated_and_joined_and_never_written(
 ):
     monkeypatch.chdir(tmp_path)
     before = files_of(in_the_box)
-    result = results.evaluate("box", source_path=str(faces), write_report=False)
+    result = results.evaluate("box", source_path=str(faces), write_report=False).metrics
     assert (result["split"], result["step"]) == ("test", 4)
     expected = json.loads((measured / "evaluation/utkface-test/metrics.json").read_text())
     assert result["age"]["mae"] == pytest.approx(expected["age"]["mae"], abs=1e-4)
@@ -289,7 +290,7 @@ def test_a_released_model_is_evaluated_and_joined_and_never_written(
     ]  # fmt: skip
     assert ensembles.open_run(tmp_path / "both").step == 8
     with pytest.raises(UserError, match="holds a released model, which is only read"):
-        train.train(tiny.get_config(), in_the_box)
+        train(tiny.get_config(), in_the_box)
     with pytest.raises(UserError, match="has step 4 only, not 3"):
         Run.open("box", devices=1, step=3)
     assert files_of(in_the_box) == before
@@ -463,14 +464,14 @@ def test_test_images_that_trained_a_teacher_are_counted_and_stand_on_the_card(
     assert lineage.known_to_ancestors(student, source, test) == {"teacher-1": expected}
     shutil.copytree(measured, tmp_path / "run")
     monkeypatch.setattr(lineage, "of", lambda run: student)
-    result = results.evaluate(tmp_path / "run", split="test", write_report=False)
+    result = results.evaluate(tmp_path / "run", split="test", write_report=False).metrics
     assert result["known_to_ancestors"] == {"teacher-1": expected}
     warning = f"{expected} of these {len(test)} images, or copies of them, trained teacher-1"
     assert f"warning: {warning}" in capsys.readouterr().err
     assert f"**{warning}" in card.scores(Run.open(tmp_path / "run", devices=1)).replace(
         "these images", f"these {len(test)} images"
     )
-    result = results.evaluate(tmp_path / "run", split="train", write_report=False)
+    result = results.evaluate(tmp_path / "run", split="train", write_report=False).metrics
     assert "known_to_ancestors" not in result
 
 

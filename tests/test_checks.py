@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 import tiny
-from agejax import baselines, checks, ensemble, sweep, train
+from agejax import baselines, checks, ensemble, sweep
 from agejax.config import to_json
 from agejax.data import opening, splits
 from agejax.errors import UserError, run_command
 from agejax.reporting import results
 from agejax.runs import lineage, run
+from agejax.train import train
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_what_is_wrong_whatever_the_data_is_found_before_it_is_opened(
 
     monkeypatch.setattr(opening, "open_source", too_late)
     with pytest.raises(UserError, match=message):
-        train.train(changed(config, **changes), tmp_path / "run")
+        train(changed(config, **changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -96,7 +97,7 @@ def test_a_config_that_suits_data_with_other_classes_passes(config):
 
 def test_a_batch_larger_than_the_training_split_is_refused(config, tmp_path):
     with pytest.raises(UserError, match=r"batch_size: 64 is more than the 5\d training images"):
-        train.train(changed(config, data__batch_size=64), tmp_path / "run")
+        train(changed(config, data__batch_size=64), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -108,15 +109,15 @@ def test_a_batch_larger_than_the_training_split_is_refused(config, tmp_path):
 )
 def test_settings_that_the_splits_do_not_suit_are_refused(config, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
-        train.train(changed(config, **changes), tmp_path / "run")
+        train(changed(config, **changes), tmp_path / "run")
 
 
 def test_a_run_refused_before_its_first_checkpoint_bars_no_mended_one(config, tmp_path):
     workdir = tmp_path / "run"
     wrong = changed(config.copy_and_resolve_references(), schedule__lr=1e30, optim__clip_norm=0.0)
     with pytest.raises(UserError, match=r"is (nan|inf) at step"):
-        train.train(changed(wrong, total={"steps": 4}, optim__name="sgd"), workdir)
-    assert train.train(config, workdir)["steps"] == 2
+        train(changed(wrong, total={"steps": 4}, optim__name="sgd"), workdir)
+    assert train(config, workdir)["steps"] == 2
     assert run.read_config(workdir).schedule.lr == config.schedule.lr
 
 
@@ -131,7 +132,7 @@ def test_what_binds_a_run_is_saved_with_its_checkpoints(trained, config, tmp_pat
     else:
         (workdir / "config.json").write_text(json.dumps(to_json(config)))
     with pytest.raises(UserError, match=r"trained by another config: schedule\.lr \(0\.003 -> 1\."):
-        train.train(config, workdir)
+        train(config, workdir)
 
 
 def test_the_refusal_of_another_config_names_the_way_to_start_from_the_weights(trained, config):
@@ -161,7 +162,7 @@ def test_a_folder_in_the_place_of_a_runs_file_is_found_first(config, tmp_path, m
     monkeypatch.setattr(opening, "open_source", None)
     (tmp_path / name).mkdir()
     with pytest.raises(UserError, match=rf"^--workdir: .*/{name} is a folder, .*; remove it, or"):
-        train.train(config, tmp_path)
+        train(config, tmp_path)
 
 
 def test_what_changes_nothing_that_is_computed_may_change_on_resume(trained):
@@ -192,7 +193,7 @@ def without_val(faces, cache, tmp_path_factory):
     config.data.split.val_of_train = 0.0
     config.total = {"steps": 4}
     workdir = tmp_path_factory.mktemp("without") / "run"
-    return workdir, train.train(config, workdir)
+    return workdir, train(config, workdir)
 
 
 def test_without_a_val_a_run_trains_on_all_and_its_last_checkpoint_counts(without_val, trained):
@@ -208,7 +209,7 @@ def test_without_a_val_a_run_trains_on_all_and_its_last_checkpoint_counts(withou
 
 def test_a_run_without_a_val_is_evaluated_without_a_calibration(without_val, capsys):
     workdir, _ = without_val
-    result = results.evaluate(workdir)
+    result = results.evaluate(workdir).metrics
     assert "trained without a val split" in capsys.readouterr().err
     assert "uncertainty" not in result
     assert np.isfinite(result["age"]["mae"])
@@ -249,7 +250,7 @@ def test_a_run_whose_split_is_another_one_now_does_not_resume(
 
     monkeypatch.setattr(splits, "make", otherwise)
     with pytest.raises(UserError, match=r"on other images than config\.data\.split gives now"):
-        train.train(changed(config, total={"steps": 4}), workdir)
+        train(changed(config, total={"steps": 4}), workdir)
 
 
 def test_data_that_has_changed_is_scored_whole_only_when_asked(trained, faces, tmp_path):
@@ -260,7 +261,7 @@ def test_data_that_has_changed_is_scored_whole_only_when_asked(trained, faces, t
         results.evaluate(trained, source_path=str(other), write_report=False)
     result = results.evaluate(
         trained, source_path=str(other), split="all", output=tmp_path / "all", write_report=False
-    )
+    ).metrics
     assert result["n"] == 95
 
 

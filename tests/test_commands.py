@@ -16,22 +16,21 @@ import types
 import pytest
 
 import tiny
-from agejax import (  # fmt: skip
+from agejax import (
     baselines,
     command_line,
     ensemble,
-    evaluate,
     explain,
     export,
     predict,
     pseudo_label,
     release,
     sweep,
-    train,
 )
-from agejax import config as config_lib
+from agejax.config import from_json
 from agejax.data import align, audit, opening, sources
 from agejax.errors import UserError, run_command
+from agejax.evaluate import main as evaluate_main
 from agejax.evaluation import fitting
 from agejax.evaluation.calibration import Calibration
 from agejax.exporting import card
@@ -41,6 +40,7 @@ from agejax.runs import ensembles
 from agejax.runs.run import Run, skipped_steps
 from agejax.sweeps import space
 from agejax.sweeps.space import read_space
+from agejax.train import train
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -316,7 +316,7 @@ def places(folder):
 
 
 WRITERS = {
-    "evaluate": (evaluate.main, "--output"),
+    "evaluate": (evaluate_main, "--output"),
     "export": (export.main, "--output"),
     "explain": (explain.main, "--output"),
     "baselines": (baselines.main, "--output"),
@@ -367,13 +367,13 @@ def test_a_workdir_that_cannot_be_written_is_one_line_before_the_data(
 ):
     config = tiny.get_config()
     config.data.source, config.data.cache_dir = str(faces), str(cache)
-    monkeypatch.setattr(train.opening, "open_source", None)
+    monkeypatch.setattr(opening, "open_source", None)
     for place, message in places(tmp_path).items():
         with pytest.raises(UserError, match=f"^--workdir: .*{message}"):
-            train.train(config, tmp_path / place)
+            train(config, tmp_path / place)
 
 
-@pytest.mark.parametrize("command", [evaluate.main, predict.main, explain.main, export.main])
+@pytest.mark.parametrize("command", [evaluate_main, predict.main, explain.main, export.main])
 def test_a_workdir_that_holds_no_run_is_one_line(command, faces, tmp_path, capsys):
     others = {
         predict.main: [next(faces.iterdir())],
@@ -428,7 +428,7 @@ def test_a_read_only_run_can_be_read(read_only, faces, tmp_path, capsys):
     (read_only.parent / "note").write_text("elsewhere can be written")
     image = str(next(faces.iterdir()))
     commands = {
-        evaluate.main: [],
+        evaluate_main: [],
         predict.main: [image],
         explain.main: ["--method=grad_cam", image],
         export.main: [],
@@ -438,7 +438,7 @@ def test_a_read_only_run_can_be_read(read_only, faces, tmp_path, capsys):
         assert run_command(command, ["command", *arguments]) == 0, command
     said = capsys.readouterr().err
     assert said.count("Read-only") == said.count("the calibration is used here but not kept") == 1
-    line = said_by(evaluate.main, f"--workdir={read_only}", capsys=capsys)
+    line = said_by(evaluate_main, f"--workdir={read_only}", capsys=capsys)
     assert "/evaluation cannot be written: Read-only file system; use a path" in line
     line = said_by(explain.main, f"--workdir={read_only}", image, capsys=capsys)
     assert line.startswith("--output: ")
@@ -484,7 +484,7 @@ CONFIG = json.loads(tiny.get_config().to_json_best_effort())
 )
 def test_a_config_json_that_is_none_is_one_line(data, message, run_folder, capsys):
     with content(run_folder / "config.json", data):
-        line = said_by(evaluate.main, f"--workdir={run_folder}", capsys=capsys)
+        line = said_by(evaluate_main, f"--workdir={run_folder}", capsys=capsys)
     assert re.search(f"/config.json:? .*{message}", line)
     assert line.endswith("remove it: the checkpoint has the config")
 
@@ -493,7 +493,7 @@ def test_a_config_json_from_before_a_setting_came_to_be_is_read_as_it_is():
     stored = json.loads(json.dumps(CONFIG))
     del stored["eval"]["final_split"], stored["profile"], stored["data"]["edits"]
     stored["model"] |= {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
-    config = config_lib.from_json(stored)
+    config = from_json(stored)
     assert "final_split" not in config.eval
     assert "profile" not in config
     assert config.to_json_best_effort() == json.dumps(stored)

@@ -13,7 +13,7 @@ from scipy.special import log_softmax, softmax
 from scipy.stats import entropy
 
 import tiny
-from agejax import distill, train
+from agejax import distill
 from agejax.data import augment, draws, opening, pipeline, splits
 from agejax.data.augment import Mix
 from agejax.distillation import seen, setup
@@ -27,6 +27,7 @@ from agejax.exporting.prediction import prediction
 from agejax.heads import Facts, create, losses, training
 from agejax.runs import lineage
 from agejax.runs.run import Run
+from agejax.train import train
 from agejax.training import feature_map, sharding
 
 ROWS = np.arange(16)
@@ -50,7 +51,7 @@ def teachers(config_of, tmp_path_factory):
     """Two trained runs that differ in their seed."""
     folders = [tmp_path_factory.mktemp("teacher") / "run" for _ in range(2)]
     for seed, folder in enumerate(folders):
-        train.train(config_of(seed=seed), folder)
+        train(config_of(seed=seed), folder)
     return tuple(map(str, folders))
 
 
@@ -64,7 +65,7 @@ def other(config_of, tmp_path_factory):
     )  # fmt: skip
     with config.unlocked():
         config.model.options = {"widths": (4, 12)}
-    train.train(config, folder)
+    train(config, folder)
     return str(folder)
 
 
@@ -188,7 +189,7 @@ def test_a_student_of_its_teacher_alone_comes_to_answer_as_it_does(config_of, te
         distill__runs=teachers[:1], distill__share=1.0, total={"steps": 60}, seed=7,
         eval__every={"steps": 60}, checkpoint__every={"steps": 60},
     )  # fmt: skip
-    train.train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     lost = [line["ethnicity/distill"] for line in lines if "ethnicity/distill" in line]
     rows = np.arange(96)
@@ -201,7 +202,7 @@ def test_a_student_of_its_teacher_alone_comes_to_answer_as_it_does(config_of, te
 def test_a_student_may_lack_a_head_of_its_teachers(config_of, teachers, tmp_path):
     config = config_of(distill__runs=teachers, total={"steps": 1}, log_every={"steps": 1}).unlock()
     del config.heads.ethnicity
-    train.train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     assert {name for name in first_line(tmp_path / "run") if name.endswith("/distill")} == {
         "age/distill",
         "gender/distill",
@@ -217,7 +218,7 @@ def test_shares_of_labels_and_teachers_add_up(config_of, teachers, tmp_path):
             distill__runs=runs, distill__share=share, total={"steps": 1}, model__dropout=0.0,
             log_every={"steps": 1}, optim__accumulate=micro, augment__mixup=0.0,
         )  # fmt: skip
-        train.train(config, folder)
+        train(config, folder)
         return first_line(folder)
 
     labels, both, alone = (first_loss(share) for share in (0.0, 0.25, 1.0))
@@ -363,14 +364,14 @@ def test_an_image_without_a_row_is_an_error_or_learns_from_its_labels_alone(
     np.testing.assert_allclose(
         mixed.values[9:], 0.75 * plain.values[9:] + 0.25 * plain.values[8:-1], rtol=1e-6
     )
-    train.train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     assert np.isfinite(first_line(tmp_path / "run")["age/distill"])
     # Its teacher is another one now: a run that goes on would not be the run that began.
     dataclasses.replace(less, ids=less.ids[::-1]).write()
     with config.unlocked():
         config.checkpoint.every, config.sharding.devices = {"steps": 1}, 1
     with pytest.raises(UserError, match="are not those that it began with"):
-        train.train(config, tmp_path / "run")
+        train(config, tmp_path / "run")
 
 
 def test_images_without_any_label_learn_from_the_teacher_alone(
@@ -387,7 +388,7 @@ def test_images_without_any_label_learn_from_the_teacher_alone(
             },
         }  # fmt: skip
     folder = tmp_path / "run"
-    train.train(config, folder)
+    train(config, folder)
     line = first_line(folder)
     assert np.isfinite(line["age/distill"])
     summary = json.loads((folder / "summary.json").read_text())
@@ -533,7 +534,7 @@ def student(config_of, other, tmp_path_factory):
         distill__features__weight=2.0, optim__ema=0.0, log_every={"steps": 1},
         checkpoint__every={"steps": 2}, eval__every={"steps": 3},
     )  # fmt: skip
-    return train.train(config, folder), folder, config
+    return train(config, folder), folder, config
 
 
 def test_features_are_learned_through_a_map_that_only_training_has(student, other):
@@ -562,8 +563,8 @@ def test_features_alone_leave_the_heads_as_they_are(student):
 def test_a_run_with_a_feature_map_resumes_exactly(student, tmp_path):
     _, folder, config = student
     stopped = tmp_path / "run"
-    assert train.train(config, stopped, stop_after=lambda step, value: step == 3)["steps"] == 3
-    assert train.train(config, stopped)["steps"] == 6
+    assert train(config, stopped, stop_after=lambda step, value: step == 3)["steps"] == 3
+    assert train(config, stopped)["steps"] == 6
     sums = []
     for kept in (folder, stopped):
         meta = json.loads((kept / "checkpoints/6/meta/metadata").read_text())
@@ -618,7 +619,7 @@ def test_teachers_that_cannot_teach_this_are_refused(config_of, teachers, tmp_pa
         with part.unlocked():
             part[key] = value
     with pytest.raises(UserError, match=words):
-        train.train(config, tmp_path / "run")
+        train(config, tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
     jax.clear_caches()
 

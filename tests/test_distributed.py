@@ -23,8 +23,8 @@ import pytest
 from test_resume import last_checkpoint
 
 import tiny
-from agejax import train
 from agejax.errors import UserError
+from agejax.train import train
 from agejax.training import peers, sharding
 
 HERE = pathlib.Path(__file__).parent
@@ -110,11 +110,11 @@ def test_two_processes_lose_what_one_loses(faces, cache, together, tmp_path):
     config = tiny.get_config()
     config.data.source, config.data.cache_dir = str(faces), str(cache)
     config.sharding.devices = 2
-    train.train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     np.testing.assert_allclose(losses(together), losses(tmp_path / "run"), rtol=1e-5)
     shutil.copytree(together, tmp_path / "copy")
     config.sharding.devices = 1
-    assert train.train(config, tmp_path / "copy")["steps"] == 24  # what two saved, one restores
+    assert train(config, tmp_path / "copy")["steps"] == 24  # what two saved, one restores
 
 
 def test_a_run_of_which_one_process_is_stopped_or_killed_ends_bit_equal(

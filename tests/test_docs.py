@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 from agejax import checks, command_line
-from agejax import config as config_lib
 from agejax.__main__ import COMMANDS
+from agejax.config import check, default
 from agejax.data import audit, opening, splits
 from agejax.data.builders import find
 from agejax.models import pretrained
@@ -78,7 +78,7 @@ def stop_after_parsing(monkeypatch):
 
 def is_setting(path: str) -> bool:
     """Whether a dotted path is in the config, or in a group whose keys are the user's."""
-    group = config_lib.default()
+    group = default()
     for key in path.split("."):
         if not isinstance(group, ml_collections.ConfigDict):
             return False
@@ -116,7 +116,7 @@ def test_every_recorded_file_exists():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_setting_named_is_in_the_config(page):
-    groups = "|".join(config_lib.default())
+    groups = "|".join(default())
     named = re.findall(r"\bconfig\.([a-z]\w*(?:\.\w+)*)", page.read_text())
     named += re.findall(rf"`((?:{groups})(?:\.\w+)+)", prose(page))
     for path in named:
@@ -163,7 +163,7 @@ def taken(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> N
         for flag in list(command_line.FLAGS):
             if flag.startswith("config."):  # of the command before, and each is defined once
                 delattr(command_line.FLAGS, flag)
-        config_lib.check(command_line.parse(sys.argv))
+        check(command_line.parse(sys.argv))
         return
     if importlib.util.find_spec(name).submodule_search_locations:
         name += ".__main__"
@@ -177,7 +177,7 @@ def taken(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> N
 def test_every_config_that_is_shown_is_valid(page):
     for language, block in BLOCK.findall(page.read_text()):
         if language == "python" and "train(" not in block:
-            space = {"config": config_lib.default()}
+            space = {"config": default()}
             exec(compile(block, page.name, "exec"), space)
             config = space["get_config"]() if "get_config" in space else space["config"]
             checks.values(config)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 import tiny
-from agejax import train
 from agejax.config import default
 from agejax.data import edits, opening, pipeline, sources, splits
 from agejax.data.mapped import MappedArray
 from agejax.errors import UserError
 from agejax.reporting import results
+from agejax.train import train
 
 RACES = ("White", "Black", "Asian", "Indian", "Other")
 
@@ -182,7 +182,7 @@ def run(faces, cache, tmp_path_factory):
     config.total = {"steps": 3}
     config.eval.every = {"steps": 3}
     workdir = tmp_path_factory.mktemp("edited") / "run"
-    return config, workdir, train.train(config.lock(), workdir)
+    return config, workdir, train(config.lock(), workdir)
 
 
 def test_a_run_trains_and_is_scored_on_its_edited_data(run, source):
@@ -190,7 +190,7 @@ def test_a_run_trains_and_is_scored_on_its_edited_data(run, source):
     view = opening.open_source(config.data)
     assert sum(summary["examples"].values()) == len(view.ids) < 96
     assert len(view.label_names["ethnicity"]) == 4
-    scored = results.evaluate(workdir)
+    scored = results.evaluate(workdir).metrics
     test = splits.make(view, config.data.split)["test"]
     assert scored["n"] == len(test)
     header, *rows = (workdir / "evaluation/utkface-test/predictions.csv").read_text().splitlines()

@@ -14,10 +14,11 @@ import pytest
 from absl import logging as absl_logging
 
 import tiny
-from agejax import command_line, heads, predict, train
+from agejax import command_line, heads, predict
 from agejax.errors import UserError, full_disk, run_command
 from agejax.reporting import results
 from agejax.runs import run
+from agejax.train import train
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -32,7 +33,7 @@ def config_with(faces, cache, **changes):
 @pytest.fixture(scope="module")
 def trained(faces, cache, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("trained") / "run"
-    train.train(config_with(faces, cache, total={"steps": 2}), workdir)
+    train(config_with(faces, cache, total={"steps": 2}), workdir)
     return workdir
 
 
@@ -184,7 +185,7 @@ def test_a_message_is_one_line_that_no_terminal_obeys_whatever_it_quotes(capsys)
 )
 def test_a_wrong_setting_is_named(changes, message, faces, cache, tmp_path):
     with pytest.raises(UserError, match=message):
-        train.train(config_with(faces, cache, **changes), tmp_path / "run")
+        train(config_with(faces, cache, **changes), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -215,7 +216,7 @@ def test_a_workdir_of_another_config_is_refused_and_left_alone(trained, faces, c
     before = {p: p.read_bytes() for p in trained.rglob("*") if p.is_file()}
     config = config_with(faces, cache, total={"steps": 2}, schedule__lr=1.0)
     with pytest.raises(UserError, match=r"another config: schedule\.lr \(0\.003 -> 1\.0\)"):
-        train.train(config, trained)
+        train(config, trained)
     assert {p: p.read_bytes() for p in trained.rglob("*") if p.is_file()} == before
 
 
@@ -236,14 +237,14 @@ def test_a_workdir_trained_on_other_data_is_refused(trained, faces, cache, tmp_p
     shutil.copytree(faces, other)
     next(other.iterdir()).unlink()
     with pytest.raises(UserError, match="trained on other data"):
-        train.train(config_with(other, cache, total={"steps": 2}), trained)
+        train(config_with(other, cache, total={"steps": 2}), trained)
 
 
 def test_a_head_whose_label_the_data_lacks_is_named(cache, faces, tmp_path):
     config = config_with(faces, cache)
     config.heads.apparent = {"kind": "regression", "label": "apparent_age"}
     with pytest.raises(UserError, match="the training data has no 'apparent_age' label"):
-        train.train(config, tmp_path / "run")
+        train(config, tmp_path / "run")
 
 
 def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(
@@ -264,7 +265,7 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(
     monkeypatch.setattr(ocp.CheckpointManager, "save", full)
     fresh = tmp_path / "fresh"
     with pytest.raises(UserError, match="disk full"):
-        train.train(config, fresh)
+        train(config, fresh)
     assert Checkpoints(workdir / "checkpoints").last == saved
 
 
@@ -275,7 +276,7 @@ def test_a_checkpoint_that_has_no_room_is_not_begun(faces, cache, tmp_path, monk
     usage = shutil.disk_usage(tmp_path)._replace(free=2**20)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     with pytest.raises(UserError, match=r"disk full: cannot save a checkpoint in .*/checkpoints"):
-        train.train(config_with(faces, cache, total={"steps": 2}), tmp_path / "run")
+        train(config_with(faces, cache, total={"steps": 2}), tmp_path / "run")
 
 
 def test_evaluate_and_predict_name_what_is_wrong(trained, faces, tmp_path, capsys):

@@ -10,14 +10,16 @@ import pytest
 from sklearn import metrics as sklearn_metrics
 
 import tiny
-from agejax import evaluate, predict, train
+from agejax import predict
 from agejax.data import opening, splits
 from agejax.errors import UserError, run_command
+from agejax.evaluate import main as evaluate_main
 from agejax.evaluation import findings
 from agejax.evaluation.scored import score
 from agejax.predicting.images import find_images
 from agejax.reporting import results
 from agejax.runs.run import Run
+from agejax.train import train
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +28,14 @@ def run(faces, cache, tmp_path_factory):
     config.data.source, config.data.cache_dir = str(faces), str(cache)
     config.total = {"steps": 4}
     workdir = tmp_path_factory.mktemp("trained") / "run"
-    summary = train.train(config, workdir)
+    summary = train(config, workdir)
     return workdir, summary
 
 
 @pytest.fixture(scope="module")
 def scored(run):
     workdir, _ = run
-    result = results.evaluate(workdir, write_report=False)
+    result = results.evaluate(workdir, write_report=False).metrics
     return result, workdir / "evaluation" / "utkface-test"
 
 
@@ -89,7 +91,7 @@ def test_other_data_is_scored_whole_and_has_no_split(run, cache, faces, tmp_path
     result = results.evaluate(
         run[0], dataset="utkface", source_path=str(other), output=tmp_path / "out",
         write_report=False,
-    )  # fmt: skip
+    ).metrics  # fmt: skip
     assert result["n"] == 20
     assert result["split"] == "all"
     with pytest.raises(UserError, match="not the data this run was trained on"):
@@ -196,14 +198,14 @@ def test_an_option_of_the_data_set_says_where_its_labels_are(run, faces, table, 
     arguments = ["evaluate", f"--workdir={run[0]}", "--dataset=image_folder", f"--source={faces}"]
     output = tmp_path / "out"
     with_labels = [*arguments, f"--option=labels={table}", f"--output={output}"]
-    assert run_command(evaluate.main, with_labels) == 0
+    assert run_command(evaluate_main, with_labels) == 0
     rows = rows_of(output / "predictions.csv")
     assert len(rows) == 96
     for row in rows:
         assert float(row["age"]) == int(row["id"].split("_")[0]) + 1
         assert row["gender"] == row["id"].split("_")[1]
     capsys.readouterr()
-    assert run_command(evaluate.main, [*arguments, "--option=label=x"]) == 2
+    assert run_command(evaluate_main, [*arguments, "--option=label=x"]) == 2
     assert "unknown key 'label'; did you mean 'labels'?" in capsys.readouterr().err
 
 
@@ -241,7 +243,7 @@ def test_data_without_a_label_that_the_run_predicts_is_refused(run, faces, tmp_p
     names = sorted(path.name for path in faces.iterdir())
     table.write_text("\n".join(["file,apparent_age", *(f"{name},30" for name in names)]))
     for more in ([], [f"--option=labels={table}"]):  # no labels, and none that it predicts
-        assert run_command(evaluate.main, [*arguments, *more, f"--output={output}"]) == 2
+        assert run_command(evaluate_main, [*arguments, *more, f"--output={output}"]) == 2
         lines = capsys.readouterr().err.splitlines()
         assert lines[-1].startswith("agejax: error: image_folder: none of the 96 images has a")
         assert "a label of age, ethnicity, gender, so" in lines[-1]

@@ -13,7 +13,7 @@ import pytest
 from scipy import ndimage
 
 import tiny
-from agejax import explain, heads, train
+from agejax import explain, heads
 from agejax.errors import run_command
 from agejax.explanations.explanation import backdrop, values_of
 from agejax.explanations.grad_cam import _cam, grad_cam
@@ -23,6 +23,7 @@ from agejax.explanations.subject import Subject
 from agejax.explanations.superpixels import superpixels
 from agejax.models import registry, vit
 from agejax.runs.run import Run
+from agejax.train import train
 from agejax.training import state
 
 SIZE, CELL = 32, 4  # 8 x 8 segments
@@ -51,7 +52,7 @@ def run(faces, cache, tmp_path_factory):
     config.total = {"steps": 2}
     config.eval.every = {"steps": 2}
     workdir = tmp_path_factory.mktemp("trained") / "run"
-    train.train(config, workdir)
+    train(config, workdir)
     return workdir
 
 

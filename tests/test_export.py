@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 import tiny
-from agejax import export, train
+from agejax import export
 from agejax.errors import run_command
 from agejax.evaluation import metrics
 from agejax.exporting import card, description, files, jax_export, onnx_export
 from agejax.exporting.prediction import any_batch, difference, prediction
 from agejax.runs.run import Run
+from agejax.train import train
 from agejax.training import state
 
 # A fresh process in which importing agejax, or what it is built of, is an error.
@@ -66,7 +67,7 @@ def workdir(faces, cache, tmp_path_factory):
     config.heads.spread = {"kind": "distribution", "label": "age"}
     config.heads.bucket = {"kind": "buckets", "label": "age", "edges": (20, 50)}
     workdir = tmp_path_factory.mktemp("trained") / "run"
-    train.train(config, workdir)
+    train(config, workdir)
     return workdir
 
 

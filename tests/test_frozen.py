@@ -12,12 +12,13 @@ from interrupted_run import signal_before
 from test_resume import last_checkpoint
 
 import tiny
-from agejax import checks, train
+from agejax import checks
 from agejax import heads as heads_lib
-from agejax.data import augment, features, opening, pipeline, sampling
+from agejax.data import augment, features, opening, pipeline, sampling, splits
 from agejax.errors import UserError
 from agejax.models import pretrained
 from agejax.runs.run import Run
+from agejax.train import train
 from agejax.training import frozen, optim, sharding, state
 
 NECK = {"hidden": (8,), "dropout": 0.5, "input_dropout": 0.3}
@@ -99,7 +100,7 @@ def runs(faces, cache, tmp_path_factory):
     """(run on images, run on cached features), alike but for that."""
     folder = tmp_path_factory.mktemp("runs")
     for views in (0, 1):
-        train.train(frozen_config(faces, cache, views), folder / str(views))
+        train(frozen_config(faces, cache, views), folder / str(views))
     return folder / "0", folder / "1"
 
 
@@ -120,7 +121,7 @@ def test_the_evaluation_of_cached_features_is_that_of_the_images(runs, faces, ca
     # And that of the same checkpoint, opened as any command opens it.
     run = Run.open(runs[1], devices=1)
     source = opening.open_source(run.config.data)
-    val = train.splits.make(source, run.config.data.split)["val"]
+    val = splits.make(source, run.config.data.split)["val"]
     predicted = run.predict(pipeline.evaluation_batches(source, val, 16))["age"]
     best = json.loads((runs[1] / "summary.json").read_text())["best"]["value"]
     assert np.abs(predicted - source.labels["age"][val]).mean() == pytest.approx(best, abs=1e-4)
@@ -135,13 +136,13 @@ def test_a_frozen_parameter_is_its_own_average(runs):
 
 def test_a_run_that_is_stopped_and_resumed_ends_bit_equal(faces, cache, tmp_path, monkeypatch):
     config = augmented(frozen_config(faces, cache, 3))
-    train.train(config, tmp_path / "whole")
+    train(config, tmp_path / "whole")
     monkeypatch.setattr(sharding, "put_batch", sharding.put_batch)  # undone at the end
     put_batch = sharding.put_batch
     signal_before(6, "SIGTERM")
-    assert train.train(config, tmp_path / "stopped") is None
+    assert train(config, tmp_path / "stopped") is None
     monkeypatch.setattr(sharding, "put_batch", put_batch)
-    assert train.train(config, tmp_path / "stopped") is not None
+    assert train(config, tmp_path / "stopped") is not None
     step, whole = last_checkpoint(tmp_path / "whole")
     assert last_checkpoint(tmp_path / "stopped")[0] == step == 8
     jax.tree.map(np.testing.assert_array_equal, last_checkpoint(tmp_path / "stopped")[1], whole)

@@ -13,9 +13,9 @@ from flax import nnx
 from test_resume import last_checkpoint
 
 import tiny
-from agejax import checks, evaluate, train
-from agejax import config as config_lib
+from agejax import checks
 from agejax.errors import UserError, run_command
+from agejax.evaluate import main as evaluate_main
 from agejax.evaluation.calibration import Calibration
 from agejax.explanations.subject import Subject
 from agejax.exporting import description
@@ -24,6 +24,7 @@ from agejax.models import pretrained, registry
 from agejax.models.pretrained import positions
 from agejax.reporting import results
 from agejax.runs.run import Run
+from agejax.train import train
 from agejax.training.checkpoint import Checkpoints
 
 STAGES = (({"percent": 62.5}, 16),)  # of 8 steps: the first 5
@@ -45,7 +46,7 @@ def config_of(faces, cache):
 @pytest.fixture(scope="module")
 def staged(config_of, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("staged") / "run"
-    train.train(config_of(schedule__image_size=STAGES), workdir)
+    train(config_of(schedule__image_size=STAGES), workdir)
     return workdir
 
 
@@ -55,7 +56,7 @@ def losses(workdir):
 
 
 def test_the_first_steps_are_those_of_a_run_of_small_images(config_of, staged, tmp_path):
-    train.train(config_of(model__image_size=16), tmp_path / "small")
+    train(config_of(model__image_size=16), tmp_path / "small")
     small, both = losses(tmp_path / "small"), losses(staged)
     assert both[:5] == small[:5]
     assert abs(both[5] - small[5]) > 1e-6
@@ -64,7 +65,7 @@ def test_the_first_steps_are_those_of_a_run_of_small_images(config_of, staged, t
 def test_the_last_steps_are_those_of_large_images(config_of, staged, tmp_path):
     """From the weights after step 4, all at the final size from there on: step 5 differs."""
     config = config_of(schedule__image_size=(({"steps": 4}, 16),))
-    train.train(config, tmp_path / "earlier")
+    train(config, tmp_path / "earlier")
     assert losses(tmp_path / "earlier")[:4] == losses(staged)[:4]
     assert abs(losses(tmp_path / "earlier")[4] - losses(staged)[4]) > 1e-6
 
@@ -83,10 +84,10 @@ def batch_of(images):
 
 def test_a_run_stopped_before_the_size_changes_ends_bit_equal(config_of, staged, tmp_path, capsys):
     config = config_of(schedule__image_size=STAGES)
-    train.train(config, tmp_path / "run", stop_after=lambda step, value: step == 4)
+    train(config, tmp_path / "run", stop_after=lambda step, value: step == 4)
     assert Checkpoints(tmp_path / "run" / "checkpoints").last == 4
     assert "16 px" in capsys.readouterr().out
-    train.train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     printed = capsys.readouterr().out
     assert [line.split("step ")[1] for line in printed.splitlines() if " px" in line] == [
         "4/8  images of 16 px from here on",
@@ -99,7 +100,7 @@ def test_a_run_stopped_before_the_size_changes_ends_bit_equal(config_of, staged,
 
 def test_another_schedule_of_sizes_is_another_run(config_of, staged):
     with pytest.raises(UserError, match=r"another config: schedule\.image_size \(\[\[\{\"percent"):
-        train.train(config_of(), staged)
+        train(config_of(), staged)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def test_another_schedule_of_sizes_is_another_run(config_of, staged):
 def test_sizes_that_cannot_be_are_refused_before_the_data(config_of, changes, message):
     def check():
         config = config_of(**changes)
-        config_lib.check(config)
+        check(config)
         checks.before_data(pretrained.settle(config))
 
     with pytest.raises(UserError, match=message):
@@ -138,7 +139,7 @@ def test_sizes_that_cannot_be_are_refused_before_the_data(config_of, changes, me
 def test_durations_that_do_not_increase_are_refused(config_of, tmp_path):
     config = config_of(schedule__image_size=(({"steps": 5}, 16), ({"percent": 50}, 24)))
     with pytest.raises(UserError, match=r"the durations come to 5, 4 steps .* must be longer"):
-        train.train(config, tmp_path / "run")
+        train(config, tmp_path / "run")
 
 
 def test_a_transformer_takes_another_size_with_its_positions_resized():
@@ -157,11 +158,11 @@ def test_a_finished_run_is_scored_and_calibrated_at_a_size_that_is_set_later(
 ):
     workdir = tmp_path / "run"
     shutil.copytree(staged, workdir)
-    own = results.evaluate(workdir, split="val")
+    own = results.evaluate(workdir, split="val").metrics
     assert own["image_size"] == 32
     before = Calibration.read(workdir, Run.open(workdir, devices=1).step)
-    train.train(config_of(schedule__image_size=STAGES, eval__image_size=48), workdir)
-    result = results.evaluate(workdir, split="val")
+    train(config_of(schedule__image_size=STAGES, eval__image_size=48), workdir)
+    result = results.evaluate(workdir, split="val").metrics
     assert result["image_size"] == 48
     after = Calibration.read(workdir, before.step, 48)
     assert after.widths != before.widths
@@ -196,9 +197,9 @@ def test_a_run_is_scored_at_the_size_that_its_config_says(larger):
 
 
 def test_val_is_scored_at_any_size_beside_the_runs_own(trained, capsys):
-    result = results.evaluate(trained, image_size=40, write_report=False)
+    result = results.evaluate(trained, image_size=40, write_report=False).metrics
     assert (result["image_size"], result["split"]) == (40, "val")
-    own = results.evaluate(trained, split="val", write_report=False)
+    own = results.evaluate(trained, split="val", write_report=False).metrics
     assert own["image_size"] == 32
     assert own["age"]["mae"] != result["age"]["mae"]
     folder = trained / "evaluation"
@@ -206,7 +207,7 @@ def test_val_is_scored_at_any_size_beside_the_runs_own(trained, capsys):
     assert json.loads((folder / "utkface-val" / "metrics.json").read_text()) == own
 
     arguments = ["evaluate", f"--workdir={trained}", "--image_size=40"]
-    assert run_command(evaluate.main, [*arguments, "--split=test"]) == 2
+    assert run_command(evaluate_main, [*arguments, "--split=test"]) == 2
     assert "--image_size: choose a size on --split=val" in capsys.readouterr().err
-    assert run_command(evaluate.main, [*arguments[:2], "--image_size=2"]) == 2
+    assert run_command(evaluate_main, [*arguments[:2], "--image_size=2"]) == 2
     assert "--image_size=2: " in capsys.readouterr().err

@@ -2,16 +2,19 @@
 
 import json
 import pathlib
+import sys
 
 import numpy as np
 import pytest
 
 import tiny
-from agejax import main, train
+from agejax import main
 from agejax.data import draws, opening, pipeline, sampling, splits
 from agejax.errors import run_command
 from agejax.reporting import results
+from agejax.train import Best, train
 
+LOOP = sys.modules["agejax.train"]  # the name in the package is that of the function
 BATCH, EVAL_EVERY = 8, 5
 
 
@@ -53,7 +56,7 @@ def seen(faces, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline.TrainBatches, "__getitem__", noted)
-        summary = train.train(get_config(faces), workdir, stop_after)
+        summary = train(get_config(faces), workdir, stop_after)
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
     return summary, batches, asked, lines
 
@@ -151,14 +154,14 @@ def test_val_is_looked_at_when_due_and_at_the_last_step(seen):
     ],
 )
 def test_the_best_of_three_evaluations(mode, values, best, stale):
-    found = train.Best()
+    found = Best()
     for step, value in zip((10, 20, 30), values, strict=True):
         found = found.update(value, step, mode)
     assert (found.value, found.step, found.stale) == (*best, stale)
 
 
 def test_whoever_is_asked_may_end_the_run_after_an_evaluation(faces, seen, tmp_path):
-    summary = train.train(get_config(faces), tmp_path / "run", lambda step, value: step >= 10)
+    summary = train(get_config(faces), tmp_path / "run", lambda step, value: step >= 10)
     assert summary["steps"] == 10
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     assert max(line["step"] for line in lines) == 10
@@ -171,7 +174,7 @@ def test_whoever_is_asked_may_end_the_run_after_an_evaluation(faces, seen, tmp_p
 
 def test_the_command_scores_the_final_split(faces, tmp_path, monkeypatch):
     scored = []
-    monkeypatch.setattr(train, "train", lambda config, workdir: {"steps": 2})
+    monkeypatch.setattr(LOOP, "train", lambda config, workdir: {"steps": 2})
     monkeypatch.setattr(
         results, "evaluate", lambda *args, **options: scored.append((args, options))
     )
@@ -185,7 +188,7 @@ def test_the_command_scores_the_final_split(faces, tmp_path, monkeypatch):
 
 
 def test_a_run_is_not_written_to_a_folder_that_the_box_hides(faces, monkeypatch, capsys):
-    monkeypatch.setattr(train, "train", None)
+    monkeypatch.setattr(LOOP, "train", None)
     monkeypatch.setattr(main, "parse", lambda argv: get_config(faces))
     main.FLAGS(["main", f"--config={tiny.__file__}", "--workdir=box"])
     assert run_command(main.main, []) == 2

@@ -11,12 +11,12 @@ from packing import pack
 from test_sources import encode, photo, versions
 
 import tiny
-from agejax import train
 from agejax.config import default
 from agejax.data import draws, mixture, opening, pipeline, sources, splits
 from agejax.data.sampling import Sampler
 from agejax.errors import UserError
 from agejax.reporting import results
+from agejax.train import train
 
 DRAWN = {"count": 64, "seed": 1, "size": 32}
 
@@ -184,7 +184,7 @@ def test_a_run_on_a_mixture_learns_what_each_part_knows(config, tmp_path):
     config.data.edits.drop = {"ethnicity": ("Other", "dark")}
     config.augment.mixup = 0.0
     workdir = tmp_path / "run"
-    summary = train.train(config.lock(), workdir)
+    summary = train(config.lock(), workdir)
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     losses = [line["apparent_age/loss"] for line in lines if "apparent_age/loss" in line]
     assert len(losses) == 4
@@ -197,7 +197,7 @@ def test_a_run_on_a_mixture_learns_what_each_part_knows(config, tmp_path):
     known = np.isfinite(source.labels["apparent_age"][val])
     assert 0 < known.sum() < len(val)
     assert last["gender"]["n"] == len(val)
-    scored = results.evaluate(workdir)
+    scored = results.evaluate(workdir).metrics
     assert scored["dataset"] == "drawn+real"
     rows = (workdir / "evaluation/drawn+real-test/predictions.csv").read_text()
     assert "real/" in rows
@@ -205,7 +205,7 @@ def test_a_run_on_a_mixture_learns_what_each_part_knows(config, tmp_path):
 
     other = results.evaluate(
         workdir, dataset="utkface", source_path=config.data.mixture.real.source
-    )
+    ).metrics
     assert other["n"] == 96
     assert other["ethnicity"]["n"] == 96 - 19  # "Other" is no class of the run
     with pytest.raises(UserError, match="a mixture; its config says"):
@@ -218,4 +218,4 @@ def test_a_head_without_a_label_in_any_part_is_named(config, faces, tmp_path):
         "b": {"name": "utkface", "source": str(faces)},
     }
     with pytest.raises(UserError, match="the training data has no 'apparent_age' label"):
-        train.train(config.lock(), tmp_path / "run")
+        train(config.lock(), tmp_path / "run")

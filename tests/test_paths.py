@@ -2,12 +2,13 @@
 
 import json
 import pathlib
+import sys
 
 import numpy as np
 import pytest
 
 import tiny
-from agejax import command_line, paths, predict, train
+from agejax import command_line, paths, predict
 from agejax.config import default
 from agejax.data import audit, opening, prepare, sources, splits
 from agejax.errors import UserError, run_command
@@ -16,7 +17,10 @@ from agejax.models import pretrained
 from agejax.reporting import results
 from agejax.runs.run import Run
 from agejax.sweeps.space import read_space
+from agejax.train import train
 from agejax.training import sharding
+
+LOOP = sys.modules["agejax.train"]  # the name in the package is that of the function
 
 
 @pytest.fixture
@@ -112,15 +116,15 @@ def test_configs_spaces_and_weights_are_expanded(home):
 
 
 def test_train_expands_the_run_folder(home, monkeypatch):
-    monkeypatch.setattr(train, "_train", lambda config, workdir, stop_after: workdir)
-    assert train.train(tiny.get_config(), pathlib.Path("~/run")) == home / "run"
+    monkeypatch.setattr(LOOP, "_train", lambda config, workdir, stop_after: workdir)
+    assert train(tiny.get_config(), pathlib.Path("~/run")) == home / "run"
 
 
 def test_the_folder_of_a_run_is_expanded_by_its_readers(with_run, trained):
     assert Run.open("~/run", devices=1).config == Run.open(trained, devices=1).config
     result = results.evaluate(
         "~/run", source_path="~/faces", output="~/scores", write_report=False
-    )  # fmt: skip
+    ).metrics  # fmt: skip
     assert json.loads((with_run / "scores/metrics.json").read_text()) == result
     ensembling.create(with_run / "both", ["~/run", "~/run@4"], "predictions", "", ["plain"])
     members = json.loads((with_run / "both/ensemble.json").read_text())["members"]

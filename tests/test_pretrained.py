@@ -12,11 +12,11 @@ from conftest import SHARED
 from flax import nnx
 from jax import lax
 
-from agejax import train
 from agejax.config import default
 from agejax.errors import UserError
 from agejax.models import pretrained, registry, vit
 from agejax.models.mobilenet_v3 import SMALL
+from agejax.train import train
 
 WEIGHTS = SHARED / "weights" / "mobilenet_v3_small_imagenet_features.safetensors"
 
@@ -227,7 +227,7 @@ def test_weights_that_do_not_fit_are_found_before_the_data(tmp_path):
     config.model.name, config.model.pretrained = "resnet18", str(WEIGHTS)
     config.heads.age = {"kind": "regression"}
     with pytest.raises(UserError, match=r"like mobilenet_v3_small; config\.model\.name is res"):
-        train.train(config, tmp_path / "run")
+        train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

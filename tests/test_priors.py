@@ -9,11 +9,12 @@ import pytest
 import scipy.special
 
 import tiny
-from agejax import heads, train
+from agejax import heads
 from agejax.data import draws, opening, splits
 from agejax.heads import priors, training
 from agejax.logging import records
 from agejax.runs.run import Run
+from agejax.train import train
 
 # What an image says of three ages, or classes, and how often each is in the data and is drawn.
 LIKELIHOOD = np.array([0.2, 0.5, 0.3])
@@ -132,7 +133,7 @@ def run(faces, cache, tmp_path_factory):
     config.heads = {"age": {"kind": "distribution", "range": (0.0, 100.0)}}
     config.sampling.alpha = 1.0
     workdir = tmp_path_factory.mktemp("priors") / "run"
-    train.train(config, workdir)
+    train(config, workdir)
     return workdir, config
 
 
@@ -172,4 +173,4 @@ def test_a_run_from_before_there_were_priors_opens_and_goes_on_as_it_was(run, tm
     assert len(head.ages) == 101
     again = config.copy_and_resolve_references()
     again.heads = {"age": {"kind": "distribution"}}
-    assert train.train(again, old) is not None
+    assert train(again, old) is not None

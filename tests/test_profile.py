@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
-from agejax import train
 from agejax.logging import profile
+from agejax.train import train
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 10))))
@@ -53,7 +53,7 @@ def test_a_run_leaves_its_profile(faces, cache, tmp_path, capsys):
     config = tiny.get_config()
     config.data.source, config.data.cache_dir = str(faces), str(cache)
     config.total, config.profile = {"steps": 6}, 2
-    train.train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     folder = tmp_path / "run" / "profile"
     assert list(folder.rglob("*.trace.json.gz"))
     assert f"profile of 2 steps: {folder / 'summary.md'}" in capsys.readouterr().out
@@ -67,7 +67,7 @@ def test_a_run_that_ends_before_its_profile_ends_well(faces, cache, tmp_path):
     config = tiny.get_config()
     config.data.source, config.data.cache_dir = str(faces), str(cache)
     config.total, config.profile = {"steps": 4}, 10
-    train.train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     assert not (tmp_path / "run" / "profile" / "summary.md").exists()
     jax.profiler.start_trace(tmp_path / "free")  # the first one was ended
     jax.profiler.stop_trace()

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 import tiny
-from agejax import pseudo_label, train
+from agejax import pseudo_label
 from agejax.data import opening, sources, splits
 from agejax.distillation import pseudo_labels
 from agejax.errors import UserError, run_command
 from agejax.evaluation.scored import score_rows
 from agejax.runs import ensembles
+from agejax.train import train
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,7 @@ def test_the_written_lines_train_on_both(labelled, cache, tmp_path):
         assert [f"real/{x}" for x in real.ids[rows]] == mine.tolist()
     # What has a copy in val or test does not train: the folder's images are copies of real ones.
     assert splits.torn_groups(source, made) == 0
-    summary = train.train(config.lock(), tmp_path / "run")
+    summary = train(config.lock(), tmp_path / "run")
     assert summary["examples"]["val"] == len(splits.make(real, alone.data.split)["val"])
 
 

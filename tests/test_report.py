@@ -31,7 +31,7 @@ def other(trained, tmp_path_factory):
 def written(trained, other, tmp_path_factory):
     """A report of the whole small data set, beside a second run."""
     output = tmp_path_factory.mktemp("report")
-    result = results.evaluate(trained, split="all", output=output, compare_with=other)
+    result = results.evaluate(trained, split="all", output=output, compare_with=other).metrics
     return result, output
 
 

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 import tiny
-from agejax import train
 from agejax.errors import UserError
 from agejax.logging import records
 from agejax.runs import run
 from agejax.runs.run import Run
+from agejax.train import train
 from agejax.training.checkpoint import Checkpoints
 
 HERE = pathlib.Path(__file__).parent
@@ -43,7 +43,7 @@ def uninterrupted(faces, cache, tmp_path_factory):
     config = tiny.get_config()
     config.data.source, config.data.cache_dir = str(faces), str(cache)
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    summary = train.train(config, workdir)
+    summary = train(config, workdir)
     return workdir, summary
 
 
@@ -120,7 +120,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(
 
     config = tiny.get_config()
     config.data.source, config.data.cache_dir = str(faces), str(cache)
-    train.train(config, workdir)
+    train(config, workdir)
     said = capsys.readouterr()
     assert re.search(rf"checkpoints/{newest}\b.*: set aside", said.err)
     assert f"resuming {workdir} at step {before}" in said.out
@@ -153,13 +153,13 @@ def test_the_summary_and_what_is_opened_agree_on_the_best_where_the_best_was_dam
 
     config = tiny.get_config()
     config.data.source, config.data.cache_dir = str(faces), str(cache)
-    summary = train.train(config, workdir)
+    summary = train(config, workdir)
     said = capsys.readouterr()
     assert re.search(rf"checkpoints/{before}\b.*: set aside", said.err)
     assert f"the best checkpoint is lost; from now on it is step {last} with" in said.out
     assert summary["best"] == {"value": value, "step": last, "stale": 0}
     assert json.loads((workdir / "summary.json").read_text())["best"] == summary["best"]
-    assert train.train(config, workdir)["best"] == summary["best"]
+    assert train(config, workdir)["best"] == summary["best"]
     assert "is lost" not in capsys.readouterr().out
     assert Run.open(workdir, devices=1).step == last
 
@@ -183,7 +183,7 @@ def test_two_runs_in_one_folder_refuse_and_the_second_removes_nothing(faces, cac
     config = tiny.get_config()
     config.data.source, config.data.cache_dir = str(faces), str(cache)
     with pytest.raises(UserError, match=rf"is being trained by process {os.getpid()} on "):
-        train.train(config, tmp_path / "run")
+        train(config, tmp_path / "run")
     assert saving.exists()
     assert temporary.exists()
     claim.close()

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from agejax import config
+from agejax.config import SETTINGS, check, default
 from agejax.errors import UserError
 from agejax.settings import Duration, Group, Setting
 
@@ -122,8 +122,8 @@ def test_a_config_has_the_defaults_and_knows_the_types_of_what_is_none():
 
 
 def test_every_setting_of_the_config_takes_its_default_and_has_one_sentence():
-    config.check(config.default())
-    for path, setting in config.SETTINGS.walk("config"):
+    check(default())
+    for path, setting in SETTINGS.walk("config"):
         assert re.match(r"[A-Zm].*\.$|[a-z_0-9]+( and [a-z_]+)?: .*\.$", setting.help), path
 
 
@@ -145,7 +145,7 @@ def test_every_setting_of_the_config_takes_its_default_and_has_one_sentence():
     ],
 )
 def test_a_setting_of_the_config_that_cannot_be_is_named(path, value):
-    wrong = config.default()
+    wrong = default()
     wrong.update_from_flattened_dict({path: value})
     with pytest.raises(UserError, match=rf"^config\.{re.escape(path)}: "):
-        config.check(wrong)
+        check(wrong)

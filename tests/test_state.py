@@ -111,7 +111,7 @@ def test_the_evaluation_in_training_is_that_of_the_averages_on_val(trained, sour
 
 def test_evaluate_on_val_gives_the_figures_that_training_gave(trained, tmp_path):
     summary = json.loads((trained / "summary.json").read_text())
-    result = results.evaluate(trained, split="val", output=tmp_path, write_report=False)
+    result = results.evaluate(trained, split="val", output=tmp_path, write_report=False).metrics
     assert result["step"] == summary["best"]["step"]
     for target in ("age", "gender", "ethnicity"):
         interval = "mae_ci95" if target == "age" else "accuracy_ci95"

@@ -16,14 +16,15 @@ import optuna
 import pytest
 
 import tiny
-from agejax import config as config_lib
-from agejax import sweep, train
+from agejax import sweep
+from agejax.config import replaced
 from agejax.configs import imbalance_utk, mobilenet_v3_utk_best, scratch_utk, small_model_utk
 from agejax.errors import NotFiniteError, UserError, run_command
 from agejax.sweeps import study as studies
 from agejax.sweeps import workers
 from agejax.sweeps.search import search
 from agejax.sweeps.space import read_space, suggest
+from agejax.train import train
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::optuna.exceptions.ExperimentalWarning", "ignore:Heartbeat of storage"
@@ -87,7 +88,7 @@ def test_trials_are_drawn_trained_and_ranked(config, tmp_path):
 @pytest.mark.parametrize(("mode", "best"), [("min", 1), ("max", 0)])
 def test_the_best_of_three_trials(mode, best, config, tmp_path, monkeypatch):
     values = iter([3.0, 1.0, 2.0])
-    monkeypatch.setattr(train, "train", lambda *_: {"best": {"value": next(values)}})
+    monkeypatch.setattr("agejax.sweeps.search.train", lambda *_: {"best": {"value": next(values)}})
     search(config, SPACE, tmp_path / "study", study_in(tmp_path / "study", mode=mode), 3)
     assert json.loads((tmp_path / "study" / "best.json").read_text())["number"] == best
 
@@ -104,7 +105,7 @@ def test_a_trial_ends_where_the_pruner_says(config, tmp_path, monkeypatch):
                 break
         return {"best": {"value": value}}
 
-    monkeypatch.setattr(train, "train", pretend)
+    monkeypatch.setattr("agejax.sweeps.search.train", pretend)
     folder = tmp_path / "study"
     study = study_in(folder)
     study.pruner = optuna.pruners.MedianPruner(n_startup_trials=2, n_warmup_steps=0)
@@ -119,13 +120,13 @@ def test_a_signal_stops_and_the_same_command_goes_on_in_the_same_folder(
     config, tmp_path, monkeypatch
 ):
     folder, seen = tmp_path / "study", []
-    real = train.train
+    real = train
 
     def interrupted(config, workdir, stop_after):
         seen.append((workdir.name, config.schedule.lr))
         return None if len(seen) == 2 else real(config, workdir, stop_after)
 
-    monkeypatch.setattr(train, "train", interrupted)
+    monkeypatch.setattr("agejax.sweeps.search.train", interrupted)
     with pytest.raises(SystemExit):
         search(config, SPACE, folder, study_in(folder), trials=2)
     assert [row["state"] for row in rows_of(folder)] == ["complete", "fail"]
@@ -141,7 +142,7 @@ def test_the_trial_of_a_worker_that_died_goes_on_in_its_folder(config, tmp_path,
         seen.append((workdir.name, config.schedule.lr))
         return {"best": {"value": 1.0}}
 
-    monkeypatch.setattr(train, "train", pretend)
+    monkeypatch.setattr("agejax.sweeps.search.train", pretend)
     study = study_in(folder)
     dead = study.ask()
     value = suggest(dead, "schedule.lr", SPACE["schedule.lr"])
@@ -152,15 +153,16 @@ def test_the_trial_of_a_worker_that_died_goes_on_in_its_folder(config, tmp_path,
 
 KILLED = """
 import os, signal, sys
-from agejax import sweep, train
+from agejax import sweep
 from agejax.errors import run_command
+from agejax.sweeps import search
 
 def pretend(config, workdir, stop_after):
     if workdir.name == "0001":
         os.kill(os.getpid(), signal.SIGKILL)
     return {"best": {"value": config.schedule.lr}}
 
-train.train = pretend
+search.train = pretend
 sys.exit(run_command(sweep.main, ["sweep", *sys.argv[1:]]))
 """
 
@@ -188,7 +190,7 @@ def test_a_killed_trial_is_tried_again_at_once_and_n_trials_are_n_completed(
         seen.append((workdir.name, config.schedule.lr))
         return {"best": {"value": 1.0}}
 
-    monkeypatch.setattr(train, "train", pretend)
+    monkeypatch.setattr("agejax.sweeps.search.train", pretend)
     search(config, SPACE, folder, study, trials=3)
     assert seen[0] == ("0001", cut_off["schedule.lr"])
     assert [trial.state.name for trial in study.trials] == [
@@ -225,7 +227,7 @@ def test_a_worker_waits_for_the_last_trial_of_another_and_begins_none_beyond(
     trial.set_user_attr("workdir", str(folder))
     trial.set_user_attr("settings", {})
     monkeypatch.setattr(time, "sleep", lambda seconds: study.tell(trial, 2.0))
-    monkeypatch.setattr(train, "train", lambda *_: pytest.fail("began another trial"))
+    monkeypatch.setattr("agejax.sweeps.search.train", lambda *_: pytest.fail("began another trial"))
     search(config, SPACE, folder, study, trials=1)
     assert "waiting for the trials of other workers: 1" in capsys.readouterr().out
     assert [row["value"] for row in rows_of(folder)] == ["2.0"]
@@ -285,7 +287,7 @@ def test_a_setting_that_fails_is_a_failed_trial_and_a_config_that_fails_an_error
             raise UserError("the loss is not finite")
         return {"best": {"value": 1.0}}
 
-    monkeypatch.setattr(train, "train", fails)
+    monkeypatch.setattr("agejax.sweeps.search.train", fails)
     folder = tmp_path / "study"
     search(config, SPACE, folder, study_in(folder), trials=2)
     rows = rows_of(folder)
@@ -295,7 +297,7 @@ def test_a_setting_that_fails_is_a_failed_trial_and_a_config_that_fails_an_error
     def wrong(config, workdir, stop_after):
         raise UserError("no such data")
 
-    monkeypatch.setattr(train, "train", wrong)
+    monkeypatch.setattr("agejax.sweeps.search.train", wrong)
     other = tmp_path / "other"
     with pytest.raises(UserError, match="no such data"):
         search(config, SPACE, other, study_in(other), trials=2)
@@ -312,7 +314,7 @@ def failing(monkeypatch, errors):
             raise error
         return {"best": {"value": 1.0}}
 
-    monkeypatch.setattr(train, "train", pretend)
+    monkeypatch.setattr("agejax.sweeps.search.train", pretend)
     return begun
 
 
@@ -350,7 +352,7 @@ def test_a_bad_space_is_named(config, tmp_path, text, message):
 
     def read_and_set():
         space = read_space(str(tmp_path / "space.py"))
-        config_lib.replaced(config, dict.fromkeys(space, 0.0))
+        replaced(config, dict.fromkeys(space, 0.0))
 
     with pytest.raises(UserError, match=message):
         read_and_set()
@@ -389,13 +391,13 @@ def test_the_spaces_fit_their_configs(space, config):
     trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
     values = {name: suggest(trial, name, given) for name, given in drawn.items()}
     base = config.get_config()
-    made = config_lib.replaced(base, values)
+    made = replaced(base, values)
     for name, value in values.items():
         group = made
         for part in name.split("."):
             group = group[part]
         assert (group.to_dict() if isinstance(value, dict) else group) == value
-    undone = config_lib.replaced(made, {name: lookup(base, name) for name in values})
+    undone = replaced(made, {name: lookup(base, name) for name in values})
     assert undone.to_dict() == base.to_dict()
 
 

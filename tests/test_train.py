@@ -10,9 +10,9 @@ import pytest
 from test_resume import last_checkpoint
 
 import tiny
-from agejax import train
 from agejax.data import pipeline
 from agejax.errors import UserError
+from agejax.train import train
 from agejax.training import sharding
 from agejax.training import step as step_lib
 from agejax.training.checkpoint import Checkpoints
@@ -37,7 +37,7 @@ def losses(workdir):
 @pytest.fixture(scope="module")
 def run(config_of, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run") / "tiny"
-    return workdir, train.train(config_of(), workdir)
+    return workdir, train(config_of(), workdir)
 
 
 def test_a_run_learns_and_leaves_what_the_architecture_page_promises(run):
@@ -56,7 +56,7 @@ def test_a_run_learns_and_leaves_what_the_architecture_page_promises(run):
 def test_a_finished_run_returns_its_summary_again_and_trains_no_more(run, config_of):
     workdir, summary = run
     before = (workdir / "metrics.jsonl").read_bytes()
-    again = train.train(config_of(), workdir)
+    again = train(config_of(), workdir)
     assert again["best"] == summary["best"]
     assert again["last"]["age"] == summary["last"]["age"]
     assert (workdir / "metrics.jsonl").read_bytes() == before
@@ -70,7 +70,7 @@ SHORT = {"optim__name": "sgd", "schedule__lr": 0.01, "total": {"steps": 10}}
 @pytest.fixture(scope="module")
 def on_one_device(config_of, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("one") / "run"
-    train.train(config_of(**SHORT), workdir)
+    train(config_of(**SHORT), workdir)
     return losses(workdir)
 
 
@@ -80,7 +80,7 @@ def test_losses_do_not_depend_on_how_many_devices_there_are(
 ):
     monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 64)  # so that fsdp splits this small model
     config = config_of(**SHORT, sharding__devices=devices, sharding__fsdp=fsdp)
-    train.train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     np.testing.assert_allclose(losses(tmp_path / "run"), on_one_device, rtol=1e-5)
 
 
@@ -92,8 +92,8 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(config_of, tmp_pat
         "optim__name": "sgd",
         "total": {"steps": 6},
     }
-    train.train(config_of(**changes), tmp_path / "whole")
-    train.train(config_of(**changes, optim__accumulate=4), tmp_path / "parts")
+    train(config_of(**changes), tmp_path / "whole")
+    train(config_of(**changes, optim__accumulate=4), tmp_path / "parts")
     np.testing.assert_allclose(losses(tmp_path / "parts"), losses(tmp_path / "whole"), rtol=1e-5)
 
 
@@ -105,7 +105,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
                        schedule__decay_every={"steps": 1},
                        checkpoint__every={"steps": 1})  # fmt: skip
     with pytest.raises(UserError, match=r"(loss|gradient_norm) is (nan|inf) at step \d+") as error:
-        train.train(config, tmp_path / "run")
+        train(config, tmp_path / "run")
     bad = int(re.search(r"at step (\d+)", str(error.value))[1])
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
     assert checkpoints.last == bad - 1
@@ -132,7 +132,7 @@ def test_a_step_that_is_not_finite_is_skipped_or_rolled_back_from(
     config_of, bad_step, tmp_path, capsys
 ):
     for policy in ("skip", "rollback"):
-        assert train.train(config_of(nonfinite=policy), tmp_path / policy)["steps"] == 24
+        assert train(config_of(nonfinite=policy), tmp_path / policy)["steps"] == 24
     assert "loss is nan at step 10: rolling back" in capsys.readouterr().out
     assert json.loads((tmp_path / "rollback" / "skipped_steps.json").read_text()) == [10]
     lines = [json.loads(line) for line in (tmp_path / "skip" / "metrics.jsonl").open()]
@@ -150,11 +150,11 @@ def test_steps_that_are_never_finite_end_the_run_whatever_the_policy(config_of, 
     never = {"optim__clip_norm": 0.0, "optim__name": "sgd", "schedule__kind": "constant",
              "schedule__lr": 1e30}  # fmt: skip
     with pytest.raises(UserError, match="no loss is finite in the 2 steps up to"):
-        train.train(config_of(nonfinite="skip", **never), tmp_path / "skip")
+        train(config_of(nonfinite="skip", **never), tmp_path / "skip")
     with pytest.raises(UserError, match=r"loss is nan at step 5: training stopped"):
-        train.train(config_of(nonfinite="rollback", **never), tmp_path / "rollback")
+        train(config_of(nonfinite="rollback", **never), tmp_path / "rollback")
     with pytest.raises(UserError, match=r"config\.nonfinite: 'ignore' is not one of stop, skip"):
-        train.train(config_of(nonfinite="ignore"), tmp_path / "ignore")
+        train(config_of(nonfinite="ignore"), tmp_path / "ignore")
 
 
 def test_early_stopping_counts_evaluations_without_a_better_value(config_of, tmp_path):
@@ -167,7 +167,7 @@ def test_early_stopping_counts_evaluations_without_a_better_value(config_of, tmp
         eval__every={"steps": 2},
         total={"steps": 40},
     )
-    summary = train.train(config, tmp_path / "run")
+    summary = train(config, tmp_path / "run")
     assert summary["best"]["stale"] == 2
     assert summary["steps"] == 6
 
@@ -177,7 +177,7 @@ def test_frozen_parameters_and_their_statistics_do_not_move(config_of, tmp_path)
         optim__lr_multipliers=(("backbone/.*", None), (".*", 1.0)),
         total={"steps": 8}, checkpoint__every={"steps": 4}, eval__every={"steps": 8},
     )  # fmt: skip
-    train.train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     early, late = (
         ocp.StandardCheckpointer().restore(tmp_path / "run" / "checkpoints" / str(s) / "state")
         for s in (4, 8)
@@ -210,11 +210,11 @@ def test_example_weights_count_from_the_step_they_are_deferred_to(
         "total": {"steps": 8},
         "log_every": {"steps": 1},
     }
-    train.train(config_of(**changes), tmp_path / "plain")
+    train(config_of(**changes), tmp_path / "plain")
     changes["heads__age"] |= {
         "example_weights": {"kind": "dense", "alpha": 1.0, "after": {"percent": 50.0}}
     }
-    train.train(config_of(**changes), tmp_path / "weighted")
+    train(config_of(**changes), tmp_path / "weighted")
     plain, weighted = losses(tmp_path / "plain"), losses(tmp_path / "weighted")
     assert np.isfinite(weighted).all()
     np.testing.assert_array_equal(weighted[:4], plain[:4])

@@ -16,7 +16,7 @@ import pytest
 from test_resume import last_checkpoint
 
 import tiny
-from agejax import train
+from agejax.train import train
 from agejax.training import sharding
 
 HERE = pathlib.Path(__file__).parent
@@ -29,7 +29,7 @@ def trained(folder: pathlib.Path, source: str, cache: str, name: str, devices: i
     config.total = {"steps": 8}
     config.eval.every = {"steps": 4}
     config.sharding.devices = devices
-    return train.train(config, folder / name) is not None
+    return train(config, folder / name) is not None
 
 
 def main() -> None:

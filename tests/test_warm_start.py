@@ -11,13 +11,14 @@ import pytest
 from flax import nnx
 
 import tiny
-from agejax import checks, train
+from agejax import checks
 from agejax import heads as heads_lib
 from agejax.data import opening, pipeline
 from agejax.errors import UserError
 from agejax.models import pretrained
 from agejax.runs import run, warm_start
 from agejax.runs.run import Run
+from agejax.train import train
 
 OLD = heads_lib.Facts(
     labels=["age", "sex", "group"],
@@ -249,7 +250,7 @@ def continued(trained, faces, cache, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         lines = []
         patch.setattr("builtins.print", lambda *args, **_: lines.append(" ".join(map(str, args))))
-        train.train(config, folder / "new")
+        train(config, folder / "new")
     shutil.rmtree(folder / "old")
     return folder / "new", config, lines
 
@@ -286,7 +287,7 @@ def test_what_was_taken_is_one_line(continued):
 def test_a_run_resumes_without_the_run_it_started_from(continued):
     workdir, config, _ = continued
     assert not (workdir.parent / "old").exists()
-    assert train.train(config, workdir)["steps"] == 1
+    assert train(config, workdir)["steps"] == 1
 
 
 def test_other_splits_of_the_same_data_are_warned_of(trained, faces, cache, tmp_path, capsys):
@@ -296,7 +297,7 @@ def test_other_splits_of_the_same_data_are_warned_of(trained, faces, cache, tmp_
     config.model.hidden = 7
     config.heads.ethnicity = {"kind": "distribution", "label": "age", "range": (0, 90)}
     config.heads.other = {"kind": "regression", "label": "age"}
-    train.train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     said = capsys.readouterr()
     assert "may have seen images that this run is scored on" in said.err
     assert (

@@ -230,7 +230,7 @@ def decode(data: bytes, image_size: int) -> np.ndarray:
     Raises:
       ValueError: not an image, a truncated one, or one of more than `MAX_PIXELS`.
     """
-    return _square(decode_whole(data), image_size)
+    return square(decode_whole(data), image_size)
 
 
 def decode_whole(data: bytes) -> np.ndarray:
@@ -251,8 +251,8 @@ def decode_whole(data: bytes) -> np.ndarray:
     return image
 
 
-def _square(image: np.ndarray, size: int) -> np.ndarray:
-    """The centre square of uint8 [H, W, 3], its edge (the shorter side) resized to `size`."""
+def square(image: np.ndarray, size: int) -> np.ndarray:
+    """Cuts out the centre square of uint8 [H, W, 3], and resizes its edge (the shorter side)."""
     height, width = image.shape[:2]
     edge = min(height, width)
     top, left = (height - edge) // 2, (width - edge) // 2
@@ -402,7 +402,7 @@ def _decode_example(
         return None, row | {"error": error}
     row["digest"] = hashlib.blake2b(example["image"], digest_size=16).hexdigest()
     row["thumbnail"] = duplicates.thumbnail(image)
-    return np.ascontiguousarray(_square(image, image_size)), row
+    return np.ascontiguousarray(square(image, image_size)), row
 
 
 def _open(folder: pathlib.Path) -> Source:

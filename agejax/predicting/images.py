@@ -1,4 +1,4 @@
-"""Image files as faces: which files paths name, and how each is read.
+"""Images as faces: which files paths name, and how each image is read.
 
 A model knows faces as its training images frame them. An image is such a crop, or a photo whose
 faces are found and brought into that frame.
@@ -34,9 +34,10 @@ class Crop:
     """A face to predict.
 
     Attributes:
-      path: the file that it is from; None of an array.
+      path: the file that it is from; None of an image in memory.
       image: uint8 [S, S, 3].
-      where: which face of the photo, its box and the detector's score; {} of a crop.
+      where: the number of an image in memory; of a face in a photo its number, its box and the
+        detector's score.
     """
 
     path: pathlib.Path | None
@@ -44,20 +45,34 @@ class Crop:
     where: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-Reader = Callable[[pathlib.Path], list[Crop]]  # an image file -> its faces
+@dataclasses.dataclass(frozen=True)
+class InMemory:
+    """An image that comes as an array.
+
+    Attributes:
+      number: which of the images given it is, from 0.
+      pixels: uint8 [H, W, 3], RGB.
+    """
+
+    number: int
+    pixels: np.ndarray
+
+
+Picture = pathlib.Path | InMemory
+Reader = Callable[[Picture], list[Crop]]  # an image -> its faces
 
 
 @dataclasses.dataclass
 class Counts:
-    """Counts of files: those that could not be read, those without a face, and of faces."""
+    """Counts of images: those that could not be read, those without a face, and of faces."""
 
     files: int = 0
     skipped: int = 0
     faceless: int = 0
     faces: int = 0
 
-    def add(self, path: pathlib.Path, found: int | Exception) -> None:
-        """Counts a file, as `crops` reports it."""
+    def add(self, picture: Picture, found: int | Exception) -> None:
+        """Counts an image, as `crops` reports it."""
         self.files += 1
         if isinstance(found, Exception):
             self.skipped += 1
@@ -92,32 +107,50 @@ def find_images(paths: Sequence[str]) -> list[pathlib.Path]:
 
 
 def crops(
-    paths: Iterable[pathlib.Path],
+    pictures: Iterable[Picture],
     read: Reader,
-    report: Callable[[pathlib.Path, int | Exception], None],
+    report: Callable[[Picture, int | Exception], None],
 ) -> Iterator[Crop]:
-    """Yields the faces of every file that can be read, in order.
+    """Yields the faces of every image that can be read, in order.
 
-    Files are read ahead by threads, a bounded number of them.
+    Images are read ahead by threads, a bounded number of them.
 
     Args:
-      report: called with each file and the number of faces in it, or why it cannot be read.
+      report: called with each image and the number of faces in it, or why it cannot be read.
     """
-    for path, future in threads.ahead(read, paths, WORKERS):
+    for picture, future in threads.ahead(read, pictures, WORKERS):
         try:
             found = future.result()
         except (OSError, ValueError) as error:
-            report(path, error)
+            report(picture, error)
         else:
-            report(path, len(found))
+            report(picture, len(found))
             yield from found
 
 
-def crop_reader(image_size: int) -> Reader:
-    """Reads a file as one face crop."""
+def pixels(picture: Picture) -> np.ndarray:
+    """The whole image, uint8 [H, W, 3].
 
-    def read(path: pathlib.Path) -> list[Crop]:
-        return [Crop(path, sources.decode(sources.read_image(path), image_size))]
+    Raises:
+      ValueError, OSError: a file that is no image, or cannot be read.
+    """
+    if isinstance(picture, InMemory):
+        return picture.pixels
+    return sources.decode_whole(sources.read_image(picture))
+
+
+def _placed(picture: Picture, crop: Crop) -> Crop:
+    """The face with what says which image it is from."""
+    if isinstance(picture, InMemory):
+        return dataclasses.replace(crop, where={"image": picture.number, **crop.where})
+    return dataclasses.replace(crop, path=picture)
+
+
+def crop_reader(image_size: int) -> Reader:
+    """Reads an image as one face crop."""
+
+    def read(picture: Picture) -> list[Crop]:
+        return [_placed(picture, Crop(None, sources.square(pixels(picture), image_size)))]
 
     return read
 
@@ -130,9 +163,8 @@ def photo_reader(geometry: detection.Geometry, image_size: int) -> Reader:
     """
     find = face_finder(geometry, image_size)
 
-    def read(path: pathlib.Path) -> list[Crop]:
-        image = sources.decode_whole(sources.read_image(path))
-        return [dataclasses.replace(crop, path=path) for crop in find(image)]
+    def read(picture: Picture) -> list[Crop]:
+        return [_placed(picture, crop) for crop in find(pixels(picture))]
 
     return read
 
@@ -164,7 +196,7 @@ def face_finder(
 
 
 def choose_reader(
-    faces: str, run: Run, calibration: Calibration | None, paths: Sequence[pathlib.Path]
+    faces: str, run: Run, calibration: Calibration | None, pictures: Sequence[Picture]
 ) -> tuple[Reader, str | None]:
     """Chooses how to read images, as crops or as photos, and what to tell the user about it.
 
@@ -188,7 +220,7 @@ def choose_reader(
             "no face detector is installed, so each image is taken as a crop of a face; to find "
             f"the faces of photos: {detection.REMEDY}"
         )
-    warning = detection.frame_warning(readable(paths[: detection.CHECKED], crops), geometry)
+    warning = detection.frame_warning(readable(pictures[: detection.CHECKED], crops), geometry)
     if warning is None:
         return crops, None
     if faces == "crops":
@@ -198,8 +230,8 @@ def choose_reader(
     return photo_reader(geometry, size), note
 
 
-def readable(paths: Iterable[pathlib.Path], read: Reader) -> Iterator[np.ndarray]:
-    """The images of the files that can be read; the others are passed over."""
-    for path in paths:
+def readable(pictures: Iterable[Picture], read: Reader) -> Iterator[np.ndarray]:
+    """The faces of the images that can be read; the others are passed over."""
+    for picture in pictures:
         with contextlib.suppress(OSError, ValueError):
-            yield from (crop.image for crop in read(path))
+            yield from (crop.image for crop in read(picture))

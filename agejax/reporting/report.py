@@ -20,6 +20,7 @@ from agejax.reporting.plots import Chart
 if TYPE_CHECKING:
     from agejax.evaluation.scored import Scored
 
+FILE = "report.html"
 FACES = 9  # of each kind shown
 EXPLAINED = 6  # of the worst
 
@@ -42,7 +43,7 @@ def write(
       result: the contents of metrics.json, of which the page takes every figure.
     """
     charts = draw(scored, result, calibration)
-    records.write_text(output / "report.html", build(scored, result, charts))
+    records.write_text(output / FILE, build(scored, result, charts))
     folder = output / "figures"
     folder.mkdir(exist_ok=True)
     for name, chart in charts.items():

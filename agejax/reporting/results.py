@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import pathlib
 import sys
@@ -22,6 +23,24 @@ from agejax.reporting import report
 from agejax.runs.ensembles import open_run
 
 
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found, and where it is written.
+
+    Attributes:
+      metrics: the contents of metrics.json.
+      folder: holds metrics.json, predictions.csv and, where one was asked for, the report.
+    """
+
+    metrics: dict[str, Any]
+    folder: pathlib.Path
+
+    @property
+    def report(self) -> pathlib.Path:
+        """The page, which opens offline."""
+        return self.folder / report.FILE
+
+
 def evaluate(
     workdir: str | pathlib.Path,
     *,
@@ -33,7 +52,7 @@ def evaluate(
     write_report: bool = True,
     options: Mapping[str, Any] | None = None,
     image_size: int | None = None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Scores the run's best checkpoint and writes the results to `output`.
 
     Args:
@@ -49,9 +68,6 @@ def evaluate(
       image_size: pixels; scores the images at this size, to choose config.eval.image_size by. The
         default split is then val, and nothing is calibrated. The results go to a folder of their
         own, WORKDIR/evaluation/DATASET-SPLIT-SIZEpx.
-
-    Returns:
-      The contents of metrics.json.
 
     Raises:
       UserError: no run, no such data or split, or data without any label that the run predicts.
@@ -80,7 +96,9 @@ def evaluate(
             warn_of_frame(scored, calibration)
     size = "" if image_size is None else f"-{image_size}px"
     place = run.results / "evaluation" / f"{scored.source.name}-{scored.split}{size}"
-    return publish(scored, expand(output or place), calibration, other, write_report=write_report)
+    folder = expand(output or place)
+    found = publish(scored, folder, calibration, other, write_report=write_report)
+    return Evaluation(found, folder)
 
 
 def publish(

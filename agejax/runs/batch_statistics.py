@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from agejax import config as config_lib
+from agejax.config import completed
 from agejax.data import augment, draws, opening, pipeline, sampling, splits
 from agejax.data.sources import Source
 from agejax.errors import UserError
@@ -60,7 +60,7 @@ def anew(run: Run, count: int = BATCHES) -> dict[str, np.ndarray]:
     network = run.model.network(run.params, run.batch_stats)
     if all(norm.frozen for norm in batch_norms(network).values()):
         return {}
-    config = config_lib.completed(run.config)
+    config = completed(run.config)
     source = opening.open_source(config.data)
     if source.fingerprint != run.fingerprint:
         raise UserError(

@@ -11,13 +11,13 @@ from typing import Any
 import jax
 import ml_collections
 
-from agejax import config as config_lib
-from agejax import train
+from agejax.config import replaced
 from agejax.errors import NotFiniteError, UserError
 from agejax.logging import records
 from agejax.sweeps import study as study_lib
 from agejax.sweeps.space import Space, suggest
 from agejax.sweeps.workers import Worker, go_on_with, revive
+from agejax.train import train
 
 FAILURES_IN_A_ROW = 3  # of trials, after which it is not their settings that are wrong
 POLL = 2.0  # seconds between two looks at the trials of others
@@ -68,7 +68,7 @@ def search(
             return pruned
 
         try:
-            summary = train.train(config_lib.replaced(config, values), workdir, stop_after)
+            summary = train(replaced(config, values), workdir, stop_after)
             if summary is None:
                 go_on_with(study, trial)
                 stopped = True

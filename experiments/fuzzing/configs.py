@@ -14,12 +14,13 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from agejax import command_line, heads, train
+from agejax import command_line, heads
 from agejax.config import default
 from agejax.data import augment, pipeline
 from agejax.heads import weights
 from agejax.models import registry
 from agejax.runs import run
+from agejax.train import train
 from agejax.training import step as step_lib
 from experiments.fuzzing import Target
 from experiments.fuzzing.mutations import ODD_TEXTS, changed_text, text
@@ -105,7 +106,7 @@ def prepare(folder: pathlib.Path) -> Target:
         path.write_text(base + _statements(rng) + "    return c\n")
         config = _parsed(["main", f"--config={path}", *_arguments(rng, settings)])
         with contextlib.suppress(Reached):
-            train.train(config, folder / "run")
+            train(config, folder / "run")
         batch = next(settled["batches"].iterate(0, 1, 0))
         jax.eval_shape(settled["step"], settled["state"], batch)
         return True
@@ -113,7 +114,7 @@ def prepare(folder: pathlib.Path) -> Target:
     # What the first use reads and prepares is no input's doing.
     (folder / "base.py").write_text(base + "    return c\n")
     with contextlib.suppress(Reached):
-        train.train(_parsed(["main", f"--config={folder / 'base.py'}"]), folder / "run")
+        train(_parsed(["main", f"--config={folder / 'base.py'}"]), folder / "run")
     return target
 
 

@@ -1,0 +1,254 @@
+"""What `import agejax` offers: read a config, train, evaluate, load a model and predict.
+
+The same code as the commands, with values in and out in place of flags and files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import pathlib
+import runpy
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax
+import ml_collections
+import numpy as np
+
+from agejax.config import check, replaced
+from agejax.errors import REMEDIES, UserError, line_in, one_line, reason
+from agejax.evaluation.calibration import Calibration
+from agejax.paths import config_file
+from agejax.predicting import images, output, predictions
+from agejax.reporting import results
+from agejax.runs import box
+from agejax.runs.ensembles import open_run
+from agejax.runs.run import Run
+from agejax.train import train as loop
+from agejax.training import sharding
+
+if TYPE_CHECKING:
+    import pandas
+
+Folder = str | os.PathLike[str]
+LOG = logging.getLogger(__name__)
+HINT = "return agejax.config.default() with your changes"
+
+
+def config(name_or_path: str, /, **overrides: Any) -> ml_collections.ConfigDict:
+    """Reads a config, with other values for some settings.
+
+    Args:
+      name_or_path: a config file, or the name of one that agejax comes with, such as "quickstart".
+      overrides: settings and their values. As in scikit-learn, two underscores stand for a dot:
+        `data__batch_size=32`. A dict replaces a whole group: `total={"steps": 100}`.
+
+    Raises:
+      UserError: no such file, an error in it, an unknown setting, or a value of the wrong type or
+        out of bounds.
+    """
+    path, _, argument = config_file(name_or_path).partition(":")
+    try:
+        get_config = runpy.run_path(path)["get_config"]
+        found = get_config(argument) if argument else get_config()
+    except (Exception, SystemExit) as error:
+        if where := line_in(path, error):
+            raise UserError(f"{path}, {where}") from error
+        if isinstance(error, OSError) and error.errno in REMEDIES:
+            raise UserError(f"{path} cannot be read: {reason(error)}") from error
+        if isinstance(error, KeyError):
+            raise UserError(f"{path} has no get_config(); let one {HINT}") from error
+        raise
+    if not isinstance(found, ml_collections.ConfigDict):
+        raise UserError(f"{path}: get_config() returns {type(found).__name__}; let it {HINT}")
+    try:
+        changed = replaced(found, {key.replace("__", "."): v for key, v in overrides.items()})
+    except TypeError as error:  # ConfigDict's own
+        raise UserError(f"config: {error}") from error
+    check(changed)
+    return changed
+
+
+def train(config: ml_collections.ConfigDict, workdir: Folder) -> dict[str, Any] | None:
+    """Trains what a config describes, from the start or from the last checkpoint in `workdir`.
+
+    Args:
+      config: of `agejax.config`, or made by a config file.
+      workdir: the run's folder.
+
+    Returns:
+      The contents of summary.json; None where SIGTERM or Ctrl-C stopped the run early. The same
+      call resumes it.
+
+    Raises:
+      UserError: bad input, or a loss that is not finite.
+    """
+    _keep_compiled_programs()
+    return loop(config, pathlib.Path(workdir))
+
+
+def evaluate(
+    run: Folder | Predictor,
+    *,
+    split: str | None = None,
+    dataset: str | None = None,
+    source: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    output: Folder | None = None,
+    compare: Folder | None = None,
+    image_size: int | None = None,
+) -> results.Evaluation:
+    """Scores a run, and writes metrics.json, predictions.csv and report.html.
+
+    Args:
+      run: the folder of a run, an ensemble or a released model, "box:NAME", or what `load` returns.
+      split: train, val, test, another of the run's splits, or all. Default: test; all on other
+        data.
+      dataset: the name of a data set; default: the one that the run was trained on.
+      source: where its files lie; default: where the run's config says.
+      options: of the data set, as config.data.options.
+      output: the folder to write to; default: evaluation/DATASET-SPLIT in the run's folder.
+      compare: another run, which is scored on the same images.
+      image_size: pixels, to try another size than config.eval.image_size on the val split.
+
+    Returns:
+      The metrics, and where they and the report are.
+
+    Raises:
+      UserError: no run, no such data or split, or data without any label that the run predicts.
+    """
+    _keep_compiled_programs()
+    return results.evaluate(
+        run.run.workdir if isinstance(run, Predictor) else _as_given(run),
+        dataset=dataset,
+        source_path=source,
+        split=split,
+        output=None if output is None else pathlib.Path(output),
+        compare_with=None if compare is None else _as_given(compare),
+        options=options,
+        image_size=image_size,
+    )
+
+
+def load(run: Folder = box.BOX) -> Predictor:
+    """Opens a trained model.
+
+    Args:
+      run: the folder of a run, an ensemble or a released model, or "box:NAME" for a model that
+        agejax comes with; default: the first of these.
+
+    Raises:
+      UserError: nothing of the kind is there, or it is damaged.
+    """
+    _keep_compiled_programs()
+    opened = open_run(_as_given(run))
+    size = opened.config.eval.get("image_size", 0)
+    return Predictor(opened, Calibration.read(opened.workdir, opened.step, size))
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """A trained model, ready to predict.
+
+    Attributes:
+      run: its config, network and weights.
+      calibration: what its intervals and probabilities come from; None before `evaluate` made one.
+    """
+
+    run: Run
+    calibration: Calibration | None
+
+    def predict(
+        self,
+        given: Folder | np.ndarray | Iterable[Folder] | Iterable[np.ndarray],
+        faces: Literal["auto", "crops", "detect"] = "auto",
+    ) -> Predictions:
+        """Predicts faces.
+
+        Args:
+          given: image files, folders of images or glob patterns, one or several; or RGB images,
+            uint8 [H, W, 3], several of them or an array [N, H, W, 3].
+          faces: "crops": each image is one face, framed as the training images are. "detect": each
+            is a photo, in which faces are found. "auto": the images decide.
+
+        Returns:
+          One record per face, in the order of the images. Files that cannot be read are logged as
+          warnings and left out.
+
+        Raises:
+          UserError: no such file, no readable one, arrays of another kind, or "detect" without a
+            face detector.
+        """
+        if faces not in ("auto", "crops", "detect"):
+            raise UserError(f"faces: {faces!r} is not one of auto, crops, detect")
+        pictures = _pictures(given)
+        if not pictures:
+            return Predictions()
+        read, note = images.choose_reader(faces, self.run, self.calibration, pictures)
+        if note is not None:
+            LOG.warning(note)
+        counts = images.Counts()
+
+        def report(picture: images.Picture, found: int | Exception) -> None:
+            counts.add(picture, found)
+            if isinstance(found, Exception):
+                LOG.warning(one_line(f"skipped {picture}: {found}"))
+
+        found = images.crops(pictures, read, report)
+        batch_size = predictions.batch_size_of(len(pictures), self.run)
+        made = Predictions(predictions.of_faces(self.run, found, batch_size, self.calibration))
+        if counts.skipped == counts.files:
+            raise UserError(f"none of the {counts.files} file(s) is a readable image")
+        return made
+
+
+class Predictions(list[dict[str, Any]]):
+    """Records of faces, one dict each.
+
+    A record has `path`, or for an array `image`, its number; of a face found in a photo `face`, its
+    number, `box` [left, top, right, bottom] in pixels and `score`; then what the model predicts:
+    `age` in years, with a calibration `age_low` and `age_high`, which hold the true age 9 times in
+    10, and for each target of classes {class: probability}.
+    """
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """A table with one row per face; `gender_male` and the like hold the probabilities.
+
+        Raises:
+          UserError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise UserError("the package pandas is missing; pip install pandas") from error
+        return pandas.DataFrame([output.flat(record) for record in self])
+
+
+def _pictures(given: Any) -> list[images.Picture]:
+    """Paths or arrays, one or several, as `images` takes them."""
+    if isinstance(given, (str, os.PathLike)) or (isinstance(given, np.ndarray) and given.ndim == 3):
+        given = [given]
+    items = list(given)
+    if items and all(isinstance(item, (str, os.PathLike)) for item in items):
+        return list(images.find_images([os.fspath(item) for item in items]))
+    arrays = [np.asarray(item) for item in items]
+    for i, array in enumerate(arrays):
+        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+            raise UserError(
+                f"image {i}: {array.dtype} {list(array.shape)}; give paths, or RGB images as uint8 "
+                "[H, W, 3]"
+            )
+    return [images.InMemory(i, array) for i, array in enumerate(arrays)]
+
+
+def _as_given(run: Folder) -> str | pathlib.Path:
+    """The text, which may name a model of the box, or the path."""
+    return run if isinstance(run, str) else pathlib.Path(run)
+
+
+def _keep_compiled_programs() -> None:
+    """Sets the compile cache as commands do, unless the program has one of its own."""
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        sharding.start()
