@@ -12,20 +12,20 @@ import pathlib
 import re
 import shlex
 import sys
+import types
 from collections.abc import Iterator
 
 import ml_collections
 import numpy as np
 import pytest
 
+import agejax
 from agejax import checks, command_line
 from agejax.__main__ import COMMANDS
 from agejax.config import check, default
 from agejax.data import audit, opening, splits
 from agejax.data.builders import find
 from agejax.models import pretrained
-from agejax.reporting.results import evaluate
-from agejax.train import train
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -176,11 +176,11 @@ def taken(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_config_that_is_shown_is_valid(page):
     for language, block in BLOCK.findall(page.read_text()):
-        if language == "python" and "train(" not in block:
+        if language == "python" and "agejax.train(" not in block:
             space = {"config": default()}
             exec(compile(block, page.name, "exec"), space)
             config = space["get_config"]() if "get_config" in space else space["config"]
-            checks.values(config)
+            check(config)
 
 
 def test_the_python_of_the_readme_calls_functions_that_take_it(monkeypatch):
@@ -189,17 +189,19 @@ def test_the_python_of_the_readme_calls_functions_that_take_it(monkeypatch):
     def stands_in_for(function):
         def call(*args, **kwargs):
             calls.append(inspect.signature(function).bind(*args, **kwargs).arguments)
-            return {"age": {"mae": 4.7}}
+            return types.SimpleNamespace(
+                metrics={"age": {"mae": 4.7}}, predict=lambda paths, faces: [{"age": 31.0}]
+            )
 
         return call
 
-    monkeypatch.setattr("agejax.train.train", stands_in_for(train))
-    monkeypatch.setattr("agejax.reporting.results.evaluate", stands_in_for(evaluate))
+    for name in ("train", "evaluate", "load"):
+        monkeypatch.setattr(f"agejax.api.{name}", stands_in_for(getattr(agejax, name)))
     (block,) = [code for kind, code in BLOCK.findall(PAGES[0].read_text()) if kind == "python"]
     exec(block, {})
-    trained, evaluated = calls
-    checks.values(trained["config"])
-    assert trained["workdir"] == evaluated["workdir"]
+    trained, evaluated, loaded = calls
+    check(trained["config"])
+    assert trained["workdir"] == evaluated["run"] == loaded["run"]
 
 
 def test_a_folder_with_a_csv_can_be_audited_and_trained_as_getting_started_tells(
