@@ -75,8 +75,8 @@ def parse(argv: Sequence[str], usage: str = "") -> ml_collections.ConfigDict:
             f"--config={path}: get_config() returns {type(CONFIG.value).__name__}; let it return "
             "agejax.config.default() with your changes"
         )
-    overrides.apply(CONFIG.value, parts)
     check(CONFIG.value)
+    overrides.apply(CONFIG.value, parts)
     return CONFIG.value
 
 

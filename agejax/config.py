@@ -26,11 +26,11 @@ SETTINGS = Group(
         "The data set, how it is read, and how it is split.",
         name=Setting("utkface", "Data set: one of agejax/data/builders."),
         source=Setting(None, "Archive or folder that you downloaded.", kind=str),
-        options=Setting({}, "The data set's own options."),
+        options=Setting({}, "The data set's own options; --help=config.data.options lists them."),
         mixture=Setting(
             {},
-            "Several data sets as one, in place of name, source and options: "
-            "part -> {name, source, options, weight, train_only}.",
+            "Several data sets as one, in place of name, source and options: part -> its settings; "
+            "--help=config.data.mixture lists them.",
         ),
         edits=Group(
             "Changes of the data before it is split.",
@@ -149,8 +149,8 @@ SETTINGS = Group(
     augment=augment.SETTINGS,
     model=Group(
         "The network.",
-        name=Setting("mobilenet_v3_small", "Backbone: one of agejax/models/registry.py."),
-        options=Setting({}, "The backbone's own options."),
+        name=Setting("mobilenet_v3_small", "Backbone; --help=config.model.options lists all."),
+        options=Setting({}, "The backbone's own options; --help=config.model.options lists them."),
         image_size=Setting(
             128, "Edge of the images that the network sees.", limits=(1, 4096), unit="pixels"
         ),
@@ -200,13 +200,17 @@ SETTINGS = Group(
             kind=str,
         ),
     ),
-    heads=Setting({}, "Name -> {kind, weight, ...}: the targets of the network."),
+    heads=Setting(
+        {}, "Targets of the network: name -> its settings; --help=config.heads lists them."
+    ),
     distill=Group(
         "Teachers that the run learns from beside its labels: trained networks, or files of their "
         "answers (docs/training.md).",
         runs=Setting((), "Folders of runs or ensembles; they see each image as it is augmented."),
         files=Setting((), "Files (.npz) that python -m agejax.distill writes."),
-        onnx=Setting({}, "Name -> {path, ...}: ONNX models."),
+        onnx=Setting(
+            {}, "ONNX models: name -> its settings; --help=config.distill.onnx lists them."
+        ),
         share=Setting(
             0.5, "Share of the loss that is the teachers'; the labels have the rest.", limits=(0, 1)
         ),

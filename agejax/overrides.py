@@ -97,7 +97,7 @@ def apply(config: ml_collections.ConfigDict, overrides: Sequence[Override]) -> N
                 _set(config, path, _value(each.text, _at(config, path)), each.flag)
     for each in overrides:
         name = each.below[0]
-        if each.at == ("heads",) and name not in heads and "kind" not in config.heads[name]:
+        if each.at == ("heads",) and name not in heads and not _at(config, ("heads", name, "kind")):
             raise UserError(
                 f"{each.flag}: there is no head {name!r}; {nearest(name, heads)} A new head needs "
                 f"--config.heads.{name}.kind too"

@@ -84,6 +84,7 @@ def test_a_text_stays_one_where_a_text_was_and_a_later_argument_wins():
             ["--config.heads.gendr.smoothing=0.1"],
             "there is no head 'gendr'; did you mean 'gender'? A new head needs",
         ),
+        (["--config.heads.bmi=5"], "A new head needs --config.heads.bmi.kind too"),
         (["--config.heads.age.kind.x=1"], "kind is 'regression', which has no parts"),
         (["--config.model.options.width"], "--config.model.options.width has no value; write"),
         (["--config.heads.age={'a.b': 2}"], "--config.heads.age: ConfigDict does not accept dots"),
@@ -93,6 +94,15 @@ def test_a_text_stays_one_where_a_text_was_and_a_later_argument_wins():
 def test_what_cannot_be_set_so_is_refused_with_what_works(arguments, message):
     with pytest.raises(UserError, match=re.escape(message)):
         parsed(*arguments)
+
+
+def test_a_config_file_that_lacks_settings_is_named_before_any_is_set(tmp_path):
+    (tmp_path / "bare.py").write_text(
+        "import ml_collections\ndef get_config(): return ml_collections.ConfigDict({'seed': 1})"
+    )
+    arguments = [f"--config={tmp_path / 'bare.py'}", "--config.heads.age.kind=binary"]
+    with pytest.raises(UserError, match=r"config\.total is missing"):
+        command_line.parse(["main", *arguments])
 
 
 def command(*arguments):
