@@ -427,10 +427,27 @@ def _completed(config: Any, defaults: ml_collections.ConfigDict, group: Group) -
     return config
 
 
+def open_dict(path: str) -> tuple[Setting, tuple[str, ...], tuple[str, ...]] | None:
+    """The open dict at or above a path, its own path, and the rest of the path; None without one.
+
+    Args:
+      path: such as "heads.age.loss", of which the open dict is "heads".
+    """
+    parts = tuple(path.split("."))
+    found: Setting | Group | None = SETTINGS
+    for i, part in enumerate(parts, 1):
+        found = found.get(part) if isinstance(found, Group) else None
+        if isinstance(found, Setting) and isinstance(found.default, Mapping):
+            return found, parts[:i], parts[i:]
+    return None
+
+
 def replaced(
     config: ml_collections.ConfigDict, values: Mapping[str, Any]
 ) -> ml_collections.ConfigDict:
     """A copy with the settings at dotted paths replaced; what is a dict becomes a part of it.
+
+    A path such as "total.steps" replaces the unit of a duration.
 
     Raises:
       UserError: a path that is not there.
@@ -438,13 +455,17 @@ def replaced(
     copy = config.copy_and_resolve_references()
     with copy.unlocked():
         for path, value in values.items():
+            opened = open_dict(path)
             *where, key = path.split(".")
+            if opened and isinstance(opened[0], Duration) and opened[2]:
+                *where, key = opened[1]
+                value = {".".join(opened[2]): value}
             group = copy
             for part in where:
                 if not isinstance(group.get(part), ml_collections.ConfigDict):
                     raise UserError(f"config.{path}: there is no {part!r}")
                 group = group[part]
-            if key not in group and where[:1] not in (["heads"], ["model"]):  # which are open
+            if key not in group and opened is None:
                 raise UserError(f"config.{path}: there is no setting {key!r}")
             group[key] = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
     return copy

@@ -10,14 +10,14 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
 
-from agejax.config import SETTINGS
+from agejax.config import open_dict
 from agejax.errors import UserError, nearest
-from agejax.settings import Duration, Group, Setting
+from agejax.settings import Duration, Setting
 from agejax.training.durations import UNITS
 
 _FLAG = re.compile(r"--?config\.([^=]+)(?:=(.*))?", re.DOTALL)
@@ -54,7 +54,7 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[Override]]:
     arguments = iter(argv)
     for argument in arguments:
         match = _FLAG.fullmatch(argument)
-        opened = _open(match[1]) if match else None
+        opened = open_dict(match[1]) if match else None
         if match is None or opened is None:
             rest.append(argument)
             continue
@@ -102,17 +102,6 @@ def apply(config: ml_collections.ConfigDict, overrides: Sequence[Override]) -> N
                 f"{each.flag}: there is no head {name!r}; {nearest(name, heads)} A new head needs "
                 f"--config.heads.{name}.kind too"
             )
-
-
-def _open(path: str) -> tuple[Setting, tuple[str, ...], tuple[str, ...]] | None:
-    """The open dict at or above a path, its own path, and the rest of the path; None without."""
-    parts = tuple(path.split("."))
-    found: Setting | Group | None = SETTINGS
-    for i, part in enumerate(parts, 1):
-        found = found.get(part) if isinstance(found, Group) else None
-        if isinstance(found, Setting) and isinstance(found.default, Mapping):
-            return found, parts[:i], parts[i:]
-    return None
 
 
 def _form(flag: str, setting: Setting, text: str) -> str:

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from agejax.config import SETTINGS, check, default
+from agejax.config import SETTINGS, check, default, replaced
 from agejax.errors import UserError
 from agejax.settings import Duration, Group, Setting
 
@@ -149,3 +149,20 @@ def test_a_setting_of_the_config_that_cannot_be_is_named(path, value):
     wrong.update_from_flattened_dict({path: value})
     with pytest.raises(UserError, match=rf"^config\.{re.escape(path)}: "):
         check(wrong)
+
+
+def test_a_config_with_settings_replaced_has_any_of_an_open_dict_and_another_unit():
+    base = default()
+    base.heads.age = {"kind": "regression"}
+    values = {"total.steps": 200, "data.options.labels": "x.csv", "heads.age.loss": "l2"}
+    made = replaced(base, values)
+    assert made.total.to_dict() == {"steps": 200}
+    assert made.data.options.to_dict() == {"labels": "x.csv"}
+    assert made.heads.age.to_dict() == {"kind": "regression", "loss": "l2"}
+    assert base.total.to_dict() == {"epochs": 15.0}
+
+
+@pytest.mark.parametrize("path", ["model.nmae", "optm.name", "heads.bmi.loss"])
+def test_a_path_that_is_not_there_is_not_replaced(path):
+    with pytest.raises(UserError, match=rf"^config\.{path}: there is no"):
+        replaced(default(), {path: 1})
