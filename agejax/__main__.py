@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import runpy
-import signal
 import sys
 from collections.abc import Sequence
 
 from agejax import __version__
-from agejax.errors import UserError, nearest, run_command
-from agejax.interrupts import leave
+from agejax.errors import UserError, nearest
+from agejax.process.command import run_command
 
 # Name -> the module that runs it, and what it does.
 COMMANDS = {
@@ -70,8 +69,6 @@ def main() -> None:
     name, *arguments = sys.argv[1:] or [""]
     if name not in COMMANDS:
         sys.exit(run_command(show, sys.argv[1:]))
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, leave)  # while the command imports JAX
     sys.argv[1:] = arguments
     if not sys.flags.safe_path:
         sys.path.insert(0, os.getcwd())  # a config may import a module beside it

@@ -6,12 +6,17 @@ Trained on the run's own training images, chosen on its val, reported as evaluat
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from agejax.process import start
+
+    start.as_command()
+
 import argparse
 import sys
 from collections.abc import Sequence
 
-from agejax.errors import run_command
 from agejax.evaluation.baselines import ESTIMATORS, FEATURES
+from agejax.process.command import run_command
 from agejax.reporting.baselines import evaluate_baseline
 from agejax.training import sharding
 

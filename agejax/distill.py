@@ -6,6 +6,11 @@ config.distill.files names the file. A teacher in a file costs nothing while its
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from agejax.process import start
+
+    start.as_command()
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -14,7 +19,8 @@ from agejax.data import flags
 from agejax.distillation.files import PROBABILITIES
 from agejax.distillation.targets import TARGETS, write_targets
 from agejax.distillation.teachers import FEATURES
-from agejax.errors import check_keys, run_command
+from agejax.errors import check_keys
+from agejax.process.command import run_command
 from agejax.runs import ensembles
 from agejax.training import sharding
 

@@ -8,13 +8,19 @@ batch-norm statistics are averaged too, or computed on training images (--statis
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from agejax.process import start
+
+    start.as_command()
+
 import argparse
 import sys
 from collections.abc import Sequence
 
-from agejax.errors import UserError, run_command
+from agejax.errors import UserError
 from agejax.evaluation import ensembling
 from agejax.paths import expand
+from agejax.process.command import run_command
 from agejax.runs import batch_statistics
 from agejax.runs.ensembles import COMBINE, STATISTICS, VIEWS
 from agejax.training import sharding

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import errno
 import itertools
-import logging
 import math
 import os
 import pathlib
-import select
-import signal
 import struct
-import sys
-import threading
-import time
 import traceback
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from types import FrameType
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
-
-from agejax.interrupts import INTERRUPTED, leave
 
 # What parsers raise on bytes that are not as they should be.
 DAMAGE = (
@@ -31,7 +21,6 @@ DAMAGE = (
     *(struct.error, zlib.error, zipfile.BadZipFile),
 )
 
-CLOSED_PIPE = 141  # the exit code that shells report for SIGPIPE
 LONGEST = 700  # characters of a message
 
 # Errors of reading that tell nothing about the file.
@@ -65,7 +54,6 @@ REMEDIES = {
     errno.ESTALE: "mount that file system again",
     errno.ETXTBSY: "another program runs it; use another path",
 }
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):
@@ -105,73 +93,6 @@ def one_line(text: str) -> str:
     obeys, or halves of characters that no stream takes.
     """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
-def run_command(main: Callable[..., Any], *args: Any) -> int:
-    """Runs `main(*args)` and returns the exit code of the process.
-
-    0: done. 2: one line on stderr, for a `UserError`, an error of the file system (`REMEDIES`), or
-    no memory. 130: interrupted by Ctrl-C, one line. 141: the reader of the output has closed it, as
-    `| head -1` does; no line.
-
-    Raises:
-      Exception: any other one. It is a bug, and its traceback says where.
-    """
-    _say_a_full_disk_once()
-    with handling_interrupts(_interrupt):
-        try:
-            code = _run(main, args)
-        finally:
-            flushed = _flush()
-    if code == INTERRUPTED:
-        # Threads may still have to end; a second Ctrl-C does not wait for them.
-        signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
-    return code or (0 if flushed else CLOSED_PIPE)
-
-
-def _run(main: Callable[..., Any], args: Sequence[Any]) -> int:
-    try:
-        main(*args)
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except KeyboardInterrupt:
-        say("agejax: interrupted")
-        return INTERRUPTED
-    except Exception as error:
-        if any(isinstance(each, BrokenPipeError) for each in _chain(error)) and (
-            _is_closed(sys.stdout) or _is_closed(sys.stderr)
-        ):
-            return CLOSED_PIPE
-        line = line_of(error)
-        if line is None:
-            raise
-        say(f"agejax: error: {line}")
-        return 2
-    return 0
-
-
-Handler = Callable[[int, FrameType | None], Any]
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Handles the first SIGINT as Python does, and the next by `leave`: a library may lose one."""
-    signal.signal(signal.SIGINT, leave)
-    raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def handling_interrupts(handler: Handler) -> Iterator[None]:
-    """A handler of SIGINT for a while; a program that ignores or handles it itself goes on to."""
-    previous = signal.getsignal(signal.SIGINT)
-    ours = previous in (signal.default_int_handler, leave, _interrupt)
-    if not ours or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    signal.signal(signal.SIGINT, handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous if previous is not leave else handler)
 
 
 def line_of(error: Exception) -> str | None:
@@ -217,40 +138,7 @@ def _is_ours(filename: Any) -> bool:
     ).parents  # fmt: skip
 
 
-def say(line: str) -> None:
-    with contextlib.suppress(OSError, ValueError):  # nobody reads stderr
-        print(line, file=sys.stderr, flush=True)
-
-
-def _is_closed(stream: Any) -> bool:
-    """Whether a stream is a pipe that nobody reads any more."""
-    try:
-        poll = select.poll()
-        poll.register(stream.fileno(), 0)  # errors are always reported
-        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
-    except (AttributeError, OSError, ValueError):
-        return False
-
-
-def _flush() -> bool:
-    """Writes out stdout and stderr; False where that fails.
-
-    Such a stream leads nowhere from then on, as Python reports at length what it cannot flush when
-    it exits.
-    """
-    flushed = True
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            if stream is not None:
-                stream.flush()
-        except (OSError, ValueError):
-            flushed = False
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    return flushed
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def chain(error: BaseException | None) -> Iterator[BaseException]:
     """An error, what caused it, and what was being handled when it was raised."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
@@ -269,7 +157,7 @@ def line_in(path: str, error: BaseException) -> str | None:
     def is_it(name: str | None) -> bool:
         return name is not None and os.path.abspath(name) == os.path.abspath(path)
 
-    for each in _chain(error):
+    for each in chain(error):
         kind, text = type(each).__name__, " ".join(str(each).split())
         if isinstance(each, SyntaxError) and (is_it(each.filename) or not each.filename):
             place = f"line {each.lineno}: " if each.lineno else ""  # a file of NUL bytes has none
@@ -281,93 +169,6 @@ def line_in(path: str, error: BaseException) -> str | None:
                 text if isinstance(each, UserError) else f"{kind}: {text}"
             )
     return None
-
-
-@contextlib.contextmanager
-def full_disk(what: str, remedy: str = "") -> Iterator[None]:
-    """Turns the error of a full disk, however deep a library has wrapped it, into a `UserError`.
-
-    A quota and a limit on the size of files (`ulimit -f`) are as full, and are named.
-
-    Args:
-      what, remedy: as for `no_room`.
-    """
-    try:
-        yield
-    except Exception as error:
-        number = next((number for number in NO_ROOM if _has_number(error, number)), None)
-        if number is None:
-            raise
-        raise no_room(what, remedy, number) from error
-
-
-def no_room(what: str, remedy: str = "", number: int = errno.ENOSPC) -> UserError:
-    """The error of a disk that takes no more.
-
-    Args:
-      what: "cannot write FILE".
-      remedy: what follows the remedy of the error, with the sign that joins them.
-      number: one of `NO_ROOM`.
-    """
-    kind = "the limit on file sizes is reached" if number == errno.EFBIG else "disk full"
-    quota = f" ({os.strerror(number)})" if number == errno.EDQUOT else ""
-    return UserError(f"{kind}: {what}{quota}; {REMEDIES[number]}{remedy}")
-
-
-def _disk_was_full(error: BaseException | None) -> bool:
-    return any(_has_number(error, number) for number in NO_ROOM)
-
-
-def _has_number(error: BaseException | None, number: int) -> bool:
-    # array_record and orbax give some of theirs a text but no number.
-    return any(
-        getattr(each, "errno", None) == number or os.strerror(number) in str(each)
-        for each in _chain(error)
-    )
-
-
-def _say_a_full_disk_once() -> None:
-    """Quietens orbax's threads: each dies at length of a full disk, as the main one does."""
-    threading.excepthook, sys.unraisablehook = _of_a_thread, _of_nobody
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).addFilter(_of_other_than_the_disk)
-    logging.getLogger("absl").addFilter(_of_other_than_no_metrics)
-
-
-def _of_a_thread(failure: threading.ExceptHookArgs) -> None:
-    if not _disk_was_full(failure.exc_value):
-        threading.__excepthook__(failure)
-
-
-def _of_nobody(failure: sys.UnraisableHookArgs) -> None:
-    """Writes that come to their end when nobody waits for them any more are no news either."""
-    if isinstance(failure.exc_value, KeyboardInterrupt):
-        # Lost in a library's callback, such as JAX's of the garbage collector: comes again from
-        # another thread, for what is raised in here is lost as well.
-        if signal.getsignal(signal.SIGINT) is leave:
-            signal.signal(signal.SIGINT, _interrupt)
-        almost_out = threading.Event()
-        threading.Thread(target=_interrupt_again, args=(almost_out,), daemon=True).start()
-        almost_out.set()
-        return
-    late = str(failure.exc_value).endswith(("Event loop is closed", "likely shutting down"))
-    if not late and not _disk_was_full(failure.exc_value):
-        sys.__unraisablehook__(failure)
-
-
-def _interrupt_again(almost_out: threading.Event) -> None:
-    almost_out.wait()
-    time.sleep(0.1)  # until the main thread has left the hook
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-
-
-def _of_other_than_the_disk(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and _disk_was_full(record.exc_info[1]))
-
-
-def _of_other_than_no_metrics(record: logging.LogRecord) -> bool:
-    """Passes over orbax's warning of a checkpoint without a value: not every one is evaluated."""
-    return "did not provide metrics" not in record.getMessage()
 
 
 def nearest(given: str, known: Iterable[str]) -> str:

@@ -7,12 +7,17 @@ beside it, on the same images.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from agejax.process import start
+
+    start.as_command()
+
 import argparse
 import sys
 from collections.abc import Sequence
 
 from agejax.data import flags
-from agejax.errors import run_command
+from agejax.process.command import run_command
 from agejax.reporting import results
 from agejax.training import sharding
 

@@ -6,14 +6,19 @@ age, in years, or the probability of the predicted class. A figure and arrays (.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from agejax.process import start
+
+    start.as_command()
+
 import argparse
 import sys
 from collections.abc import Sequence
 from typing import get_args
 
-from agejax.errors import run_command
 from agejax.explanations.subject import Method
 from agejax.predicting.images import find_images
+from agejax.process.command import run_command
 from agejax.reporting import explanations
 from agejax.training import sharding
 

@@ -7,13 +7,19 @@ ONNX file, or the one in the page, about a quarter as large, and reports what th
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from agejax.process import start
+
+    start.as_command()
+
 import argparse
 import sys
 from collections.abc import Sequence
 
-from agejax.errors import UserError, run_command
+from agejax.errors import UserError
 from agejax.exporting import files, quantize
 from agejax.exporting.web import runtime
+from agejax.process.command import run_command
 from agejax.training import sharding
 
 

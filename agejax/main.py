@@ -8,6 +8,11 @@ again goes on with a run that was stopped. For example:
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from agejax.process import start
+
+    start.as_command()
+
 import os
 import pathlib
 import sys
@@ -17,9 +22,10 @@ from absl import flags
 from ml_collections import config_flags
 
 from agejax.command_line import FLAGS, parse
-from agejax.errors import UserError, handling_interrupts, run_command
-from agejax.interrupts import leave
+from agejax.errors import UserError
 from agejax.paths import expand
+from agejax.process import interrupts
+from agejax.process.command import run_command
 
 COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, where several processes train one run."
@@ -35,7 +41,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; default: runs/
 def main(argv: Sequence[str]) -> None:
     """Trains, then scores the best checkpoint on the final split."""
     config = parse(argv, f"usage: {__doc__}".rstrip())
-    with handling_interrupts(leave):
+    with interrupts.handled_by(interrupts.leave):
         import jax
 
         from agejax.reporting import results

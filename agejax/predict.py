@@ -10,6 +10,11 @@ the images themselves decide, where a face detector is installed.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from agejax.process import start
+
+    start.as_command()
+
 import argparse
 import sys
 import time
@@ -17,11 +22,12 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from agejax.errors import UserError, one_line, run_command
+from agejax import files
+from agejax.errors import UserError, one_line
 from agejax.evaluation.calibration import Calibration
-from agejax.logging import records
 from agejax.paths import expand
 from agejax.predicting import images, output, predictions
+from agejax.process.command import run_command
 from agejax.runs import box
 from agejax.runs.ensembles import open_run
 from agejax.runs.run import Run
@@ -57,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv[1:])
     paths = images.find_images(args.paths)
     if args.output is not None:
-        records.check_file(expand(args.output), "--output")
+        files.check_file(expand(args.output), "--output")
     sharding.start()
     run = open_run(args.workdir)
     counts = images.Counts()

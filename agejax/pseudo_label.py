@@ -6,12 +6,18 @@ is surest of, and writes labels.csv with the lines of a config that train on it 
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from agejax.process import start
+
+    start.as_command()
+
 import argparse
 import sys
 from collections.abc import Sequence
 
 from agejax.distillation.pseudo_labels import LABELS, pseudo_label
-from agejax.errors import UserError, check_keys, run_command
+from agejax.errors import UserError, check_keys
+from agejax.process.command import run_command
 from agejax.training import sharding
 
 

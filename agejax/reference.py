@@ -7,10 +7,16 @@ writes the page; `python -m agejax.main --help=config.schedule` prints a part of
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from agejax.process import start
+
+    start.as_command()
+
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-from agejax.errors import UserError, nearest, run_command
+from agejax.errors import UserError, nearest
+from agejax.process.command import run_command
 from agejax.settings import Duration, Group, Setting
 
 # A group, the place of its settings, such as "config.heads.NAME", and what they belong to, such as

@@ -6,12 +6,17 @@ the calibration, the origin and a card, which every command takes as --workdir.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from agejax.process import start
+
+    start.as_command()
+
 import argparse
 import sys
 from collections.abc import Sequence
 
-from agejax.errors import run_command
 from agejax.exporting.release import STORAGE, release
+from agejax.process.command import run_command
 from agejax.training import sharding
 
 

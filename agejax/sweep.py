@@ -8,17 +8,22 @@ stopped, and any number of workers, on any number of machines, may be given it a
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from agejax.process import start
+
+    start.as_command()
+
 import argparse
 import json
 import sys
 import warnings
 from collections.abc import Sequence
 
-from agejax import command_line
+from agejax import command_line, files
 from agejax.config import replaced
-from agejax.errors import UserError, run_command
-from agejax.logging import records
+from agejax.errors import UserError
 from agejax.paths import expand
+from agejax.process.command import run_command
 from agejax.sweeps import space, study
 from agejax.sweeps.search import search
 from agejax.training import sharding
@@ -40,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the sampler")
     args, rest = parser.parse_known_args(argv[1:])
     folder = expand(args.study)
-    records.check_folder(folder, "--study")
+    files.check_folder(folder, "--study")
     _quiet()
     settings = space.read_space(args.space)
     config = command_line.parse([argv[0], *rest])

@@ -17,7 +17,7 @@ import ml_collections
 from jax.experimental import multihost_utils
 
 import agejax
-from agejax import checks
+from agejax import checks, files
 from agejax import heads as heads_lib
 from agejax.config import check, to_json
 from agejax.data import draws, opening, pipeline, sampling, splits
@@ -25,7 +25,6 @@ from agejax.distillation import setup as distillation
 from agejax.errors import NotFiniteError, UserError
 from agejax.evaluation import metrics
 from agejax.heads import training, weights
-from agejax.logging import records
 from agejax.logging.profile import Profile
 from agejax.logging.stopwatch import Stopwatch
 from agejax.logging.train_log import TrainLog
@@ -200,7 +199,7 @@ def _train(
     batches = dataclasses.replace(batches, features=features)
     start_step = step = int(state.step)
     if jax.process_index() == 0:
-        records.write_json(workdir / "config.json", to_json(config))
+        files.write_json(workdir / "config.json", to_json(config))
     log = TrainLog(
         workdir,
         start_step=start_step,
@@ -332,7 +331,7 @@ def _train(
         "versions": versions(),
     }
     if jax.process_index() == 0:
-        records.write_json(workdir / "summary.json", summary)
+        files.write_json(workdir / "summary.json", summary)
     return summary
 
 
@@ -369,7 +368,7 @@ class Best:
     def summarised(cls, workdir: pathlib.Path) -> Best | None:
         """The best that a finished run wrote to its summary.json; None where it has none."""
         with contextlib.suppress(UserError, LookupError, TypeError):
-            summary = records.read_json(workdir / "summary.json", dict, "")
+            summary = files.read_json(workdir / "summary.json", dict, "")
             return cls(**summary["best"])
         return None
 

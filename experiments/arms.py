@@ -21,10 +21,10 @@ import ml_collections
 import numpy as np
 from scipy import optimize, stats
 
+from agejax import files
 from agejax.data.sources import LABELS
 from agejax.evaluation import bootstrap, metrics
 from agejax.evaluation.bootstrap import RESAMPLES
-from agejax.logging import records
 from agejax.reporting import results
 from agejax.train import train
 from agejax.training import sharding
@@ -94,7 +94,7 @@ def run(
                 if train(seeded, workdir) is None:
                     raise SystemExit(1)
             workdir.mkdir(parents=True, exist_ok=True)
-            records.write_json(workdir / "arm.json", {"commit": commit()})
+            files.write_json(workdir / "arm.json", {"commit": commit()})
             if arm.make is not None:
                 arm.make(folder, seed, scores)
             else:

@@ -10,6 +10,11 @@ arm has trained on anything. Recorded in experiments/results/cross_data.json and
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from agejax.process import start
+
+    start.as_command()
+
 import dataclasses
 import itertools
 import pathlib
@@ -20,9 +25,9 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from agejax import files
 from agejax.configs import mobilenet_v3_utk_best
-from agejax.errors import run_command
-from agejax.logging import records
+from agejax.process.command import run_command
 from agejax.reporting import results
 from experiments import arms
 
@@ -114,7 +119,7 @@ def main(argv: Sequence[str]) -> None:
                 "difference": difference
             }
     output = pathlib.Path(args.output)
-    records.write_json(
+    files.write_json(
         output.with_suffix(".json"),
         {
             "command": "python -m experiments.cross_data",
@@ -125,7 +130,7 @@ def main(argv: Sequence[str]) -> None:
             "tested on": tables,
         },
     )
-    records.write_text(output.with_suffix(".md"), page(tables))
+    files.write_text(output.with_suffix(".md"), page(tables))
     print(table(tables))
 
 

@@ -11,6 +11,11 @@ traceback. Writes experiments/results/faults.json and .md.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from agejax.process import start
+
+    start.as_command()
+
 import argparse
 import collections
 import contextlib
@@ -34,9 +39,10 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from agejax import files
 from agejax.configs import quickstart
-from agejax.errors import UserError, run_command
-from agejax.logging import records
+from agejax.errors import UserError
+from agejax.process.command import run_command
 from experiments.arms import commit
 
 OUTPUT = pathlib.Path(__file__).parent / "results" / "faults"
@@ -411,7 +417,7 @@ def rows_of(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 def leftovers(workdir: pathlib.Path) -> list[str]:
     """Files and folders that only a killed process leaves."""
-    named = re.compile(rf"{records.TEMPORARY.pattern}|.*\.orbax-checkpoint-tmp.*|deleted")
+    named = re.compile(rf"{files.TEMPORARY.pattern}|.*\.orbax-checkpoint-tmp.*|deleted")
     return sorted(p.name for p in workdir.rglob("*") if named.fullmatch(p.name))
 
 
@@ -533,8 +539,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--output", type=pathlib.Path, default=OUTPUT)
     args = parser.parse_args(argv[1:])
     result = campaign(args.faults, args.seed, args.only, args.jobs)
-    records.write_json(args.output.with_suffix(".json"), result)
-    records.write_text(args.output.with_suffix(".md"), table(result))
+    files.write_json(args.output.with_suffix(".json"), result)
+    files.write_text(args.output.with_suffix(".md"), table(result))
     print(table(result) + json.dumps({"written": str(args.output.with_suffix(".json"))}))
 
 

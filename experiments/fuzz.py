@@ -11,6 +11,11 @@ looked for in these names, so --only='^images/123$' is one input.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from agejax.process import start
+
+    start.as_command()
+
 import argparse
 import contextlib
 import dataclasses
@@ -30,7 +35,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-from agejax.errors import UserError, run_command
+from agejax.errors import UserError
+from agejax.process.command import run_command
 from experiments import memory
 from experiments.arms import commit
 from experiments.fuzzing import Prepare, archives, configs, images, names, tables, weights

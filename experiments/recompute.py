@@ -9,6 +9,11 @@ recovered from it. Default: all comparisons of experiments/results.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from agejax.process import start
+
+    start.as_command()
+
 import argparse
 import importlib
 import json
@@ -18,8 +23,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from agejax.errors import UserError, run_command
-from agejax.logging import records
+from agejax import files
+from agejax.errors import UserError
+from agejax.process.command import run_command
 from experiments import arms, cross_data, run, targets
 
 RESULTS = pathlib.Path("experiments/results")
@@ -94,8 +100,8 @@ def main(argv: Sequence[str]) -> None:
         recompute(recorded)
         markdown = path.with_suffix(".md")
         if markdown.exists():
-            records.write_text(markdown, page(path.stem, recorded, markdown.read_text()))
-        records.write_json(path, recorded)
+            files.write_text(markdown, page(path.stem, recorded, markdown.read_text()))
+        files.write_json(path, recorded)
         print(f"{path}: {sum(1 for _ in figures(recorded)):,} intervals")
 
 

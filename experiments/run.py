@@ -11,6 +11,11 @@ and images, and charts: errors by decade, confusion matrices, curves.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from agejax.process import start
+
+    start.as_command()
+
 import argparse
 import importlib
 import json
@@ -22,8 +27,9 @@ from typing import Any
 
 import numpy as np
 
-from agejax.errors import UserError, run_command
-from agejax.logging import records
+from agejax import files
+from agejax.errors import UserError
+from agejax.process.command import run_command
 from agejax.reporting.plots import Chart
 from experiments import arms, charts
 from experiments.arms import Arm
@@ -187,8 +193,8 @@ def main(argv: Sequence[str]) -> None:
         figure = output.with_name(f"{output.name}-{kind}.png")
         figure.write_bytes(chart.png)
         text += f"\n{chart.caption}:\n\n![{chart.alt}]({figure.name})\n"
-    records.write_json(output.with_suffix(".json"), result)
-    records.write_text(output.with_suffix(".md"), text)
+    files.write_json(output.with_suffix(".json"), result)
+    files.write_text(output.with_suffix(".md"), text)
     print(text)
     print(json.dumps({"written": str(output.with_suffix(".json"))}))
 

@@ -11,6 +11,11 @@ experiments/results/storm.json and .md.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from agejax.process import start
+
+    start.as_command()
+
 import argparse
 import collections
 import contextlib
@@ -26,8 +31,9 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from agejax.errors import UserError, run_command
-from agejax.logging import records
+from agejax import files
+from agejax.errors import UserError
+from agejax.process.command import run_command
 from experiments import faults
 from experiments.arms import commit
 
@@ -248,8 +254,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--output", type=pathlib.Path, default=OUTPUT)
     args = parser.parse_args(argv[1:])
     result = storm(args.opens, args.readers, args.steps)
-    records.write_json(args.output.with_suffix(".json"), result)
-    records.write_text(args.output.with_suffix(".md"), table(result))
+    files.write_json(args.output.with_suffix(".json"), result)
+    files.write_text(args.output.with_suffix(".md"), table(result))
     print(table(result) + json.dumps({"written": str(args.output.with_suffix(".json"))}))
 
 

@@ -12,6 +12,11 @@ every group names first.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from agejax.process import start
+
+    start.as_command()
+
 import pathlib
 import re
 import sys
@@ -22,11 +27,11 @@ import ml_collections
 import numpy as np
 from sklearn.metrics import f1_score
 
+from agejax import files
 from agejax.config import replaced
 from agejax.configs import mobilenet_v3_utk
-from agejax.errors import run_command
 from agejax.evaluation import metrics
-from agejax.logging import records
+from agejax.process.command import run_command
 from experiments import arms
 
 FEW = 20  # training images of an age, below which it is rare
@@ -188,7 +193,7 @@ def main(argv: Sequence[str]) -> None:
     scores = arms.run(chosen, range(args.seeds), pathlib.Path(args.folder), "val")
     rows = {name: measure(arm, scores["regression-l1"]) for name, arm in scores.items()}
     output = pathlib.Path(args.output)
-    records.write_json(
+    files.write_json(
         output.with_suffix(".json"),
         {
             "command": "python -m experiments.targets",
@@ -201,7 +206,7 @@ def main(argv: Sequence[str]) -> None:
             "arms": rows,
         },
     )
-    records.write_text(output.with_suffix(".md"), page(rows))
+    files.write_text(output.with_suffix(".md"), page(rows))
     print(table(rows))
 
 

@@ -10,13 +10,18 @@ experiments/results/transfer_check.json.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from agejax.process import start
+
+    start.as_command()
+
 import pathlib
 import sys
 from collections.abc import Sequence
 
+from agejax import files
 from agejax.configs import mobilenet_v3_utk
-from agejax.errors import run_command
-from agejax.logging import records
+from agejax.process.command import run_command
 from experiments import arms
 
 
@@ -52,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
             name: arms.mean_interval(arm.losses("gender"), groups) for name, arm in scores.items()
         },
     }
-    records.write_json(pathlib.Path(args.output), result)
+    files.write_json(pathlib.Path(args.output), result)
     for name, row in result["age_mae"].items():
         print(f"{name}: val age MAE {row['mean']:.2f}, 95 % {row['ci95']}, seeds {row['seeds']}")
     difference = result["difference"]

@@ -13,8 +13,9 @@ import agejax
 import tiny
 from agejax import predict
 from agejax.data import sources
-from agejax.errors import UserError, run_command
+from agejax.errors import UserError
 from agejax.predicting import images
+from agejax.process.command import run_command
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from test_sources import photo
 
 from agejax.data import audit
 from agejax.data.sources import Source
-from agejax.errors import run_command
+from agejax.process.command import run_command
 from agejax.reporting import audit_figures, audit_page
 
 UTKFACE = pathlib.Path(__file__).parents[2] / "shared/data/utkface"
@@ -65,7 +65,7 @@ def report(source) -> dict:
                   "test": np.array([3, 5, 31, 33])},
         "clean": {"train": np.arange(0, 20), "test": np.arange(20, 40)},
     }  # fmt: skip
-    return json.loads(json.dumps(audit.records.clean(audit.audit(source, ways))))
+    return json.loads(json.dumps(audit.files.clean(audit.audit(source, ways))))
 
 
 def test_files_that_are_no_use_are_listed_by_reason(report):
@@ -193,7 +193,7 @@ def test_data_without_labels_or_duplicates_is_audited_too():
     images = np.stack([face(i, 200) for i in range(n)])
     ids = np.array([f"{i}.jpg" for i in range(n)])
     bare = Source("bare", images, labels, ids, np.arange(n), {}, "", ())
-    report = audit.records.clean(audit.audit(bare, {}))
+    report = audit.files.clean(audit.audit(bare, {}))
     assert report["duplicates"]["groups"] == report["conflicts"]["groups"] == 0
     assert not any(row["n"] for row in report["outliers"].values())
     charts = audit_figures.draw(report)

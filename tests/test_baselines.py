@@ -8,8 +8,9 @@ from sklearn.datasets import make_classification, make_regression
 
 from agejax import baselines
 from agejax.data import opening
-from agejax.errors import UserError, run_command
+from agejax.errors import UserError
 from agejax.evaluation import baselines as estimators
+from agejax.process.command import run_command
 from agejax.runs.run import Run
 
 

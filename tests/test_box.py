@@ -15,17 +15,17 @@ import pytest
 import safetensors.numpy
 
 import tiny
-from agejax import checks, explain, predict, release
+from agejax import checks, explain, files, predict, release
 from agejax import heads as heads_lib
 from agejax.data import opening, splits
-from agejax.errors import UserError, run_command
+from agejax.errors import UserError
 from agejax.evaluation import ensembling, findings, fitting
 from agejax.evaluation.calibration import Calibration
 from agejax.evaluation.scored import score
 from agejax.exporting import card
 from agejax.exporting import release as release_lib
-from agejax.logging import records
 from agejax.predicting import predictions
+from agejax.process.command import run_command
 from agejax.reporting import results
 from agejax.runs import box, ensembles, lineage, warm_start
 from agejax.runs.run import Run
@@ -47,9 +47,9 @@ def measured(trained, tmp_path_factory):
     result = findings.measure(scored) | findings.look_closer(scored, calibration)
     result["compared"] = {"workdir": "/somewhere/else"}
     (workdir / "evaluation/utkface-test").mkdir(parents=True)
-    records.write_json(workdir / "evaluation/utkface-test/metrics.json", result)
+    files.write_json(workdir / "evaluation/utkface-test/metrics.json", result)
     (workdir / "evaluation/old").mkdir(parents=True)
-    records.write_json(workdir / "evaluation/old/metrics.json", result | {"step": 3})
+    files.write_json(workdir / "evaluation/old/metrics.json", result | {"step": 3})
     return workdir
 
 

@@ -13,7 +13,8 @@ from packing import jpeg, pack
 from test_sources import ROOT, chip
 
 from agejax.data import cache, mixture, opening, prepare, sources
-from agejax.errors import UserError, run_command
+from agejax.errors import UserError
+from agejax.process.command import run_command
 
 DECODED = ("images.u8", "labels.npz", "source.json", "digests.json")
 FILES = {f"UTKFace/{chip(i)}": jpeg(i) for i in range(12)}
@@ -248,7 +249,7 @@ CUT = """
 import os, sys
 import numpy as np
 from agejax.data import pipeline, sampling, sources
-from agejax.errors import run_command
+from agejax.process.command import run_command
 
 def main(archive, cache, workers):
     source = sources.load("utkface", archive, image_size=128, cache_dir=cache)

@@ -13,10 +13,10 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
+from agejax import files
 from agejax import heads as heads_lib
 from agejax.config import to_json
 from agejax.errors import UserError
-from agejax.logging import records
 from agejax.runs import run
 from agejax.runs.run import Run
 from agejax.training import optim, sharding
@@ -372,7 +372,7 @@ def test_where_every_checkpoint_is_damaged_nothing_is_moved(tmp_path, damage):
 def test_the_digest_of_facts_is_sha256_of_their_json_in_the_order_of_the_keys():
     # printf '{"a": 1.5, "b": [2, null]}' | sha256sum
     expected = "577de9195f0aaea092b514d2bdfe34e2da19758346593b6913fa0aaf6e6e26b2"
-    assert records.digest({"b": [2, None], "digest": "any", "a": 1.5}) == expected
+    assert files.digest({"b": [2, None], "digest": "any", "a": 1.5}) == expected
 
 
 @pytest.mark.parametrize(

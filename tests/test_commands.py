@@ -22,6 +22,7 @@ from agejax import (
     ensemble,
     explain,
     export,
+    files,
     predict,
     pseudo_label,
     release,
@@ -29,12 +30,13 @@ from agejax import (
 )
 from agejax.config import from_json
 from agejax.data import align, audit, opening, sources
-from agejax.errors import UserError, run_command
+from agejax.errors import UserError
 from agejax.evaluate import main as evaluate_main
 from agejax.evaluation import fitting
 from agejax.evaluation.calibration import Calibration
 from agejax.exporting import card
-from agejax.logging import records
+from agejax.logging import metrics_file
+from agejax.process.command import run_command
 from agejax.reporting import plots, results
 from agejax.runs import ensembles
 from agejax.runs.run import Run, skipped_steps
@@ -113,7 +115,8 @@ def start(code, **options):
 
 PRINTS = """
 import sys
-from agejax.errors import UserError, run_command
+from agejax.errors import UserError
+from agejax.process.command import run_command
 def main(n):
     for _ in range(n):
         print("a face")
@@ -141,7 +144,7 @@ def test_a_closed_pipe_ends_the_command_without_a_word(n, then, code):
 
 SLOW = """
 import os, signal, sys, threading
-from agejax.errors import run_command
+from agejax.process.command import run_command
 def main():
     {body}
 sys.exit(run_command(main))
@@ -175,7 +178,7 @@ def test_a_second_ctrl_c_ends_the_command_at_once(body):
 
 LOST = """
 import gc, signal, sys, time
-from agejax.errors import run_command
+from agejax.process.command import run_command
 class Callback:
     def __call__(self, phase, info):
         if phase == "start":
@@ -447,15 +450,15 @@ def test_a_read_only_run_can_be_read(read_only, faces, tmp_path, capsys):
 def test_evaluate_goes_on_where_the_calibration_cannot_be_kept(
     run_folder, tmp_path, capsys, monkeypatch
 ):
-    write = records.write_json
+    write = files.write_json
 
     def fails(path, value):
         if path.name == "calibration.json":
-            with records.disk(path):
+            with files.disk(path):
                 raise OSError(errno.EROFS, "")
         write(path, value)
 
-    monkeypatch.setattr(records, "write_json", fails)
+    monkeypatch.setattr(files, "write_json", fails)
     with content(run_folder / "calibration.json", None):
         run = Run.open(run_folder)
         assert fitting.calibrate(run) is not None
@@ -588,7 +591,7 @@ def test_the_curves_of_a_damaged_metrics_file_show_what_is_left(tmp_path):
     path.write_bytes("\n".join(lines).encode(errors="surrogateescape"))
     chart = plots.training_curves(path)
     assert chart.alt == "Line charts over 6 steps: loss from 2 to 1."
-    history = records.MetricsFile(path, resume_step=5)
+    history = metrics_file.MetricsFile(path, resume_step=5)
     history.append({"step": 6, "loss": 0.5})
     history.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()][-1] == 6

@@ -21,10 +21,11 @@ from PIL import Image
 
 from agejax import predict
 from agejax.data import align
-from agejax.errors import UserError, run_command
+from agejax.errors import UserError
 from agejax.evaluation.calibration import Calibration
 from agejax.faces import detection
 from agejax.faces.detection import Detector, Face, Geometry
+from agejax.process.command import run_command
 from agejax.runs.run import Run
 
 UTKFACE = pathlib.Path(__file__).parents[2] / "shared/data/utkface/UTKFace.tar.gz"

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from agejax import ensemble, predict
-from agejax.errors import UserError, run_command
+from agejax.errors import UserError
 from agejax.evaluation import ensembling
+from agejax.process.command import run_command
 from agejax.reporting import results
 from agejax.runs import batch_statistics, ensembles
 from agejax.runs.run import Run

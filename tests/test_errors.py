@@ -15,7 +15,9 @@ from absl import logging as absl_logging
 
 import tiny
 from agejax import command_line, heads, predict
-from agejax.errors import UserError, full_disk, run_command
+from agejax.errors import UserError
+from agejax.files import full_disk
+from agejax.process.command import run_command
 from agejax.reporting import results
 from agejax.runs import run
 from agejax.train import train

@@ -12,11 +12,12 @@ from sklearn import metrics as sklearn_metrics
 import tiny
 from agejax import predict
 from agejax.data import opening, splits
-from agejax.errors import UserError, run_command
+from agejax.errors import UserError
 from agejax.evaluate import main as evaluate_main
 from agejax.evaluation import findings
 from agejax.evaluation.scored import score
 from agejax.predicting.images import find_images
+from agejax.process.command import run_command
 from agejax.reporting import results
 from agejax.runs.run import Run
 from agejax.train import train

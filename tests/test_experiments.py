@@ -8,7 +8,8 @@ import pytest
 from scipy import stats
 from sklearn.metrics import f1_score
 
-from agejax.errors import UserError, run_command
+from agejax.errors import UserError
+from agejax.process.command import run_command
 from experiments import arms, cross_data, recompute, run
 from experiments.benchmarks import intervals
 from experiments.mutations import __main__ as mutations

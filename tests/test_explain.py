@@ -14,7 +14,6 @@ from scipy import ndimage
 
 import tiny
 from agejax import explain, heads
-from agejax.errors import run_command
 from agejax.explanations.explanation import backdrop, values_of
 from agejax.explanations.grad_cam import _cam, grad_cam
 from agejax.explanations.integrated_gradients import integrated_gradients
@@ -22,6 +21,7 @@ from agejax.explanations.lime import lime
 from agejax.explanations.subject import Subject
 from agejax.explanations.superpixels import superpixels
 from agejax.models import registry, vit
+from agejax.process.command import run_command
 from agejax.runs.run import Run
 from agejax.train import train
 from agejax.training import state

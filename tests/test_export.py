@@ -13,10 +13,10 @@ import pytest
 
 import tiny
 from agejax import export
-from agejax.errors import run_command
 from agejax.evaluation import metrics
 from agejax.exporting import card, description, files, jax_export, onnx_export
 from agejax.exporting.prediction import any_batch, difference, prediction
+from agejax.process.command import run_command
 from agejax.runs.run import Run
 from agejax.train import train
 from agejax.training import state

@@ -14,7 +14,7 @@ from test_resume import last_checkpoint
 
 import tiny
 from agejax import checks
-from agejax.errors import UserError, run_command
+from agejax.errors import UserError
 from agejax.evaluate import main as evaluate_main
 from agejax.evaluation.calibration import Calibration
 from agejax.explanations.subject import Subject
@@ -22,6 +22,7 @@ from agejax.exporting import description
 from agejax.exporting.prediction import prediction
 from agejax.models import pretrained, registry
 from agejax.models.pretrained import positions
+from agejax.process.command import run_command
 from agejax.reporting import results
 from agejax.runs.run import Run
 from agejax.train import train

@@ -20,8 +20,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agejax import files
 from agejax.errors import NotFiniteError, UserError
-from agejax.logging import progress, records, tensorboard
+from agejax.logging import metrics_file, progress, tensorboard
 from agejax.logging import watchdog as watchdog_lib
 from agejax.logging.stopwatch import Stopwatch
 from agejax.logging.train_log import TrainLog, ratios
@@ -112,7 +113,7 @@ def test_duration(seconds, text):
     assert progress.duration(seconds) == text
 
 
-# ---- records ------------------------------------------------------------------------------------
+# ---- files --------------------------------------------------------------------------------------
 
 
 def read(path: pathlib.Path) -> list[dict[str, object]]:
@@ -123,7 +124,7 @@ def read(path: pathlib.Path) -> list[dict[str, object]]:
 def test_a_killed_and_resumed_run_has_each_step_once(tmp_path_factory, cut, resume):
     """The file is cut anywhere, as by a kill; the run goes on from a checkpoint before the cut."""
     path = tmp_path_factory.mktemp("metrics") / "metrics.jsonl"
-    file = records.MetricsFile(path)
+    file = metrics_file.MetricsFile(path)
     for step in range(1, 13):
         file.append({"step": step, "loss": step / 3})
     file.close()
@@ -131,7 +132,7 @@ def test_a_killed_and_resumed_run_has_each_step_once(tmp_path_factory, cut, resu
     path.write_bytes(whole[:cut])
     survived = whole[:cut].count(b"\n")
     resume = min(resume, survived)
-    file = records.MetricsFile(path, resume_step=resume)
+    file = metrics_file.MetricsFile(path, resume_step=resume)
     assert [entry["step"] for entry in read(path)] == list(range(1, resume + 1))
     for step in range(resume + 1, 13):
         file.append({"step": step, "loss": step / 3})
@@ -142,14 +143,14 @@ def test_a_killed_and_resumed_run_has_each_step_once(tmp_path_factory, cut, resu
 def test_a_new_run_starts_an_empty_file(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 5}\nnot json\n\xff\xfe\n{"st')
-    records.MetricsFile(path).close()
+    metrics_file.MetricsFile(path).close()
     assert path.read_bytes() == b""
 
 
 def test_a_line_without_its_end_is_cut_also_where_it_reads_well(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}')
-    file = records.MetricsFile(path, resume_step=2)
+    file = metrics_file.MetricsFile(path, resume_step=2)
     file.append({"step": 3})
     file.close()
     assert [entry["step"] for entry in read(path)] == [1, 3]
@@ -157,8 +158,8 @@ def test_a_line_without_its_end_is_cut_also_where_it_reads_well(tmp_path):
 
 def test_an_entry_outlives_a_kill(tmp_path):
     code = (
-        "import os, pathlib; from agejax.logging import records\n"
-        "f = records.MetricsFile(pathlib.Path('metrics.jsonl'))\n"
+        "import os, pathlib; from agejax.logging import metrics_file\n"
+        "f = metrics_file.MetricsFile(pathlib.Path('metrics.jsonl'))\n"
         "f.append({'step': 1, 'loss': float('nan')}); os.kill(os.getpid(), 9)"
     )
     done = subprocess.run(
@@ -170,7 +171,7 @@ def test_an_entry_outlives_a_kill(tmp_path):
 
 @needs_full
 def test_metrics_file_on_a_full_disk(tmp_path):
-    file = records.MetricsFile(tmp_path / "metrics.jsonl")
+    file = metrics_file.MetricsFile(tmp_path / "metrics.jsonl")
     file.append({"step": 1})
     fill_up(file._file.fileno())
     with pytest.raises(UserError, match=r"^disk full: cannot write .*metrics\.jsonl"):
@@ -185,7 +186,7 @@ def test_json_takes_what_a_run_has(tmp_path):
         "f": np.float32(0.5), "i": np.int64(3), "b": np.bool_(True), "nan": np.nan,
         "array": np.array([[1.0, np.inf]]), "jax": jnp.arange(2), "tuple": (1, -np.inf), 7: None,
     }  # fmt: skip
-    records.write_json(path, value)
+    files.write_json(path, value)
     assert json.loads(path.read_text()) == {
         "f": 0.5, "i": 3, "b": True, "nan": None, "array": [[1.0, None]], "jax": [0, 1],
         "tuple": [1, None], "7": None,
@@ -195,31 +196,31 @@ def test_json_takes_what_a_run_has(tmp_path):
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_json_on_a_full_disk_leaves_the_old_file(number, tmp_path, monkeypatch):
     path = tmp_path / "summary.json"
-    records.write_json(path, {"a": 1})
+    files.write_json(path, {"a": 1})
 
     def full(_: int) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match=r"^disk full: .*summary\.json"):
-        records.write_json(path, {"a": 2})
+        files.write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1}
     assert os.listdir(tmp_path) == ["summary.json"]
 
 
 def test_what_cannot_be_written_is_named_and_what_is_no_error_of_a_disk_keeps_its_kind(tmp_path):
     with pytest.raises(UserError, match=r"^cannot write .*/missing/x.json: No such file or direct"):
-        records.write_json(tmp_path / "missing" / "x.json", {})
-    with pytest.raises(ZeroDivisionError), records.disk(tmp_path):
+        files.write_json(tmp_path / "missing" / "x.json", {})
+    with pytest.raises(ZeroDivisionError), files.disk(tmp_path):
         raise ZeroDivisionError
 
 
 def test_a_file_that_is_not_written_to_its_end_leaves_the_old_one_and_nothing_else(tmp_path):
     path = tmp_path / "x"
-    records.write_bytes(path, b"old")
+    files.write_bytes(path, b"old")
 
     def interrupted():
-        with records.replacing(path) as file:
+        with files.replacing(path) as file:
             file.write(b"half")
             raise KeyboardInterrupt
 
@@ -227,7 +228,7 @@ def test_a_file_that_is_not_written_to_its_end_leaves_the_old_one_and_nothing_el
         interrupted()
     assert os.listdir(tmp_path) == ["x"]
     assert path.read_bytes() == b"old"
-    with records.replacing(path) as file:
+    with files.replacing(path) as file:
         file.write(b"new")
         assert path.read_bytes() == b"old"
     assert path.read_bytes() == b"new"
@@ -248,11 +249,11 @@ def test_a_folder_that_cannot_be_written_is_named_and_none_is_made(tmp_path, mon
         "x/" * 2500: r"( \.\.\. |File name too long)",
     }.items():
         with pytest.raises(UserError, match=f"^--output: .*{message}"):
-            records.check_folder(tmp_path / name, "--output")
-    records.check_folder(tmp_path / "new" / ("é" * 127), "--output")
+            files.check_folder(tmp_path / name, "--output")
+    files.check_folder(tmp_path / "new" / ("é" * 127), "--output")
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(UserError, match=r"^--output: .*/new cannot be written: Permission denied"):
-        records.check_folder(tmp_path / "new", "--output")
+        files.check_folder(tmp_path / "new", "--output")
     assert sorted(os.listdir(tmp_path)) == ["file", "link", "pipe"]
 
 
@@ -268,18 +269,18 @@ def test_a_folder_on_a_read_only_disk_is_named():
     if read_only is None:
         pytest.skip("no file system is mounted read-only here")
     with pytest.raises(UserError, match=r"cannot be written: Read-only file system; use a path"):
-        records.check_folder(read_only / "run", "--workdir")
+        files.check_folder(read_only / "run", "--workdir")
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
-    records.check_file(tmp_path / "new" / "x.csv", "--output")
-    records.check_file(pathlib.Path("/dev/null"), "--output")
+    files.check_file(tmp_path / "new" / "x.csv", "--output")
+    files.check_file(pathlib.Path("/dev/null"), "--output")
     with pytest.raises(UserError, match=r"^--output: .* is a folder; name a file"):
-        records.check_file(tmp_path, "--output")
+        files.check_file(tmp_path, "--output")
     (tmp_path / "x.csv").write_text("")
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(UserError, match=r"x\.csv cannot be written; use another path"):
-        records.check_file(tmp_path / "x.csv", "--output")
+        files.check_file(tmp_path / "x.csv", "--output")
 
 
 @pytest.mark.parametrize(
@@ -296,7 +297,7 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
 def test_json_that_is_damaged_or_of_another_kind_is_named(content, message, tmp_path):
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(UserError, match=f"/x.json {message}"):
-        records.read_json(tmp_path / "x.json", dict, "remove it")
+        files.read_json(tmp_path / "x.json", dict, "remove it")
 
 
 def test_json_in_what_is_no_file_is_named_and_not_waited_for(tmp_path):
@@ -304,7 +305,7 @@ def test_json_in_what_is_no_file_is_named_and_not_waited_for(tmp_path):
     (tmp_path / "y.json").mkdir()
     for name in ("x.json", "y.json"):
         with pytest.raises(UserError, match="is not a file; remove it"):
-            records.read_json(tmp_path / name, dict, "remove it")
+            files.read_json(tmp_path / name, dict, "remove it")
 
 
 # ---- TensorBoard --------------------------------------------------------------------------------
@@ -520,7 +521,7 @@ def test_the_holder_removes_what_killed_writes_left_but_not_what_is_being_writte
     for name in left + kept:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("{")
-    with records.replacing(tmp_path / "calibration.json") as file:
+    with files.replacing(tmp_path / "calibration.json") as file:
         file.write(b"{}")
         Claim(tmp_path).close()
         assert [name for name in left if (tmp_path / name).exists()] == []

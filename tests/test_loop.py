@@ -10,7 +10,7 @@ import pytest
 import tiny
 from agejax import main
 from agejax.data import draws, opening, pipeline, sampling, splits
-from agejax.errors import run_command
+from agejax.process.command import run_command
 from agejax.reporting import results
 from agejax.train import Best, train
 

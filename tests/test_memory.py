@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from agejax import memory
+from agejax.process import memory
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
 

@@ -11,9 +11,10 @@ import tiny
 from agejax import command_line, paths, predict
 from agejax.config import default
 from agejax.data import audit, opening, prepare, sources, splits
-from agejax.errors import UserError, run_command
+from agejax.errors import UserError
 from agejax.evaluation import ensembling
 from agejax.models import pretrained
+from agejax.process.command import run_command
 from agejax.reporting import results
 from agejax.runs.run import Run
 from agejax.sweeps.space import read_space

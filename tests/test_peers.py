@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from agejax.errors import run_command
+from agejax.process.command import run_command
 from experiments.benchmarks import peers, peers_report, roofline
 from experiments.benchmarks.contestants import case as case_lib
 from experiments.benchmarks.contestants import ours

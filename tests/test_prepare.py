@@ -8,7 +8,8 @@ from test_builders import pack
 from test_sources import chip, encode, photo
 
 from agejax.data import audit, cache, flags, prepare, sources
-from agejax.errors import UserError, run_command
+from agejax.errors import UserError
+from agejax.process.command import run_command
 
 FILES = {
     **{f"UTKFace/{chip(i)}": encode(photo(i), quality=95) for i in range(24)},

@@ -9,10 +9,9 @@ import pytest
 import scipy.special
 
 import tiny
-from agejax import heads
+from agejax import files, heads
 from agejax.data import draws, opening, splits
 from agejax.heads import priors, training
-from agejax.logging import records
 from agejax.runs.run import Run
 from agejax.train import train
 
@@ -166,7 +165,7 @@ def test_a_run_from_before_there_were_priors_opens_and_goes_on_as_it_was(run, tm
         kept = stored.get("config", stored)
         kept["heads"]["age"] = {"kind": "distribution"}
         if "digest" in stored:
-            stored["digest"] = records.digest(stored)
+            stored["digest"] = files.digest(stored)
         path.write_text(json.dumps(stored))
     head = Run.open(old, devices=1).heads["age"]
     assert head.prior == ()

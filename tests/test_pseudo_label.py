@@ -13,8 +13,9 @@ import tiny
 from agejax import pseudo_label
 from agejax.data import opening, sources, splits
 from agejax.distillation import pseudo_labels
-from agejax.errors import UserError, run_command
+from agejax.errors import UserError
 from agejax.evaluation.scored import score_rows
+from agejax.process.command import run_command
 from agejax.runs import ensembles
 from agejax.train import train
 

@@ -10,9 +10,10 @@ from test_export import with_model
 
 from agejax import export
 from agejax.data import opening, splits
-from agejax.errors import UserError, run_command
+from agejax.errors import UserError
 from agejax.exporting import files, onnx_export, quantize
 from agejax.exporting.prediction import any_batch, prediction
+from agejax.process.command import run_command
 from agejax.runs.run import Run
 
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 import tiny
+from agejax import files
 from agejax.errors import UserError
-from agejax.logging import records
 from agejax.runs import run
 from agejax.runs.run import Run
 from agejax.train import train
@@ -168,7 +168,7 @@ def say(checkpoint, **changes):
     """Has a checkpoint's facts say something else, as if they had been saved so."""
     path = checkpoint / "meta" / "metadata"
     meta = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps(meta | {"digest": records.digest(meta)}))
+    path.write_text(json.dumps(meta | {"digest": files.digest(meta)}))
     if "value" in changes:
         (checkpoint / "metrics").mkdir(exist_ok=True)
         (checkpoint / "metrics" / "metrics").write_text(json.dumps({"value": changes["value"]}))

@@ -12,7 +12,7 @@ from test_step import Bench, batch_of
 
 from agejax import predict
 from agejax.data import opening, splits
-from agejax.errors import run_command
+from agejax.process.command import run_command
 from agejax.reporting import results
 from agejax.runs.run import Run
 from agejax.training.state import TrainState

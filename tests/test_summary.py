@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from agejax.errors import run_command
 from agejax.models import registry, summary
+from agejax.process.command import run_command
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ import tiny
 from agejax import sweep
 from agejax.config import replaced
 from agejax.configs import imbalance_utk, mobilenet_v3_utk_best, scratch_utk, small_model_utk
-from agejax.errors import NotFiniteError, UserError, run_command
+from agejax.errors import NotFiniteError, UserError
+from agejax.process.command import run_command
 from agejax.sweeps import study as studies
 from agejax.sweeps import workers
 from agejax.sweeps.search import search
@@ -154,7 +155,7 @@ def test_the_trial_of_a_worker_that_died_goes_on_in_its_folder(config, tmp_path,
 KILLED = """
 import os, signal, sys
 from agejax import sweep
-from agejax.errors import run_command
+from agejax.process.command import run_command
 from agejax.sweeps import search
 
 def pretend(config, workdir, stop_after):

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from agejax import predict, tables
 from agejax.data import edits, sources
 from agejax.distillation import pseudo_labels
-from agejax.errors import run_command
 from agejax.predicting import images, output, predictions
+from agejax.process.command import run_command
 from agejax.reporting import results
 from agejax.runs.run import Run
 from agejax.sweeps import study as studies

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from scipy import optimize, special, stats
 from sklearn import metrics as sklearn_metrics
 
+from agejax import files
 from agejax.evaluation import metrics, uncertainty
-from agejax.logging import records
 
 # ----------------------------------------------------------------------------------- probabilities
 
@@ -246,7 +246,7 @@ def test_intervals_stay_within_the_ages_there_are_and_know_no_unknown_age():
     row = uncertainty.coverage(age, lower, upper, 0.1, 1000)
     assert (row["n"], row["coverage"], row["width"]) == (2, 0.5, 3.0)
     none = uncertainty.coverage(np.full(4, np.nan), lower, upper, 0.1, 1000)
-    assert records.clean(none) == {
+    assert files.clean(none) == {
         "n": 0, "coverage": None, "band95": [None, None], "width": None
     }  # fmt: skip
 
@@ -298,7 +298,7 @@ def test_nobody_says_nothing():
     assert uncertainty.wilson(0, 0) == [0.0, 1.0]
     row = uncertainty.challenge(np.array([40.0]), np.array([30.0]), [25])[0]
     assert row["tpr"]["rate"] == 1.0
-    assert records.clean(row["fpr"]) == {"n": 0, "rate": None, "ci95": [0.0, 1.0]}
+    assert files.clean(row["fpr"]) == {"n": 0, "rate": None, "ci95": [0.0, 1.0]}
 
 
 def test_challenge_25_by_hand():

@@ -19,7 +19,7 @@ from PIL import Image
 from agejax import export
 from agejax.data import sources
 from agejax.data.builders import procedural_faces
-from agejax.errors import UserError, run_command
+from agejax.errors import UserError
 from agejax.evaluation.calibration import Calibration
 from agejax.evaluation.uncertainty import ByGroup, GroupQuantile
 from agejax.exporting import files, onnx_export
@@ -27,6 +27,7 @@ from agejax.exporting.web import page, runtime
 from agejax.faces import detection
 from agejax.faces.detection import Detector, Geometry
 from agejax.predicting import images, output, predictions
+from agejax.process.command import run_command
 from agejax.runs.run import Run
 
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")

@@ -7,6 +7,11 @@ data before it is evaluated on or mixed. Tables and the like are copied as they 
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from agejax.process import start
+
+    start.as_command()
+
 import argparse
 import pathlib
 import sys
@@ -17,15 +22,15 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from agejax import threads
+from agejax import files, threads
 from agejax.data import sources
 from agejax.data.builders import archives
-from agejax.errors import UserError, run_command
+from agejax.errors import UserError
 from agejax.evaluation.calibration import known_geometry
 from agejax.faces import detection
 from agejax.faces.detection import Geometry
-from agejax.logging import records
 from agejax.paths import expand
+from agejax.process.command import run_command
 from agejax.runs.ensembles import open_run
 
 WORKERS = 4  # threads; the detector uses the cores itself
@@ -59,7 +64,7 @@ def align(
             return "unreadable"
         target.parent.mkdir(parents=True, exist_ok=True)
         if archives.IMAGE.fullmatch(path) is None:
-            with records.disk(target):
+            with files.disk(target):
                 target.write_bytes(data)
             return ""
         if not hasattr(of_thread, "detector"):
@@ -71,12 +76,12 @@ def align(
         crop = next((crop for _, crop in of_thread.detector.crops(image, geometry, size)), None)
         if crop is None:
             return "no face"
-        with records.disk(target):
+        with files.disk(target):
             target.write_bytes(_encoded(crop, target.suffix))
         return "aligned"
 
-    files = archives.read(source, limit=archives.MAX_TABLE)
-    shown = tqdm(files, unit=" files", disable=not sys.stderr.isatty())
+    images = archives.read(source, limit=archives.MAX_TABLE)
+    shown = tqdm(images, unit=" files", disable=not sys.stderr.isatty())
     for (path, _), future in threads.ahead(work, shown, WORKERS):
         done.get(future.result(), []).append(path)
     if not done["aligned"]:
@@ -107,10 +112,10 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--output={output}: is there already; name a new folder")
     if not source.exists():
         raise UserError(f"--source={args.source}: no such file or folder")
-    records.check_folder(output, "--output")
+    files.check_folder(output, "--output")
     run = open_run(args.like)
     geometry = known_geometry(run.workdir, run.step)
-    with records.new_folder(output) as folder:
+    with files.new_folder(output) as folder:
         done = align(source, geometry, args.size, folder)
     for what, paths in done.items():
         some = ", ".join(paths[:10]) + (", ..." if len(paths) > 10 else "")

@@ -7,6 +7,11 @@ and index.html, which shows charts and file names and no face.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from agejax.process import start
+
+    start.as_command()
+
 import argparse
 import dataclasses
 import hashlib
@@ -22,12 +27,13 @@ from typing import Any
 import cv2
 import numpy as np
 
+from agejax import files
 from agejax.data import duplicates, flags, sources, splits
 from agejax.data.sources import Source
-from agejax.errors import UserError, run_command
+from agejax.errors import UserError
 from agejax.evaluation import metrics
-from agejax.logging import records
 from agejax.paths import expand
+from agejax.process.command import run_command
 from agejax.reporting import audit_figures, audit_page
 
 Splits = Mapping[str, np.ndarray]  # name -> rows int64
@@ -335,10 +341,10 @@ def ways_to_split(
 
 def write(report: Mapping[str, Any], output: pathlib.Path) -> None:
     """audit.json and index.html, each written whole or not at all."""
-    report = records.clean(report)
-    records.write_json(output / "audit.json", report)
+    report = files.clean(report)
+    files.write_json(output / "audit.json", report)
     figures = audit_figures.draw(report)
-    records.write_text(output / "index.html", audit_page.audit(report, figures))
+    files.write_text(output / "index.html", audit_page.audit(report, figures))
 
 
 def summary(report: Mapping[str, Any]) -> str:
@@ -388,10 +394,10 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the splits by fraction")
     parser.add_argument("--output", help="a folder; default: runs/audit/DATASET")
     args = parser.parse_args(argv[1:])
-    files, shares = flags.pairs(args.split_file, "--split-file"), _shares(args.fraction)
+    lists, shares = flags.pairs(args.split_file, "--split-file"), _shares(args.fraction)
 
     output = expand(args.output or pathlib.Path("runs/audit") / args.dataset)
-    records.check_folder(output, "--output")
+    files.check_folder(output, "--output")
     start = time.perf_counter()
     source = sources.load(
         args.dataset,
@@ -402,7 +408,7 @@ def main(argv: Sequence[str]) -> None:
     )
     output.mkdir(parents=True, exist_ok=True)
     loaded = time.perf_counter()
-    ways, notes = ways_to_split(source, files, shares, args.seed)
+    ways, notes = ways_to_split(source, lists, shares, args.seed)
     report = audit(source, ways) | {"notes": notes}
     report["seconds"] = {"load": loaded - start, "audit": time.perf_counter() - loaded}
     write(report, output)

@@ -23,8 +23,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from agejax.errors import DAMAGE, UserError, brief, full_disk
-from agejax.logging import records
+from agejax import files
+from agejax.errors import DAMAGE, UserError, brief
+from agejax.files import full_disk
 from agejax.paths import cache_folder
 
 WHOLE = "whole.json"
@@ -192,7 +193,7 @@ def _adopt(folder: pathlib.Path, sizes: dict[str, int]) -> None:
                 if archive.testzip() is not None:
                     raise Damaged(f"{name} has changed since it was written")
     with contextlib.suppress(OSError, UserError):  # of a cache that this user may only read
-        records.write_text(folder / DIGESTS, _digests(folder, sizes))
+        files.write_text(folder / DIGESTS, _digests(folder, sizes))
 
 
 def _digests(folder: pathlib.Path, names: Any) -> str:

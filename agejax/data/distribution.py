@@ -6,6 +6,11 @@ of the draws of the first epochs. Prints tables; to a folder also as JSON and as
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from agejax.process import start
+
+    start.as_command()
+
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,13 +18,13 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from agejax import command_line
+from agejax import command_line, files
 from agejax.data import draws, opening, sampling, splits
 from agejax.data.sources import Source
-from agejax.errors import UserError, run_command
+from agejax.errors import UserError
 from agejax.evaluation import metrics
-from agejax.logging import records
 from agejax.paths import expand
+from agejax.process.command import run_command
 from agejax.reporting import plots
 
 EPOCHS = flags.DEFINE_integer("epochs", 1, "How many epochs to draw.")
@@ -112,7 +117,7 @@ def text(measured: Mapping[str, Any], title: str) -> str:
 def main(argv: Sequence[str]) -> None:
     config = command_line.parse(argv, f"usage: {__doc__}".rstrip())
     if OUTPUT.value is not None:
-        records.check_folder(expand(OUTPUT.value), "--output")
+        files.check_folder(expand(OUTPUT.value), "--output")
     source = opening.open_source(config.data)
     rows = splits.make(source, config.data.split)["train"]
     measured = measure(config.sampling, source, rows, config.seed, EPOCHS.value)
@@ -122,9 +127,9 @@ def main(argv: Sequence[str]) -> None:
         return
     output = expand(OUTPUT.value)
     output.mkdir(parents=True, exist_ok=True)
-    records.write_json(output / "distribution.json", measured)
-    records.write_text(output / "distribution.txt", text(measured, title) + "\n")
-    with records.replacing(output / "distribution.png") as file:
+    files.write_json(output / "distribution.json", measured)
+    files.write_text(output / "distribution.txt", text(measured, title) + "\n")
+    with files.replacing(output / "distribution.png") as file:
         plots.save_distribution_figure(measured, file, title=title)
     print(f"written to {output}/: distribution.json, distribution.txt, distribution.png")
 

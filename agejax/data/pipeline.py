@@ -21,6 +21,7 @@ from agejax.data import sampling
 from agejax.data.features import CachedFeatures
 from agejax.data.sources import Source
 from agejax.errors import UserError
+from agejax.process import memory
 
 HostBatch = dict[str, np.ndarray]
 
@@ -109,7 +110,7 @@ class TrainBatches:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # grain hands absl's flags on to its workers
             options = grain.multiprocessing.MultiprocessingOptions(num_workers=workers)
-            dataset = dataset.mp_prefetch(options, worker_init_fn=_end_with_parent)
+            dataset = dataset.mp_prefetch(options, worker_init_fn=_start_worker)
         iterator = iter(dataset)
         try:
             if workers:
@@ -143,8 +144,12 @@ def _first(iterator: Iterator[HostBatch]) -> HostBatch:
     return first.result()
 
 
-def _end_with_parent(worker: int, count: int) -> None:
-    """In a worker process: ends it when its parent has died, for which grain never looks."""
+def _start_worker(worker: int, count: int) -> None:
+    """In a worker process: keeps freed memory, and ends it when its parent has died.
+
+    grain never looks for the parent.
+    """
+    memory.keep_freed()
     parent = multiprocessing.parent_process()
     if parent is not None:
 

@@ -15,13 +15,19 @@ the checksums that were written with it.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from agejax.process import start
+
+    start.as_command()
+
 import argparse
 import importlib.util
 import sys
 from collections.abc import Sequence
 
 from agejax.data import cache, flags, sources
-from agejax.errors import UserError, run_command
+from agejax.errors import UserError
+from agejax.process.command import run_command
 
 
 def main(argv: Sequence[str]) -> None:

@@ -28,12 +28,13 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from agejax import files
 from agejax.data import builders, duplicates
 from agejax.data.builders import archives
 from agejax.data.cache import cached
 from agejax.data.mapped import MappedArray
 from agejax.errors import DAMAGE, UserError, one_line
-from agejax.logging import progress, records
+from agejax.logging import progress
 from agejax.paths import cache_folder, expand
 
 if TYPE_CHECKING:
@@ -469,14 +470,14 @@ def _listing(folder: pathlib.Path) -> Iterator[tuple[str, int, int]]:
 
 
 def _remember(
-    note: pathlib.Path, key: str, files: pathlib.Path, read: Sequence[pathlib.Path]
+    note: pathlib.Path, key: str, place: pathlib.Path, read: Sequence[pathlib.Path]
 ) -> None:
-    """Keeps under which key the files were prepared, for when they are gone."""
-    stamps = {str(path.absolute()): _key(_stamp(path)) for path in read if path != files}
-    value = {"key": key, "files": str(files.absolute()), "also": stamps}
+    """Keeps under which key the files at `place` were prepared, for when they are gone."""
+    stamps = {str(path.absolute()): _key(_stamp(path)) for path in read if path != place}
+    value = {"key": key, "files": str(place.absolute()), "also": stamps}
     with contextlib.suppress(OSError, UserError):  # of a cache that this user may only read
         if not note.exists() or note.read_text() != json.dumps(value):
-            records.write_text(note, json.dumps(value))
+            files.write_text(note, json.dumps(value))
 
 
 def _recall(note: pathlib.Path) -> tuple[str, pathlib.Path] | None:
@@ -489,7 +490,7 @@ def _recall(note: pathlib.Path) -> tuple[str, pathlib.Path] | None:
         also = {pathlib.Path(path): stamp for path, stamp in known["also"].items()}
         if any(path.exists() and _key(_stamp(path)) != stamp for path, stamp in also.items()):
             return None
-        key, files = str(known["key"]), pathlib.Path(known["files"])
+        key, place = str(known["key"]), pathlib.Path(known["files"])
     except (OSError, *DAMAGE):
         return None
-    return None if files.exists() else (key, files)
+    return None if place.exists() else (key, place)

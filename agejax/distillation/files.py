@@ -29,11 +29,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from agejax import files
 from agejax.data.sources import Gathered, Source
 from agejax.distillation.teachers import FEATURES, Target
 from agejax.errors import DAMAGE, REMEDIES, UserError, few, reason
 from agejax.heads import Head
-from agejax.logging import records
 from agejax.paths import expand
 
 PROBABILITIES, OUTCOMES = "probabilities/", "outcomes/"
@@ -119,12 +119,12 @@ class TargetFile:
 
     def write(self) -> None:
         """Writes the file in one go. Raises `UserError` where it cannot be written."""
-        arrays: dict[str, Any] = {"ids": self.ids, "facts": json.dumps(records.clean(self.facts))}
+        arrays: dict[str, Any] = {"ids": self.ids, "facts": json.dumps(files.clean(self.facts))}
         arrays |= {f"{PROBABILITIES}{k}": v for k, v in self.probabilities.items()}
         arrays |= {f"{OUTCOMES}{k}": np.array(v) for k, v in self.outcomes.items()}
         if self.features is not None:
             arrays[FEATURES] = self.features
-        with records.replacing(self.path) as file:
+        with files.replacing(self.path) as file:
             np.savez(file, **arrays)
 
     def digest(self) -> str:

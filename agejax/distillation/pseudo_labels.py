@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from agejax import tables
+from agejax import files, tables
 from agejax.data import sources
 from agejax.errors import UserError
 from agejax.evaluation.scored import score_rows
-from agejax.logging import records
 from agejax.paths import expand
 from agejax.runs import ensembles
 from agejax.runs.run import Run
@@ -54,7 +53,7 @@ def pseudo_label(
     if not 0 < keep <= 1:
         raise UserError(f"--keep={keep}: a share above 0, and 1 at most")
     output = expand(output)
-    records.check_folder(output, "--output")
+    files.check_folder(output, "--output")
     run = twice(ensembles.open_run(workdir))
     source = sources.load(
         dataset,
@@ -82,7 +81,7 @@ def pseudo_label(
     output.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     tables.write(text, columns, zip(*columns.values(), strict=True))
-    records.write_text(output / "labels.csv", text.getvalue())
+    files.write_text(output / "labels.csv", text.getvalue())
     result = {
         "images": len(source.ids),
         "kept": len(kept),
@@ -91,7 +90,7 @@ def pseudo_label(
         "run": str(workdir),
         "config": config_lines(run, dataset, source_path, output / "labels.csv"),
     }
-    records.write_json(output / "labels.json", result)
+    files.write_json(output / "labels.json", result)
     return result
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from agejax import files
 from agejax.data import augment, pipeline, splits
 from agejax.data.sources import Source
 from agejax.distillation import networks, seen
@@ -16,7 +17,7 @@ from agejax.distillation.files import TargetFile
 from agejax.distillation.teachers import FEATURES
 from agejax.errors import UserError
 from agejax.evaluation.scored import open_data
-from agejax.logging import progress, records
+from agejax.logging import progress
 from agejax.paths import expand
 from agejax.runs import ensembles
 from agejax.training import image_sizes
@@ -51,7 +52,7 @@ def write_targets(
       UserError: no run, no such data or split, or a run without such targets.
     """
     output = expand(output)
-    records.check_file(output, "--output")
+    files.check_file(output, "--output")
     if output.suffix != ".npz":
         raise UserError(f"--output: {output} must end in .npz")
     opened = networks.opened(str(workdir), 0)

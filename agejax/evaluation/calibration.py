@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from agejax import files
 from agejax.errors import DAMAGE, UserError, is_number
 from agejax.evaluation import metrics, uncertainty
 from agejax.evaluation.uncertainty import ByGroup, GroupQuantile
 from agejax.faces.detection import Detector, Geometry
-from agejax.logging import records
 from agejax.runs import box
 
 FILE = "calibration.json"
@@ -112,8 +112,8 @@ class Calibration:
         values = dataclasses.asdict(dataclasses.replace(self, geometry=None))
         if self.geometry is not None:
             values["geometry"] = self.geometry.as_json()
-        values = records.clean(values)
-        records.write_json(folder / FILE, values | {"digest": records.digest(values)})
+        values = files.clean(values)
+        files.write_json(folder / FILE, values | {"digest": files.digest(values)})
 
     @classmethod
     def read(
@@ -131,7 +131,7 @@ class Calibration:
         try:
             stored: dict[str, Any] = json.loads((folder / FILE).read_text())
             # Older versions wrote no digest.
-            if "digest" in stored and records.digest(stored) != stored.pop("digest"):
+            if "digest" in stored and files.digest(stored) != stored.pop("digest"):
                 return None
             if stored["step"] != step:
                 return None

@@ -9,10 +9,10 @@ import numpy as np
 import safetensors.numpy
 from scipy import optimize, sparse
 
+from agejax import files
 from agejax.errors import UserError
 from agejax.evaluation import calibration, comparison
 from agejax.evaluation.scored import Scored, score
-from agejax.logging import records
 from agejax.paths import expand
 from agejax.runs import batch_statistics, box, ensembles
 from agejax.runs.ensembles import COMBINE, FILE, STATISTICS, STATISTICS_FILE, open_member
@@ -45,7 +45,7 @@ def create(
         raise UserError(f"--batches={batches}: give 1 or more")
     if statistics == "anew" and combine != "weights":
         raise UserError("--statistics=anew: only --combine=weights makes a network that needs them")
-    records.check_folder(output, "--output")
+    files.check_folder(output, "--output")
     members = [open_member(str(path)) for path in given]
     shares = parse_weights(weights, members, views)
     ensembles.join(output, members, combine, shares, views)  # raises where they do not fit together
@@ -61,14 +61,14 @@ def create(
     output.mkdir(parents=True, exist_ok=True)
     (output / STATISTICS_FILE).unlink(missing_ok=True)
     if anew:
-        records.write_bytes(output / STATISTICS_FILE, safetensors.numpy.save(anew))
+        files.write_bytes(output / STATISTICS_FILE, safetensors.numpy.save(anew))
     paths = [str(p if box.is_name(p) else expand(p).absolute()) for p in given]
     spec = {
         "members": paths, "combine": combine, "weights": shares, "views": list(views),
         "statistics": "anew" if anew else "averaged",
     }  # fmt: skip
     (output / calibration.FILE).unlink(missing_ok=True)  # of what was here before
-    records.write_json(output / FILE, spec)
+    files.write_json(output / FILE, spec)
     return shares
 
 

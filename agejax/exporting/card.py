@@ -7,11 +7,11 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from agejax import files
 from agejax.errors import DAMAGE, UserError
 from agejax.evaluation import metrics
 from agejax.evaluation.calibration import Calibration
 from agejax.exporting import quantize
-from agejax.logging import records
 from agejax.runs import box, lineage
 from agejax.runs.run import Run
 from agejax.training import image_sizes
@@ -138,7 +138,7 @@ def evaluations(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
     """
     for path in sorted(run.workdir.glob("evaluation/*/metrics.json")):
         try:
-            result = records.read_json(path, dict, "evaluate again")
+            result = files.read_json(path, dict, "evaluate again")
             metrics.table(result)
             _heading(run, result)
         except (UserError, *DAMAGE, AttributeError) as error:  # or of another version
@@ -194,7 +194,7 @@ def training(run: Run) -> str:
     data, facts = run.config.data, run.facts
     lines = [f"- Data set: {data.name}, fingerprint {run.fingerprint}."]
     with contextlib.suppress(OSError, UserError, *DAMAGE, AttributeError):  # it is not needed
-        summary = records.read_json(run.workdir / "summary.json", dict, "")
+        summary = files.read_json(run.workdir / "summary.json", dict, "")
         sizes = ", ".join(f"{name} {n:,}" for name, n in summary["examples"].items())
         lines.append(f"- Images in each split: {sizes}; copies of one photo share a split.")
     for label in facts.labels:

@@ -10,11 +10,11 @@ from typing import Any
 import jax
 import jax.export
 
+from agejax import files
 from agejax.errors import UserError
 from agejax.exporting import card, description, jax_export, onnx_export, quantize
 from agejax.exporting.prediction import any_batch, difference, prediction, random_images
 from agejax.exporting.web import page, runtime
-from agejax.logging import records
 from agejax.paths import expand
 from agejax.runs.run import Run
 
@@ -56,7 +56,7 @@ def export(
         `quantize.quantized` and `runtime.find`.
     """
     output = expand(output)
-    records.check_folder(output, "--output")
+    files.check_folder(output, "--output")
     for name in formats:
         require(name)
     engine = runtime.find(onnxruntime_web) if "web" in formats else None
@@ -64,7 +64,7 @@ def export(
     output.mkdir(parents=True, exist_ok=True)
     images = random_images(run.config.data.image_size)
     info = description.describe(run, jax.eval_shape(prediction(run), images))
-    files: dict[str, bytes] = {}  # written when all are right
+    contents: dict[str, bytes] = {}  # written when all are right
     for name in formats:
         # ONNX Runtime has no bfloat16 convolution on a CPU: its models compute in float32.
         predict = prediction(run, dtype=None if name == "jax" else "float32")
@@ -88,17 +88,17 @@ def export(
             file = INT8 if name == "onnx" else file
         if engine is not None and name == "web":
             data = page.render(run, info, data, engine)
-            files["licences.txt"] = page.licences().encode()
-        files[file] = data
+            contents["licences.txt"] = page.licences().encode()
+        contents[file] = data
         info["files"][name] = {"name": file, "bytes": len(data), "parity": error}
-    for file, data in files.items():
-        records.write_bytes(output / file, data)
+    for file, data in contents.items():
+        files.write_bytes(output / file, data)
     for one in info["files"].values():
         before = " before int8" if int8 and one["name"] != FILES["jax"] else ""
         print(f"{output / one['name']}: {one['bytes'] / 1e6:,.1f} MB, differs from the run by "
               f"{one['parity']:.1e} of the largest value{before}")  # fmt: skip
-    records.write_json(output / "model.json", info)
-    records.write_text(output / "model_card.md", card.of_export(run, info))
+    files.write_json(output / "model.json", info)
+    files.write_text(output / "model_card.md", card.of_export(run, info))
     print("written beside it: model.json, model_card.md")
     return info
 

@@ -12,11 +12,11 @@ import jax
 import numpy as np
 import safetensors.numpy
 
+from agejax import files
 from agejax.errors import UserError
 from agejax.evaluation import calibration
 from agejax.exporting import card, description
 from agejax.exporting.prediction import difference, prediction, random_images
-from agejax.logging import records
 from agejax.paths import expand
 from agejax.runs import box, ensembles, lineage
 from agejax.runs.run import Run
@@ -48,7 +48,7 @@ def release(
         or predictions that differ from the run's by more than `TOLERANCES`.
     """
     output = expand(output)
-    records.check_folder(output, "--output")
+    files.check_folder(output, "--output")
     if output.exists() and not box.is_release(output) and any(output.iterdir()):
         raise UserError(
             f"--output: {output} is not empty and holds no released model; name another"
@@ -68,7 +68,7 @@ def release(
     if not averaged and not (run.workdir / "summary.json").exists():
         print(f"warning: {run.workdir} is not finished; its best step so far is released",
               file=sys.stderr)  # fmt: skip
-    with records.new_folder(output) as folder:
+    with files.new_folder(output) as folder:
         _write(run, fitted, folder, storage)
         again = Run.open(folder, devices=1)
         written = box.read(folder) | {"parity": _difference(again, run)}
@@ -81,7 +81,7 @@ def release(
         _seal(folder, written)
         info = description.describe(again, jax.eval_shape(prediction(again), _images(again)))
         text = card.of_release(again, written, info, output.name)
-        records.write_text(folder / "card.md", text)
+        files.write_text(folder / "card.md", text)
         shutil.rmtree(output, ignore_errors=True)
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     print(
@@ -100,7 +100,7 @@ def _network(workdir: str | pathlib.Path) -> Run:
     if not (box.locate(workdir) / ensembles.FILE).exists():
         return Run.open(workdir, devices=1)
     run = ensembles.open_run(workdir)
-    spec = records.read_json(run.workdir / ensembles.FILE, dict, "make the ensemble again")
+    spec = files.read_json(run.workdir / ensembles.FILE, dict, "make the ensemble again")
     if spec["combine"] != "weights" or spec["views"] != ["plain"]:
         raise UserError(
             f"--workdir: {run.workdir} is an ensemble of several networks or views, and a released "
@@ -121,12 +121,12 @@ def _write(
     arrays = {k: np.asarray(v) for k, v in (run.params | run.batch_stats).items()}
     kernels = {name for name in run.params if storage == "float16" and arrays[name].ndim > 1}
     halves = {name: arrays[name].astype(np.float16) for name in kernels}
-    records.write_bytes(folder / box.WEIGHTS, safetensors.numpy.save(arrays | halves))
-    records.write_json(folder / "config.json", lineage.portable(run.config))
+    files.write_bytes(folder / box.WEIGHTS, safetensors.numpy.save(arrays | halves))
+    files.write_json(folder / "config.json", lineage.portable(run.config))
     if (run.workdir / "summary.json").exists():
-        summary = records.read_json(run.workdir / "summary.json", dict, "let the run end")
+        summary = files.read_json(run.workdir / "summary.json", dict, "let the run end")
         kept = {key: summary[key] for key in KEPT_OF_SUMMARY if key in summary}
-        records.write_json(folder / "summary.json", kept)
+        files.write_json(folder / "summary.json", kept)
     if fitted is not None:
         fitted.save(folder)
     for name, result in card.evaluations(run):
@@ -134,11 +134,11 @@ def _write(
         if result["step"] != run.step or len(sizes - {None}) > 1:
             continue
         place = folder / "evaluation" / name
-        with records.disk(place):
+        with files.disk(place):
             place.mkdir(parents=True)
         result.pop("compared", None)  # with a folder of this machine
-        records.write_json(place / "metrics.json", result)
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+        files.write_json(place / "metrics.json", result)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
     _seal(
         folder,
         {
@@ -151,7 +151,7 @@ def _write(
             "storage": storage,
             "parity": None,
             "files": {
-                str(path.relative_to(folder)): box.sha256(path.read_bytes()) for path in files
+                str(path.relative_to(folder)): box.sha256(path.read_bytes()) for path in paths
             },
         },
     )
@@ -159,8 +159,8 @@ def _write(
 
 def _seal(folder: pathlib.Path, values: dict[str, Any]) -> None:
     """Writes release.json with its digest."""
-    values = records.clean(values)
-    records.write_json(folder / box.RELEASE, values | {"digest": records.digest(values)})
+    values = files.clean(values)
+    files.write_json(folder / box.RELEASE, values | {"digest": files.digest(values)})
 
 
 def _difference(one: Run, other: Run) -> float:

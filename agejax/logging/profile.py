@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from agejax.logging import records
+from agejax import files
 
 WARM_UP = 3  # steps before the trace: the first compiles, the next wait for the readers
 ROWS = 20
@@ -85,7 +85,7 @@ class Profile:
                 steps = self._end - self._first
                 newest = max(self._folder.rglob("*.xplane.pb"), key=lambda p: p.stat().st_mtime)
                 text = summary(program, read_trace(newest), steps, seconds, self._batch_size)
-                records.write_text(self._folder / "summary.md", text)
+                files.write_text(self._folder / "summary.md", text)
                 print(f"profile of {steps} steps: {self._folder / 'summary.md'}", flush=True)
 
 

@@ -19,7 +19,7 @@ from tensorboardX import event_file_writer, summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from agejax.logging import records
+from agejax import files
 
 
 class SummaryWriter:
@@ -38,7 +38,7 @@ class SummaryWriter:
 
     def __init__(self, logdir: str | os.PathLike[str], resume_step: int | None = None) -> None:
         self._logdir = os.fspath(logdir)
-        with records.disk(self._logdir):
+        with files.disk(self._logdir):
             os.makedirs(self._logdir, exist_ok=True)
             # tensorboardX's file name holds the second; two starts in one must not share a file.
             self._file = event_file_writer.EventsWriter(
@@ -88,15 +88,15 @@ class SummaryWriter:
             self._add(0, summary=part)
 
     def flush(self) -> None:
-        with records.disk(self._logdir):
+        with files.disk(self._logdir):
             self._file.flush()
 
     def close(self) -> None:
-        with records.disk(self._logdir):
+        with files.disk(self._logdir):
             self._file.close()
 
     def _add(self, step: int, **content: Any) -> None:
-        with records.disk(self._logdir):
+        with files.disk(self._logdir):
             self._file.write_event(Event(wall_time=time.time(), step=int(step), **content))
             self._file.flush()
 

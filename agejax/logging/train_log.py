@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from agejax.errors import NotFiniteError
-from agejax.logging import progress, records, tensorboard
+from agejax.logging import metrics_file, progress, tensorboard
 from agejax.logging.stopwatch import Stopwatch
 
 REMEDY = (
@@ -48,7 +48,9 @@ class TrainLog:
     ) -> None:
         self._writes = jax.process_index() == 0
         if self._writes:
-            self._history = records.MetricsFile(workdir / "metrics.jsonl", resume_step=start_step)
+            self._history = metrics_file.MetricsFile(
+                workdir / "metrics.jsonl", resume_step=start_step
+            )
             self._writer = tensorboard.create_writer(workdir, resume_step=start_step)
             self._progress = progress.Progress(total_steps, start_step, steps_per_epoch)
         self._batch_size = batch_size

@@ -16,6 +16,11 @@ blocks in the backward pass, as config.model.remat does.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from agejax.process import start
+
+    start.as_command()
+
 import argparse
 import dataclasses
 import json
@@ -31,8 +36,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.extend import core
 
-from agejax.errors import UserError, nearest, run_command
+from agejax.errors import UserError, nearest
 from agejax.models import layers, registry
+from agejax.process.command import run_command
 
 # Edge in pixels of the images that published weights were trained on, where it is not 224.
 IMAGE_SIZES = {

@@ -10,8 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
-from agejax import tables
-from agejax.logging import records
+from agejax import files, tables
 from agejax.paths import expand
 
 
@@ -54,12 +53,12 @@ def destination(path: str | None) -> Iterator[TextIO]:
     target = expand(path).resolve()
     options: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
     if target.exists() and not target.is_file():
-        with records.disk(path), target.open("w", **options) as out:
+        with files.disk(path), target.open("w", **options) as out:
             yield out
         return
-    with records.disk(path):
+    with files.disk(path):
         target.parent.mkdir(parents=True, exist_ok=True)
-    with records.replacing(target) as file:
+    with files.replacing(target) as file:
         out = io.TextIOWrapper(file, **options)
         yield out
         out.detach()  # flushes, and leaves the file open

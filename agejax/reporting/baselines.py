@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from agejax import files
 from agejax.data import opening, splits
 from agejax.errors import UserError
 from agejax.evaluation import baselines
 from agejax.evaluation.calibration import Calibration
 from agejax.evaluation.scored import Scored
-from agejax.logging import records
 from agejax.paths import expand
 from agejax.reporting import results
 from agejax.runs.run import Run
@@ -43,7 +43,7 @@ def evaluate_baseline(
     """
     run = Run.open(workdir)
     output = expand(output or run.results / "baselines" / f"{estimator}-{which}-{split}")
-    records.check_folder(output, "--output")
+    files.check_folder(output, "--output")
     source = opening.open_source(run.config.data)
     if source.fingerprint != run.fingerprint:
         raise UserError(f"--workdir={workdir}: not the data this run was trained on")

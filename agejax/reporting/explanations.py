@@ -12,11 +12,11 @@ import numpy as np
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from agejax import files
 from agejax.data import sources
 from agejax.errors import UserError, one_line
 from agejax.explanations.explanation import Explanation
 from agejax.explanations.subject import Method, explainer
-from agejax.logging import records
 from agejax.paths import expand
 from agejax.reporting.plots import TEXT
 from agejax.runs.run import Run
@@ -54,10 +54,10 @@ def explain(
       UserError: no run, no such target, or no image that can be read.
     """
     if output is not None:
-        records.check_folder(expand(output), "--output")
+        files.check_folder(expand(output), "--output")
     run = Run.open(workdir, devices=1)
     output = expand(output or run.results / "explanations" / f"{target}-{method}")
-    records.check_folder(output, "--output")
+    files.check_folder(output, "--output")
     explain_one = explainer(run, target, method, seed)
     output.mkdir(parents=True, exist_ok=True)
     names: set[str] = set()
@@ -74,7 +74,7 @@ def explain(
             said = f"{target} {run.facts.label_names[target][k]} {explanation.prediction:.1%}"
         text = ", ".join([said, TITLES[method], *checks])
         name = _unused(path.stem, names)
-        with records.replacing(output / f"{name}.npz") as file:
+        with files.replacing(output / f"{name}.npz") as file:
             np.savez(
                 file,
                 image=image,
@@ -84,7 +84,7 @@ def explain(
                 prediction=explanation.prediction,
                 **explanation.checks,  # type: ignore[arg-type]
             )
-        with records.replacing(output / f"{name}.png") as file:
+        with files.replacing(output / f"{name}.png") as file:
             save_figure(
                 image, explanation, file, title=f"{path.name}\n{text}",
                 method=method, unit="years" if k is None else "probability",

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from agejax import files
 from agejax.errors import UserError
 from agejax.evaluation import metrics, uncertainty
 from agejax.evaluation.calibration import Calibration
 from agejax.explanations.subject import explainer
-from agejax.logging import records
 from agejax.reporting import figures, page, plots
 from agejax.reporting.plots import Chart
 
@@ -43,11 +43,11 @@ def write(
       result: the contents of metrics.json, of which the page takes every figure.
     """
     charts = draw(scored, result, calibration)
-    records.write_text(output / FILE, build(scored, result, charts))
+    files.write_text(output / FILE, build(scored, result, charts))
     folder = output / "figures"
     folder.mkdir(exist_ok=True)
     for name, chart in charts.items():
-        records.write_bytes(folder / f"{name.replace(' ', '-')}.png", chart.png)
+        files.write_bytes(folder / f"{name.replace(' ', '-')}.png", chart.png)
 
 
 # ------------------------------------------------------------------------------------------- charts

@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from agejax import tables
+from agejax import files, tables
 from agejax.errors import UserError
 from agejax.evaluation import comparison, findings, fitting, metrics
 from agejax.evaluation.calibration import Calibration
 from agejax.evaluation.scored import Scored, is_known, score
 from agejax.faces import detection
-from agejax.logging import records
 from agejax.paths import expand
 from agejax.reporting import report
 from agejax.runs.ensembles import open_run
@@ -73,10 +72,10 @@ def evaluate(
       UserError: no run, no such data or split, or data without any label that the run predicts.
     """
     if output is not None:
-        records.check_folder(expand(output), "--output")
+        files.check_folder(expand(output), "--output")
     run = open_run(workdir)
     if output is None:
-        records.check_folder(run.results / "evaluation", "--output")
+        files.check_folder(run.results / "evaluation", "--output")
     if image_size is not None:
         run, split = run.scored_at(image_size), split or (None if dataset else "val")
         if split == "test":
@@ -132,7 +131,7 @@ def publish(
     if other is not None:
         result["compared"] = comparison.compare(scored, other)
     output.mkdir(parents=True, exist_ok=True)
-    records.write_json(output / "metrics.json", result)
+    files.write_json(output / "metrics.json", result)
     write_predictions(output / "predictions.csv", scored, calibration)
     print(metrics.table(result))
     if write_report:
@@ -176,4 +175,4 @@ def write_predictions(
             columns[name] = values
     text = io.StringIO()
     tables.write(text, columns, zip(*columns.values(), strict=True))
-    records.write_text(path, text.getvalue())
+    files.write_text(path, text.getvalue())

@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
+from agejax import files
 from agejax.errors import REMEDIES, UserError, nearest, reason
-from agejax.logging import records
-from agejax.models.pretrained import files
+from agejax.models import pretrained
 from agejax.paths import expand
 
 FOLDER = pathlib.Path(__file__).parents[1] / "weights"
@@ -91,8 +91,8 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
       UserError: a file is missing or changed, or a later version of agejax has written it.
     """
     path = folder / RELEASE
-    release = records.read_json(path, dict, REMEDY)
-    if release.get("digest") != records.digest(release) or not release.keys() >= KEYS:
+    release = files.read_json(path, dict, REMEDY)
+    if release.get("digest") != files.digest(release) or not release.keys() >= KEYS:
         raise UserError(f"{path} is not what was released; {REMEDY}")
     if release["format"] != FORMAT:
         raise UserError(f"{path} is of another version of agejax; install the newest one")
@@ -118,7 +118,7 @@ def arrays(folder: pathlib.Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[
       UserError: the file is damaged, or the network of this version of agejax is another one.
     """
     path = folder / WEIGHTS
-    tensors = files.read(str(path), str(path))
+    tensors = pretrained.files.read(str(path), str(path))
     if {name: tensor.shape for name, tensor in tensors.items()} != dict(shapes):
         raise UserError(f"{path} does not fit the network that its config.json describes; {REMEDY}")
     return {name: tensors[name] for name in shapes}

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from agejax import files
 from agejax.errors import UserError, check_keys, is_number
-from agejax.logging import records
-from agejax.models.pretrained import files
+from agejax.models import pretrained
 from agejax.runs import box
 from agejax.runs.run import Run
 
@@ -81,7 +81,7 @@ def open_run(workdir: str | pathlib.Path) -> Run:
 def _read_spec(workdir: pathlib.Path) -> dict[str, Any]:
     """An ensemble's file. Raises `UserError` where it is damaged."""
     path, remedy = workdir / FILE, "make the ensemble again"
-    spec = records.read_json(path, dict, remedy)
+    spec = files.read_json(path, dict, remedy)
     check_keys(spec, KEYS, str(path))
     spec.setdefault("statistics", STATISTICS[0])  # older files have none
     if wrong := next((key for key in KEYS if not _is_right(key, spec)), None):
@@ -98,7 +98,7 @@ def _statistics(workdir: pathlib.Path, spec: Mapping[str, Any], like: Run) -> Ma
     if spec["statistics"] != "anew":
         return {}
     path, expected = workdir / STATISTICS_FILE, like.batch_stats
-    anew = files.read(str(path), str(path))
+    anew = pretrained.files.read(str(path), str(path))
     if any(name not in expected or expected[name].shape != a.shape for name, a in anew.items()):
         raise UserError(f"{path} is of another network; make the ensemble again")
     return anew

@@ -21,11 +21,11 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from agejax import files
 from agejax.config import SETTINGS, default, to_json
 from agejax.data import splits
 from agejax.data.sources import Source
 from agejax.errors import DAMAGE, UserError
-from agejax.logging import records
 from agejax.models import pretrained
 from agejax.paths import expand
 from agejax.runs import box
@@ -134,7 +134,7 @@ def _of_run(
     values = portable(config)
     examples: Any = {}
     with contextlib.suppress(OSError, UserError, *DAMAGE):  # a run that is not finished has none
-        examples = records.read_json(folder / "summary.json", dict, "")["examples"]
+        examples = files.read_json(folder / "summary.json", dict, "")["examples"]
     start = config.model.pretrained
     return {
         "kind": "run",
@@ -159,7 +159,7 @@ def _members(folder: pathlib.Path) -> list[str]:
     """The names, with steps, of the checkpoints whose weights were averaged; [] of a run."""
     if not (folder / ENSEMBLE).exists():
         return []
-    members = records.read_json(folder / ENSEMBLE, dict, "")["members"]
+    members = files.read_json(folder / ENSEMBLE, dict, "")["members"]
     return [pathlib.PurePath(member).name for member in members]
 
 
@@ -201,7 +201,7 @@ def _ancestors(path: str, backbone: str | None, way: tuple[pathlib.Path, ...]) -
         if folder.resolve() in way:
             return [missing]
         if (folder / ENSEMBLE).exists():
-            members = records.read_json(folder / ENSEMBLE, dict, "")["members"]
+            members = files.read_json(folder / ENSEMBLE, dict, "")["members"]
             runs = dict.fromkeys(re.sub(r"@\d+$", "", member) for member in members)
             inner = (*way, folder.resolve())
             return [one for member in runs for one in _ancestors(member, backbone, inner)]

@@ -20,10 +20,10 @@ import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from agejax import files
 from agejax import heads as heads_lib
 from agejax.config import default, from_json, to_json
 from agejax.errors import NotFiniteError, UserError, is_number
-from agejax.logging import records
 from agejax.runs import box
 from agejax.training import feature_map, image_sizes, optim, sharding
 from agejax.training import state as state_lib
@@ -196,7 +196,7 @@ def same_splits(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 def check_workdir(workdir: pathlib.Path) -> None:
     """Raises `UserError` where a run cannot write its files to `workdir`. Makes nothing."""
-    records.check_folder(workdir, "--workdir")
+    files.check_folder(workdir, "--workdir")
     if box.is_release(workdir):
         raise UserError(
             f"--workdir: {workdir} holds a released model, which is only read; use another path, "
@@ -224,7 +224,7 @@ def read_config(
     path = workdir / "config.json"
     if not path.exists():
         return None
-    stored = records.read_json(path, dict, remedy)
+    stored = files.read_json(path, dict, remedy)
     try:
         return _as_written(from_json(stored))
     except UserError as error:
@@ -317,7 +317,7 @@ def skipped_steps(workdir: pathlib.Path) -> set[int]:
     path, remedy = workdir / SKIPPED, "remove it to try these steps again"
     if not path.exists():
         return set()
-    steps = records.read_json(path, list, remedy)
+    steps = files.read_json(path, list, remedy)
     if not all(is_number(step) and isinstance(step, int) and step > 0 for step in steps):
         raise UserError(f"{path} is not a list of steps; {remedy}")
     return set(steps)
@@ -333,7 +333,7 @@ def roll_back(workdir: pathlib.Path, error: NotFiniteError) -> None:
     if skipped.issuperset(range(error.step - MAX_IN_A_ROW, error.step)):
         raise error
     if jax.process_index() == 0:
-        records.write_json(workdir / SKIPPED, sorted(skipped))
+        files.write_json(workdir / SKIPPED, sorted(skipped))
         print(f"{str(error).partition(':')[0]}: rolling back, to pass over it", flush=True)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("rolled back")
@@ -366,7 +366,7 @@ class Claim:
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
         self._file.flush()
-        records.remove_temporaries(workdir)
+        files.remove_temporaries(workdir)
 
     def close(self) -> None:
         self._file.close()

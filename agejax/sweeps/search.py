@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import ml_collections
 
+from agejax import files
 from agejax.config import replaced
 from agejax.errors import NotFiniteError, UserError
-from agejax.logging import records
 from agejax.sweeps import study as study_lib
 from agejax.sweeps.space import Space, suggest
 from agejax.sweeps.workers import Worker, go_on_with, revive
@@ -58,7 +58,7 @@ def search(
         number = trial.user_attrs.get("goes_on", trial.number)
         workdir = folder / "trials" / f"{number:04d}"
         trial.set_user_attr("workdir", str(workdir))
-        trial.set_user_attr("settings", records.clean(values))
+        trial.set_user_attr("settings", files.clean(values))
         pruned = False
 
         def stop_after(step: int, value: float) -> bool:

@@ -10,9 +10,8 @@ import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
-from agejax import tables
+from agejax import files, tables
 from agejax.errors import UserError
-from agejax.logging import records
 from agejax.reporting import sweep_page
 from agejax.sweeps.space import Space
 from agejax.sweeps.workers import HEARTBEAT, go_on_with
@@ -116,7 +115,7 @@ def write(study: Any, folder: pathlib.Path, space: Space) -> None:
     text = io.StringIO()
     header = ["number", "state", "value", "steps", *space, "error"]
     tables.write(text, header, ([row.get(name, "") for name in header] for row in rows))
-    records.write_text(folder / "trials.csv", text.getvalue())
+    files.write_text(folder / "trials.csv", text.getvalue())
     best = None
     with contextlib.suppress(ValueError):  # no trial is complete yet
         trial = study.best_trial
@@ -128,8 +127,8 @@ def write(study: Any, folder: pathlib.Path, space: Space) -> None:
             "settings": settings,
             "flags": " ".join(f"--config.{k}={json.dumps(v)}" for k, v in settings.items()),
         }
-        records.write_json(folder / "best.json", best)
-    records.write_text(
+        files.write_json(folder / "best.json", best)
+    files.write_text(
         folder / "index.html",
         sweep_page.sweep(
             study.study_name, rows, best, importances(study), study.direction.name == "MINIMIZE"

@@ -19,8 +19,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from agejax.errors import UserError, brief, full_disk, no_room, of_the_machine
-from agejax.logging import records
+from agejax import files
+from agejax.errors import UserError, brief, of_the_machine
+from agejax.files import full_disk, no_room
 from agejax.training.state import TrainState
 
 if TYPE_CHECKING:  # orbax is imported where it is used: a released model is opened without it
@@ -112,7 +113,7 @@ class Checkpoints:
         known = isinstance(meta, dict) and (
             meta.keys() <= KEYS_WITHOUT_DIGEST
             if "digest" not in meta
-            else meta["digest"] == records.digest(meta)
+            else meta["digest"] == files.digest(meta)
         )
         if not known:
             raise self._damaged(step, "its facts and settings are not those that were saved")
@@ -276,7 +277,7 @@ class CheckpointWriter(Checkpoints):
         step = int(state.step)
         value = None if value is None else float(value)
         kept = json.loads(json.dumps({**meta, "value": value, "checksum": checksum(state)}))
-        kept["digest"] = records.digest(kept)
+        kept["digest"] = files.digest(kept)
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(kept))
         if step in self._manager.all_steps():
             if value is None:

@@ -20,10 +20,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import agejax
+from agejax import files
 from agejax.config import to_json
 from agejax.data import augment, features, sources
 from agejax.errors import UserError, few
-from agejax.logging import records
 from agejax.models.necks import NeckOptions
 from agejax.training.state import Flat, Model, TrainState
 
@@ -229,4 +229,4 @@ def _keys(config: Any, arrays: tuple[Arrays, Arrays], source: sources.Source) ->
     }
     augmented = {"augment": settings["augment"], "seed": config.seed}
     views = [facts] + [facts | augmented | {"view": v} for v in range(1, config.model.cached_views)]
-    return [records.digest(each)[:16] for each in views]
+    return [files.digest(each)[:16] for each in views]

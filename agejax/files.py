@@ -1,4 +1,4 @@
-"""Files that a run leaves, written whole or not at all, and metrics.jsonl line by line."""
+"""Files written whole or not at all, JSON, and what a disk objects to."""
 
 from __future__ import annotations
 
@@ -16,11 +16,56 @@ import uuid
 from collections.abc import Iterator, Mapping
 from typing import IO, Any, BinaryIO, TypeVar
 
-from agejax.errors import REMEDIES, UserError, full_disk, reason
+from agejax.errors import REMEDIES, UserError, chain, reason
 
 T = TypeVar("T")
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")  # as `replacing` names a file until it is whole
 JSON_TYPES = {dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number"}
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def full_disk(what: str, remedy: str = "") -> Iterator[None]:
+    """Turns the error of a full disk, however deep a library has wrapped it, into a `UserError`.
+
+    A quota and a limit on the size of files (`ulimit -f`) are as full, and are named.
+
+    Args:
+      what, remedy: as for `no_room`.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = next((number for number in NO_ROOM if _has_number(error, number)), None)
+        if number is None:
+            raise
+        raise no_room(what, remedy, number) from error
+
+
+def no_room(what: str, remedy: str = "", number: int = errno.ENOSPC) -> UserError:
+    """The error of a disk that takes no more.
+
+    Args:
+      what: "cannot write FILE".
+      remedy: what follows the remedy of the error, with the sign that joins them.
+      number: one of `NO_ROOM`.
+    """
+    kind = "the limit on file sizes is reached" if number == errno.EFBIG else "disk full"
+    quota = f" ({os.strerror(number)})" if number == errno.EDQUOT else ""
+    return UserError(f"{kind}: {what}{quota}; {REMEDIES[number]}{remedy}")
+
+
+def disk_was_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it comes from, is of a disk that takes no more."""
+    return any(_has_number(error, number) for number in NO_ROOM)
+
+
+def _has_number(error: BaseException | None, number: int) -> bool:
+    # array_record and orbax give some of theirs a text but no number.
+    return any(
+        getattr(each, "errno", None) == number or os.strerror(number) in str(each)
+        for each in chain(error)
+    )
 
 
 @contextlib.contextmanager
@@ -213,44 +258,3 @@ def clean(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-class MetricsFile:
-    """metrics.jsonl: one line an entry; what `append` has written outlives the process.
-
-    Opening it at `resume_step` drops the entries after that step, which will come again, and a last
-    line that a crash has cut. So a run that was killed and resumed has each step once.
-
-    Raises:
-      UserError: the disk is full.
-    """
-
-    def __init__(self, path: pathlib.Path, resume_step: int = 0) -> None:
-        self._path = path
-        if path.exists():
-            write_text(path, "".join(_kept(path, resume_step)))
-        with disk(path):
-            # Unbuffered: nothing unwritten is left to fail a second time in close().
-            self._file = path.open("ab", buffering=0)
-
-    def append(self, entry: Mapping[str, Any]) -> None:
-        """Writes one line; what is not finite becomes null."""
-        line = (json.dumps(clean(entry)) + "\n").encode()
-        with disk(self._path):
-            while line:  # a disk that fills up takes part of a line, and fails on the rest
-                line = line[self._file.write(line) :]
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _kept(path: pathlib.Path, resume_step: int) -> list[str]:
-    """The whole lines up to `resume_step`."""
-    lines = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-        try:
-            if line.endswith("\n") and json.loads(line)["step"] <= resume_step:
-                lines.append(line)
-        except (ValueError, KeyError, TypeError, RecursionError):
-            continue
-    return lines
