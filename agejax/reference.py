@@ -13,6 +13,7 @@ if __name__ == "__main__":
     start.as_command()
 
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 
 from agejax.errors import UserError, nearest
@@ -47,28 +48,23 @@ def text(path: str) -> str:
     Raises:
       UserError: there are none.
     """
-    lines = []
-    for where, title, group in sections(path):
-        # The options of heads and the like are a page each: of "config", its own settings alone.
-        if path == "config" and where != "config":
-            continue
+    lines: list[str] = []
+    # The options of heads and the like are a page each: of "config", its own settings alone.
+    for where, title, group in _config() if path == "config" else sections(path):
         inside = [entry for entry in group.walk(where) if _meets(path, entry[0])]
-        if not inside:
-            continue
-        lines.append(f"{where}: {group.help}" if title == "" else f"{where}, {title}: {group.help}")
+        if inside and (title or _meets(path, where)):
+            lines += ["", f"{where}, {title}: {group.help}" if title else f"{where}: {group.help}"]
         for name, setting in inside:
             if isinstance(setting, Group):
                 lines += ["", f"{name}: {setting.help}"]
             else:
-                lines.append(f"  {name} = {setting.default!r}")
-                lines.append(f"      {setting.help} {_allowed(setting)}".rstrip())
-        lines.append("")
+                lines += [f"  {name} = {setting.default!r}", _paragraph(setting)]
     if not lines:
         from agejax.config import SETTINGS
 
         known = ["config", *(name for name, _ in SETTINGS.walk("config"))]
         raise UserError(f"--help={path}: there is no such setting; {nearest(path, known)}")
-    return "\n".join(lines)
+    return "\n".join(lines).lstrip("\n") + "\n"
 
 
 def markdown() -> str:
@@ -102,6 +98,11 @@ def _table(where: str, group: Group) -> list[str]:
     if not rows:
         return []
     return ["| setting | default | allowed | what it is |", "|---|---|---|---|", *rows, ""]
+
+
+def _paragraph(setting: Setting) -> str:
+    what, indent = f"{setting.help} {_allowed(setting)}", 6 * " "
+    return textwrap.fill(what, 100, initial_indent=indent, subsequent_indent=indent)
 
 
 def _allowed(setting: Setting) -> str:

@@ -148,6 +148,7 @@ def test_help_of_a_group_shows_its_settings_alone(ask, capsys):
     )
     assert "One of one_cycle, warmup_cosine, exponential, constant." in shown
     assert "config.optim" not in shown
+    assert shown.startswith("config.schedule: The learning rate and the image size over the run.\n")
 
 
 def test_help_of_a_head_shows_the_options_of_every_kind():
