@@ -6,7 +6,6 @@ show the same, with the options of heads, backbones and data sets.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -386,12 +385,6 @@ def default() -> ml_collections.ConfigDict:
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises `UserError` for a setting that is unknown, missing, or set to what it must not be."""
     SETTINGS.check(config, "config", complete=True)
-
-
-def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """A config as what JSON gives back: dicts, lists, numbers, strings."""
-    value: dict[str, Any] = json.loads(config.to_json_best_effort())
-    return value
 
 
 def from_json(values: Mapping[str, Any]) -> ml_collections.ConfigDict:

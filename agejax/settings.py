@@ -8,6 +8,7 @@ heads, necks, and the options of backbones and data sets beside the code that us
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Union
 
@@ -206,6 +207,12 @@ _NAMES: dict[type, tuple[str, str]] = {
     float: ("a number", "numbers"),
     str: ("a text", "texts"),
 }
+
+
+def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """A config, or a part of one, as what JSON gives back: dicts, lists, numbers, strings."""
+    value: dict[str, Any] = json.loads(config.to_json_best_effort())
+    return value
 
 
 def _is(value: Any, kind: type) -> bool:

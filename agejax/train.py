@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 import agejax
 from agejax import checks, files
 from agejax import heads as heads_lib
-from agejax.config import check, to_json
+from agejax.config import check
 from agejax.data import draws, opening, pipeline, sampling, splits
 from agejax.distillation import setup as distillation
 from agejax.errors import NotFiniteError, UserError
@@ -31,6 +31,7 @@ from agejax.logging.train_log import TrainLog
 from agejax.logging.watchdog import Watchdog
 from agejax.paths import expand
 from agejax.runs import run, warm_start
+from agejax.settings import to_json
 from agejax.training import durations, feature_map, frozen, image_sizes, optim, peers, sharding
 from agejax.training import state as state_lib
 from agejax.training import step as step_lib

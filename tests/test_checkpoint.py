@@ -15,10 +15,10 @@ import pytest
 
 from agejax import files
 from agejax import heads as heads_lib
-from agejax.config import to_json
 from agejax.errors import UserError
 from agejax.runs import run
 from agejax.runs.run import Run
+from agejax.settings import to_json
 from agejax.training import optim, sharding
 from agejax.training import state as state_lib
 from agejax.training.checkpoint import Checkpoints, CheckpointWriter, VanishedError, rank

@@ -9,12 +9,12 @@ import pytest
 
 import tiny
 from agejax import baselines, checks, ensemble, sweep
-from agejax.config import to_json
 from agejax.data import opening, splits
 from agejax.errors import UserError
 from agejax.process.command import run_command
 from agejax.reporting import results
 from agejax.runs import lineage, run
+from agejax.settings import to_json
 from agejax.train import train
 
 

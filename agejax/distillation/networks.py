@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agejax.config import to_json
 from agejax.distillation.teachers import FEATURES, Target
 from agejax.errors import UserError
 from agejax.heads import Head, priors, training
 from agejax.models.face_model import POOLED
 from agejax.runs import ensembles
 from agejax.runs.run import Run
+from agejax.settings import to_json
 from agejax.training.state import Flat, Model
 
 FLOAT_VIEWS = ("plain", "flip")  # of `ensembles.VIEWS`, those of images in 0..1 too

@@ -10,12 +10,13 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from agejax.config import default, to_json
+from agejax.config import default
 from agejax.data import splits
 from agejax.data.sources import Gathered, Source
 from agejax.errors import DAMAGE, UserError
 from agejax.runs import lineage
 from agejax.runs.run import Run
+from agejax.settings import to_json
 
 CHOOSES = ("val", splits.CALIBRATION)  # what a run looks at, and does not train on
 KNOWN = ("names", "fingerprint", "split")  # of a run's data in its lineage

@@ -22,7 +22,7 @@ import ml_collections
 import numpy as np
 
 from agejax import files
-from agejax.config import SETTINGS, default, to_json
+from agejax.config import SETTINGS, default
 from agejax.data import splits
 from agejax.data.sources import Source
 from agejax.errors import DAMAGE, UserError
@@ -30,7 +30,7 @@ from agejax.models import pretrained
 from agejax.paths import expand
 from agejax.runs import box
 from agejax.runs.run import Run, opened_config, same_splits
-from agejax.settings import Group
+from agejax.settings import Group, to_json
 from agejax.training.checkpoint import Checkpoints
 
 Lineage = dict[str, Any]

@@ -22,9 +22,10 @@ from jax.sharding import Mesh
 
 from agejax import files
 from agejax import heads as heads_lib
-from agejax.config import default, from_json, to_json
+from agejax.config import default, from_json
 from agejax.errors import NotFiniteError, UserError, is_number
 from agejax.runs import box
+from agejax.settings import to_json
 from agejax.training import feature_map, image_sizes, optim, sharding
 from agejax.training import state as state_lib
 from agejax.training.checkpoint import Checkpoints, again_if_vanished

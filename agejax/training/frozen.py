@@ -21,10 +21,10 @@ from jax.sharding import PartitionSpec as P
 
 import agejax
 from agejax import files
-from agejax.config import to_json
 from agejax.data import augment, features, sources
 from agejax.errors import UserError, few
 from agejax.models.necks import NeckOptions
+from agejax.settings import to_json
 from agejax.training.state import Flat, Model, TrainState
 
 FORMAT = 1  # raise it when the same weights would give the same images other features
