@@ -6,7 +6,7 @@ import re
 from setuptools import find_packages, setup
 
 HERE = pathlib.Path(__file__).parent
-VERSION = re.search(r'^__version__ = "(.+)"', (HERE / "agejax/__init__.py").read_text(), re.M)
+VERSION = re.search(r'^__version__ = "(.+)"', (HERE / "agejax/version.py").read_text(), re.M)
 assert VERSION is not None
 
 setup(

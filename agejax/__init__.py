@@ -19,10 +19,11 @@ import sys
 import types
 from typing import TYPE_CHECKING, Any
 
+from agejax.version import __version__
+
 if TYPE_CHECKING:
     from agejax.api import config, evaluate, load, train
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "config", "evaluate", "load", "train"]
 
 FUNCTIONS = ("config", "evaluate", "load", "train")

@@ -7,9 +7,9 @@ import runpy
 import sys
 from collections.abc import Sequence
 
-from agejax import __version__
 from agejax.errors import UserError, nearest
 from agejax.process.command import run_command
+from agejax.version import __version__
 
 # Name -> the module that runs it, and what it does.
 COMMANDS = {

@@ -16,7 +16,6 @@ import jax
 import ml_collections
 from jax.experimental import multihost_utils
 
-import agejax
 from agejax import checks, files
 from agejax import heads as heads_lib
 from agejax.config import check
@@ -37,6 +36,7 @@ from agejax.training import state as state_lib
 from agejax.training import step as step_lib
 from agejax.training.checkpoint import Checkpoints, CheckpointWriter
 from agejax.training.prediction import predict_batches
+from agejax.version import __version__
 
 StopAfter = Callable[[int, float], bool]
 
@@ -408,4 +408,4 @@ class StopOnSignal:
 def versions() -> dict[str, str]:
     """Of the libraries that a result depends on."""
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-    return {"agejax": agejax.__version__} | {name: metadata.version(name) for name in names}
+    return {"agejax": __version__} | {name: metadata.version(name) for name in names}

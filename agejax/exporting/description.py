@@ -9,10 +9,10 @@ import jax
 import jax.export
 import numpy as np
 
-import agejax
 from agejax import heads
 from agejax.runs.run import Run
 from agejax.training import image_sizes
+from agejax.version import __version__
 
 
 def describe(run: Run, outputs: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def describe(run: Run, outputs: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str,
         "step": run.step,
         "backbone": config.model.name,
         "dtype": config.model.dtype,
-        "agejax": agejax.__version__,
+        "agejax": __version__,
         "jax": jax.__version__,
         "data": {"name": config.data.name, "fingerprint": run.fingerprint},
         "input": {

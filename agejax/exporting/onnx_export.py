@@ -11,10 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 
-import agejax
 from agejax.errors import UserError
 from agejax.exporting.prediction import Predict
 from agejax.models import layers
+from agejax.version import __version__
 
 OPSET, IR_VERSION = 18, 9  # what ONNX Runtime reads since 1.15 (2023)
 
@@ -55,7 +55,7 @@ def to_onnx(predict: Predict, images: jax.ShapeDtypeStruct, info: Mapping[str, A
         opset_imports=[onnx.helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
         producer_name="agejax",
-        producer_version=agejax.__version__,
+        producer_version=__version__,
     )
     onnx.helper.set_model_props(
         model, {k: v if isinstance(v, str) else json.dumps(v) for k, v in info.items()}

@@ -19,13 +19,13 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-import agejax
 from agejax import files
 from agejax.data import augment, features, sources
 from agejax.errors import UserError, few
 from agejax.models.necks import NeckOptions
 from agejax.settings import to_json
 from agejax.training.state import Flat, Model, TrainState
+from agejax.version import __version__
 
 FORMAT = 1  # raise it when the same weights would give the same images other features
 # The settings of config.model that decide what a backbone makes of an image.
@@ -222,7 +222,7 @@ def _keys(config: Any, arrays: tuple[Arrays, Arrays], source: sources.Source) ->
             weights.update(np.ascontiguousarray(array, np.float32).data)
     settings = to_json(config)
     facts = {
-        "format": [FORMAT, sources.FORMAT, agejax.__version__],
+        "format": [FORMAT, sources.FORMAT, __version__],
         "data": [source.fingerprint, *source.images.shape],
         "weights": weights.hexdigest(),
         "model": {key: settings["model"][key] for key in MODEL},
