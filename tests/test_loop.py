@@ -179,7 +179,7 @@ def test_the_command_scores_the_final_split(faces, tmp_path, monkeypatch):
         results, "evaluate", lambda *args, **options: scored.append((args, options))
     )
     config = get_config(faces)
-    monkeypatch.setattr(main, "parse", lambda argv: config)
+    monkeypatch.setattr(main, "parse", lambda argv, usage: config)
     main.FLAGS(["main", f"--config={tiny.__file__}", f"--workdir={tmp_path}"])
     for split in ("val", ""):
         config.eval.final_split = split
@@ -189,7 +189,7 @@ def test_the_command_scores_the_final_split(faces, tmp_path, monkeypatch):
 
 def test_a_run_is_not_written_to_a_folder_that_the_box_hides(faces, monkeypatch, capsys):
     monkeypatch.setattr(LOOP, "train", None)
-    monkeypatch.setattr(main, "parse", lambda argv: get_config(faces))
+    monkeypatch.setattr(main, "parse", lambda argv, usage: get_config(faces))
     main.FLAGS(["main", f"--config={tiny.__file__}", "--workdir=box"])
     assert run_command(main.main, []) == 2
     assert "write ./box for a folder of that name" in capsys.readouterr().err
