@@ -228,7 +228,8 @@ def onnx_of(run):
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("mobilenet_v3_small", {"width": 0.25}), ("vit_ti16", {})]
+    ("name", "options"),
+    [("mobilenet_v3_small", {"width": 0.25}), ("vit_ti16", {}), ("nasnet_mobile", {})],
 )
 def test_an_onnx_file_says_what_the_model_says(name, options, workdir):
     run = with_model(Run.open(workdir, devices=1), name=name, options=options)

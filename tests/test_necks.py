@@ -13,6 +13,7 @@ from agejax.models import layers, outputs, registry
 from agejax.models.backbone import Backbone, Features
 from agejax.models.face_model import FaceModel
 from agejax.models.feature_smoothing import SmoothingOptions
+from agejax.models.lowerings.pool import max_pool
 from agejax.models.necks import Neck, NeckOptions
 
 BRANCH = {"convs": (8, 4), "max_pool": True, "pool": "flatten", "hidden": (6,), "dropout": 0.3}
@@ -68,7 +69,7 @@ def test_a_branch_equals_its_layers_one_by_one():
     x = (images() - jnp.array([0.5, 0.4, 0.3])) / jnp.array([0.2, 0.3, 0.4])
     neck, y = model.necks["gender"], model.backbone.embed(x).maps
     for conv, norm in zip(neck.convs, neck.norms, strict=True):
-        y = layers.max_pool(jnp.maximum(norm(conv(y), train=False), 0), 2, 2)
+        y = max_pool(jnp.maximum(norm(conv(y), train=False), 0), 2, 2)
     y = jnp.maximum(neck.hidden[0](y.reshape(3, -1)), 0)
     np.testing.assert_allclose(
         run(model, images())["gender"], model.heads["gender"](y), rtol=1e-5, atol=1e-6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from agejax.errors import UserError
 from agejax.exporting.prediction import Predict
-from agejax.models import layers
+from agejax.models import lowerings
 from agejax.version import __version__
 
 OPSET, IR_VERSION = 18, 9  # what ONNX Runtime reads since 1.15 (2023)
@@ -32,7 +33,7 @@ def to_onnx(predict: Predict, images: jax.ShapeDtypeStruct, info: Mapping[str, A
     """
     import onnx
 
-    with layers.plain_lowering():
+    with lowerings.plain():
         closed, shapes = jax.make_jaxpr(predict, return_shape=True)(images)
     graph = Graph(images)
     # A dict's leaves come sorted by key.
@@ -412,20 +413,31 @@ def _conv(graph: Graph, equation: Any, x: Value, kernel: Value) -> str:
     return graph.transpose(y, np.argsort(spec.out_spec).tolist())
 
 
-def _max_pool(graph: Graph, equation: Any, *values: Value) -> str:
+def _pool(graph: Graph, equation: Any, values: Sequence[Value], kind: str, **extra: int) -> str:
     p, (name,) = equation.params, _inputs(graph, equation, values)
     window, dilated = p["window_dimensions"], (*p["base_dilation"], *p["window_dilation"])
     if len(window) != 4 or window[0] != 1 or window[3] != 1 or any(n != 1 for n in dilated):
-        raise unknown("reduce_window_max but over height and width")
+        raise unknown(f"{equation.primitive.name} but over height and width")
     before, after = zip(*p["padding"][1:3], strict=True)
     y = graph.node(
-        "MaxPool",
+        kind,
         graph.transpose(name, (0, 3, 1, 2)),
         kernel_shape=window[1:3],
         strides=p["window_strides"][1:3],
         pads=[*before, *after],
+        **extra,
     )
     return graph.transpose(y, (0, 2, 3, 1))
+
+
+def _max_pool(graph: Graph, equation: Any, *values: Value) -> str:
+    return _pool(graph, equation, values, "MaxPool")
+
+
+def _sum_pool(graph: Graph, equation: Any, *values: Value) -> str:
+    mean = _pool(graph, equation, values, "AveragePool", count_include_pad=1)
+    window = math.prod(equation.params["window_dimensions"])
+    return graph.node("Mul", mean, np.array(window, equation.outvars[0].aval.dtype))
 
 
 def _gather(graph: Graph, equation: Any, x: Value, indices: Value) -> str:
@@ -471,6 +483,7 @@ OPERATIONS: dict[str, Operation] = {
     "reduce_min": _reduce("ReduceMin"),
     "reduce_sum": _reduce("ReduceSum"),
     "reduce_window_max": _max_pool,
+    "reduce_window_sum": _sum_pool,
     "reshape": _reshape,
     "slice": _slice,
     "squeeze": _reshape,

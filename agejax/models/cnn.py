@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from agejax.models.backbone import Backbone, Features
-from agejax.models.layers import BatchNorm, Conv, Dropout, Linear, global_mean, max_pool
+from agejax.models.layers import BatchNorm, Conv, Dropout, Linear, global_mean
+from agejax.models.lowerings.pool import max_pool
 
 
 class CNN(Backbone):

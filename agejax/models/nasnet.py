@@ -21,10 +21,9 @@ from agejax.models.layers import (
     Conv,
     Linear,
     global_mean,
-    max_pool,
-    mean_pool,
-    pad_same,
 )
+from agejax.models.lowerings.pool import max_pool, mean_pool
+from agejax.models.lowerings.windows import pad_same
 
 # What a branch starts from: the input before the last, the last, or the sum of an earlier block.
 Source = Literal["previous", "current"] | int

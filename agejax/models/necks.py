@@ -12,6 +12,7 @@ from flax import nnx
 
 from agejax.models import layers
 from agejax.models.backbone import Features
+from agejax.models.lowerings.pool import max_pool
 from agejax.settings import Group, Setting
 
 ACTIVATIONS: dict[str, layers.Activation] = {
@@ -128,7 +129,7 @@ class Neck(nnx.Module):
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = activation(norm(conv(x), train=train))
             if self._pools(*x.shape[1:3]):
-                x = layers.max_pool(x, 2, 2)
+                x = max_pool(x, 2, 2)
         if self.options.pool == "flatten":
             x = x.reshape(x.shape[0], -1)
         else:

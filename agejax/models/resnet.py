@@ -21,8 +21,8 @@ from agejax.models.layers import (
     SqueezeExcite,
     drop_path_rates,
     global_mean,
-    max_pool,
 )
+from agejax.models.lowerings.pool import max_pool
 
 
 class Block(nnx.Module):

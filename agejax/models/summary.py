@@ -37,7 +37,7 @@ from flax import nnx
 from jax.extend import core
 
 from agejax.errors import UserError, nearest
-from agejax.models import layers, registry
+from agejax.models import lowerings, registry
 from agejax.process.command import run_command
 
 # Edge in pixels of the images that published weights were trained on, where it is not 224.
@@ -104,7 +104,7 @@ def count_macs(network: Network, image_size: int) -> int:
     """Multiply-accumulates of one image's inference."""
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     # The lowerings for a CPU are other operations, with the multiplications of zeros left out.
-    with layers.plain_lowering():
+    with lowerings.plain():
         traced = jax.make_jaxpr(network.forward)(network.params, network.rest, image)
     return _macs(traced.jaxpr)
 

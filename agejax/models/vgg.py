@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from agejax.models.backbone import Backbone, Features
-from agejax.models.layers import BatchNorm, Conv, Dropout, Linear, global_mean, max_pool
+from agejax.models.layers import BatchNorm, Conv, Dropout, Linear, global_mean
+from agejax.models.lowerings.pool import max_pool
 
 WIDTHS = (64, 128, 256, 512, 512)
 VGG16 = (2, 2, 3, 3, 3)

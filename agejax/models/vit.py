@@ -21,10 +21,10 @@ from agejax.models.layers import (
     DropPath,
     LayerNorm,
     Linear,
-    attention,
     drop_path_rates,
-    gelu,
 )
+from agejax.models.lowerings.activation import gelu
+from agejax.models.lowerings.attention import attention
 
 PATCH = 16
 Gelu = Literal["exact", "tanh"]

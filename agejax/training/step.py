@@ -14,7 +14,7 @@ import optax
 from agejax.data import augment as augment_lib
 from agejax.distillation.teachers import NOBODY, Target, Teachers
 from agejax.heads import weights
-from agejax.models import layers
+from agejax.models import lowerings
 from agejax.models.backbone import Features
 from agejax.training import image_sizes, optim
 from agejax.training.state import Flat, Model, TrainState
@@ -118,7 +118,7 @@ def make_train_step(
         whole = _targets(model, batch, mix, taught) | {"images": images}
 
         trainable, rest = optimizer.split(state.params)
-        gradient = layers.batch_split(like.step.sharding.num_devices)(
+        gradient = lowerings.batch_split(like.step.sharding.num_devices)(
             jax.grad(loss_and_sums, has_aux=True)
         )
 

@@ -21,7 +21,7 @@ from agejax.data import pipeline, sampling
 from agejax.data.sources import Source
 from agejax.logging.stopwatch import Stopwatch
 from agejax.logging.train_log import TrainLog
-from agejax.models import layers, pretrained
+from agejax.models import lowerings, pretrained
 from agejax.training import optim, sharding
 from agejax.training import state as state_lib
 from agejax.training import step as step_lib
@@ -71,7 +71,7 @@ class Step:
         self.config = config
         facts = heads_lib.Facts.of(source.labels, source.label_names)
         self.mesh = sharding.create_mesh(config.sharding.devices or 1, 1)
-        with layers.plain_lowering() if plain else layers.platform_lowering():
+        with lowerings.plain() if plain else lowerings.by_platform():
             self.model, initialise = state_lib.create_model(
                 config, heads_lib.create(config.heads, facts)
             )
@@ -123,7 +123,7 @@ class TrainStep(Step):
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_cpu),
             (self.like, self.batch),
         )
-        with layers.plain_lowering():
+        with lowerings.plain():
             step = step_lib.make_train_step(self.config, self.model, self.optimizer, state)
             traced = step.lower(state, batch).cost_analysis()
         return {"flops": traced["flops"], "bytes": compiled["bytes accessed"]}

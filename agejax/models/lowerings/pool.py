@@ -1,0 +1,83 @@
+"""Maximum and mean over windows of an image."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from agejax.errors import UserError
+from agejax.models import lowerings
+from agejax.models.lowerings.windows import pad_same, same_pads, taps
+
+
+def max_pool(
+    x: jax.Array, size: int, stride: int, padding: int = 0, *, ceil: bool = False
+) -> jax.Array:
+    """Maximum over windows, padded with -inf as in torch.
+
+    Args:
+      ceil: whether a last window that the padded image does not fill counts too.
+
+    Raises:
+      UserError: fewer pixels are left than a window has.
+    """
+    if min(x.shape[1:3]) + 2 * padding < size:
+        raise UserError(
+            f"config.model.image_size: at a pool of {size}x{size} pixels {x.shape[1]}x{x.shape[2]} "
+            "are left; give the network larger images or fewer pools"
+        )
+    height, width = (
+        (padding, padding + (size - n - 2 * padding) % stride * ceil) for n in x.shape[1:3]
+    )
+    pads = ((0, 0), height, width, (0, 0))
+
+    def plain(x: jax.Array) -> jax.Array:
+        # A constant of numpy's: a traced one hides from JAX that this is a maximum, which it could
+        # then not differentiate.
+        lowest = np.array(-np.inf, x.dtype)
+        return lax.reduce_window(
+            x, lowest, lax.max, (1, size, size, 1), (1, stride, stride, 1), pads
+        )
+
+    def on_cpu(x: jax.Array) -> jax.Array:
+        # The first of equal ones has the gradient, as above, which XLA:CPU scatters one number
+        # after the other: 10 times as long.
+        padded = jnp.pad(x, pads, constant_values=-np.inf)
+        tapped = (tap for _, tap in taps(padded, size, stride))
+        return functools.reduce(lambda y, tap: jnp.where((tap > y) | (tap != tap), tap, y), tapped)
+
+    if lowerings.is_plain():
+        return plain(x)
+    return lax.platform_dependent(x, cpu=on_cpu, default=plain)
+
+
+def mean_pool(x: jax.Array, size: int, stride: int, *, count_padding: bool) -> jax.Array:
+    """Mean over windows, padded with zeros as TensorFlow's "same".
+
+    Args:
+      count_padding: whether windows at the border are divided by `size` squared all the same.
+
+    Returns:
+      [B, ceil(H / stride), ceil(W / stride), C].
+    """
+    padded = pad_same(x, size, stride)
+    if lowerings.is_plain():
+        zero, window = np.zeros((), x.dtype), (1, size, size, 1)
+        sums = lax.reduce_window(padded, zero, lax.add, window, (1, stride, stride, 1), "VALID")
+    else:
+        # XLA:CPU computes the gradient of `reduce_window` several times slower.
+        sums = functools.reduce(jnp.add, (tap for _, tap in taps(padded, size, stride)))
+    if count_padding:
+        return sums / (size * size)
+    rows, columns = (_inside(n, size, stride) for n in x.shape[1:3])
+    return sums / jnp.asarray(np.outer(rows, columns)[..., None], x.dtype)
+
+
+def _inside(n: int, size: int, stride: int) -> np.ndarray:
+    """How many entries of each "same" window over an axis of length `n` are not padding."""
+    ones = np.pad(np.ones(n), same_pads(n, size, stride))
+    return np.lib.stride_tricks.sliding_window_view(ones, size)[::stride].sum(axis=1)

@@ -1,0 +1,299 @@
+"""Our lowerings beside XLA's own operations: python -m experiments.benchmarks.lowerings
+
+Values and gradients of one operation at a time, on shapes of the networks that are trained here and
+on both sides of every threshold of `agejax.models.lowerings`. Three contestants take turns: our
+form, XLA's, and what agejax takes for this shape on this platform. Where that is the slower one in
+every turn, the table calls the choice wrong: the threshold should move. Recorded in
+experiments/results/lowerings.json and lowerings.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import math
+import os
+import pathlib
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from agejax.errors import UserError, run_command
+from agejax.logging import records
+from agejax.models import lowerings
+from agejax.models.lowerings import conv, depthwise
+from agejax.models.lowerings.activation import gelu
+from agejax.models.lowerings.attention import attention
+from agejax.models.lowerings.norm import batch_norm, layer_norm
+from agejax.models.lowerings.pool import max_pool, mean_pool
+from agejax.models.lowerings.windows import pad, plain_conv
+from experiments.arms import commit
+from experiments.benchmarks import turns
+
+Function = Callable[..., Any]
+Shape = tuple[int, ...]
+OUTPUT = pathlib.Path(__file__).parents[1] / "results" / "lowerings.json"
+LOSS = 1.05  # agejax over the faster form, in every turn, from which the choice counts as wrong
+TOLERANCE = 1e-3  # of contestants' results, as a share of the largest value
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One operation on one shape.
+
+    Attributes:
+      threshold: the constant that the shape lies beside, and on which side; "": there is none.
+      arguments: shapes of the arrays, float32.
+      contestants: name -> function of such arrays: "ours" and "XLA", or the values of a constant.
+        What agejax takes is "agejax", else "ours".
+    """
+
+    operation: str
+    shape: str
+    threshold: str
+    arguments: tuple[Shape, ...]
+    contestants: Mapping[str, Function]
+
+    @property
+    def name(self) -> str:
+        return ", ".join(filter(None, (self.operation, self.shape, self.threshold)))
+
+
+def with_gradients(function: Function) -> Function:
+    """(*arrays) -> the function's value, and the gradients of half the sum of its squares."""
+
+    def both(*arrays: jax.Array) -> Any:
+        y, pull = jax.vjp(function, *arrays)
+        return y, pull(y)
+
+    return both
+
+
+def operation(name: str, shape: str, function: Function, *arguments: Shape) -> Case:
+    """A function that has one form on this platform, whatever the shape."""
+
+    def plain(*arrays: jax.Array) -> Any:
+        with lowerings.plain():
+            return function(*arrays)
+
+    contestants = {"ours": with_gradients(function), "XLA": with_gradients(plain)}
+    return Case(name, shape, "", arguments, contestants)
+
+
+def convolution(name: str, x: Shape, kernel: Shape, stride: int = 1) -> Case:
+    """A convolution that has one form on this platform: images x, as many groups as they leave."""
+    padding, groups = kernel[0] // 2, x[-1] // kernel[2]
+
+    def function(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return conv.conv(x, kernel, stride, padding, groups)
+
+    return operation(name, f"{text(x)}, {text(kernel)} / {stride}", function, x, kernel)
+
+
+def im2col(x: Shape, outputs: int, stride: int, threshold: str) -> Case:
+    """A dense 3x3 convolution, as one product of its taps or as XLA's."""
+    forms: dict[str, Function] = {"ours": conv.im2col, "XLA": plain_conv, "agejax": conv.conv}
+    contestants = {
+        name: with_gradients(functools.partial(form, stride=stride, padding=1))
+        for name, form in forms.items()
+    }
+    kernel = (3, 3, x[-1], outputs)
+    shape = f"{text(x)}, {text(kernel)} / {stride}"
+    return Case("im2col", shape, threshold, (x, kernel), contestants)
+
+
+def kernel_gradient(x: Shape) -> Case:
+    """The gradient of a dense 3x3 convolution's kernel alone."""
+
+    def by_taps(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
+        return conv.kernel_gradient(pad(x, 1), dy, 3, 1, conv.TILE_BYTES)
+
+    def of(form: Function) -> Function:
+        def gradient(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
+            return jax.vjp(lambda k: form(x, k, 1, 1), kernel)[1](dy)[0]
+
+        return gradient
+
+    contestants = {"ours": by_taps, "XLA": of(plain_conv), "agejax": of(conv.dense)}
+    threshold = f"TAP_GRADIENT_MIN_PIXELS: {math.prod(x[:3]):,}"
+    kernel = (3, 3, x[-1], x[-1])
+    return Case("dense kernel's gradient", text(x), threshold, (x, kernel, x), contestants)
+
+
+def constant(name: str, gradient: Function, size: int, x: Shape, values: Sequence[int]) -> Case:
+    """A kernel's gradient with several values of a constant."""
+
+    def of(value: int) -> Function:
+        return lambda x, dy: gradient(pad(x, size // 2), dy, size, 1, value)
+
+    contestants = {f"{value:,}": of(value) for value in values}
+    return Case(name, f"{text(x)}, {size} x {size}", "", (x, x), contestants)
+
+
+def text(shape: Shape) -> str:
+    return " x ".join(map(str, shape))
+
+
+def cases(batch: int) -> list[Case]:
+    """All cases, with `batch` images where no threshold sets their number."""
+    few, many = conv.FEW_CHANNELS, conv.MANY_CHANNELS
+    few_edge, many_edge = math.isqrt(conv.FEW_PIXELS), math.isqrt(conv.THEIR_PIXELS)
+    least = conv.TAP_GRADIENT_MIN_PIXELS // 16**2  # images of 16 x 16 pixels
+    x, tokens = (batch, 32, 32, 64), (batch, 65)
+    return [
+        *(
+            im2col((batch, 64, 64, n), 32, 2, f"FEW_CHANNELS: {n}")
+            for n in (1, few - 1, few, few + 1, 2 * few)
+        ),
+        *(
+            im2col((batch, n, n, 256), 256, 1, f"FEW_PIXELS: {n * n}")
+            for n in range(few_edge - 1, few_edge + 2)
+        ),
+        *(
+            im2col((batch, many_edge, many_edge, n), n, 1, f"MANY_CHANNELS: {n}")
+            for n in (many - 128, many, many + 128)
+        ),
+        *(
+            im2col((batch, n, n, many), many, 1, f"THEIR_PIXELS: {n * n}")
+            for n in range(many_edge - 1, many_edge + 2)
+        ),
+        *(kernel_gradient((n, 16, 16, 64)) for n in (least // 4, least, 2 * least, 8 * least)),
+        *(
+            constant("TILE_BYTES", conv.kernel_gradient, 3, x, [2**n for n in range(14, 24, 2)])
+            for x in ((batch, 16, 16, 64), (batch, 56, 56, 64))
+        ),
+        *(
+            constant("ROWS_PER_SUM", depthwise.kernel_gradient, size, x, [4, 8, 16, 32, 64])
+            for x, size in (((batch, 32, 32, 72), 3), ((batch, 7, 7, 240), 5))
+        ),
+        convolution("1x1 convolution", (batch, 32, 32, 16), (1, 1, 16, 72)),
+        convolution("1x1 convolution", (batch, 7, 7, 96), (1, 1, 96, 576)),
+        convolution("convolution in groups", (batch, 14, 14, 256), (3, 3, 8, 256)),
+        convolution("depthwise convolution", (batch, 32, 32, 72), (3, 3, 1, 72)),
+        convolution("depthwise convolution", (batch, 32, 32, 72), (3, 3, 1, 72), 2),
+        convolution("depthwise convolution", (batch, 14, 14, 240), (5, 5, 1, 240)),
+        operation("matmul", f"{text(x)}, 64 x 64", conv.matmul, x, (64, 64)),
+        operation("batch norm", text(x), lambda *a: batch_norm(*a, 1e-3)[0], x, (64,), (64,)),
+        operation(
+            "layer norm",
+            text((*tokens, 192)),
+            lambda *a: layer_norm(*a, 1e-6),
+            *((*tokens, 192), (192,), (192,)),
+        ),
+        operation("GELU", text((*tokens, 768)), gelu, (*tokens, 768)),
+        operation("attention", text((*tokens, 3, 3, 64)), attention, (*tokens, 3, 3, 64)),
+        operation("max pool", f"{text(x)}, 3 x 3 / 2", lambda x: max_pool(x, 3, 2, 1), x),
+        operation(
+            "mean pool",
+            f"{text(x)}, 3 x 3 / 2",
+            lambda x: mean_pool(x, 3, 2, count_padding=False),
+            x,
+        ),
+    ]
+
+
+def measure(case: Case, repeats: int, seconds: float) -> dict[str, Any]:
+    """A case's row, as JSON data: `repeats` turns of each contestant, of about `seconds` each."""
+    keys = jax.random.split(jax.random.key(0), len(case.arguments))
+    arrays = [jax.random.normal(k, shape) for k, shape in zip(keys, case.arguments, strict=True)]
+
+    def turn(function: Function, calls: int) -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
+            result = function(*arrays)
+        jax.block_until_ready(result)
+        return (time.perf_counter() - start) / calls
+
+    entered: dict[str, Callable[[], float]] = {}
+    expected: Any = None
+    for name, contestant in case.contestants.items():
+        function = jax.jit(contestant)
+        result = function(*arrays)  # compiles
+        expected = result if expected is None else expected
+        for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
+            if not jnp.abs(a - b).max() <= TOLERANCE * jnp.abs(b).max():
+                raise UserError(f"{case.name}: {name} computes other values; mend it first")
+        calls = max(1, round(seconds / turn(function, 1)))
+        entered[name] = functools.partial(turn, function, calls)
+    times = turns.alternate(entered, repeats)
+    row: dict[str, Any] = {
+        "operation": case.operation,
+        "shape": case.shape,
+        "threshold": case.threshold,
+        "ms": {name: 1e3 * statistics.median(each) for name, each in times.items()},
+    }
+    if "XLA" in times:
+        faster = [min(each) for each in zip(*times.values(), strict=True)]
+        row["XLA / ours"] = turns.ratio(times["XLA"], times["ours"])
+        row["agejax / faster"] = turns.ratio(times.get("agejax", times["ours"]), faster)
+    return row
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table of our form beside XLA's, and one of the values of the constants."""
+    lines = [
+        "| operation | shape | beside the threshold | ours, ms | XLA, ms | XLA / ours | choice |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if "XLA / ours" in row:
+            ratio, loss = row["XLA / ours"], row["agejax / faster"]
+            choice = f"wrong: {loss['median']:.2f} x" if loss["min"] > LOSS else "right"
+            cells = (
+                *(row["operation"], row["shape"], row["threshold"]),
+                *(f"{row['ms'][name]:.3g}" for name in ("ours", "XLA")),
+                f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})",
+                choice,
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "| constant | shape | ms with each value |", "|---|---|---|"]
+    for row in rows:
+        if "XLA / ours" not in row:
+            values = "; ".join(f"{value}: {ms:.3g}" for value, ms in row["ms"].items())
+            lines.append(f"| {row['operation']} | {row['shape']} | {values} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.benchmarks.lowerings",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--batch", type=int, default=64, help="images per batch")
+    parser.add_argument("--turns", type=int, default=8, help="of each contestant")
+    parser.add_argument("--seconds", type=float, default=0.2, help="per turn, about")
+    parser.add_argument("--only", default="", help="regex of the cases")
+    parser.add_argument("--output", type=pathlib.Path, default=OUTPUT)
+    args = parser.parse_args(argv[1:])
+    every = cases(args.batch)
+    chosen = [case for case in every if re.search(args.only, case.name)]
+    if not chosen:
+        names = "; ".join(case.name for case in every)
+        raise UserError(f"--only={args.only}: no such case; there are {names}")
+    rows = []
+    for case in chosen:
+        rows.append(measure(case, args.turns, args.seconds))
+        print(f"{case.name}: {rows[-1]['ms']} ms", flush=True)
+    result = {
+        "command": "python -m experiments.benchmarks.lowerings",
+        "commit": commit(),
+        "machine": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, JAX {jax.__version__}",
+        "batch": args.batch,
+        "turns": args.turns,
+        "rows": rows,
+    }
+    records.write_json(args.output.with_suffix(".json"), result)
+    records.write_text(args.output.with_suffix(".md"), table(rows))
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv))
