@@ -10,14 +10,15 @@ import numpy as np
 import optax
 
 from agejax import heads as heads_lib
-from agejax.data import augment, draws, sources, splits
+from agejax.data import draws, sources, splits
 from agejax.distillation import setup as distillation
 from agejax.errors import UserError
 from agejax.evaluation import metrics
 from agejax.heads import ages, weights
+from agejax.labels import LABELS
 from agejax.models import pretrained
 from agejax.runs import box
-from agejax.training import durations, frozen, image_sizes, optim, state
+from agejax.training import augment, durations, frozen, image_sizes, optim, state
 
 DURATIONS = ("total", "log_every", "eval.every", "checkpoint.every")
 
@@ -110,7 +111,7 @@ def _stand_in(heads: Mapping[str, Any]) -> sources.Source:
     counts = {name: 2 if name in binary else 5 for name in ("gender", "ethnicity")}
     labels = {
         name: (years % counts[name] if name in counts else years).astype(dtype)
-        for name, dtype in sources.LABELS.items()
+        for name, dtype in LABELS.items()
     }
     return sources.Source(
         name="stand-in",

@@ -11,9 +11,9 @@ from typing import Any
 
 import ml_collections
 
-from agejax.data import augment
 from agejax.errors import UserError
 from agejax.settings import Duration, Group, Setting
+from agejax.training import augment
 
 MOST = 2**31 - 1
 

@@ -130,7 +130,7 @@ def _config() -> Iterator[Section]:
 
 
 def _copies() -> Iterator[Section]:
-    from agejax.data import augment
+    from agejax.training import augment
 
     yield "config.augment.copies", "", augment.RECIPE
 

@@ -22,9 +22,9 @@ import numpy as np
 from scipy import optimize, stats
 
 from agejax import files
-from agejax.data.sources import LABELS
 from agejax.evaluation import bootstrap, metrics
 from agejax.evaluation.bootstrap import RESAMPLES
+from agejax.labels import LABELS
 from agejax.reporting import results
 from agejax.train import train
 from agejax.training import sharding

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from agejax.data import augment
 from agejax.errors import UserError
+from agejax.models import inputs
+from agejax.training import augment
 
 SIZE = 32
 KEY = jax.random.key(3)
@@ -79,7 +80,7 @@ def test_the_default_config_changes_nothing() -> None:
 def test_strength_zero_is_the_evaluation_path(shape: tuple[int, int]) -> None:
     images = faces(4, *shape)
     out, mix = run(ALL, images, strength=0.0)
-    np.testing.assert_allclose(out, augment.eval_images(images, SIZE), atol=1e-5)
+    np.testing.assert_allclose(out, inputs.eval_images(images, SIZE), atol=1e-5)
     np.testing.assert_array_equal(mix.lam, 1.0)
 
 
@@ -517,7 +518,7 @@ def test_an_augmentation_made_for_a_much_larger_image_does_not_alias() -> None:
     stripes[:, :, ::2] = 255
     out, _ = run({"rotate": 1e-3}, stripes)
     np.testing.assert_allclose(out[:, 2:-2, 2:-2], 0.5, atol=0.05)
-    np.testing.assert_allclose(augment.eval_images(stripes, SIZE)[:, 2:-2, 2:-2], 0.5, atol=0.05)
+    np.testing.assert_allclose(inputs.eval_images(stripes, SIZE)[:, 2:-2, 2:-2], 0.5, atol=0.05)
 
 
 @pytest.mark.parametrize(("larger", "alike"), [(1.0, False), (1.5625, True), (3.0, True)])
@@ -525,7 +526,7 @@ def test_training_sees_images_as_sharp_as_evaluation_does(larger: float, alike: 
     size = 64
     noise = np.random.default_rng(0).integers(0, 256, (8, *2 * [round(larger * size)], 3), np.uint8)
     moved = run({"rotate": 5.0}, noise, size=size)[0][:, 8:-8, 8:-8]
-    still = np.asarray(augment.eval_images(noise, size))[:, 8:-8, 8:-8]
+    still = np.asarray(inputs.eval_images(noise, size))[:, 8:-8, 8:-8]
     ratio = np.diff(moved, axis=2).std() / np.diff(still, axis=2).std()
     assert alike == (abs(ratio - 1) < 0.1), ratio
 
@@ -687,7 +688,7 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 sys.path.insert(0, "tests")
 from test_augment import ALL, KEY, SIZE, faces
-from agejax.data import augment
+from agejax.training import augment
 images, strength = faces(16), jnp.linspace(0, 2, 16)
 results = []
 for n in (1, 2, 8):

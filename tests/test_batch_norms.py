@@ -8,12 +8,12 @@ import pytest
 from test_mobilenet_v1 import tensorflow_js
 
 import tiny
-from agejax.data import augment, opening, splits
+from agejax.data import opening, splits
 from agejax.errors import UserError
 from agejax.models.layers import batch_norms as norms_of
 from agejax.runs import batch_statistics, warm_start
 from agejax.runs.run import Run
-from agejax.training import state
+from agejax.training import augment, state
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from agejax import heads
-from agejax.data import augment
 from agejax.models import pretrained
-from agejax.training import optim, state
+from agejax.training import augment, optim, state
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("[!_]*.py"))
 LABELS = {

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agejax.data.density import (
+from agejax.errors import UserError
+from agejax.labels.density import (
     age_bins,
     class_balanced,
     crossing,
@@ -26,7 +27,6 @@ from agejax.data.density import (
     lds_weight,
     lds_window,
 )
-from agejax.errors import UserError
 
 ARCHIVE = Path(__file__).parents[2] / "shared/data/utkface/UTKFace.tar.gz"
 

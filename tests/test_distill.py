@@ -14,8 +14,7 @@ from scipy.stats import entropy
 
 import tiny
 from agejax import distill
-from agejax.data import augment, draws, opening, pipeline, splits
-from agejax.data.augment import Mix
+from agejax.data import draws, opening, pipeline, splits
 from agejax.distillation import seen, setup
 from agejax.distillation.files import TargetFile
 from agejax.distillation.setup import open_teachers
@@ -25,10 +24,12 @@ from agejax.evaluation import ensembling
 from agejax.exporting import files
 from agejax.exporting.prediction import prediction
 from agejax.heads import Facts, create, losses, training
+from agejax.models import inputs
 from agejax.runs import lineage
 from agejax.runs.run import Run
 from agejax.train import train
-from agejax.training import feature_map, sharding
+from agejax.training import augment, feature_map, sharding
+from agejax.training.augment import Mix
 
 ROWS = np.arange(16)
 
@@ -96,7 +97,7 @@ def taught(config, rows=ROWS, mix=None):
     columns = source.labels | group.columns
     batch = pipeline.gather(dataclasses.replace(source, labels=columns), rows)
     targets = group.targets(
-        batch | {"teachers": group.arrays}, lambda s: augment.eval_images(batch["image"], s), mix
+        batch | {"teachers": group.arrays}, lambda s: inputs.eval_images(batch["image"], s), mix
     )
     return {name: np.asarray(target.values) for name, target in targets.items()}
 
@@ -310,7 +311,7 @@ def test_views_in_a_file_are_averaged(config_of, teachers, targets_of, tmp_path)
     image = source.take(np.array([row]))
     both = [
         np.asarray(run.model.apply(
-            run.params, run.batch_stats, augment.eval_images(view, 32)
+            run.params, run.batch_stats, inputs.eval_images(view, 32)
         )[0]["ethnicity"])
         for view in (image, image[:, :, ::-1])
     ]  # fmt: skip
@@ -428,7 +429,7 @@ def test_an_onnx_model_teaches_what_the_run_that_it_was_exported_from_does(
     given = jax.jit(
         lambda batch: group.targets(
             batch | {"teachers": group.arrays},
-            lambda size: augment.eval_images(batch["image"], size),
+            lambda size: inputs.eval_images(batch["image"], size),
             None,
         )
     )(batch)
@@ -470,7 +471,7 @@ def test_a_model_of_another_library_is_given_what_it_expects(config_of, foreign)
     )  # fmt: skip
     given = taught(config)
     image = pipeline.gather(opening.open_source(config.data), ROWS)["image"]
-    view = np.asarray(augment.eval_images(image, 8))[..., ::-1]
+    view = np.asarray(inputs.eval_images(image, 8))[..., ::-1]
     means = ((2 * view - [0.5, 0.25, 0.125]) / [1, 2, 4]).mean(axis=(1, 2))
     np.testing.assert_allclose(given[FEATURES], means, atol=1e-5)
     p = 1 / (1 + np.exp(-means.mean(axis=1)))  # of its second class, male: the student's first

@@ -12,9 +12,10 @@ import pytest
 
 import tiny
 from agejax.config import default
-from agejax.data import density, distribution, draws, pipeline, sampling, sources
+from agejax.data import distribution, draws, pipeline, sampling, sources
 from agejax.data.sources import Source
 from agejax.errors import UserError
+from agejax.labels import density
 
 KINDS = [
     {"kind": "uniform"},

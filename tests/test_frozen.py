@@ -14,12 +14,12 @@ from test_resume import last_checkpoint
 import tiny
 from agejax import checks
 from agejax import heads as heads_lib
-from agejax.data import augment, features, opening, pipeline, sampling, splits
+from agejax.data import features, opening, pipeline, sampling, splits
 from agejax.errors import UserError
-from agejax.models import pretrained
+from agejax.models import inputs, pretrained
 from agejax.runs.run import Run
 from agejax.train import train
-from agejax.training import frozen, optim, sharding, state
+from agejax.training import augment, frozen, optim, sharding, state
 
 NECK = {"hidden": (8,), "dropout": 0.5, "input_dropout": 0.3}
 
@@ -167,7 +167,7 @@ def test_each_view_is_a_function_of_the_seed_and_the_image(bench):
     config, rows = bench.config, np.array([40, 5, 21])
     embed = bench.model.network(bench.state.params, bench.state.batch_stats).features
     images = bench.images.images[rows]
-    plain = embed(augment.eval_images(jnp.asarray(images), config.model.image_size))
+    plain = embed(inputs.eval_images(jnp.asarray(images), config.model.image_size))
     np.testing.assert_allclose(found.take(rows), plain, rtol=1e-4, atol=1e-5)
     move = augment.build(config.augment, config.model.image_size)
     for view in (1, 2):

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agejax import heads
-from agejax.data import density
 from agejax.errors import UserError
 from agejax.heads import weights
+from agejax.labels import density
 
 LABELS = {
     "age": np.array([1.0, 26.0, 90.0, np.nan], np.float32),

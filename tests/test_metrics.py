@@ -15,6 +15,7 @@ from sklearn import metrics as sklearn_metrics
 
 from agejax.errors import UserError
 from agejax.evaluation import bootstrap, metrics
+from agejax.labels import DECADES
 
 NAMES = {"gender": ("male", "female"), "ethnicity": ("A", "B", "C", "D", "E")}
 
@@ -153,7 +154,7 @@ def test_groups_are_those_of_the_labels():
     groups = evaluate(predictions, labels)["groups"]
     error = predictions["age"].astype(float) - labels["age"]
     for row in groups["age"]["decade"]:
-        low = 10 * metrics.DECADES.index(row["name"])
+        low = 10 * DECADES.index(row["name"])
         inside = (labels["age"] >= low) & (labels["age"] < (low + 10 if low < 90 else 1000))
         assert row["n"] == inside.sum()
         assert row["mae"] == pytest.approx(np.abs(error[inside]).mean(), abs=1e-9)
@@ -199,7 +200,7 @@ def test_figures_by_group_equal_fairlearn():
             sensitive_features=of,
         ).by_group
         rows = {
-            metrics.DECADES.index(row["name"]) if name == "decade" else row["name"]: row
+            DECADES.index(row["name"]) if name == "decade" else row["name"]: row
             for row in groups["age"][name]
         }
         assert set(rows) == set(frame.index)
@@ -214,7 +215,7 @@ def test_figures_by_group_equal_fairlearn():
         )
         found = {row["name"]: row["accuracy"] for row in groups["gender"][name]}
         expected = {
-            metrics.DECADES[group] if name == "decade" else group: value
+            DECADES[group] if name == "decade" else group: value
             for group, value in right.by_group.items()
         }
         assert found == pytest.approx(expected, abs=1e-9)

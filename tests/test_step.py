@@ -17,14 +17,13 @@ import optax
 import pytest
 
 import tiny
-from agejax.data import augment
 from agejax.distillation.networks import Columns, Network
 from agejax.distillation.teachers import Teachers
 from agejax.errors import NotFiniteError
 from agejax.heads import Facts, create
 from agejax.logging.stopwatch import Stopwatch
 from agejax.logging.train_log import TrainLog
-from agejax.training import optim, sharding
+from agejax.training import augment, optim, sharding
 from agejax.training import state as state_lib
 from agejax.training import step as step_lib
 

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from agejax.data import density, edits
+from agejax.data import edits
 from agejax.data.sources import Source
 from agejax.errors import UserError
+from agejax.labels import density
 
 OLDEST_BIN = 8  # oversampling has nine bins of ages: 0-9, 10-19, ... 70-79, 80 and above
 WHERE = "config.sampling"

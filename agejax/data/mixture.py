@@ -16,6 +16,7 @@ from agejax.data import builders, duplicates, edits, sources
 from agejax.data.cache import cached
 from agejax.data.sources import Gathered, Source
 from agejax.errors import UserError
+from agejax.labels import LABELS
 from agejax.settings import Group, Setting
 
 SETTINGS = Group(
@@ -166,10 +167,7 @@ def join(
     return Source(
         name="+".join(parts),
         images=Gathered(tuple(every), part, np.concatenate([np.arange(n) for n in sizes])),
-        labels={
-            name: np.concatenate([source.labels[name] for source in alike])
-            for name in sources.LABELS
-        },
+        labels={name: np.concatenate([source.labels[name] for source in alike]) for name in LABELS},
         ids=np.concatenate([np.char.add(f"{name}/", s.ids) for name, s in parts.items()]),
         groups=groups,
         label_names=label_names,

@@ -34,6 +34,7 @@ from agejax.data.builders import archives
 from agejax.data.cache import cached
 from agejax.data.mapped import MappedArray
 from agejax.errors import DAMAGE, UserError, one_line
+from agejax.labels import LABELS
 from agejax.logging import progress
 from agejax.paths import cache_folder, expand
 
@@ -41,13 +42,6 @@ if TYPE_CHECKING:
     from agejax.data.builders.base import FaceBuilder
 
 FORMAT = 3  # raise it when the same files would be decoded, grouped or kept otherwise
-LABELS = {
-    "age": np.float32,
-    "gender": np.int32,
-    "ethnicity": np.int32,
-    "apparent_age": np.float32,
-    "apparent_age_std": np.float32,
-}
 MAX_PIXELS = 50_000_000  # of one image
 PARTS = 64  # of the images, for the workers of a pipeline
 CHUNK = 64  # images a thread decodes at a time

@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from agejax.data import density
 from agejax.data.builders import cells
 from agejax.data.sources import Source
 from agejax.errors import UserError, check_keys, is_number, one_line
-from agejax.evaluation.metrics import DECADES
+from agejax.labels import DECADES, density
 from agejax.paths import expand
 
 AGE_BIN = 5  # years, for stratification

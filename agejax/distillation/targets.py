@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from agejax import files
-from agejax.data import augment, pipeline, splits
+from agejax.data import pipeline, splits
 from agejax.data.sources import Source
 from agejax.distillation import networks, seen
 from agejax.distillation.files import TargetFile
@@ -18,6 +18,7 @@ from agejax.distillation.teachers import FEATURES
 from agejax.errors import UserError
 from agejax.evaluation.scored import open_data
 from agejax.logging import progress
+from agejax.models import inputs
 from agejax.paths import expand
 from agejax.runs import ensembles
 from agejax.training import image_sizes
@@ -78,7 +79,7 @@ def write_targets(
         total: dict[str, Any] = {}
         for member, mine in zip(members, arrays, strict=True):
             for view in images:
-                seen_by_it = augment.eval_images(view, member.size)
+                seen_by_it = inputs.eval_images(view, member.size)
                 for name, target in member.teach(mine, seen_by_it, {}).items():
                     weight = 1.0 if name == FEATURES else member.heads[name]
                     total[name] = total.get(name, 0) + weight / len(images) * target.values

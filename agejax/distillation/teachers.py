@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agejax.data.augment import Mix
 from agejax.heads import Head, losses
 from agejax.models.face_model import POOLED
 from agejax.training import feature_map
+from agejax.training.augment import Mix
 
 FEATURES = "features"  # the target beside the heads' probabilities
 PREFIX = "teacher/"  # of a batch's columns that a teacher reads

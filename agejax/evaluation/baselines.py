@@ -15,8 +15,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, SVR
 
-from agejax.data import augment, pipeline
+from agejax.data import pipeline
 from agejax.errors import UserError
+from agejax.models import inputs
 from agejax.runs import warm_start
 from agejax.runs.run import Run
 from agejax.training import image_sizes, optim
@@ -94,7 +95,7 @@ def features(run: Run, source: Any, rows: np.ndarray, which: str) -> np.ndarray:
 
     @jax.jit
     def embed(params: Any, batch_stats: Any, batch: Any) -> dict[str, jax.Array]:
-        images = augment.eval_images(batch["image"], size)
+        images = inputs.eval_images(batch["image"], size)
         return {"features": model.network(params, batch_stats).features(images)}
 
     batches = pipeline.evaluation_batches(source, rows, config.eval.batch_size)

@@ -13,8 +13,8 @@ import numpy as np
 
 from agejax.errors import UserError
 from agejax.evaluation import bootstrap
+from agejax.labels import DECADES
 
-DECADES = ("0-9", *(f"{d}0-{d}9" for d in range(1, 9)), "90+")
 SMALLEST_GROUP = 30  # images; below it a group's error says little
 
 Partition = Sequence[tuple[str, np.ndarray]]  # (name, bool [N]) of each part

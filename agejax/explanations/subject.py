@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from agejax.data import augment
 from agejax.errors import UserError
 from agejax.explanations.explanation import BATCH, Explanation, values_of
 from agejax.explanations.grad_cam import grad_cam
 from agejax.explanations.integrated_gradients import integrated_gradients
 from agejax.explanations.lime import lime
 from agejax.heads import Head
+from agejax.models import inputs
 from agejax.models.backbone import Backbone, Features
 from agejax.models.layers import global_mean
 from agejax.models.vit import ViT
@@ -60,7 +60,7 @@ class Subject(NamedTuple):
         size = image_sizes.of_evaluation(run.config)
 
         def decoded(params: Any, stats: Any, images: jax.Array) -> jax.Array:
-            outputs, _ = model.apply(params, stats, augment.eval_images(images, size))
+            outputs, _ = model.apply(params, stats, inputs.eval_images(images, size))
             return head.decode(outputs[name])
 
         def value(params: Any, stats: Any, k: jax.Array, images: jax.Array) -> jax.Array:
@@ -71,7 +71,7 @@ class Subject(NamedTuple):
         ) -> tuple[jax.Array, jax.Array]:
             network = model.network(params, stats)
             maps = _tap(network, name, delta)
-            outputs = network(augment.eval_images(images, size))
+            outputs = network(inputs.eval_images(images, size))
             said = head.decode(outputs[name])
             return said if said.ndim == 1 else said[:, k], maps[0]
 

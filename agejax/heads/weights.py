@@ -12,10 +12,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from agejax.data import density
 from agejax.errors import UserError, one_of
 from agejax.heads.ages import Regression
 from agejax.heads.head import Head
+from agejax.labels import density
 from agejax.settings import Group, Setting
 
 PREFIX = "example_weight/"

@@ -201,7 +201,7 @@ def parse(text: str) -> dict[str, Op]:
 
 
 def _phase(op_name: str, stack: list[tuple[str, str]]) -> str:
-    if any(path.endswith("agejax/data/augment.py") for path, _ in stack):
+    if any(path.endswith("agejax/training/augment.py") for path, _ in stack):
         return "augmentation"
     if "transpose(" in op_name:
         return "backward"

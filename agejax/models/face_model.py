@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from agejax.data.augment import luminance
 from agejax.models import layers
 from agejax.models.backbone import Backbone, Features
 from agejax.models.feature_smoothing import FeatureSmoothing, SmoothingOptions
+from agejax.models.inputs import luminance
 from agejax.models.necks import Neck, NeckOptions
 
 Output = Callable[[int, nnx.Rngs], nnx.Module]

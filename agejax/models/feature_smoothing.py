@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from agejax.data.density import lds_window
 from agejax.errors import UserError
+from agejax.labels.density import lds_window
 from agejax.settings import Group, Setting
 
 LEAST, MOST = 0.1, 10.0  # of the ratio of variances

@@ -11,11 +11,12 @@ import numpy as np
 from flax import nnx
 
 from agejax.config import completed
-from agejax.data import augment, draws, opening, pipeline, sampling, splits
+from agejax.data import draws, opening, pipeline, sampling, splits
 from agejax.data.sources import Source
 from agejax.errors import UserError
 from agejax.models.layers import batch_norms
 from agejax.runs.run import Run
+from agejax.training import augment
 from agejax.training.state import Model
 
 Flat = Mapping[str, Any]  # of arrays, by their flat names

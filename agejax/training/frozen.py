@@ -20,10 +20,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from agejax import files
-from agejax.data import augment, features, sources
+from agejax.data import features, sources
 from agejax.errors import UserError, few
+from agejax.models import inputs
 from agejax.models.necks import NeckOptions
 from agejax.settings import to_json
+from agejax.training import augment
 from agejax.training.state import Flat, Model, TrainState
 from agejax.version import __version__
 
@@ -162,7 +164,7 @@ def compute(
 
     @jax.jit
     def embed(arrays: tuple[Flat, Flat], images: jax.Array) -> jax.Array:
-        return model.network(*arrays).features(augment.eval_images(images, size))
+        return model.network(*arrays).features(inputs.eval_images(images, size))
 
     @jax.jit
     def embed_augmented(

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from agejax.data import augment as augment_lib
 from agejax.distillation.teachers import NOBODY, Target, Teachers
 from agejax.heads import weights
-from agejax.models import lowerings
+from agejax.labels import LABELS
+from agejax.models import inputs, lowerings
 from agejax.models.backbone import Features
+from agejax.training import augment as augment_lib
 from agejax.training import image_sizes, optim
 from agejax.training.state import Flat, Model, TrainState
 
@@ -23,7 +24,6 @@ from agejax.training.state import Flat, Model, TrainState
 # `Teachers.arrays`, and their columns
 Batch = Mapping[str, Any]
 Sums = dict[str, jax.Array]  # name -> float32 [2]: a sum and its count
-LABELS = ("age", "gender", "ethnicity", "apparent_age", "apparent_age_std")
 
 
 def make_train_step(
@@ -186,7 +186,7 @@ def make_eval_step(
         if "features" in batch:
             images = Features.of_pooled(batch["features"])
         else:
-            images = augment_lib.eval_images(batch["image"], size)
+            images = inputs.eval_images(batch["image"], size)
         outputs, _ = model.apply(params, batch_stats, images)
         predictions: dict[str, jax.Array] = {}
         for name, head in model.heads.items():

@@ -16,11 +16,12 @@ from PIL import Image
 
 from agejax import command_line, heads
 from agejax.config import default
-from agejax.data import augment, pipeline
+from agejax.data import pipeline
 from agejax.heads import weights
 from agejax.models import registry
 from agejax.runs import run
 from agejax.train import train
+from agejax.training import augment
 from agejax.training import step as step_lib
 from experiments.fuzzing import Target
 from experiments.fuzzing.mutations import ODD_TEXTS, changed_text, text

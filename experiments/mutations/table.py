@@ -62,7 +62,7 @@ SURVIVORS = (
         ("test_step.py::test_a_mixed_row_learns_the_labels_of_the_row_it_is_mixed_with",),
     ),
     Mutation(
-        "mixup names another partner than the image's", "agejax/data/augment.py",
+        "mixup names another partner than the image's", "agejax/training/augment.py",
         "jnp.roll(jnp.arange(len(lam), dtype=jnp.int32), 1)",
         "jnp.roll(jnp.arange(len(lam), dtype=jnp.int32), 2)",
         ("test_step.py::test_a_mixed_row_learns_the_labels_of_the_row_it_is_mixed_with",),
@@ -236,18 +236,18 @@ SURVIVORS = (
         ("test_export.py::test_a_file_says_what_layers_by_hand_say_of_the_saved_averages",),
     ),
     Mutation(
-        "a crop is wider than its area", "agejax/data/augment.py",
+        "a crop is wider than its area", "agejax/training/augment.py",
         "across = jnp.minimum(jnp.sqrt(area * ratio), 1)",
         "across = jnp.minimum(jnp.sqrt(area) * ratio, 1)",
         ("test_augment.py::test_a_crop_has_the_width_and_height_of_its_area_and_ratio",),
     ),
     Mutation(
-        "a crop is a square", "agejax/data/augment.py",
+        "a crop is a square", "agejax/training/augment.py",
         "along = jnp.minimum(jnp.sqrt(area / ratio), 1)", "along = across",
         ("test_augment.py::test_a_crop_has_the_width_and_height_of_its_area_and_ratio",),
     ),
     Mutation(
-        "a crop keeps the whole width", "agejax/data/augment.py",
+        "a crop keeps the whole width", "agejax/training/augment.py",
         "step_x = across * zoom * width / size", "step_x = zoom * width / size",
         ("test_augment.py::test_a_crop_has_the_width_and_height_of_its_area_and_ratio",),
     ),
@@ -672,7 +672,7 @@ OTHERS = (
     ),
     Mutation(
         "teachers see images as they were", STEP,
-        "lambda s: seen[s][0]", 'lambda s: augment_lib.eval_images(batch["image"], s)',
+        "lambda s: seen[s][0]", 'lambda s: inputs.eval_images(batch["image"], s)',
         ("test_step.py::test_teachers_have_their_share_and_see_the_images_as_they_are_augmented",),
     ),
     Mutation(
@@ -933,18 +933,18 @@ OTHERS = (
          "test_cache.py::test_a_file_that_loses_less_than_a_page_gives_no_zeros"),
     ),
     Mutation(
-        "cutmix shares labels by the area that was drawn", "agejax/data/augment.py",
+        "cutmix shares labels by the area that was drawn", "agejax/training/augment.py",
         "return 1 - pasted, 1 - along", "return 1 - jnp.minimum(area, 1), 1 - along",
         ("test_augment.py::test_cutmix_pastes_a_box_of_the_partner_and_shares_the_labels_by_its_"
          "pixels", "test_step.py::test_a_mixed_row_learns_the_labels_of_the_row_it_is_mixed_with"),
     ),
     Mutation(
-        "randaugment solarizes one value too few", "agejax/data/augment.py",
+        "randaugment solarizes one value too few", "agejax/training/augment.py",
         "images >= _shaped(threshold)", "images > _shaped(threshold) + 1",
         ("test_augment.py::test_each_operation_of_randaugment_is_that_of_pil",),
     ),
     Mutation(
-        "randaugment's operations go one way only", "agejax/data/augment.py",
+        "randaugment's operations go one way only", "agejax/training/augment.py",
         'share * jnp.sign(u[f"rand_sign_{name}"] - 0.5)', "share",
         ("test_augment.py::test_each_operation_of_randaugment_is_that_of_pil",),
     ),

@@ -31,8 +31,8 @@ from coral_pytorch.losses import coral_loss, corn_loss
 from denseweight import DenseWeight
 from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 
-from agejax.data import density
 from agejax.heads import losses
+from agejax.labels import density
 from experiments.parity.case import relative_error
 
 OUTPUT = pathlib.Path("experiments/results/losses_parity.json")

@@ -17,9 +17,9 @@ from agejax import files
 from agejax.errors import UserError
 from agejax.evaluation import uncertainty
 from agejax.evaluation.calibration import SMALLEST_SIGMA, Calibration
-from agejax.evaluation.metrics import DECADES
 from agejax.exporting.web.runtime import Runtime
 from agejax.faces import detection
+from agejax.labels import DECADES
 from agejax.runs.run import Run
 
 FILE = "index.html"

@@ -15,13 +15,9 @@ import jax.numpy as jnp
 import ml_collections
 
 from agejax.errors import UserError
+from agejax.models.inputs import eval_images, luminance, shrink
 from agejax.settings import Group, Setting
 
-# Training and evaluation sample bilinearly from images up to this much larger than the network's.
-# From images no larger, a face that is moved comes out blurred and one in its place does not: a
-# network trained on the former took the latter, at 64 px, for 2 years older.
-SUPERSAMPLING = 1.6
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 ERASE_RATIO = 3.0  # an erased box is up to this many times as high as wide, or as wide as high
 
 # RandAugment's operations (Cubuk et al. 2020) as torchvision has them, and what magnitude 30 means.
@@ -197,7 +193,7 @@ def build(config: Mapping[str, Any], size: int) -> Augment:
         if rands:
             images = _posterize(_solarize(images, rand["solarize"]), rand["posterize"])
         if moves or rands:
-            small = _shrink(images, size)
+            small = shrink(images, size)
             out = warp(small, _matrix(recipes, u, strength, small.shape, size, rand), size)
         else:
             out = eval_images(images, size)
@@ -247,17 +243,6 @@ def _once(compute: Callable[..., Any], *arguments: Any) -> Any:
     return jax.lax.cond(always, compute, never, *arguments)
 
 
-def eval_images(images: jax.Array, size: int) -> jax.Array:
-    """0..255 [B, H, W, 3] -> f32 [B, size, size, 3] in 0..1, sampled as training samples them."""
-    out = _shrink(images, size)
-    if out is images:  # not shrunk, and so not divided yet
-        out = images.astype(jnp.float32) / 255
-    if out.shape[1:3] == (size, size):
-        return out
-    # Not len(images): an exported model's batch has a symbol for a size.
-    return jax.image.resize(out, (images.shape[0], size, size, 3), "linear", antialias=False)
-
-
 def warp(images: jax.Array, matrix: jax.Array, size: int) -> jax.Array:
     """Samples images along an affine map or a perspective, bilinearly.
 
@@ -300,16 +285,6 @@ def warp(images: jax.Array, matrix: jax.Array, size: int) -> jax.Array:
         return (top * (1 - fy) + bottom * fy) / scale
 
     return jax.vmap(one)(images, matrix)
-
-
-def _shrink(images: jax.Array, size: int) -> jax.Array:
-    """Images over `SUPERSAMPLING` times the size, made so: a bilinear sampling would alias."""
-    n, height, width, _ = images.shape
-    limit = round(SUPERSAMPLING * size)
-    if max(height, width) <= limit:
-        return images
-    shape = (n, min(height, limit), min(width, limit), 3)
-    return jax.image.resize(images.astype(jnp.float32) / 255, shape, "linear")
 
 
 def _matrix(
@@ -578,12 +553,6 @@ def _mean(images: jax.Array) -> jax.Array:
     # In two sums: XLA:CPU does not vectorise over three channels, but over a row's numbers.
     columns = jnp.sum(images.reshape(n, height, -1).astype(jnp.int32), axis=1)
     return jnp.sum(columns.reshape(n, 1, width, 3), axis=2, keepdims=True) / (height * width)
-
-
-def luminance(images: jax.Array) -> jax.Array:
-    """[..., 3] -> [..., 1]; spelled out, as XLA:CPU is slow in sums over a short last axis."""
-    red, green, blue = (images[..., i : i + 1] for i in range(3))
-    return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
 
 
 def _mix(
