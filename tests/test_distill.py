@@ -18,7 +18,7 @@ from agejax.data import draws, opening, pipeline, splits
 from agejax.distillation import seen, setup
 from agejax.distillation.files import TargetFile
 from agejax.distillation.setup import open_teachers
-from agejax.distillation.teachers import FEATURES, Target, Teachers
+from agejax.distillation.teachers import FEATURES, Teachers
 from agejax.errors import UserError
 from agejax.evaluation import ensembling
 from agejax.exporting import files
@@ -30,6 +30,7 @@ from agejax.runs.run import Run
 from agejax.train import train
 from agejax.training import augment, feature_map, sharding
 from agejax.training.augment import Mix
+from agejax.training.teaching import Target
 
 ROWS = np.arange(16)
 

@@ -31,10 +31,11 @@ import numpy as np
 
 from agejax import files
 from agejax.data.sources import Gathered, Source
-from agejax.distillation.teachers import FEATURES, Target
+from agejax.distillation.teachers import FEATURES
 from agejax.errors import DAMAGE, REMEDIES, UserError, few, reason
 from agejax.heads import Head
 from agejax.paths import expand
+from agejax.training.teaching import Target
 
 PROBABILITIES, OUTCOMES = "probabilities/", "outcomes/"
 SUM_TOLERANCE = 0.02  # of probabilities, which may be float16

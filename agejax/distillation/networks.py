@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agejax.distillation.teachers import FEATURES, Target
+from agejax.distillation.teachers import FEATURES
 from agejax.errors import UserError
 from agejax.heads import Head, priors, training
 from agejax.models.face_model import POOLED
@@ -23,6 +23,7 @@ from agejax.runs import ensembles
 from agejax.runs.run import Run
 from agejax.settings import to_json
 from agejax.training.state import Flat, Model
+from agejax.training.teaching import Target
 
 FLOAT_VIEWS = ("plain", "flip")  # of `ensembles.VIEWS`, those of images in 0..1 too
 

@@ -19,11 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agejax.distillation.teachers import FEATURES, Target
+from agejax.distillation.teachers import FEATURES
 from agejax.errors import UserError, brief, few
 from agejax.heads import Head, losses, priors
 from agejax.paths import expand
 from agejax.settings import Group, Setting
+from agejax.training.teaching import Target
 
 WHERE = "config.distill.onnx"
 SETTINGS = Group(

@@ -14,7 +14,7 @@ import numpy as np
 from agejax.data.sources import Source
 from agejax.distillation import networks, onnx_models, seen
 from agejax.distillation.files import FileTeacher, TargetFile
-from agejax.distillation.teachers import FEATURES, NOBODY, Teacher, Teachers
+from agejax.distillation.teachers import FEATURES, Teacher, Teachers
 from agejax.errors import UserError, few
 from agejax.heads import Facts, Head, training
 from agejax.paths import expand
@@ -75,7 +75,7 @@ def open_teachers(
     """
     c = config.distill
     if not c.runs and not c.files and not c.onnx:
-        return NOBODY
+        return Teachers()
     files = {path: TargetFile.read(path) for path in c.files}
     taught: dict[str, Head] = {}
     gives = [bool(file.probabilities) for file in files.values()]

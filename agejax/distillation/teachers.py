@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -22,27 +22,11 @@ from agejax.heads import Head, losses
 from agejax.models.face_model import POOLED
 from agejax.training import feature_map
 from agejax.training.augment import Mix
+from agejax.training.teaching import Target
 
 FEATURES = "features"  # the target beside the heads' probabilities
 PREFIX = "teacher/"  # of a batch's columns that a teacher reads
 LOSSES = {"cosine": losses.cosine_distance, "l2": losses.mean_squared}
-
-
-class Target(NamedTuple):
-    """What a teacher gives for a batch: probabilities of a head [B, K], or features [B, D].
-
-    values: float32; finite also where they are not known.
-    known: bool [B].
-    """
-
-    values: jax.Array
-    known: jax.Array
-
-    def mixed(self, mix: Mix) -> Target:
-        """The target of images that were mixed: known where those of both images are."""
-        lam, partner = mix.lam[:, None], mix.partner
-        values = lam * self.values + (1 - lam) * self.values[partner]
-        return Target(values, self.known & self.known[partner])
 
 
 class Teacher(Protocol):
@@ -82,7 +66,7 @@ class Teacher(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Teachers:
-    """The teachers of a run; without any, nothing is taught.
+    """The teachers of a run, a `training.teaching.Teaching`; without any, nothing is taught.
 
     Attributes:
       share, probabilities, features, temperature: as config.distill has them.
@@ -179,9 +163,6 @@ class Teachers:
             loss = losses.soft_cross_entropy(logits if t == 1 else logits / t, target.values)
             result[name] = (self.probabilities * heads[name].weight * t**2, loss)
         return {name: (self.share * weight, loss) for name, (weight, loss) in result.items()}
-
-
-NOBODY = Teachers()
 
 
 def _mean(parts: Sequence[tuple[float, Target]]) -> Target:

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from agejax.distillation.teachers import NOBODY, Target, Teachers
 from agejax.heads import weights
 from agejax.labels import LABELS
 from agejax.models import inputs, lowerings
@@ -19,9 +18,9 @@ from agejax.models.backbone import Features
 from agejax.training import augment as augment_lib
 from agejax.training import image_sizes, optim
 from agejax.training.state import Flat, Model, TrainState
+from agejax.training.teaching import Target, Teaching
 
-# name -> array: "image", or the "features" of a frozen backbone, and labels; "teachers":
-# `Teachers.arrays`, and their columns
+# name -> array: "image", or the "features" of a frozen backbone, labels, and what teachers read
 Batch = Mapping[str, Any]
 Sums = dict[str, jax.Array]  # name -> float32 [2]: a sum and its count
 
@@ -35,7 +34,7 @@ def make_train_step(
     image_size: int | None = None,
     steps_per_epoch: float = math.inf,
     switches: Mapping[str, int] | None = None,
-    teachers: Teachers = NOBODY,
+    teachers: Teaching | None = None,
 ) -> jax.stages.Wrapped:
     """The jitted `train_step(state, batch) -> (state, sums)`; the given state is donated.
 
@@ -48,12 +47,13 @@ def make_train_step(
         config.model.image_size.
       steps_per_epoch: what feature smoothing calls an epoch.
       switches: head -> the step from which on its example weights count.
-      teachers: what the batch teaches beside its labels. Where there are any, batches hold their
-        `arrays` and `columns`.
+      teachers: what teaches beside the labels. Batches hold what its `targets` read.
     """
     size = image_size or config.model.image_size
     # The same draws for every size: the view that a teacher sees is the student's.
-    views = {s: augment_lib.build(config.augment, s) for s in {size} | teachers.sizes}
+    sizes = {size} if teachers is None else {size, *teachers.sizes}
+    views = {s: augment_lib.build(config.augment, s) for s in sizes}
+    labels_share = 1.0 if teachers is None else 1 - teachers.share
     seed, ema, micro = config.seed, config.optim.ema, config.optim.accumulate
     penalty = optim.create_penalty(config.optim, model.parameters)
     after = dict(switches or {})
@@ -70,7 +70,7 @@ def make_train_step(
             key=key,
             ages={name: labels[head.label] for name, head in model.heads.items()},
             epoch=jnp.floor(step / steps_per_epoch).astype(jnp.int32),
-            pooled=bool(teachers.width),
+            pooled=teachers is not None and teachers.width > 0,
         )
         total = jnp.float32(0)
         sums: Sums = {}
@@ -85,13 +85,14 @@ def make_train_step(
                 loss += term
             # Divided by the whole batch's count, so that micro-batches add up to the same loss.
             mean = jnp.sum(part["weight"] * loss) / part["counts"]["labels"][name]
-            total += head.weight * (1 - teachers.share) * mean
+            total += head.weight * labels_share * mean
             known = part["weight"] * head.known(part["targets"][0][0])
             sums[f"{name}/loss"] = jnp.stack([mean, 1.0 / micro])
             for metric, value in head.metrics(outputs[name], part["targets"][0][0]).items():
                 sums[f"{name}/{metric}"] = jnp.stack([jnp.sum(known * value), jnp.sum(known)])
-        taught = part["taught"]
-        terms = teachers.terms(model.heads, outputs, rest | trainable, taught)
+        taught, terms = part["taught"], {}
+        if teachers is not None:
+            terms = teachers.terms(model.heads, outputs, rest | trainable, taught)
         for name, (weight, loss) in terms.items():
             mean = jnp.sum(part["weight"] * taught[name].known * loss)
             mean /= part["counts"]["taught"][name]
@@ -114,7 +115,9 @@ def make_train_step(
             arguments = (key_augment, batch["image"], batch["strength"])
             seen = {s: view(*arguments) for s, view in views.items()}
             images, mix = seen[size]
-        taught = teachers.targets(batch, lambda s: seen[s][0], mix)
+        taught: Mapping[str, Target] = {}
+        if teachers is not None:
+            taught = teachers.targets(batch, lambda s: seen[s][0], mix)
         whole = _targets(model, batch, mix, taught) | {"images": images}
 
         trainable, rest = optimizer.split(state.params)

@@ -677,7 +677,7 @@ OTHERS = (
     ),
     Mutation(
         "labels keep their whole share beside teachers", STEP,
-        "head.weight * (1 - teachers.share) * mean", "head.weight * mean",
+        "head.weight * labels_share * mean", "head.weight * mean",
         ("test_step.py::test_teachers_have_their_share_and_see_the_images_as_they_are_augmented",),
     ),
     Mutation(

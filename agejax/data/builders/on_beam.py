@@ -6,12 +6,23 @@ import copy
 import json
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import apache_beam as beam
 
-if TYPE_CHECKING:
-    from agejax.data.builders.base import FaceBuilder
+
+class Reader(Protocol):
+    """A builder, as a worker uses it.
+
+    Attributes:
+      skipped: "name: reason" of what `examples` could not use.
+    """
+
+    skipped: list[str]
+
+    def examples(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(id, features) of every example in the builder's part of the images."""
+        ...
 
 
 class Examples(beam.PTransform):
@@ -19,13 +30,13 @@ class Examples(beam.PTransform):
 
     Args:
       builder: the class.
-      state: of a builder, all that its `faces` needs.
+      state: the attributes of a builder that its `examples` needs, but for `part`.
       parts: of the images.
       unread: a file for what only a worker finds out, JSON lists of "name: reason", one a line.
     """
 
     def __init__(
-        self, builder: type[FaceBuilder], state: Mapping[str, Any], parts: int, unread: pathlib.Path
+        self, builder: type[Reader], state: Mapping[str, Any], parts: int, unread: pathlib.Path
     ) -> None:
         super().__init__()
         self._read = (builder, state, parts)
@@ -44,9 +55,9 @@ class Examples(beam.PTransform):
         return found.examples
 
 
-def read(part: int, builder: type[FaceBuilder], state: Mapping[str, Any]) -> Iterator[Any]:
+def read(part: int, builder: type[Reader], state: Mapping[str, Any]) -> Iterator[Any]:
     """The examples of one part, and what it could not read."""
-    reader: Any = builder.__new__(builder)
+    reader = builder.__new__(builder)
     vars(reader).update(copy.deepcopy(dict(state)), part=part)
     yield from reader.examples()
     yield beam.pvalue.TaggedOutput("skipped", reader.skipped)
