@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from agejax.data.builders import procedural_faces as pf
+from agejax.data.builders import procedural_faces
 from agejax.data.builders.procedural_faces import ProceduralFaces
+from agejax.data.procedural import drawing, people
 from agejax.errors import UserError
 
 
@@ -21,7 +22,7 @@ def build(data_dir, **options) -> ProceduralFaces:
 @pytest.fixture(scope="module")
 def sample() -> tuple[np.ndarray, np.ndarray]:
     """800 images, uint8 [800, 64, 64, 3], and their (age, gender, colouring)."""
-    drawn = [pf.draw(5, i, 64) for i in range(800)]
+    drawn = [drawing.draw(5, i, 64) for i in range(800)]
     labels = [(x.age, x.gender, x.colouring) for _, x in drawn]
     return np.stack([image for image, _ in drawn]), np.array(labels)
 
@@ -38,8 +39,8 @@ def test_a_face_is_a_function_of_seed_index_and_size(tmp_path):
 
 
 def test_faces_do_not_depend_on_the_order_they_are_drawn_in():
-    forwards = [pf.draw(0, i, 40)[0] for i in range(4)]
-    backwards = [pf.draw(0, i, 40)[0] for i in reversed(range(4))]
+    forwards = [drawing.draw(0, i, 40)[0] for i in range(4)]
+    backwards = [drawing.draw(0, i, 40)[0] for i in reversed(range(4))]
     np.testing.assert_array_equal(forwards, backwards[::-1])
 
 
@@ -59,10 +60,10 @@ def test_another_process_draws_the_same_bytes():
 
 
 def test_ages_are_long_tailed_like_utkface():
-    labels = [pf.draw_labels(pf._generator(1, i)) for i in range(6000)]
+    labels = [people.draw_labels(drawing.generator(1, i)) for i in range(6000)]
     age = np.array([x.age for x in labels])
     assert age.min() == 1
-    assert 90 <= age.max() <= pf.OLDEST
+    assert 90 <= age.max() <= people.OLDEST
     share = np.bincount(age // 5, minlength=21) / len(age)
     assert share.argmax() == 5  # 25 to 29
     # shares of UTKFace by five years, 0 to 99, counted in its file names
@@ -74,11 +75,13 @@ def test_ages_are_long_tailed_like_utkface():
     gender = np.mean([x.gender for x in labels])
     assert gender == pytest.approx(0.48, abs=0.03)
     colouring = np.bincount([x.colouring for x in labels]) / len(labels)
-    np.testing.assert_allclose(colouring, pf.COLOURING_SHARES, atol=0.03)
+    np.testing.assert_allclose(colouring, people.COLOURING_SHARES, atol=0.03)
 
 
 def test_looks_deviate_by_a_few_years_without_bias():
-    off = np.array([(x := pf.draw_labels(pf._generator(2, i))).looks - x.age for i in range(6000)])
+    off = np.array(
+        [(x := people.draw_labels(drawing.generator(2, i))).looks - x.age for i in range(6000)]
+    )
     assert abs(off.mean()) < 0.2
     assert 2.0 < np.abs(off).mean() < 3.2
 
@@ -114,7 +117,8 @@ def test_one_person_greys_and_wrinkles_with_age():
     greyer, wrinkled = [], []
     for i in range(60):
         young, old = (
-            pf.draw_face(pf._generator(6, i), looks, i % 2, 2, 112).mean(-1) for looks in (25, 80)
+            drawing.draw_face(drawing.generator(6, i), looks, i % 2, 2, 112).mean(-1)
+            for looks in (25, 80)
         )
         greyer.append(old[16:24, 46:66].mean() - young[16:24, 46:66].mean())  # above the forehead
         detail = [np.abs(np.diff(g[60:100, 30:82], axis=1)).mean() for g in (young, old)]
@@ -124,7 +128,7 @@ def test_one_person_greys_and_wrinkles_with_age():
 
 
 def test_any_size_shows_the_same_face():
-    small, large = pf.draw(0, 7, 64)[0], pf.draw(0, 7, 128)[0]
+    small, large = drawing.draw(0, 7, 64)[0], drawing.draw(0, 7, 128)[0]
     assert large.shape == (128, 128, 3)
     shrunk = cv2.resize(large, (64, 64), interpolation=cv2.INTER_AREA).astype(float)
     assert np.abs(shrunk - small).mean() < 8
@@ -136,7 +140,7 @@ def test_tfds_prepares_and_reads_them_back(tmp_path):
     rows = {row["id"].decode(): row for row in builder.as_data_source("train")}
     assert len(rows) == 20
     for i in range(20):
-        image, labels = pf.draw(1, i, 64)
+        image, labels = drawing.draw(1, i, 64)
         row = rows[f"1-{i:06d}"]
         assert row["image"].shape == (64, 64, 3)
         assert np.abs(row["image"].astype(float) - image).mean() < 6  # JPEG
@@ -155,16 +159,16 @@ def test_impossible_options_are_one_line_errors(tmp_path, options):
 
 
 def test_contact_sheet(tmp_path):
-    pf.main(["", f"--output={tmp_path}/docs/faces.png"])
+    procedural_faces.main(["", f"--output={tmp_path}/docs/faces.png"])
     sheet = cv2.imread(str(tmp_path / "docs" / "faces.png"))
-    assert sheet.shape == (8 * pf.SIZE, len(pf.SHEET_AGES) * pf.SIZE, 3)
+    assert sheet.shape == (8 * drawing.SIZE, len(drawing.SHEET_AGES) * drawing.SIZE, 3)
     with pytest.raises(UserError, match="png"):
-        pf.contact_sheet(tmp_path / "faces.text")
+        drawing.contact_sheet(tmp_path / "faces.text")
 
 
 def test_a_folder_of_faces_is_the_data_set_without_its_labels(tmp_path):
-    pf.main(["", f"--output={tmp_path}/faces", "--count=3", "--seed=5"])
+    procedural_faces.main(["", f"--output={tmp_path}/faces", "--count=3", "--seed=5"])
     drawn = {face.id: face.image for face in ProceduralFaces(count=3, seed=5).faces()}
     assert {p.stem: p.read_bytes() for p in (tmp_path / "faces").iterdir()} == drawn
     with pytest.raises(UserError, match="--count=-1"):
-        pf.main(["", f"--output={tmp_path}/faces", "--count=-1"])
+        procedural_faces.main(["", f"--output={tmp_path}/faces", "--count=-1"])

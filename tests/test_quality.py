@@ -11,7 +11,7 @@ import pytest
 from scipy import signal, special
 from sklearn.svm import SVR
 
-from agejax.data.builders import procedural_faces
+from agejax.data.procedural import drawing
 from agejax.evaluation import quality
 
 SIZE = 112
@@ -21,7 +21,7 @@ SIZE = 112
 def faces() -> np.ndarray:
     """uint8 [12, SIZE, SIZE, 3], with some noise, as a camera has it."""
     rng = np.random.default_rng(0)
-    drawn = np.stack([procedural_faces.draw(1, i, SIZE)[0] for i in range(12)])
+    drawn = np.stack([drawing.draw(1, i, SIZE)[0] for i in range(12)])
     return (drawn + rng.normal(0, 3, drawn.shape)).clip(0, 255).astype(np.uint8)
 
 

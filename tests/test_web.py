@@ -18,7 +18,7 @@ from PIL import Image
 
 from agejax import export
 from agejax.data import sources
-from agejax.data.builders import procedural_faces
+from agejax.data.procedural import drawing
 from agejax.errors import UserError
 from agejax.evaluation.calibration import Calibration
 from agejax.evaluation.uncertainty import ByGroup, GroupQuantile
@@ -270,7 +270,7 @@ def photo():
     """Drawn faces pasted into a photo."""
     image = np.full((600, 800, 3), (90, 120, 150), np.uint8)
     for seed, (edge, left, top) in enumerate([(260, 60, 80), (150, 500, 300), (190, 480, 40)]):
-        face = np.asarray(procedural_faces.draw(1, seed, edge)[0])
+        face = np.asarray(drawing.draw(1, seed, edge)[0])
         image[top : top + edge, left : left + edge] = face
     return image
 

@@ -413,7 +413,7 @@ def _conv(graph: Graph, equation: Any, x: Value, kernel: Value) -> str:
     return graph.transpose(y, np.argsort(spec.out_spec).tolist())
 
 
-def _pool(graph: Graph, equation: Any, values: Sequence[Value], kind: str, **extra: int) -> str:
+def _pool(graph: Graph, equation: Any, values: Sequence[Value], kind: str, **extra: Any) -> str:
     p, (name,) = equation.params, _inputs(graph, equation, values)
     window, dilated = p["window_dimensions"], (*p["base_dilation"], *p["window_dilation"])
     if len(window) != 4 or window[0] != 1 or window[3] != 1 or any(n != 1 for n in dilated):

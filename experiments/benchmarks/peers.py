@@ -50,7 +50,7 @@ from PIL import Image
 
 from agejax import files
 from agejax.data import sources
-from agejax.data.builders import procedural_faces
+from agejax.data.procedural import drawing
 from agejax.errors import UserError
 from agejax.process.command import run_command
 from experiments.arms import commit
@@ -427,7 +427,7 @@ def draw(folder: pathlib.Path, scale: Scale) -> Data:
     with contextlib.ExitStack() as stack:
         decoded = {size: stack.enter_context(data.path(size).open("wb")) for size in sizes}
         for i in range(scale.faces):
-            image, labels = procedural_faces.draw(0, i, scale.edge)
+            image, labels = drawing.draw(0, i, scale.edge)
             path = folder / f"{i:06d}.jpg"
             Image.fromarray(image).save(path, quality=QUALITY)
             for size, file in decoded.items():
