@@ -11,6 +11,7 @@ import pytest
 from scipy import signal, special
 from sklearn.svm import SVR
 
+from agejax.data import looking
 from agejax.data.procedural import drawing
 from agejax.evaluation import quality
 
@@ -91,7 +92,7 @@ def test_uniform_images_have_finite_sharpness_and_no_brisque():
 
 
 def test_rows_come_in_order_however_they_are_read(faces, monkeypatch):
-    monkeypatch.setattr(quality, "CHUNK", 5)
+    monkeypatch.setattr(looking, "CHUNK", 5)
     rows, asked = np.array([3, 3, 0, 11, 7, 1, 2]), []
 
     def take(some: np.ndarray) -> np.ndarray:

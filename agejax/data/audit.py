@@ -21,14 +21,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import cv2
 import numpy as np
 
 from agejax import files
-from agejax.data import duplicates, flags, sources, splits
+from agejax.data import duplicates, flags, looking, sources, splits
 from agejax.data.sources import Source
 from agejax.errors import UserError
 from agejax.evaluation import metrics
@@ -43,10 +42,8 @@ CONFLICT = 5.0  # years; copies that differ by more are counted apart
 OLDEST = 110.0  # years; about one person in ten million reaches it
 # Of the grey image, 0..255; chosen on UTKFace, where each but the greys finds under .5 %.
 FLAT, DARK, BRIGHT = 10.0, 40.0, 220.0  # standard deviation; mean
-BLURRED = 10.0  # variance of the Laplacian at SHARPNESS_EDGE
+BLURRED = 10.0  # variance of the Laplacian at looking.SHARPNESS_EDGE
 GREY = 1.0  # mean difference between two colour channels
-SHARPNESS_EDGE = 128  # pixels; larger images are shrunk to it
-CHUNK = 256  # images a thread looks at together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,28 +66,22 @@ class Pixels:
     @classmethod
     def of(cls, source: Source) -> Pixels:
         """Reads every image once."""
-        n = len(source.ids)
 
-        def look(start: int) -> list[tuple[str, float, float, float, float]]:
-            images = source.take(np.arange(start, min(start + CHUNK, n)))
-            return [_look(np.ascontiguousarray(image)) for image in images]
+        def look(rows: np.ndarray) -> list[tuple[str, float, float, float, float]]:
+            return [_look(np.ascontiguousarray(image)) for image in source.take(rows)]
 
-        with ThreadPoolExecutor() as pool:
-            looked = itertools.chain.from_iterable(pool.map(look, range(0, n, CHUNK)))
-            return cls(*(np.array(column) for column in zip(*looked, strict=True)))
+        looked = looking.by_chunks(look, np.arange(len(source.ids)))
+        return cls(*(np.array(column) for column in zip(*looked, strict=True)))
 
 
 def _look(image: np.ndarray) -> tuple[str, float, float, float, float]:
     """uint8 [S, S, 3] -> the fields of `Pixels`."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     mean, deviation = (float(x[0, 0]) for x in cv2.meanStdDev(grey))
-    if len(grey) > SHARPNESS_EDGE:
-        grey = cv2.resize(grey, (SHARPNESS_EDGE, SHARPNESS_EDGE), interpolation=cv2.INTER_AREA)
-    sharpness = float(cv2.meanStdDev(cv2.Laplacian(grey, cv2.CV_32F))[1][0, 0]) ** 2
     red, green, blue = cv2.split(image)
     colour = max(cv2.mean(cv2.absdiff(green, other))[0] for other in (red, blue))
     digest = hashlib.blake2b(image.data, digest_size=16).hexdigest()
-    return digest, mean, deviation, sharpness, colour
+    return digest, mean, deviation, looking.sharpness(grey), colour
 
 
 def audit(source: Source, ways: Mapping[str, Splits]) -> dict[str, Any]:
@@ -279,7 +270,7 @@ def find_outliers(source: Source, pixels: Pixels) -> dict[str, Any]:
         "dark": (f"mean grey below {DARK:g} of 255", ~flat & (pixels.mean < DARK)),
         "bright": (f"mean grey above {BRIGHT:g} of 255", ~flat & (pixels.mean > BRIGHT)),
         "blurred": (
-            f"variance of the Laplacian below {BLURRED:g}, at {SHARPNESS_EDGE} px at most",
+            f"variance of the Laplacian below {BLURRED:g}, at {looking.SHARPNESS_EDGE} px at most",
             ~flat & (pixels.sharpness < BLURRED),
         ),
         "greyscale": (

@@ -6,13 +6,12 @@ import dataclasses
 import hashlib
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from agejax.data import builders, duplicates, edits, sources
+from agejax.data import builders, duplicates, edits, looking, sources
 from agejax.data.cache import cached
 from agejax.data.sources import Gathered, Source
 from agejax.errors import UserError
@@ -28,7 +27,6 @@ SETTINGS = Group(
     train_only=Setting(False, "Its images only train: they must not validate or test."),
 )
 WHERE = "config.data.mixture"
-CHUNK = 256  # images a thread looks at together
 
 
 def load(parts: Mapping[str, Any], *, image_size: int, cache_dir: str | None = None) -> Source:
@@ -113,14 +111,13 @@ def copies_across(
 def _thumbnails(parts: Sequence[Source]) -> np.ndarray:
     """uint8 [N, EDGE, EDGE] of all images of all parts."""
 
-    def look(chunk: tuple[Source, int]) -> np.ndarray:
-        source, start = chunk
-        rows = np.arange(start, min(start + CHUNK, len(source.ids)))
-        return np.stack([duplicates.thumbnail(image) for image in source.take(rows)])
+    def of(source: Source) -> Iterator[np.ndarray]:
+        def look(rows: np.ndarray) -> list[np.ndarray]:
+            return [duplicates.thumbnail(image) for image in source.take(rows)]
 
-    chunks = [(source, start) for source in parts for start in range(0, len(source.ids), CHUNK)]
-    with ThreadPoolExecutor() as pool:
-        return np.concatenate(list(pool.map(look, chunks)))
+        return looking.by_chunks(look, np.arange(len(source.ids)))
+
+    return np.stack([thumbnail for source in parts for thumbnail in of(source)])
 
 
 def join(

@@ -10,7 +10,6 @@ import itertools
 import pathlib
 import pickle
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import cv2
@@ -18,14 +17,14 @@ import numpy as np
 from scipy import fft, special
 from scipy.spatial.distance import cdist
 
+from agejax.data import looking
+
 EDGES = {
     "luminance": (85.0, 105.0, 120.0, 135.0, 150.0),  # mean grey, 0..255
     "brisque": (25.0, 35.0, 45.0, 55.0),  # the lower the better
 }
-SHARPNESS_EDGE = 128  # pixels; larger images are shrunk to it, so that sharpness compares
 CENTRE = 0.12  # cycles a pixel; the blur measure leaves lower frequencies out, on both axes
 FAINTEST = 1e-3  # grey values; of the blur measure's logarithm
-CHUNK = 256  # images a thread looks at together
 
 
 def measure(
@@ -43,18 +42,16 @@ def measure(
       at the finest detail there is, so that only images stored in one size compare.
     """
 
-    def look(start: int) -> list[tuple[float, ...]]:
-        images = take(rows[start : start + CHUNK])
-        greys = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in images]
-        looked = [(luminance(grey), laplacian(grey), blur_fft(grey)) for grey in greys]
+    def look(some: np.ndarray) -> list[tuple[float, ...]]:
+        greys = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in take(some)]
+        looked = [(luminance(grey), looking.sharpness(grey), blur_fft(grey)) for grey in greys]
         if brisque is None:
             return [*looked]
         scores = brisque.score(np.stack([brisque_features(grey) for grey in greys]))
         return [(*row, score) for row, score in zip(looked, scores.tolist(), strict=True)]
 
-    with ThreadPoolExecutor() as pool:
-        looked = itertools.chain.from_iterable(pool.map(look, range(0, len(rows), CHUNK)))
-        table = np.array([*looked], np.float64).reshape(len(rows), 3 + (brisque is not None))
+    looked = [*looking.by_chunks(look, rows)]
+    table = np.array(looked, np.float64).reshape(len(rows), 3 + (brisque is not None))
     names = ("luminance", "laplacian", "fft", "brisque")[: table.shape[1]]
     return dict(zip(names, table.T, strict=True))
 
@@ -64,29 +61,18 @@ def luminance(grey: np.ndarray) -> float:
     return float(grey.mean())
 
 
-def laplacian(grey: np.ndarray) -> float:
-    """The variance of the Laplacian: low where blurred (Pech-Pacheco et al. 2000)."""
-    return float(cv2.meanStdDev(cv2.Laplacian(_small(grey), cv2.CV_32F))[1][0, 0]) ** 2
-
-
 def blur_fft(grey: np.ndarray) -> float:
     """The mean of 20 log10 |image without its low frequencies|: low where blurred.
 
     After Liu et al. 2008, as the well-known detect_blur_fft has it, whose centre of 60 pixels in an
     image of 500 is the same share of the spectrum.
     """
-    grey = _small(grey)
+    grey = looking.comparable(grey)
     spectrum = fft.rfft2(grey.astype(np.float32))
     low = (np.abs(fft.fftfreq(grey.shape[0])) < CENTRE)[:, None]
     spectrum[low & (fft.rfftfreq(grey.shape[1]) < CENTRE)] = 0
     rest = np.abs(fft.irfft2(spectrum, s=grey.shape))
     return float(20 * np.log10(np.maximum(rest, FAINTEST)).mean())
-
-
-def _small(grey: np.ndarray) -> np.ndarray:
-    if len(grey) <= SHARPNESS_EDGE:
-        return grey
-    return cv2.resize(grey, (SHARPNESS_EDGE, SHARPNESS_EDGE), interpolation=cv2.INTER_AREA)
 
 
 # ------------------------------------------------------------------------------------------ BRISQUE

@@ -1,0 +1,34 @@
+"""Looking at many images by threads, and how sharp one of them is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import cv2
+import numpy as np
+
+CHUNK = 256  # images a thread looks at together
+SHARPNESS_EDGE = 128  # pixels; larger images are shrunk to it, so that sharpness compares
+T = TypeVar("T")
+
+
+def by_chunks(look: Callable[[np.ndarray], Iterable[T]], rows: np.ndarray) -> Iterator[T]:
+    """What `look` gives for each `CHUNK` of rows int [N], in their order, computed by threads."""
+    chunks = (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
+    with ThreadPoolExecutor() as pool:
+        for results in pool.map(look, chunks):
+            yield from results
+
+
+def sharpness(grey: np.ndarray) -> float:
+    """Variance of the Laplacian of uint8 [S, S]: low where blurred (Pech-Pacheco et al. 2000)."""
+    return float(cv2.meanStdDev(cv2.Laplacian(comparable(grey), cv2.CV_32F))[1][0, 0]) ** 2
+
+
+def comparable(grey: np.ndarray) -> np.ndarray:
+    """A grey image of `SHARPNESS_EDGE` pixels at most."""
+    if len(grey) <= SHARPNESS_EDGE:
+        return grey
+    return cv2.resize(grey, (SHARPNESS_EDGE, SHARPNESS_EDGE), interpolation=cv2.INTER_AREA)
