@@ -40,7 +40,7 @@ Splits = Mapping[str, np.ndarray]  # name -> rows int64
 AGE_BIN = 5  # years, of the histograms
 CONFLICT = 5.0  # years; copies that differ by more are counted apart
 OLDEST = 110.0  # years; about one person in ten million reaches it
-# Of the grey image, 0..255; chosen on UTKFace, where each but the greys finds under .5 %.
+# Of the grey image, 0..255; chosen on UTKFace, where each but the greys finds under 0.5 %.
 FLAT, DARK, BRIGHT = 10.0, 40.0, 220.0  # standard deviation; mean
 BLURRED = 10.0  # variance of the Laplacian at looking.SHARPNESS_EDGE
 GREY = 1.0  # mean difference between two colour channels

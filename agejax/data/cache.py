@@ -150,7 +150,7 @@ def _state(folder: pathlib.Path, sizes: dict[str, int]) -> list[tuple[int, ...]]
 
 
 def _sizes(folder: pathlib.Path) -> dict[str, int]:
-    """Of the files in whole.json; each is a file of that size.
+    """Sizes of the files in whole.json; each is a file of that size.
 
     Raises:
       Damaged: one is not.

@@ -28,7 +28,8 @@ class Draws(NamedTuple):
         """How often each of `rows` rows is drawn in an epoch on average, f64 [rows]."""
         if self.weights is None:
             return np.full(rows, self.size / rows)
-        return self.weights * (self.size / self.weights.sum())
+        per_weight: float = self.size / self.weights.sum()
+        return self.weights * per_weight
 
 
 def keep(config: Any, source: Source, rows: np.ndarray) -> np.ndarray:
@@ -113,7 +114,7 @@ def _weigh(config: Any, source: Source, rows: np.ndarray) -> Draws:
 def oversampled(ages: np.ndarray) -> tuple[np.ndarray, int]:
     """Every row once, and copies of those in small bins: ages f32 [N] -> weights [N], draws.
 
-    A bin b of ten years with n_b rows gets floor(.3 (n - n_b)) + floor(.1 n) copies, n being the
+    A bin b of ten years with n_b rows gets floor(0.3 (n - n_b)) + floor(0.1 n) copies, n being the
     largest bin's count; both are rounded down, an empty bin gets none. A row of an unknown age has
     no copies. With these weights the systematic sampler draws each row once, as the original
     (occurrence 0), and the bin's copies spread over it evenly.

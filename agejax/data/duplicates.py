@@ -2,8 +2,8 @@
 
 A perceptual hash (64 low frequencies of a DCT against their median, Zauner 2010) proposes pairs;
 the pixels decide, after one thumbnail has been aligned to the other. The thresholds were chosen by
-looking at pairs of UTKFace: aligned faces of two people reach .81 in detail, two copies of one
-photo (other crop, contrast, size, watermark or side) .82 and more, nearly all above .9.
+looking at pairs of UTKFace: aligned faces of two people reach 0.81 in detail, two copies of one
+photo (other crop, contrast, size, watermark or side) 0.82 and more, nearly all above 0.9.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def merge(pairs: np.ndarray, n: int) -> np.ndarray:
     )
     _, component = scipy.sparse.csgraph.connected_components(graph, directed=False)
     _, first = np.unique(component, return_index=True)
-    return first[component].astype(np.int64)
+    merged: np.ndarray = first[component].astype(np.int64)
+    return merged
 
 
 def near_pairs(thumbnails: np.ndarray, part: np.ndarray | None = None) -> np.ndarray:

@@ -23,7 +23,7 @@ WHERE = "config.data.edits"
 
 
 def apply(source: Source, config: Any) -> Source:
-    """The source as `config.data.edits` wants it; what went is said on stderr, in images.
+    """The source as `config.data.edits` wants it; reports the images removed on stderr.
 
     In this order, each on what the ones before it left: `labels`, `drop`, `min_age` and `max_age`,
     `only`, `keep`. An unknown label is no reason to go, but for `only`. The classes that `drop`

@@ -112,7 +112,7 @@ _lock = threading.Lock()
 _previous: int | None = None  # the handler before ours, once ours is there
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_int)
+@ctypes.CFUNCTYPE(None, ctypes.c_int)  # type: ignore[untyped-decorator]
 def _at_bus_error(number: int) -> None:
     """Runs in the thread that read: inside of numpy's copy, where nothing is locked.
 

@@ -1,8 +1,8 @@
-"""Which rows train, which validate, which test. Duplicates never stand on both sides of a split
-that agejax makes; where a public split tears them apart, that is said, and can be mended.
+"""Which rows train, which validate and which test.
 
-What a split holds follows from ids, groups, labels and the seed; the order of the rows is no
-matter.
+Duplicates never stand on both sides of a split that agejax makes. Where a public split separates
+them, it is reported, and `drop_copies_from_train` removes them. A split depends only on ids,
+groups, labels and the seed, not on the order of the rows.
 """
 
 from __future__ import annotations
@@ -214,8 +214,8 @@ def balanced(
 
     A cell (a crossing) offers one image of each group; groups whose copies stand in several cells
     are taken last, since their label is in doubt. The other copies of a chosen image are left out
-    of every split, which is said on stderr, as are the cells that are short: those with n groups
-    or fewer, which cannot give n and leave one to train on.
+    of every split. These are reported on stderr, as are the cells that are short: those with n
+    groups or fewer, which cannot give n and leave one to train on.
 
     Args:
       fractions: {split: share of the rest}.
@@ -345,7 +345,7 @@ def read_file(source: Source, path: str, where: str) -> tuple[np.ndarray, set[st
 
 
 def without_copies(source: Source, splits: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The splits less the train images that have a copy in another; said on stderr.
+    """The splits less the train images that have a copy in another; reported on stderr.
 
     Raises:
       UserError: nothing of train is left.

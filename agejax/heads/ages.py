@@ -28,10 +28,10 @@ COMPONENTS = 8  # of the mixture that stands for the training ages in balanced M
 
 @dataclasses.dataclass(frozen=True)
 class Age(Head):
-    """Of a real-valued label; subclasses decode to years.
+    """A head of a real-valued label; subclasses decode to years.
 
     Attributes:
-      low, high: the range of what it says, years.
+      low, high: the range of its predictions, years.
       mean: of the training labels, years; stands in for an unknown one, whose loss does not count.
     """
 
@@ -102,7 +102,7 @@ class Scale:
 
     @classmethod
     def of(cls, kind: str, fields: Mapping[str, Any], std: float) -> Scale:
-        """Of the range and mean in `Age.fields`."""
+        """The scale with the range and mean in `Age.fields`."""
         return cls(kind, fields["low"], fields["high"], fields["mean"], std)
 
     def encode(self, years: jax.Array) -> jax.Array:

@@ -36,7 +36,8 @@ def l2(prediction: jax.Array, target: jax.Array) -> jax.Array:
 
 def huber(prediction: jax.Array, target: jax.Array, delta: float) -> jax.Array:
     """Huber (1964): half the squared error up to `delta`, linear beyond, [B]."""
-    return optax.losses.huber_loss(_f32(prediction), target, delta=delta)
+    loss: jax.Array = optax.losses.huber_loss(_f32(prediction), target, delta=delta)
+    return loss
 
 
 def gaussian_nll(
@@ -129,7 +130,8 @@ def binary_cross_entropy(logits: jax.Array, target: jax.Array, smoothing: float 
       smoothing: mass of the target that is spread over both classes.
     """
     target = _f32(target) * (1 - smoothing) + 0.5 * smoothing
-    return optax.losses.sigmoid_binary_cross_entropy(_f32(logits), target)
+    loss: jax.Array = optax.losses.sigmoid_binary_cross_entropy(_f32(logits), target)
+    return loss
 
 
 def cross_entropy(logits: jax.Array, target: jax.Array, smoothing: float = 0.0) -> jax.Array:
@@ -184,7 +186,7 @@ def ldam_margins(counts: Sequence[int] | np.ndarray, max_margin: float) -> np.nd
 
     max_margin · n_c^(-1/4) / max_j n_j^(-1/4); a class without examples is taken to have one.
     """
-    root = np.maximum(np.asarray(counts, np.float64), 1) ** -0.25
+    root: np.ndarray = np.maximum(np.asarray(counts, np.float64), 1) ** -0.25
     return max_margin * root / root.max()
 
 
@@ -309,7 +311,8 @@ def corn(logits: jax.Array, rank: jax.Array) -> jax.Array:
 def _above(logits: jax.Array, rank: jax.Array) -> jax.Array:
     """BCE of each task "above rank k", [B, K - 1]."""
     above = (rank[:, None] > jnp.arange(logits.shape[-1])).astype(jnp.float32)
-    return optax.losses.sigmoid_binary_cross_entropy(_f32(logits), above)
+    loss: jax.Array = optax.losses.sigmoid_binary_cross_entropy(_f32(logits), above)
+    return loss
 
 
 def _at(x: jax.Array, target: jax.Array) -> jax.Array:

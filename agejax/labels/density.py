@@ -35,7 +35,7 @@ def kde(values: np.ndarray, bandwidth: float, grid: np.ndarray) -> np.ndarray:
     taps = min(int(_reach(bandwidth) / step), len(grid))
     offsets = np.arange(-taps, taps + 1) * (step / bandwidth)
     kernel = np.exp(-0.5 * offsets**2) / (np.sqrt(2 * np.pi) * bandwidth)
-    full = scipy.signal.fftconvolve(counts / len(values), kernel)
+    full: np.ndarray = scipy.signal.fftconvolve(counts / len(values), kernel)
     return full[taps : taps + len(grid)]
 
 
@@ -85,8 +85,9 @@ def lds_window(sigma: float, size: int) -> np.ndarray:
     """
     impulse = np.zeros(size)
     impulse[size // 2] = 1
-    window = scipy.ndimage.gaussian_filter1d(impulse, sigma)
-    return window / window.max()
+    window: np.ndarray = scipy.ndimage.gaussian_filter1d(impulse, sigma)
+    window /= window.max()
+    return window
 
 
 def lds_weight(
@@ -186,7 +187,8 @@ def _normalised(star: np.ndarray, counts: np.ndarray, normalise: str) -> np.ndar
     if normalise not in ("mean", "classes"):
         raise UserError(f"density: normalise is {normalise!r}; set it to mean or classes")
     over = counts if normalise == "mean" else counts > 0
-    return star * (over.sum() / (over * star).sum())
+    scale: float = over.sum() / (over * star).sum()
+    return star * scale
 
 
 def _by_class(labels: np.ndarray, weigh: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
@@ -199,7 +201,8 @@ def _by_class(labels: np.ndarray, weigh: Callable[[np.ndarray], np.ndarray]) -> 
         part = labels[start : start + PART]
         counts += np.bincount(part[part >= 0], minlength=len(counts))
     # The last weight is what an unknown label, -1, is looked up as.
-    return np.append(weigh(counts), 1.0)[np.maximum(labels, -1)]
+    weights: np.ndarray = np.append(weigh(counts), 1.0)[np.maximum(labels, -1)]
+    return weights
 
 
 def _spread(weights: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -254,9 +257,11 @@ def _reach(bandwidth: float) -> float:
     """How far the kernel reaches: to a density of 1e-4, and one as flat as that 3 bandwidths."""
 
     def excess(x: float) -> float:
-        return np.exp(-0.5 * (x / bandwidth) ** 2) / (np.sqrt(2 * np.pi) * bandwidth) - 1e-4
+        height = np.exp(-0.5 * (x / bandwidth) ** 2) / (np.sqrt(2 * np.pi) * bandwidth)
+        return float(height - 1e-4)
 
     if excess(3 * bandwidth) < 0:
         return 3 * bandwidth
     # The reference stops its root search here; a finer one moves the grid, and weights by 2e-5.
-    return scipy.optimize.brentq(excess, 0, 8 * bandwidth, xtol=1e-3) + 1e-3
+    root: float = scipy.optimize.brentq(excess, 0, 8 * bandwidth, xtol=1e-3)
+    return root + 1e-3

@@ -101,6 +101,7 @@ class Backbone(nnx.Module):
             y = block(*copies["modules"], *inputs, train=True, **copies["given"])
             return y, jax.tree.leaves(nnx.state(copies))
 
+        y: jax.Array
         y, moved = pure(arrays, inputs)
         nnx.update(nodes, jax.tree.unflatten(tree, moved))
         return y

@@ -20,7 +20,9 @@ def eval_images(images: jax.Array, size: int) -> jax.Array:
     if out.shape[1:3] == (size, size):
         return out
     # Not len(images): an exported model's batch has a symbol for a size.
-    return jax.image.resize(out, (images.shape[0], size, size, 3), "linear", antialias=False)
+    shape = (images.shape[0], size, size, 3)
+    resized: jax.Array = jax.image.resize(out, shape, "linear", antialias=False)
+    return resized
 
 
 def shrink(images: jax.Array, size: int) -> jax.Array:
@@ -30,7 +32,8 @@ def shrink(images: jax.Array, size: int) -> jax.Array:
     if max(height, width) <= limit:
         return images
     shape = (n, min(height, limit), min(width, limit), 3)
-    return jax.image.resize(images.astype(jnp.float32) / 255, shape, "linear")
+    shrunk: jax.Array = jax.image.resize(images.astype(jnp.float32) / 255, shape, "linear")
+    return shrunk
 
 
 def luminance(images: jax.Array) -> jax.Array:

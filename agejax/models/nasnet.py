@@ -72,14 +72,15 @@ PNASNET = Design(
     (0, 1, 2, 3, 4),
 )
 EPSILON = 1e-3  # of the batch norms
-Maker = Callable[..., Any]  # a module, given widths, size and stride
+MakeConv = Callable[..., Conv]  # given widths, size and stride
+MakeNorm = Callable[..., BatchNorm]  # given the width
 
 
 class ReluConvNorm(nnx.Module):
     """ReLU, 1x1 convolution, batch norm."""
 
     def __init__(
-        self, inputs: int, outputs: int, *, stride: int = 1, conv: Maker, norm: Maker
+        self, inputs: int, outputs: int, *, stride: int = 1, conv: MakeConv, norm: MakeNorm
     ) -> None:
         self.conv, self.norm = conv(inputs, outputs, 1, stride=stride), norm(outputs)
 
@@ -90,7 +91,7 @@ class ReluConvNorm(nnx.Module):
 class FactorizedReduction(nnx.Module):
     """ReLU, and half of the channels each from the even and the odd pixels, which halves maps."""
 
-    def __init__(self, inputs: int, outputs: int, *, conv: Maker, norm: Maker) -> None:
+    def __init__(self, inputs: int, outputs: int, *, conv: MakeConv, norm: MakeNorm) -> None:
         self.paths = nnx.List([conv(inputs, outputs // 2, 1) for _ in range(2)])
         self.norm = norm(outputs)
 
@@ -108,7 +109,7 @@ class SeparableConv(nnx.Module):
     """ReLU, a filter for every channel, 1x1 convolution, batch norm."""
 
     def __init__(
-        self, inputs: int, outputs: int, size: int, *, stride: int, conv: Maker, norm: Maker
+        self, inputs: int, outputs: int, size: int, *, stride: int, conv: MakeConv, norm: MakeNorm
     ) -> None:
         self.depthwise = conv(inputs, inputs, size, stride=stride, groups=inputs)
         self.pointwise, self.norm = conv(inputs, outputs, 1), norm(outputs)
@@ -146,8 +147,8 @@ class Pool(nnx.Module):
         kind: str,
         stride: int,
         border: float,
-        conv: Maker,
-        norm: Maker,
+        conv: MakeConv,
+        norm: MakeNorm,
     ) -> None:
         self.kind, self.size, self.stride, self.border = kind, size, stride, border
         self.conv = conv(inputs, outputs, 1) if inputs != outputs else None
@@ -237,7 +238,7 @@ class NASNet(Backbone):
         before the last as the reduction cell itself.
       zero_padded_max: Keras pads with zeros before maxima, which win over negative values; timm
         and TensorFlow leave the padding out.
-      norm_momentum: the new value's share in the batch-norm statistics; Keras' .0003 is for very
+      norm_momentum: the new value's share in the batch-norm statistics; Keras' 0.0003 is for very
         long runs, and lags behind in one of some thousand steps.
     """
 
@@ -256,7 +257,7 @@ class NASNet(Backbone):
         dtype: jax.typing.DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        make: dict[str, Maker] = {
+        make: dict[str, Any] = {
             "conv": functools.partial(Conv, padding="same", dtype=dtype, rngs=rngs),
             "norm": functools.partial(BatchNorm, epsilon=EPSILON, momentum=norm_momentum),
         }

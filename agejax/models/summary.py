@@ -5,7 +5,7 @@ What the backbones cost: parameters, multiply-accumulates and memory, and how fa
     parameters  trainable ones, of the features alone unless --num_classes is given
     MACs        of one image forwards: convolutions and matrix products, as traced
     kept        bytes that one more image adds to what autodiff keeps for the backward pass; XLA,
-                which computes cheap things again, took .6 to 1.2 times that on a CPU
+                which computes cheap things again, took 0.6 to 1.2 times that on a CPU
     forward     images/s of inference
     step        images/s of forward and backward pass and plain gradient descent
     XLA         memory of that step besides its arguments, as the compiler has laid it out
@@ -86,7 +86,8 @@ class Network:
 
     def forward(self, params: Any, rest: Any, x: jax.Array) -> jax.Array:
         """Features or logits [B, C] of inference."""
-        return nnx.merge(self.graphdef, params, rest)(x)
+        y: jax.Array = nnx.merge(self.graphdef, params, rest)(x)
+        return y
 
     def loss(self, params: Any, rest: Any, x: jax.Array) -> tuple[jax.Array, Any]:
         """A scalar that depends on every output, and the statistics after a training step."""

@@ -221,7 +221,10 @@ def build(config: Mapping[str, Any], size: int) -> Augment:
     ) -> tuple[jax.Array, Mix | None]:
         on_cpu = functools.partial(_once, functools.partial(compute, _once))
         elsewhere = functools.partial(compute, lambda function, *arguments: function(*arguments))
-        return jax.lax.platform_dependent(key, images, strength, cpu=on_cpu, default=elsewhere)
+        augmented: tuple[jax.Array, Mix | None] = jax.lax.platform_dependent(
+            key, images, strength, cpu=on_cpu, default=elsewhere
+        )
+        return augmented
 
     return augment
 
@@ -399,8 +402,8 @@ def _erase(images: jax.Array, box: jax.Array, fill: jax.Array) -> jax.Array:
     size = images.shape[1]
     centres = (jnp.arange(size) + 0.5) / size
     left, right, top, bottom = (box[:, i : i + 1] for i in range(4))
-    across = jnp.float32((centres >= left) & (centres < right))
-    along = jnp.float32((centres >= top) & (centres < bottom))
+    across = ((centres >= left) & (centres < right)).astype(jnp.float32)
+    along = ((centres >= top) & (centres < bottom)).astype(jnp.float32)
     # Not a selection: XLA:CPU does not vectorise those.
     return images + along[:, :, None, None] * across[:, None, :, None] * (fill - images)
 
@@ -443,9 +446,10 @@ def _equalize(images: jax.Array, on: jax.Array) -> jax.Array:
     table = jnp.clip((step // 2 + below) // jnp.maximum(step, 1), 0, 255)
     table = jnp.where(on[:, None, None] & (step > 0), table, jnp.arange(256))
     places = images.astype(jnp.int32) + 256 * jnp.arange(3)
-    return jax.vmap(lambda t, at: t.at[at].get(mode="promise_in_bounds"))(
+    equalized: jax.Array = jax.vmap(lambda t, at: t.at[at].get(mode="promise_in_bounds"))(
         table.reshape(n, 768).astype(jnp.uint8), places
     )
+    return equalized
 
 
 def _solarize(images: jax.Array, level: jax.Array) -> jax.Array:
@@ -607,7 +611,7 @@ def _cut(
     def within(draw: str) -> jax.Array:
         middle = jnp.floor(u[draw] * size)
         low, high = (middle - half)[:, None], (middle + half)[:, None]
-        return jnp.float32((pixels >= low) & (pixels < high))
+        return ((pixels >= low) & (pixels < high)).astype(jnp.float32)
 
     across, along = within("cutmix_x"), within("cutmix_y")
     pasted = across.sum(axis=1) * along.sum(axis=1) / size**2
@@ -639,7 +643,7 @@ def _shaped(values: jax.Array) -> jax.Array:
     return values[:, None, None, None]
 
 
-def _between(limits: Any, u: jax.Array) -> jax.Array:
+def _between(limits: Sequence[float] | jax.Array, u: jax.Array) -> jax.Array:
     return limits[0] + (limits[1] - limits[0]) * u
 
 

@@ -35,4 +35,5 @@ def find(name: str) -> type[FaceBuilder]:
     """
     check_keys([name], TABLE, "config.data.name")
     module, builder = TABLE[name]
-    return getattr(importlib.import_module(f"{__name__}.{module}"), builder)
+    found: type[FaceBuilder] = getattr(importlib.import_module(f"{__name__}.{module}"), builder)
+    return found

@@ -281,7 +281,7 @@ class _Stream:
 
 
 def _contents(file: IO[bytes], most: int, budget: _Budget | None = None) -> bytes | Unread:
-    """Of an open file, piece by piece, since one read would first set aside all that it claims."""
+    """An open file's contents, in pieces: one read would first allocate all that it claims."""
     data = bytearray()
     while len(data) <= most and (piece := file.read(min(CHUNK, most + 1 - len(data)))):
         data += piece

@@ -64,7 +64,7 @@ class Face:
     split: str = ""
 
 
-class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg,misc]
     """A tfds builder of faces that needs no TensorFlow. A data set is a subclass with:
 
     - `name`, `VERSION`: raise the version when the same files would give other examples;

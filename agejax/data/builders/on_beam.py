@@ -25,7 +25,7 @@ class Reader(Protocol):
         ...
 
 
-class Examples(beam.PTransform):
+class Examples(beam.PTransform[Any, Any]):
     """A pipeline's beginning -> (id, features) of every example.
 
     Args:

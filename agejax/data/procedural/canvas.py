@@ -29,11 +29,13 @@ def _spline(k: int, closed: bool) -> Array:
 
 
 def closed(*points: tuple[float, float]) -> Array:
-    return _spline(len(points), True) @ np.array(points)
+    points_on: Array = _spline(len(points), True) @ np.array(points)
+    return points_on
 
 
 def curve(*points: tuple[float, float]) -> Array:
-    return _spline(len(points), False) @ np.array(points)
+    points_on: Array = _spline(len(points), False) @ np.array(points)
+    return points_on
 
 
 def symmetric(*half: tuple[float, float]) -> Array:
@@ -71,7 +73,7 @@ class Canvas:
             by = depth * self.turn
             self.maps[depth] = np.vstack([self.pose, -by]), self.shift + by
         linear, shift = self.maps[depth]
-        at = terms.dot(linear)
+        at: Array = terms.dot(linear)
         at += shift
         if scale != 1.0:
             at *= scale

@@ -76,7 +76,8 @@ def draw_face(
     noise *= np.float32(grain / 104)
     noise += np.float32(bias)
     lit += cv2.cvtColor(noise, cv2.COLOR_GRAY2RGB)
-    return np.clip(lit, 0, 255, out=lit).astype(np.uint8)
+    np.clip(lit, 0, 255, out=lit)
+    return lit.astype(np.uint8)
 
 
 def draw(seed: int, index: int, size: int = SIZE) -> tuple[Array, Labels]:

@@ -40,7 +40,7 @@ class Labels:
 def draw_labels(rng: np.random.Generator) -> Labels:
     """Labels of one face; ages long-tailed.
 
-    A face looks .5 years + 10 % of its age (at most 4.5 years) younger or older, one standard
+    A face looks 0.5 years + 10 % of its age (at most 4.5 years) younger or older, one standard
     deviation, so that no predictor comes much under a mean absolute error of 2.5 years.
     """
     _, kind, a, b = AGE_MIXTURE[_choice(rng, [share for share, *_ in AGE_MIXTURE])]

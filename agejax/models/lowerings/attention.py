@@ -17,7 +17,8 @@ def attention(qkv: jax.Array) -> jax.Array:
 
     if lowerings.is_plain():
         return plain(qkv)
-    return lax.platform_dependent(qkv, cpu=by_heads, default=plain)
+    y: jax.Array = lax.platform_dependent(qkv, cpu=by_heads, default=plain)
+    return y
 
 
 @jax.custom_vjp

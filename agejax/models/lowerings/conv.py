@@ -45,7 +45,8 @@ def conv(
     else:
         return dense(x, kernel, stride, padding)
     plain = functools.partial(plain_conv, stride=stride, padding=padding, groups=groups)
-    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
+    y: jax.Array = lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
+    return y
 
 
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -106,7 +107,8 @@ def _dense_backward(
     x, kernel = kept
 
     def plain(x: jax.Array, dy: jax.Array) -> jax.Array:
-        return jax.vjp(lambda k: plain_conv(x, k, stride, padding), kernel)[1](dy)[0]
+        (gradient,) = jax.vjp(lambda k: plain_conv(x, k, stride, padding), kernel)[1](dy)
+        return gradient
 
     def on_cpu(x: jax.Array, dy: jax.Array) -> jax.Array:
         gradient = kernel_gradient(pad(x, padding), dy, kernel.shape[0], stride, TILE_BYTES)

@@ -18,12 +18,13 @@ ROWS_PER_SUM = 16  # fewer are not vectorised, more take long to compile
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
     """One filter per channel: x [B, H, W, C], kernel [k, k, 1, C] -> [B, H', W', C]."""
-    return lax.platform_dependent(
+    y: jax.Array = lax.platform_dependent(
         x,
         kernel,
         cpu=functools.partial(by_taps, stride=stride, padding=padding),
         default=functools.partial(plain_conv, stride=stride, padding=padding, groups=x.shape[-1]),
     )
+    return y
 
 
 def _backward(
@@ -116,4 +117,5 @@ def kernel_gradient(
         sums, _ = lax.scan(add, (zero,) * size, jnp.arange(x.shape[1]))
         return None, jnp.stack([total.sum(axis=(0, 1)) for total in sums])
 
-    return lax.scan(kernel_row, None, jnp.arange(size))[1]
+    _, gradient = lax.scan(kernel_row, None, jnp.arange(size))
+    return gradient

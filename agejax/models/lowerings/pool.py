@@ -39,9 +39,10 @@ def max_pool(
         # A constant of numpy's: a traced one hides from JAX that this is a maximum, which it could
         # then not differentiate.
         lowest = np.array(-np.inf, x.dtype)
-        return lax.reduce_window(
+        y: jax.Array = lax.reduce_window(
             x, lowest, lax.max, (1, size, size, 1), (1, stride, stride, 1), pads
         )
+        return y
 
     def on_cpu(x: jax.Array) -> jax.Array:
         # The first of equal ones has the gradient, as above, which XLA:CPU scatters one number
@@ -52,7 +53,8 @@ def max_pool(
 
     if lowerings.is_plain():
         return plain(x)
-    return lax.platform_dependent(x, cpu=on_cpu, default=plain)
+    y: jax.Array = lax.platform_dependent(x, cpu=on_cpu, default=plain)
+    return y
 
 
 def mean_pool(x: jax.Array, size: int, stride: int, *, count_padding: bool) -> jax.Array:
@@ -65,6 +67,7 @@ def mean_pool(x: jax.Array, size: int, stride: int, *, count_padding: bool) -> j
       [B, ceil(H / stride), ceil(W / stride), C].
     """
     padded = pad_same(x, size, stride)
+    sums: jax.Array
     if lowerings.is_plain():
         zero, window = np.zeros((), x.dtype), (1, size, size, 1)
         sums = lax.reduce_window(padded, zero, lax.add, window, (1, stride, stride, 1), "VALID")
@@ -80,4 +83,6 @@ def mean_pool(x: jax.Array, size: int, stride: int, *, count_padding: bool) -> j
 def _inside(n: int, size: int, stride: int) -> np.ndarray:
     """How many entries of each "same" window over an axis of length `n` are not padding."""
     ones = np.pad(np.ones(n), same_pads(n, size, stride))
-    return np.lib.stride_tricks.sliding_window_view(ones, size)[::stride].sum(axis=1)
+    windows = np.lib.stride_tricks.sliding_window_view(ones, size)[::stride]
+    counts: np.ndarray = windows.sum(axis=1)
+    return counts

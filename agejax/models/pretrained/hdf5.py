@@ -136,7 +136,7 @@ def _names(group: h5py.Group, attribute: str) -> list[str]:
 
 
 def _texts(group: h5py.Group, attribute: str) -> list[str]:
-    """Of an attribute that should be text: HDF5 can crash on others where the file is damaged."""
+    """An attribute that should be text: HDF5 can crash on others where the file is damaged."""
     stored = group.attrs.get_id(attribute)
     if math.prod(stored.shape) == 0:  # Keras stores empty lists as numbers
         return []

@@ -184,7 +184,7 @@ SEPARABLE_LEAVES = {
 
 
 def _nasnet(n: int) -> Layout:
-    """Of `n` normal cells a stage. Their layers end in a cell's name, and ours have its number."""
+    """Names of `n` normal cells per stage: layers end in a cell's name, ours have its number."""
     stages = (range(n), [f"reduce_{n}"], range(n + 1, 2 * n + 1), [f"reduce_{2 * n}"],
               range(2 * n + 1, 3 * n + 1))  # fmt: skip
     cells = ["stem_1", "stem_2", *(str(name) for stage in stages for name in stage)]

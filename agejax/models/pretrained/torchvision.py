@@ -37,7 +37,7 @@ VIT: Rules = (
 
 
 def vgg_convs(depths: tuple[int, ...], batch_norm: bool) -> Rules:
-    """Of torchvision and timm, which number every layer, pools and activations too."""
+    """Names of torchvision and timm, which number every layer, pools and activations too."""
     rules, index, i = [], 0, 0
     for depth in depths:
         for _ in range(depth):
