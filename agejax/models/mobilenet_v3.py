@@ -188,7 +188,10 @@ class MobileNetV3(Backbone):
         dtype: jax.typing.DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        scale = lambda channels: divisible(channels * width)  # noqa: E731
+
+        def scale(channels: int) -> int:
+            return divisible(channels * width)
+
         self.act = jax.nn.relu if minimalistic else jax.nn.hard_swish
         common: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         make: Callable[..., ConvNorm] = functools.partial(
