@@ -46,7 +46,8 @@ def keep(config: Any, source: Source, rows: np.ndarray) -> np.ndarray:
         stays &= ~gone
     if not stays.any():
         raise UserError(f"{WHERE}.keep: no training image is left; keep more")
-    return rows[stays[rows]]
+    left: np.ndarray = rows[stays[rows]]
+    return left
 
 
 def weigh(config: Any, source: Source, rows: np.ndarray) -> Draws:

@@ -59,8 +59,8 @@ class Sampler:
         if self._line is None:
             return np.zeros_like(k)
         begins = self._line.begins(self._line.rows(k + u))
-        before: np.ndarray = np.maximum(np.ceil(begins - u), 0).astype(np.int64)
-        return k - before
+        copy: np.ndarray = k - np.maximum(np.ceil(begins - u), 0).astype(np.int64)
+        return copy
 
     def _points(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Point numbers k (int64) and shifts u (f64) at positions start..stop-1."""
@@ -97,8 +97,8 @@ class _Line:
         # look at memory, not one for each halving of a table of 10 million rows.
         block = np.searchsorted(self._coarse, points, side="right")
         around = np.take(self._ends.reshape(-1, BLOCK), block, axis=0)
-        inside: np.ndarray = np.count_nonzero(around <= points[:, None], axis=1)
-        return BLOCK * block + inside
+        rows: np.ndarray = BLOCK * block + np.count_nonzero(around <= points[:, None], axis=1)
+        return rows
 
     def begins(self, rows: np.ndarray) -> np.ndarray:
         """Where each row's piece begins: int64 [B] -> f64 [B]."""

@@ -235,6 +235,6 @@ def _order(file: TargetFile, head: str, wanted: tuple[str, ...]) -> list[int]:
 
 def _spread(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Values [M, K] at rows int [N] -> [N, K], NaN where a row is -1."""
-    spread = values[rows]
+    spread: np.ndarray = values[rows]
     spread[rows < 0] = np.nan
     return spread

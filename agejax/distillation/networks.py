@@ -22,7 +22,8 @@ from agejax.models.face_model import POOLED
 from agejax.runs import ensembles
 from agejax.runs.run import Run
 from agejax.settings import to_json
-from agejax.training.state import Flat, Model
+from agejax.training.optim import Flat
+from agejax.training.state import Model
 from agejax.training.teaching import Target
 
 FLOAT_VIEWS = ("plain", "flip")  # of `ensembles.VIEWS`, those of images in 0..1 too

@@ -107,7 +107,8 @@ def uncertainty_of(said: Mapping[str, np.ndarray]) -> np.ndarray:
         if name in said:
             return said[name]
     label = next(iter(said))
-    return 1 - said[label].max(axis=1)
+    doubt: np.ndarray = 1 - said[label].max(axis=1)
+    return doubt
 
 
 def config_lines(run: Run, dataset: str, source_path: str | None, labels: pathlib.Path) -> str:

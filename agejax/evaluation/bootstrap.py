@@ -55,4 +55,5 @@ def intervals(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a part without images
         low, high = np.nanpercentile(means, [2.5, 97.5], axis=0)
-    return np.stack([low, high], axis=1).tolist()
+    intervals: list[list[float]] = np.stack([low, high], axis=1).tolist()
+    return intervals

@@ -150,7 +150,8 @@ def _fit_years(said: np.ndarray, truth: np.ndarray) -> list[float]:
         A_eq=np.repeat([[1.0, 0.0]], [m, n], axis=1),
         b_eq=[1.0],
     )
-    return best.x[:m].tolist()
+    weights: list[float] = best.x[:m].tolist()
+    return weights
 
 
 def _fit_classes(said: np.ndarray, truth: np.ndarray) -> list[float]:
@@ -166,4 +167,5 @@ def _fit_classes(said: np.ndarray, truth: np.ndarray) -> list[float]:
         constraints={"type": "eq", "fun": lambda w: w.sum() - 1, "jac": lambda w: np.ones(m)},
         method="SLSQP",
     )
-    return best.x.clip(0).tolist()
+    weights: list[float] = best.x.clip(0).tolist()
+    return weights

@@ -140,9 +140,12 @@ def paired(
 
 def _losses(predicted: np.ndarray, label: np.ndarray) -> np.ndarray:
     """Absolute errors in years, or 0 and 1 of classes; float64 [N]."""
+    wrong: np.ndarray
     if predicted.ndim == 1:
-        return np.abs(predicted.astype(np.float64) - label)
-    return (predicted.argmax(axis=1) != label).astype(np.float64)
+        wrong = np.abs(predicted.astype(np.float64) - label)
+    else:
+        wrong = (predicted.argmax(axis=1) != label).astype(np.float64)
+    return wrong
 
 
 def _age_scores(error: np.ndarray, label: np.ndarray) -> dict[str, float]:

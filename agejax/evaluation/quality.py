@@ -187,7 +187,8 @@ class Brisque:
         """[N, 36] -> [N]; NaN where a feature is not finite."""
         x = 2 * (features - self.low) / (self.high - self.low) - 1
         distance = cdist(x, self.vectors, "sqeuclidean")
-        return np.exp(-self.gamma * distance) @ self.weights - self.rho
+        scores: np.ndarray = np.exp(-self.gamma * distance) @ self.weights - self.rho
+        return scores
 
 
 # --------------------------------------------------------------------------------- error by quality

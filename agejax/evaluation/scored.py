@@ -42,7 +42,8 @@ class Scored:
 
     @property
     def duplicates(self) -> np.ndarray:
-        return self.source.groups[self.rows]
+        groups: np.ndarray = self.source.groups[self.rows]
+        return groups
 
 
 def score(

@@ -57,7 +57,8 @@ def temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 def scaled(probabilities: np.ndarray, t: float) -> np.ndarray:
     """softmax(log p / t), float64 [N, K]; the most probable class stays so."""
-    return scipy.special.softmax(_log(probabilities) / t, axis=1)
+    tempered: np.ndarray = scipy.special.softmax(_log(probabilities) / t, axis=1)
+    return tempered
 
 
 def reliability(
@@ -89,7 +90,7 @@ def ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
     """Expected calibration error: sum over bins of n/N |accuracy - confidence| (Naeini et al. 2015,
     as Guo et al. 2017, eq. 3): of the most probable class, in bins of equal width."""
     rows = reliability(probabilities, labels, bins)
-    gaps = [row["n"] * abs(row["accuracy"] - row["confidence"]) for row in rows]
+    gaps: list[float] = [row["n"] * abs(row["accuracy"] - row["confidence"]) for row in rows]
     return sum(gaps) / sum(row["n"] for row in rows)
 
 

@@ -71,4 +71,5 @@ def as_partial(function: Callable[..., Any]) -> jax.tree_util.Partial:
 @jax.jit
 def values_of(value: jax.tree_util.Partial, images: jax.Array) -> jax.Array:
     """`value(images)`, compiled once for all that binds the same function."""
-    return value(images)
+    values: jax.Array = value(images)
+    return values

@@ -65,4 +65,6 @@ def _slope(
     """Σ share_i · d value / d image, at `along_i` of the way; [B] and [S, S, 3] -> [S, S, 3]."""
     images = start + along[:, None, None, None] * (end - start)
     # Weighted before the derivative: the sum over steps is then the backward pass's own.
-    return jax.grad(lambda x: jnp.sum(share * value(images + x)))(jnp.zeros_like(start))
+    slope = jax.grad(lambda x: jnp.sum(share * value(images + x)))
+    gradient: jax.Array = slope(jnp.zeros_like(start))
+    return gradient

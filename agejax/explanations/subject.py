@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.tree_util import Partial
 
 from agejax.errors import UserError
 from agejax.explanations.explanation import BATCH, Explanation, values_of
@@ -37,9 +38,9 @@ class Subject(NamedTuple):
     tapped: k -> the same, as a `Tapped`.
     """
 
-    decoded: jax.tree_util.Partial
-    value: Callable[[int | None], jax.tree_util.Partial]
-    tapped: Callable[[int | None], jax.tree_util.Partial]
+    decoded: Partial
+    value: Callable[[int | None], Partial]
+    tapped: Callable[[int | None], Partial]
 
     @classmethod
     def of(cls, run: Run, label: str, *, smooth: bool) -> Subject:
@@ -77,12 +78,11 @@ class Subject(NamedTuple):
 
         # Bound, but not closed over: k may change, and parameters are no constants of a program.
         bound = run.params, run.batch_stats
-        partial = jax.tree_util.Partial
-        whole = partial(decoded, *bound)
+        whole = Partial(decoded, *bound)
         return cls(
             whole,
-            lambda k: whole if k is None else partial(value, *bound, np.int32(k)),
-            lambda k: partial(tapped, *bound, np.int32(k or 0)),
+            lambda k: whole if k is None else Partial(value, *bound, np.int32(k)),
+            lambda k: Partial(tapped, *bound, np.int32(k or 0)),
         )
 
 

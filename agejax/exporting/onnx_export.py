@@ -105,7 +105,7 @@ class Graph:
         Returns:
           The values of its outputs.
         """
-        known = dict(zip(jaxpr.constvars, map(constant, consts), strict=True))
+        known: dict[Any, Value] = dict(zip(jaxpr.constvars, map(constant, consts), strict=True))
         known |= dict(zip(jaxpr.invars, inputs, strict=True))
 
         def read(atom: Any) -> Value:

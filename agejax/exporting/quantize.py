@@ -181,7 +181,7 @@ def static(model: bytes, images: np.ndarray, skip: int = 0) -> bytes:
     from onnxruntime import quantization
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType
 
-    class Images(quantization.CalibrationDataReader):
+    class Images(quantization.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
             self._batches: Iterator[np.ndarray] = (
                 images[start : start + BATCH] for start in range(0, len(images), BATCH)

@@ -298,7 +298,8 @@ def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 def apply(transform: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Points [..., 2] moved by a transform [2, 3]."""
-    return points @ transform[:, :2].T + transform[:, 2]
+    moved: np.ndarray = points @ transform[:, :2].T + transform[:, 2]
+    return moved
 
 
 def align(image: np.ndarray, face: Face, geometry: Geometry, size: int) -> np.ndarray:

@@ -186,8 +186,9 @@ def ldam_margins(counts: Sequence[int] | np.ndarray, max_margin: float) -> np.nd
 
     max_margin · n_c^(-1/4) / max_j n_j^(-1/4); a class without examples is taken to have one.
     """
-    root: np.ndarray = np.maximum(np.asarray(counts, np.float64), 1) ** -0.25
-    return max_margin * root / root.max()
+    root = np.maximum(np.asarray(counts, np.float64), 1) ** -0.25
+    margins: np.ndarray = max_margin * root / root.max()
+    return margins
 
 
 def ldam(logits: jax.Array, target: jax.Array, margins: jax.Array, scale: float) -> jax.Array:

@@ -13,6 +13,8 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 
 def main() -> None:
@@ -23,7 +25,7 @@ def main() -> None:
     sys.stdin.buffer.read()
 
 
-def start(target, *args):  # type: ignore[no-untyped-def]
+def start(target: Callable[..., None], *args: Any) -> None:
     threading.Thread(target=target, args=args, daemon=True).start()
 
 

@@ -236,7 +236,8 @@ def portable(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """A config as JSON data, with names in place of paths, which tell of its author's machine."""
     values = to_json(config)
     values["data"]["cache_dir"] = None
-    return _without_places(values, "")
+    placeless: dict[str, Any] = _without_places(values, "")
+    return placeless
 
 
 def _without_places(value: Any, path: str) -> Any:

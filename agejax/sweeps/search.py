@@ -64,7 +64,7 @@ def search(
         def stop_after(step: int, value: float) -> bool:
             nonlocal pruned
             trial.report(value, step)
-            pruned = trial.should_prune()
+            pruned = bool(trial.should_prune())
             return pruned
 
         try:

@@ -109,7 +109,9 @@ class Checkpoints:
         Raises:
           UserError: it is damaged: what it says is not what was saved.
         """
-        meta = self._read(step, lambda folder: json.loads((folder / "meta/metadata").read_text()))
+        meta: dict[str, Any] = self._read(
+            step, lambda folder: json.loads((folder / "meta/metadata").read_text())
+        )
         known = isinstance(meta, dict) and (
             meta.keys() <= KEYS_WITHOUT_DIGEST
             if "digest" not in meta

@@ -26,7 +26,8 @@ from agejax.models import inputs
 from agejax.models.necks import NeckOptions
 from agejax.settings import to_json
 from agejax.training import augment
-from agejax.training.state import Flat, Model, TrainState
+from agejax.training.optim import Flat
+from agejax.training.state import Model, TrainState
 from agejax.version import __version__
 
 FORMAT = 1  # raise it when the same weights would give the same images other features

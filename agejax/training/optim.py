@@ -182,7 +182,7 @@ def create_penalty(config: Any, names: Iterable[str]) -> Callable[[Flat], jax.Ar
     def penalty(params: Flat) -> jax.Array:
         total = sum(rate * jax.numpy.abs(params[k]).sum() for k, rate in l1.items())
         squares = sum(rate * jax.numpy.square(params[k]).sum() for k, rate in l2.items())
-        return jax.numpy.float32(total + 0.5 * squares)
+        return jax.numpy.asarray(total + 0.5 * squares, jax.numpy.float32)
 
     return penalty
 

@@ -188,7 +188,8 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     """This process's slice of a batch -> the global batch on the mesh."""
     sharding = batch_sharding(mesh)
     if jax.process_count() == 1:
-        return jax.device_put(dict(batch), sharding)
+        placed: dict[str, jax.Array] = jax.device_put(dict(batch), sharding)
+        return placed
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
 

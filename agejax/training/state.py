@@ -93,11 +93,14 @@ class Model:
 
     def network(self, params: Flat, batch_stats: Flat) -> FaceModel:
         """The module itself, with these arrays; a new one at every call."""
-        return nnx.merge(self.graphdef, self._nested(params), self._nested(batch_stats))
+        arrays = (self._nested(params), self._nested(batch_stats))
+        network: FaceModel = nnx.merge(self.graphdef, *arrays)
+        return network
 
     def _nested(self, flat: Flat) -> dict[str, Any]:
         own = {self.paths[k]: v for k, v in flat.items() if k in self.paths}
-        return traverse_util.unflatten_dict(own)
+        nested: dict[str, Any] = traverse_util.unflatten_dict(own)
+        return nested
 
 
 def create_model(config: Any, heads: Mapping[str, Head]) -> tuple[Model, Initialise]:
@@ -166,11 +169,12 @@ def abstract(
     shapes = jax.eval_shape(
         lambda key: _start(config, optimizer, *initialise(key)), jax.random.key(0)
     )
-    return jax.tree.map(
+    placed: TrainState = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         shapes,
         sharding.state_shardings(shapes, mesh),
     )
+    return placed
 
 
 def create(
@@ -191,9 +195,12 @@ def create(
     key = jax.random.key(config.seed)
     if start_from is None and config.model.pretrained:
         start_from = functools.partial(from_file, config.model)
+    state: TrainState
     if start_from is None:
-        return jax.jit(lambda key: start(*initialise(key)), out_shardings=shardings)(key)
-    return jax.jit(start, out_shardings=shardings)(*start_from(*initialise(key)))
+        state = jax.jit(lambda key: start(*initialise(key)), out_shardings=shardings)(key)
+    else:
+        state = jax.jit(start, out_shardings=shardings)(*start_from(*initialise(key)))
+    return state
 
 
 def from_file(config: Any, params: Flat, batch_stats: Flat) -> tuple[Arrays, Arrays]:

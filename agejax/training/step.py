@@ -17,7 +17,8 @@ from agejax.models import inputs, lowerings
 from agejax.models.backbone import Features
 from agejax.training import augment as augment_lib
 from agejax.training import image_sizes, optim
-from agejax.training.state import Flat, Model, TrainState
+from agejax.training.optim import Flat
+from agejax.training.state import Model, TrainState
 from agejax.training.teaching import Target, Teaching
 
 # name -> array: "image", or the "features" of a frozen backbone, labels, and what teachers read

@@ -491,8 +491,8 @@ OTHERS = (
     ),
     Mutation(
         "a head's weight is ignored", STEP,
-        "total += head.weight * (1 - teachers.share) * mean",
-        "total += (1 - teachers.share) * mean",
+        "total += head.weight * labels_share * mean",
+        "total += labels_share * mean",
         ("test_step.py::test_a_half_labelled_batch_teaches_what_its_labelled_rows_alone_would",),
     ),
     Mutation(

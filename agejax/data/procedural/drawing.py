@@ -77,7 +77,8 @@ def draw_face(
     noise += np.float32(bias)
     lit += cv2.cvtColor(noise, cv2.COLOR_GRAY2RGB)
     np.clip(lit, 0, 255, out=lit)
-    return lit.astype(np.uint8)
+    drawn: Array = lit.astype(np.uint8)
+    return drawn
 
 
 def draw(seed: int, index: int, size: int = SIZE) -> tuple[Array, Labels]:

@@ -107,6 +107,7 @@ def _dense_backward(
     x, kernel = kept
 
     def plain(x: jax.Array, dy: jax.Array) -> jax.Array:
+        gradient: jax.Array
         (gradient,) = jax.vjp(lambda k: plain_conv(x, k, stride, padding), kernel)[1](dy)
         return gradient
 

@@ -109,7 +109,8 @@ def kernel_gradient(
                     for n in range(some)
                     for row in range(rows)
                 )
-                return functools.reduce(jnp.add, products)
+                total: jax.Array = functools.reduce(jnp.add, products)
+                return total
 
             return tuple(total + tap(j) for j, total in enumerate(sums)), None
 
