@@ -90,8 +90,8 @@ def ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
     """Expected calibration error: sum over bins of n/N |accuracy - confidence| (Naeini et al. 2015,
     as Guo et al. 2017, eq. 3): of the most probable class, in bins of equal width."""
     rows = reliability(probabilities, labels, bins)
-    gaps: list[float] = [row["n"] * abs(row["accuracy"] - row["confidence"]) for row in rows]
-    return sum(gaps) / sum(row["n"] for row in rows)
+    gaps = [row["n"] * abs(row["accuracy"] - row["confidence"]) for row in rows]
+    return float(sum(gaps) / sum(row["n"] for row in rows))
 
 
 def _known(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

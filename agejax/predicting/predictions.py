@@ -51,8 +51,7 @@ def of_faces(
 def batch_size_of(images: int, run: Run) -> int:
     """Rows of a batch: a power of two per device, so that few numbers of images compile anew."""
     rows = 2 ** math.ceil(math.log2(max(images / run.mesh.size, 1))) * run.mesh.size
-    batch_size: int = run.config.eval.batch_size
-    return min(batch_size, rows)
+    return int(min(run.config.eval.batch_size, rows))
 
 
 def _batches(faces: Iterable[Crop], size: int) -> Iterator[list[Crop]]:
