@@ -12,7 +12,7 @@ from flax import nnx
 from jax import export
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from agejax.errors import UserError, run_command
+from agejax.errors import UserError
 from agejax.models import lowerings, registry
 from agejax.models.lowerings import conv as conv_lib
 from agejax.models.lowerings.activation import gelu
@@ -21,6 +21,7 @@ from agejax.models.lowerings.conv import conv, matmul
 from agejax.models.lowerings.norm import batch_norm, layer_norm
 from agejax.models.lowerings.pool import max_pool, mean_pool
 from agejax.models.lowerings.windows import plain_conv
+from agejax.process.command import run_command
 from experiments.benchmarks import lowerings as benchmark
 
 

@@ -9,6 +9,11 @@ experiments/results/lowerings.json and lowerings.md.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from agejax.process import start
+
+    start.as_command()
+
 import argparse
 import dataclasses
 import functools
@@ -25,8 +30,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from agejax.errors import UserError, run_command
-from agejax.logging import records
+from agejax import files
+from agejax.errors import UserError
 from agejax.models import lowerings
 from agejax.models.lowerings import conv, depthwise
 from agejax.models.lowerings.activation import gelu
@@ -34,6 +39,7 @@ from agejax.models.lowerings.attention import attention
 from agejax.models.lowerings.norm import batch_norm, layer_norm
 from agejax.models.lowerings.pool import max_pool, mean_pool
 from agejax.models.lowerings.windows import pad, plain_conv
+from agejax.process.command import run_command
 from experiments.arms import commit
 from experiments.benchmarks import turns
 
@@ -290,8 +296,8 @@ def main(argv: Sequence[str]) -> None:
         "turns": args.turns,
         "rows": rows,
     }
-    records.write_json(args.output.with_suffix(".json"), result)
-    records.write_text(args.output.with_suffix(".md"), table(rows))
+    files.write_json(args.output.with_suffix(".json"), result)
+    files.write_text(args.output.with_suffix(".md"), table(rows))
     print(table(rows))
 
 
