@@ -14,6 +14,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
 
 # The site of the documentation, in build/docs/; a warning is an error.
 docs: setup

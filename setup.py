@@ -109,6 +109,7 @@ setup(
         "test": [
             "fairlearn>=0.13",  # whose figures by group ours equal
             "hypothesis>=6.170",
+            "import-linter>=2.17",  # holds the arrows between rooms
             "mypy>=2.4",
             "onnx>=1.23",
             "onnxruntime>=1.32",
