@@ -188,7 +188,7 @@ class Predictor:
             return Predictions()
         read, note = images.choose_reader(faces, self.run, self.calibration, pictures)
         if note is not None:
-            LOG.warning(note)
+            LOG.warning(note.removeprefix("warning: "))
         counts = images.Counts()
 
         def report(picture: images.Picture, found: int | Exception) -> None:
