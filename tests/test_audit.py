@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from test_sources import photo
 
+from agejax import files
+from agejax.auditing import audit as auditing
 from agejax.data import audit
 from agejax.data.sources import Source
 from agejax.process.command import run_command
@@ -65,7 +67,7 @@ def report(source) -> dict:
                   "test": np.array([3, 5, 31, 33])},
         "clean": {"train": np.arange(0, 20), "test": np.arange(20, 40)},
     }  # fmt: skip
-    return json.loads(json.dumps(audit.files.clean(audit.audit(source, ways))))
+    return json.loads(json.dumps(files.clean(auditing.audit(source, ways))))
 
 
 def test_files_that_are_no_use_are_listed_by_reason(report):
@@ -193,13 +195,13 @@ def test_data_without_labels_or_duplicates_is_audited_too():
     images = np.stack([face(i, 200) for i in range(n)])
     ids = np.array([f"{i}.jpg" for i in range(n)])
     bare = Source("bare", images, labels, ids, np.arange(n), {}, "", ())
-    report = audit.files.clean(audit.audit(bare, {}))
+    report = files.clean(auditing.audit(bare, {}))
     assert report["duplicates"]["groups"] == report["conflicts"]["groups"] == 0
     assert not any(row["n"] for row in report["outliers"].values())
     charts = audit_figures.draw(report)
     assert not charts
     assert "No splits were given" in Page(audit_page.audit(report, charts)).text
-    assert "12 images" in audit.summary(report)
+    assert "12 images" in auditing.summary(report)
 
 
 def test_the_command_writes_its_files(faces, cache, tmp_path, capsys):

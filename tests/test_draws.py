@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import tiny
+from agejax.auditing.distribution import measure
 from agejax.config import default
-from agejax.data import distribution, draws, pipeline, sampling, sources
+from agejax.data import draws, pipeline, sampling, sources
 from agejax.data.sources import Source
 from agejax.errors import UserError
 from agejax.labels import density
@@ -220,9 +221,7 @@ def test_oversampling_without_ages_is_named():
 def test_the_tables_count_images_and_draws(source):
     ages = np.repeat([25.0, 39.0, np.nan], [40, 10, 6])
     source = made(ages)
-    measured = distribution.measure(
-        settings(kind="oversample"), source, np.arange(56), seed=0, epochs=3
-    )
+    measured = measure(settings(kind="oversample"), source, np.arange(56), seed=0, epochs=3)
     assert (measured["rows"], measured["draws"]) == (56, 56 + 4 + 13)
     table = measured["tables"]["decade"]
     assert {name: row["n"] for name, row in table.items()} == {
@@ -241,7 +240,7 @@ def test_the_tables_count_images_and_draws(source):
         assert sum(row["copies"] for row in table.values()) == 3 * 17
     assert set(measured["tables"]) == {"decade", "gender", "ethnicity", "gender x ethnicity"}
     with pytest.raises(UserError, match="epochs"):
-        distribution.measure(settings(), source, np.arange(56), seed=0, epochs=0)
+        measure(settings(), source, np.arange(56), seed=0, epochs=0)
 
 
 def test_the_distribution_command_prints_and_writes(faces, cache, tmp_path):

@@ -82,7 +82,7 @@ def save_distribution_figure(measured: Mapping[str, Any], file: BinaryIO, *, tit
     """Each group's share of the data, of the expected draws and of those made, as one PNG.
 
     Args:
-      measured: as `agejax.data.distribution.measure` gives it; a panel for each of its tables.
+      measured: as `agejax.auditing.distribution.measure` gives it; a panel for each of its tables.
     """
     tables = measured["tables"]
     lines = [max(len(table), 3) for table in tables.values()]
