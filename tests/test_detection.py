@@ -24,7 +24,9 @@ from agejax.data import align
 from agejax.errors import UserError
 from agejax.evaluation.calibration import Calibration
 from agejax.faces import detection
-from agejax.faces.detection import Detector, Face, Geometry
+from agejax.faces import geometry as frames
+from agejax.faces.detection import Detector
+from agejax.faces.geometry import Face, Geometry
 from agejax.process.command import run_command
 from agejax.runs.run import Run
 
@@ -76,7 +78,7 @@ points = st.integers(0, 2**31).map(lambda seed: np.random.default_rng(seed).norm
 
 @given(transforms, points)
 def test_similarity_recovers_what_was_applied(transform, source):
-    found = detection.similarity(source, detection.apply(transform, source))
+    found = frames.similarity(source, frames.apply(transform, source))
     np.testing.assert_allclose(found, transform, rtol=1e-5, atol=1e-5)
 
 
@@ -86,14 +88,14 @@ def test_similarity_of_any_points_equals_the_form_by_singular_values(source, tar
     u, d, vt = np.linalg.svd(y.T @ x)  # Umeyama 1991, (34) to (43)
     sign = np.array([1, np.sign(np.linalg.det(u) * np.linalg.det(vt))])
     linear = (d @ sign) / np.square(x).sum() * u @ np.diag(sign) @ vt
-    found = detection.similarity(source, target)
+    found = frames.similarity(source, target)
     np.testing.assert_allclose(found[:, :2], linear, atol=1e-9)
-    np.testing.assert_allclose(detection.apply(found, source.mean(0)), target.mean(0), atol=1e-9)
+    np.testing.assert_allclose(frames.apply(found, source.mean(0)), target.mean(0), atol=1e-9)
 
 
 def test_similarity_of_one_point_is_an_error():
     with pytest.raises(ValueError, match="the same"):
-        detection.similarity(np.ones((5, 2)), TEMPLATE)
+        frames.similarity(np.ones((5, 2)), TEMPLATE)
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.0, 1.7, 3.0, 6.3])
@@ -102,7 +104,7 @@ def test_align_undoes_a_known_warp(scale):
     chip = cv2.resize(rng.integers(0, 256, (12, 12, 3), np.uint8), (96, 96), interpolation=2)
     transform = about(np.array([48.0, 48]), moved(scale, 25, (300, 280)))
     photo = warp(chip, transform, (700, 760))
-    crop = detection.align(photo, face(detection.apply(transform, TEMPLATE * 96)), GEOMETRY, 96)
+    crop = frames.align(photo, face(frames.apply(transform, TEMPLATE * 96)), GEOMETRY, 96)
     assert crop.shape == (96, 96, 3)
     assert crop.dtype == np.uint8
     inner = np.s_[3:-3, 3:-3]
@@ -111,7 +113,7 @@ def test_align_undoes_a_known_warp(scale):
 
 def test_align_moves_no_pixel_of_a_crop_that_is_framed_well():
     chip = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    np.testing.assert_array_equal(detection.align(chip, face(TEMPLATE * 64), GEOMETRY, 64), chip)
+    np.testing.assert_array_equal(frames.align(chip, face(TEMPLATE * 64), GEOMETRY, 64), chip)
 
 
 @pytest.mark.parametrize("scale", [2, 5, 7.4])
@@ -119,23 +121,23 @@ def test_align_is_antialiased(scale):
     """Of lines of one pixel nothing is left but their mean: of 5 pixels 2 or 3 are white."""
     photo = np.zeros((600, 600, 3), np.uint8)
     photo[:, ::2] = 255
-    crop = detection.align(photo, face(TEMPLATE * 64 * scale + 40), GEOMETRY, 64)
+    crop = frames.align(photo, face(TEMPLATE * 64 * scale + 40), GEOMETRY, 64)
     assert np.abs(crop.astype(float) - 127.5).max() < 255 / (2 * scale) + 5
 
 
 def test_align_replicates_the_border_of_the_photo():
     photo = np.full((80, 80, 3), 90, np.uint8)
     photo[:40] = 200
-    crop = detection.align(photo, face(TEMPLATE * 160 - 40), GEOMETRY, 32)
+    crop = frames.align(photo, face(TEMPLATE * 160 - 40), GEOMETRY, 32)
     assert (crop[:15] == 200).all()
     assert (crop[17:] == 90).all()
 
 
 def test_align_of_landmarks_in_nearly_one_point_takes_no_memory():
     landmarks = 40 + 1e-6 * np.random.default_rng(0).normal(size=(5, 2))
-    assert detection.align(np.zeros((80, 90, 3), np.uint8), face(landmarks), GEOMETRY, 16).any() < 1
+    assert frames.align(np.zeros((80, 90, 3), np.uint8), face(landmarks), GEOMETRY, 16).any() < 1
     huge = TEMPLATE[[2, 4, 0, 1, 3]] * 50  # not a face: matches the geometry at scale 0 only
-    assert detection.align(np.zeros((80, 90, 3), np.uint8), face(huge), GEOMETRY, 16).max() == 0
+    assert frames.align(np.zeros((80, 90, 3), np.uint8), face(huge), GEOMETRY, 16).max() == 0
 
 
 @given(
@@ -145,8 +147,8 @@ def test_align_of_landmarks_in_nearly_one_point_takes_no_memory():
     st.integers(32, 500),
 )
 def test_mismatch_is_what_was_applied_to_the_template(scale, degrees, shift, size):
-    landmarks = detection.apply(about(TEMPLATE.mean(0), moved(scale, degrees, shift)), TEMPLATE)
-    found = detection.mismatch(face(landmarks * size), size, GEOMETRY)
+    landmarks = frames.apply(about(TEMPLATE.mean(0), moved(scale, degrees, shift)), TEMPLATE)
+    found = frames.mismatch(face(landmarks * size), size, GEOMETRY)
     expected = {"scale": scale, "shift_x": shift[0], "shift_y": shift[1], "rotation": degrees}
     assert found == pytest.approx(expected, abs=1e-7)
 
@@ -167,7 +169,7 @@ def test_mismatch_is_what_was_applied_to_the_template(scale, degrees, shift, siz
 )
 def test_a_face_fits_within_every_limit(change, well):
     straight = {"scale": 1.0, "shift_x": 0.0, "shift_y": 0.0, "rotation": 0.0}
-    assert detection.fits({**straight, **change}, GEOMETRY) is well
+    assert frames.fits({**straight, **change}, GEOMETRY) is well
 
 
 def finds(rows: list[np.ndarray | None]) -> SimpleNamespace:
@@ -191,9 +193,9 @@ def test_geometry_is_the_median_of_the_largest_faces():
     assert (geometry.images, geometry.found) == (103, 101)
     assert geometry.limits["shift"] == pytest.approx(0.1, rel=0.02)
     # These faces are all of one size and upright; a detector is not as exact.
-    assert {**detection.NOISE, "shift": geometry.limits["shift"]} == geometry.limits
-    framings = [detection.mismatch(face(row * 50), 50, geometry) for row in rows]
-    assert np.mean([detection.fits(framing, geometry) for framing in framings]) > 0.95
+    assert {**frames.NOISE, "shift": geometry.limits["shift"]} == geometry.limits
+    framings = [frames.mismatch(face(row * 50), 50, geometry) for row in rows]
+    assert np.mean([frames.fits(framing, geometry) for framing in framings]) > 0.95
 
 
 def test_geometry_of_too_few_faces_is_an_error():
@@ -315,8 +317,8 @@ def test_each_chip_has_one_face_where_others_have_theirs(detector, geometry, edg
     chips = [cv2.resize(chip, (edge, edge), interpolation=cv2.INTER_AREA) for chip in utkface()]
     found = [detector.find(chip) for chip in chips[:30]]
     assert [len(faces) for faces in found] == [1] * 30
-    framings = [detection.mismatch(face, edge, geometry) for (face,) in found]
-    assert np.mean([detection.fits(framing, geometry) for framing in framings]) >= 0.9
+    framings = [frames.mismatch(face, edge, geometry) for (face,) in found]
+    assert np.mean([frames.fits(framing, geometry) for framing in framings]) >= 0.9
     for (one,) in found:
         x0, y0, x1, y1 = one.box
         assert 0 <= x0 < x1 <= edge
@@ -331,9 +333,9 @@ def test_chips_framed_otherwise_do_not_fit(detector, geometry, change):
     scale, degrees, (x, y) = change
     transform = about(np.array([100.0, 100]), moved(scale, degrees, (200 * x, 200 * y)))
     chips = [warp(chip, transform, (200, 200)) for chip in utkface()[:20]]
-    framings = [detection.mismatch(f, 200, geometry) for c in chips for f in detector.find(c)[:1]]
+    framings = [frames.mismatch(f, 200, geometry) for c in chips for f in detector.find(c)[:1]]
     assert len(framings) >= 15
-    assert np.mean([detection.fits(framing, geometry) for framing in framings]) < 0.15
+    assert np.mean([frames.fits(framing, geometry) for framing in framings]) < 0.15
     middle = {name: np.median([f[name] for f in framings]) for name in framings[0]}
     expected = {"scale": scale, "shift_x": x, "shift_y": y}
     assert {name: middle[name] for name in expected} == pytest.approx(expected, abs=0.1)
@@ -357,15 +359,15 @@ def test_crops_of_a_photo_are_framed_as_the_chips_in_it(detector, geometry):
     assert widths == sorted(widths, reverse=True)
     alike = []
     for transform, chip in pasted:
-        middle = detection.apply(transform, geometry.landmarks.mean(0) * 200)
+        middle = frames.apply(transform, geometry.landmarks.mean(0) * 200)
         one, crop = min(found, key=lambda f: np.hypot(*(f[0].landmarks.mean(0) - middle)))
         back = cv2.invertAffineTransform(transform)
-        to_photo = detection.similarity(geometry.landmarks, one.landmarks)
-        in_chip = detection.apply(back, detection.apply(to_photo, geometry.landmarks)) / 200
+        to_photo = frames.similarity(geometry.landmarks, one.landmarks)
+        in_chip = frames.apply(back, frames.apply(to_photo, geometry.landmarks)) / 200
         assert np.linalg.norm(in_chip - geometry.landmarks, axis=1).mean() < 0.06
         a, b = (c[30:170, 30:170].ravel() for c in (crop, chip))
         alike.append(np.corrcoef(a, b)[0, 1])
-        assert detection.fits(detection.mismatch(detector.find(crop)[0], 200, geometry), geometry)
+        assert frames.fits(frames.mismatch(detector.find(crop)[0], 200, geometry), geometry)
     assert np.median(alike) > 0.75  # of different chips about 0.46
 
 

@@ -25,7 +25,8 @@ from agejax.evaluation.uncertainty import ByGroup, GroupQuantile
 from agejax.exporting import files, onnx_export
 from agejax.exporting.web import page, runtime
 from agejax.faces import detection
-from agejax.faces.detection import Detector, Geometry
+from agejax.faces.detection import Detector
+from agejax.faces.geometry import Face, Geometry, align
 from agejax.predicting import images, output, predictions
 from agejax.process.command import run_command
 from agejax.runs.run import Run
@@ -186,8 +187,8 @@ def test_faces_are_warped_as_predict_warps_them(ready, scale):
     image = noise(240, 300, blur=3)
     turn = np.array([[0.9, -0.3], [0.3, 0.9]])
     points = (TEMPLATE - 0.5) @ turn.T * scale + (140.3, 118.8)
-    face = detection.Face((0, 0, 1, 1), points, 1.0)
-    theirs = detection.align(image, face, GEOMETRY, 32)
+    face = Face((0, 0, 1, 1), points, 1.0)
+    theirs = align(image, face, GEOMETRY, 32)
     ours = calculated(ready[0], image, f"align(image, {points.tolist()}, 32).data")
     away = np.abs(np.array(ours) - theirs.ravel())
     assert away.mean() < 0.1

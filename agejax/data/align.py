@@ -28,7 +28,7 @@ from agejax.data.builders import archives
 from agejax.errors import UserError
 from agejax.evaluation.calibration import known_geometry
 from agejax.faces import detection
-from agejax.faces.detection import Geometry
+from agejax.faces.geometry import Geometry
 from agejax.paths import expand
 from agejax.process.command import run_command
 from agejax.runs.ensembles import open_run

@@ -18,7 +18,8 @@ from agejax import files
 from agejax.errors import DAMAGE, UserError, is_number
 from agejax.evaluation import metrics, uncertainty
 from agejax.evaluation.uncertainty import ByGroup, GroupQuantile
-from agejax.faces.detection import Detector, Geometry
+from agejax.faces.detection import Detector
+from agejax.faces.geometry import Geometry
 from agejax.runs import box
 
 FILE = "calibration.json"

@@ -13,6 +13,7 @@ from agejax.errors import UserError
 from agejax.evaluation.calibration import Calibration
 from agejax.evaluation.scored import score_rows
 from agejax.faces import detection
+from agejax.faces.geometry import Geometry
 from agejax.runs import box
 from agejax.runs.run import Run
 
@@ -62,13 +63,13 @@ def calibrate(run: Run, source: Source | None = None) -> Calibration | None:
     return fitted
 
 
-def framing(source: Source, rows: np.ndarray) -> detection.Geometry | None:
+def framing(source: Source, rows: np.ndarray) -> Geometry | None:
     """How faces are framed in images of a source; None where nothing can say so.
 
     predict says what it lacks when it needs it.
     """
     detector = detection.Detector.if_installed()
     try:
-        return detection.Geometry.of(source.take(rows[:FRAMED]), detector) if detector else None
+        return Geometry.of(source.take(rows[:FRAMED]), detector) if detector else None
     except UserError:  # no faces
         return None

@@ -23,6 +23,7 @@ from agejax.data.builders.archives import SUFFIXES
 from agejax.errors import UserError
 from agejax.evaluation.calibration import Calibration, known_geometry
 from agejax.faces import detection
+from agejax.faces.geometry import Geometry
 from agejax.paths import expand
 from agejax.runs.run import Run
 
@@ -155,7 +156,7 @@ def crop_reader(image_size: int) -> Reader:
     return read
 
 
-def photo_reader(geometry: detection.Geometry, image_size: int) -> Reader:
+def photo_reader(geometry: Geometry, image_size: int) -> Reader:
     """Reads a photo, and warps every face in it to the frame of the training images.
 
     Raises:
@@ -169,9 +170,7 @@ def photo_reader(geometry: detection.Geometry, image_size: int) -> Reader:
     return read
 
 
-def face_finder(
-    geometry: detection.Geometry, image_size: int
-) -> Callable[[np.ndarray], list[Crop]]:
+def face_finder(geometry: Geometry, image_size: int) -> Callable[[np.ndarray], list[Crop]]:
     """Finds the faces of photos uint8 [H, W, 3], and warps each to the frame of training images.
 
     Any number of threads may call it at once.

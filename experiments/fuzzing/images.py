@@ -14,6 +14,7 @@ from PIL import Image
 
 from agejax.data import sources
 from agejax.faces import detection
+from agejax.faces.geometry import NOISE, Geometry
 from agejax.predicting import images as readers
 from agejax.predicting import output
 from experiments.fuzzing import Target
@@ -22,7 +23,7 @@ from experiments.fuzzing.mutations import mutated, text
 SIZE = 32
 PHOTOS, DATA_SETS = 0.03, 0.1  # shares that are searched for faces, or prepared as a data set
 LANDMARKS = np.array([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.75], [0.65, 0.75]])
-GEOMETRY = detection.Geometry(LANDMARKS, LANDMARKS, detection.NOISE, 10, 10)
+GEOMETRY = Geometry(LANDMARKS, LANDMARKS, NOISE, 10, 10)
 HUGE = (0, 1, 65_535, 100_000, 2**31 - 1, 2**32 - 1)
 
 

@@ -19,6 +19,7 @@ from agejax.evaluation import uncertainty
 from agejax.evaluation.calibration import SMALLEST_SIGMA, Calibration
 from agejax.exporting.web.runtime import Runtime
 from agejax.faces import detection
+from agejax.faces.geometry import Geometry
 from agejax.labels import DECADES
 from agejax.runs.run import Run
 
@@ -105,7 +106,7 @@ def _facts(
     run: Run,
     info: Mapping[str, Any],
     calibration: Calibration | None,
-    geometry: detection.Geometry | None,
+    geometry: Geometry | None,
 ) -> dict[str, Any]:
     """What the page's script has to know of the run; without a geometry it finds no faces."""
     labels = dict.fromkeys(head.label for head in run.heads.values())
