@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -36,17 +37,14 @@ def before_data(config: Any, *, resumes: bool = False) -> None:
     splits.way_of(config.data.split)
     distillation.check(config.distill, config.heads)
 
-    def to_steps(duration: Mapping[str, float], name: str, total: int | None = 1) -> int:
-        batch = config.data.batch_size
-        return durations.to_steps(
-            duration, name=name, batch_size=batch, examples=batch, total_steps=total
-        )
-
+    batch = config.data.batch_size
+    to_steps = durations.ToSteps(batch, examples=batch, total_steps=1)
+    duration_of_run = dataclasses.replace(to_steps, total_steps=None)
     for name in DURATIONS:
         duration = config
         for key in name.split("."):
             duration = duration[key]
-        to_steps(duration, name, None if name == "total" else 1)
+        (duration_of_run if name == "total" else to_steps)(duration, name)
     weights.switches(config.heads, to_steps)
     # How many steps a run has is not known yet: any warm-up fits this one.
     optim.lr_scale(config)

@@ -6,37 +6,38 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-import signal
 from collections.abc import Callable, Mapping
-from importlib import metadata
-from types import FrameType
 from typing import Any
 
 import jax
 import ml_collections
-from jax.experimental import multihost_utils
+import numpy as np
 
-from agejax import checks, files
+from agejax import checks
 from agejax import heads as heads_lib
 from agejax.config import check
 from agejax.data import draws, opening, pipeline, sampling, splits
+from agejax.data.sources import Source
 from agejax.distillation import setup as distillation
-from agejax.errors import NotFiniteError, UserError
+from agejax.distillation.teachers import Teachers
+from agejax.errors import NotFiniteError
 from agejax.evaluation import metrics
+from agejax.evaluation.validation import Validation
 from agejax.heads import training, weights
 from agejax.logging.profile import Profile
 from agejax.logging.stopwatch import Stopwatch
 from agejax.logging.train_log import TrainLog
 from agejax.logging.watchdog import Watchdog
 from agejax.paths import expand
-from agejax.runs import run, warm_start
+from agejax.runs import run_folder, warm_start
+from agejax.runs import summary as summaries
 from agejax.settings import to_json
 from agejax.training import durations, feature_map, frozen, image_sizes, optim, peers, sharding
 from agejax.training import state as state_lib
 from agejax.training import step as step_lib
-from agejax.training.checkpoint import Checkpoints, CheckpointWriter
-from agejax.training.prediction import predict_batches
-from agejax.version import __version__
+from agejax.training.best import Best
+from agejax.training.checkpoint import CheckpointWriter
+from agejax.training.signals import StopOnSignal
 
 StopAfter = Callable[[int, float], bool]
 
@@ -60,7 +61,7 @@ def train(
       UserError: bad input, or a loss that is not finite (the last good checkpoint stays).
     """
     workdir = expand(workdir)
-    run.check_workdir(workdir)
+    run_folder.check(workdir)
     check(config)
     while True:
         try:
@@ -68,181 +69,102 @@ def train(
         except NotFiniteError as error:
             if config.nonfinite != "rollback":
                 raise
-            run.roll_back(workdir, error)
+            run_folder.roll_back(workdir, error)
 
 
 def _train(
     config: ml_collections.ConfigDict, workdir: pathlib.Path, stop_after: StopAfter
 ) -> dict[str, Any] | None:
+    # ---- 1. the config, as it is or as a run there was started with -----------------------------
     clock = Stopwatch()
-    stored = run.stored_config(workdir)
+    stored = run_folder.stored_config(workdir)
     config = warm_start.settle(config, workdir, stored)
-    with config.unlocked():
-        heads_lib.write_out(config.heads, stored.heads if stored else None)
-    run.check_same_config(workdir, stored, config)
-    mesh = sharding.create_mesh(config.sharding.devices, config.sharding.fsdp)
-    sharding.check_batch_size(
-        "data.batch_size", config.data.batch_size, mesh, config.optim.accumulate
-    )
-    sharding.check_batch_size("eval.batch_size", config.eval.batch_size, mesh)
+    run_folder.check_same_config(workdir, stored, config)
+    mesh = sharding.of_run(config)
     checks.before_data(config, resumes=stored is not None)
 
-    # ---- data -----------------------------------------------------------------------------------
+    # ---- 2. data --------------------------------------------------------------------------------
     with clock("data"):
-        source = opening.open_source(config.data)
-        rows = splits.make(source, config.data.split)
-        rows["train"] = draws.keep(config.sampling, source, rows["train"])
-        checks.with_data(config, rows)
-        train_rows, val_rows = rows["train"], rows.get("val")
-        facts = heads_lib.Facts.of(
-            {k: v[train_rows] for k, v in source.labels.items()}, source.label_names
-        )
-        drawn = draws.weigh(config.sampling, source, train_rows)
-        sampler = sampling.Sampler(*drawn, config.seed)
-        heads, facts, example_weights = training.prepare(
-            config.heads, facts, source.labels, train_rows,
-            *(each.expected(len(train_rows)) for each in (drawn, draws.even(source, train_rows))),
-        )  # fmt: skip
-        teachers = distillation.open_teachers(config, heads, facts, source, rows)
-        columns = source.labels | example_weights | teachers.columns
-        batches = pipeline.TrainBatches(
-            dataclasses.replace(source, labels=columns),
-            train_rows,
-            sampler,
-            config.data.batch_size,
-            config.sampling.copy_strength,
-            bool(config.augment.copies),
-            jax.process_index(),
-            jax.process_count(),
-        )
+        data = _open_data(config)
+    kept = data.kept(config)
+    peers.agree(config=kept["config"], data=kept["fingerprint"], versions=kept["versions"])
 
-    peers.agree(config=to_json(config), data=source.fingerprint, versions=versions())
-
-    # ---- durations, all in steps ----------------------------------------------------------------
-    def to_steps(
-        duration: Mapping[str, float], name: str, total: int | None = None, least: int = 0
-    ) -> int:
-        return durations.to_steps(
-            duration,
-            name=name,
-            batch_size=config.data.batch_size,
-            examples=sampler.size,
-            total_steps=total,
-            least=least,
-        )
-
+    # ---- 3. durations, all in steps -------------------------------------------------------------
+    sampler, batch_size = data.batches.sampler, config.data.batch_size
+    steps_per_epoch = sampler.size / batch_size
+    to_steps = durations.ToSteps(batch_size, examples=sampler.size)
     total_steps = to_steps(config.total, "total", least=1)
-    in_run = functools.partial(to_steps, total=total_steps)
-    log_every = to_steps(config.log_every, "log_every", total_steps, 1)
-    eval_every = to_steps(config.eval.every, "eval.every", total_steps, 1)
-    checkpoint_every = to_steps(config.checkpoint.every, "checkpoint.every", total_steps, 1)
+    to_steps = dataclasses.replace(to_steps, total_steps=total_steps)
+    log_every = to_steps(config.log_every, "log_every", least=1)
+    eval_every = to_steps(config.eval.every, "eval.every", least=1)
+    checkpoint_every = to_steps(config.checkpoint.every, "checkpoint.every", least=1)
 
-    # ---- model, optimizer, steps ----------------------------------------------------------------
-    model, initialise = state_lib.create_model(config, heads)
-    initialise = feature_map.added(initialise, model.feature_dim, teachers.width)
+    # ---- 4. model, optimizer, steps -------------------------------------------------------------
+    model, initialise = state_lib.create_model(config, data.heads)
+    initialise = feature_map.added(initialise, model.feature_dim, data.teachers.width)
     scale = optim.lr_scale(config)
-    schedule = optim.create_schedule(config.schedule, total_steps, in_run, scale)
+    schedule = optim.create_schedule(config.schedule, total_steps, to_steps, scale)
     optimizer = optim.create_optimizer(
-        config.optim, schedule, model.parameters, feature_map.names(teachers.width)
+        config.optim, schedule, model.parameters, feature_map.names(data.teachers.width)
     )
     abstract = state_lib.abstract(config, initialise, optimizer, mesh)
-    steps_per_epoch = sampler.size / config.data.batch_size
-    train_steps = image_sizes.TrainSteps(
-        config,
-        in_run,
-        functools.partial(
-            step_lib.make_train_step,
-            config,
-            model,
-            optimizer,
-            abstract,
-            steps_per_epoch=steps_per_epoch,
-            switches=weights.switches(config.heads, in_run),
-            teachers=teachers,
-        ),
+    make_train_step = functools.partial(
+        step_lib.make_train_step,
+        *(config, model, optimizer, abstract),
+        steps_per_epoch=steps_per_epoch,
+        switches=weights.switches(config.heads, to_steps),
+        teachers=data.teachers,
     )
-    eval_step = step_lib.make_eval_step(config, model)
+    train_steps = image_sizes.TrainSteps(config, to_steps, make_train_step)
 
-    # ---- start: from the last checkpoint, else fresh (random or pretrained weights) --------------
-    claim = run.Claim(workdir)
+    # ---- 5. start: from the last checkpoint, else fresh (random or pretrained weights) ----------
+    claim = run_folder.Claim(workdir)
     checkpoints = CheckpointWriter(workdir / "checkpoints", config.eval.best_mode)
-    skipped = run.skipped_steps(workdir)
+    skipped = run_folder.skipped_steps(workdir)
     peers.agree(workdir={"checkpoint": checkpoints.last, "skipped_steps": sorted(skipped)})
     if checkpoints.last is not None:
         state, meta = checkpoints.resume(abstract)
-        if meta["fingerprint"] != source.fingerprint:
-            raise UserError(
-                f"{workdir} was trained on other data than {config.data.source or source.name}; "
-                "give it that data again, or use another --workdir"
-            )
-        # Empty in runs from before there were counts.
-        if meta["facts"].get("counts") and meta["facts"]["counts"] != facts.counts:
-            raise UserError(
-                f"{workdir} was trained on other images than config.data.split gives now; go on "
-                "with the version of agejax that began it, or use another --workdir"
-            )
-        distillation.check_same(workdir, meta, teachers)
-        best, evaluated = Best(**meta["best"]), meta["evaluated"]
-        if best.step not in (None, *checkpoints.steps):
-            best = Best.left(checkpoints, int(state.step) - (not evaluated), eval_every)
-            if best != Best.summarised(workdir):  # a run that was finished saves nothing more
-                print(f"the best checkpoint is lost; from now on it is {best}", flush=True)
+        step = int(state.step)
+        run_folder.check_same_data(workdir, meta, data.source, config.data.source, data.facts)
+        distillation.check_same(workdir, meta, data.teachers)
+        saved_step = step if meta["evaluated"] else step - 1
+        best = Best.resumed(meta["best"], checkpoints, saved_step, eval_every)
+        if best not in (Best(**meta["best"]), summaries.best(workdir)):
+            print(f"the best checkpoint is lost; from now on it is {best}", flush=True)
         clock.add(meta["seconds"])
-        print(f"resuming {workdir} at step {int(state.step):,}", flush=True)
+        print(f"resuming {workdir} at step {step:,}", flush=True)
     else:
         with clock("compile"):
-            trained = warm_start.of(config, heads, source, train_rows)
+            trained = warm_start.of(config, data.heads, data.source, data.rows["train"])
             state = state_lib.create(config, initialise, optimizer, mesh, trained)
         peers.agree_on_weights(state.params)
-        best, evaluated, meta = Best(), True, {}
+        best, meta, step, saved_step = Best(), {}, 0, 0
     with clock("features"):
-        features = frozen.compute(config, model, state, source, rows, mesh)
-    batches = dataclasses.replace(batches, features=features)
-    start_step = step = int(state.step)
-    if jax.process_index() == 0:
-        files.write_json(workdir / "config.json", to_json(config))
+        features = frozen.compute(config, model, state, data.source, data.rows, mesh)
+
+    # ---- 6. what reads, looks at val, and reports -----------------------------------------------
+    run_folder.write_config(workdir, config)
+    batches = dataclasses.replace(data.batches, features=features)
+    validate = Validation(
+        step_lib.make_eval_step(config, model), data.heads, data.source, data.rows.get("val"),
+        config.eval.batch_size, mesh, data.facts.medians.get("age"), features,
+    )  # fmt: skip
     log = TrainLog(
-        workdir,
-        start_step=start_step,
-        total_steps=total_steps,
-        batch_size=config.data.batch_size,
-        steps_per_epoch=steps_per_epoch,
-        clock=clock,
-        pending=meta.get("pending", {}),
-    )
-
-    def evaluate() -> dict[str, Any] | None:
-        """Metrics of the val split; None where there is none, or SIGTERM came first."""
-        if val_rows is None:
-            return None
-        val = pipeline.evaluation_batches(source, val_rows, config.eval.batch_size, features)
-        predictions = predict_batches(
-            eval_step, *state.averaged(), val, mesh, stop=lambda: stop.requested
-        )
-        if predictions is None:
-            return None
-        labels = {k: v[val_rows] for k, v in source.labels.items()}
-        return metrics.evaluate(
-            predictions,
-            *heads_lib.derive(heads, labels, source.label_names),
-            duplicates=source.groups[val_rows],
-            floor_age=facts.medians.get("age"),
-        )
-
+        workdir, start_step=step, total_steps=total_steps, batch_size=batch_size,
+        steps_per_epoch=steps_per_epoch, clock=clock, pending=meta.get("pending", {}),
+    )  # fmt: skip
+    batch: dict[str, Any] = {}  # the last one
     profile = Profile(
-        workdir,
-        config.profile,
-        start_step,
-        lambda: train_steps.last.lower(abstract, batch).compile(),
-        config.data.batch_size,
-    )
-
-    # ---- the loop -------------------------------------------------------------------------------
+        workdir, config.profile, step,
+        lambda: train_steps.last.lower(abstract, batch).compile(), batch_size,
+    )  # fmt: skip
     val_metrics: dict[str, Any] | None = None
+
+    # ---- 7. the loop ----------------------------------------------------------------------------
     with (
         contextlib.closing(claim),
         contextlib.closing(checkpoints),
-        contextlib.closing(batches.iterate(start_step, total_steps, config.data.workers)) as read,
+        contextlib.closing(batches.iterate(step, total_steps, config.data.workers)) as read,
         StopOnSignal() as stop,
         Watchdog(config.watchdog) as watchdog,
         profile,
@@ -250,59 +172,48 @@ def _train(
         clock("step"),
     ):
         while True:
-            stop.agree(step)
+            stopping = stop.before(step)
             watchdog.feed()
             profile.at(step, state)
-            value = None
-            eval_due = step > 0 and (step % eval_every == 0 or step == total_steps)
-            eval_due &= val_rows is not None
-            stopping = stop.requested
+
+            # -- look at val and save, where it is due or a signal asks --
+            eval_due = "val" in data.rows and (step % eval_every == 0 or step == total_steps)
             save_due = eval_due or step % checkpoint_every == 0 or step == total_steps
             # Where only a signal asks for a checkpoint, metrics.jsonl gets no row of its own.
             pending = log.take_pending() if stopping and not save_due else {}
-            if (step > start_step and (save_due or stopping)) or not evaluated:
+            value = None
+            if step > saved_step and (save_due or stopping):
                 log.flush()  # raises where a loss was not finite: such a state is never saved
                 if eval_due:
                     with clock("eval"):
-                        val_metrics = evaluate()
-                    if val_metrics:
+                        val_metrics = validate(state, lambda: stop.requested)
+                    if val_metrics is not None:
                         value = metrics.lookup(val_metrics, config.eval.best)
                         best = best.update(value, step, config.eval.best_mode)
                         log.evaluation(step, metrics.scalars(val_metrics))
                     else:
                         stopping = True  # a signal cut the evaluation short
-                evaluated = value is not None or not eval_due
                 with clock("checkpoint"):
-                    checkpoints.save(
-                        state,
-                        {
-                            "config": to_json(config),
-                            "fingerprint": source.fingerprint,
-                            "facts": dataclasses.asdict(facts),
-                            "distill": teachers.facts,
-                            "best": dataclasses.asdict(best),
-                            "evaluated": evaluated,
-                            "pending": pending,
-                            "seconds": clock.seconds,
-                            "versions": versions(),
-                        },
-                        value,
-                    )
-            enough = 0 < config.eval.patience <= best.stale
-            if value is not None:
-                enough |= stop_after(step, value)
-            if step == total_steps or stopping or enough:
+                    meta = kept | {
+                        "best": dataclasses.asdict(best),
+                        "evaluated": value is not None or not eval_due,
+                        "pending": pending,
+                        "seconds": clock.seconds,
+                    }
+                    checkpoints.save(state, meta, value)
+            enough = value is not None and stop_after(step, value)
+            if step == total_steps or stopping or enough or 0 < config.eval.patience <= best.stale:
                 break
 
+            # -- one step --
             with clock("input"):
-                batch = sharding.put_batch(next(read), mesh) | {"teachers": teachers.arrays}
-            if step + 1 in skipped:
-                step += 1
+                batch = sharding.put_batch(next(read), mesh) | {"teachers": data.teachers.arrays}
+            step += 1
+            if step in skipped:
                 state = dataclasses.replace(state, step=state.step + 1)
                 continue
-            with train_steps.at(step, clock, log) as train_step:
+            with train_steps.at(step - 1, clock, log) as train_step:
                 state, sums = train_step(state, batch)
-            step += 1
             log.add(step, sums)
             if step % log_every == 0:
                 log.report()
@@ -310,102 +221,70 @@ def _train(
         with clock("checkpoint"):
             checkpoints.wait()
 
-    # ---- the end --------------------------------------------------------------------------------
+    # ---- 8. the end -----------------------------------------------------------------------------
     if stop.requested:
         print(f"stopped by a signal at step {step:,}; the same command goes on from there")
         return None
-    seconds = {"input": 0.0} | clock.seconds
-    summary = {
-        "name": workdir.name,
-        "steps": step,
-        "epochs": step * config.data.batch_size / sampler.size,
-        "best": dataclasses.asdict(best),
-        "last": val_metrics or evaluate(),
-        "images_per_second": step * config.data.batch_size / (seconds["step"] + seconds["input"]),
-        "seconds": seconds,
-        "parameters": sum(state.params[name].size for name in model.parameters),
-        "examples": {name: len(r) for name, r in rows.items()},
-        "facts": dataclasses.asdict(facts),
-        "distill": teachers.facts,
-        "skipped": len(source.skipped),
-        "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
-        "versions": versions(),
-    }
-    if jax.process_index() == 0:
-        files.write_json(workdir / "summary.json", summary)
-    return summary
+    return summaries.write(
+        workdir, kept, step=step, batch_size=batch_size, epoch_size=sampler.size, best=best,
+        last=val_metrics or validate(state), seconds=clock.seconds, mesh=mesh,
+        parameters=sum(state.params[name].size for name in model.parameters),
+        rows=data.rows, skipped=len(data.source.skipped),
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
-class Best:
-    """The best evaluation so far, and how many came after it."""
+class Data:
+    """All that a run's data decides.
 
-    value: float | None = None
-    step: int | None = None
-    stale: int = 0
-
-    def update(self, value: float, step: int, mode: str) -> Best:
-        """With one more evaluation; a tie is not better."""
-        sign = 1 if mode == "min" else -1
-        if self.value is None or sign * value < sign * self.value:
-            return Best(value, step)
-        return dataclasses.replace(self, stale=self.stale + 1)
-
-    @classmethod
-    def left(cls, checkpoints: Checkpoints, step: int, eval_every: int) -> Best:
-        """The best of the checkpoints that are left, where the best one was set aside as damaged.
-
-        Args:
-          step: up to which the run has evaluated.
-          eval_every: in steps.
-        """
-        best = checkpoints.best
-        value = None if best is None else checkpoints.value(best)
-        if best is None or value is None:
-            return cls()
-        return cls(value, best, step // eval_every - best // eval_every)
-
-    @classmethod
-    def summarised(cls, workdir: pathlib.Path) -> Best | None:
-        """The best that a finished run wrote to its summary.json; None where it has none."""
-        with contextlib.suppress(UserError, LookupError, TypeError):
-            summary = files.read_json(workdir / "summary.json", dict, "")
-            return cls(**summary["best"])
-        return None
-
-    def __str__(self) -> str:
-        return "none" if self.step is None else f"step {self.step:,} with {self.value:.4g}"
-
-
-class StopOnSignal:
-    """Turns SIGTERM and SIGINT into a request that the loop honours between two steps.
-
-    Several processes must stop at the same step: there JAX listens for SIGTERM in their stead.
+    Attributes:
+      rows: of each split, int64 [N]; those of "train" without what sampling.keep leaves out.
+      facts: of the training split.
+      heads: with their priors.
+      batches: of training, as a function of the step.
     """
 
-    requested = False
+    source: Source
+    rows: Mapping[str, np.ndarray]
+    facts: heads_lib.Facts
+    heads: Mapping[str, heads_lib.Head]
+    teachers: Teachers
+    batches: pipeline.TrainBatches
 
-    def __enter__(self) -> StopOnSignal:
-        numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
-        self._previous = {number: signal.signal(number, self._request) for number in numbers}
-        return self
-
-    def agree(self, step: int) -> None:
-        """Asks all processes, before every step, whether any of them was told to stop."""
-        if jax.process_count() > 1:
-            self.requested = multihost_utils.reached_preemption_sync_point(step)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        # A second signal means now.
-        signal.signal(number, self._previous[signal.Signals(number)])
+    def kept(self, config: ml_collections.ConfigDict) -> dict[str, Any]:
+        """What every checkpoint of the run keeps, as JSON data."""
+        return {
+            "config": to_json(config),
+            "fingerprint": self.source.fingerprint,
+            "facts": dataclasses.asdict(self.facts),
+            "distill": self.teachers.facts,
+            "versions": summaries.versions(),
+        }
 
 
-def versions() -> dict[str, str]:
-    """Of the libraries that a result depends on."""
-    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-    return {"agejax": __version__} | {name: metadata.version(name) for name in names}
+def _open_data(config: ml_collections.ConfigDict) -> Data:
+    source = opening.open_source(config.data)
+    rows = splits.make(source, config.data.split)
+    rows["train"] = train_rows = draws.keep(config.sampling, source, rows["train"])
+    checks.with_data(config, rows)
+    facts = heads_lib.Facts.of(
+        {k: v[train_rows] for k, v in source.labels.items()}, source.label_names
+    )
+    drawn = draws.weigh(config.sampling, source, train_rows)
+    heads, facts, example_weights = training.prepare(
+        config.heads, facts, source.labels, train_rows,
+        *(each.expected(len(train_rows)) for each in (drawn, draws.even(source, train_rows))),
+    )  # fmt: skip
+    teachers = distillation.open_teachers(config, heads, facts, source, rows)
+    columns = source.labels | example_weights | teachers.columns
+    batches = pipeline.TrainBatches(
+        dataclasses.replace(source, labels=columns),
+        train_rows,
+        sampling.Sampler(*drawn, config.seed),
+        config.data.batch_size,
+        config.sampling.copy_strength,
+        bool(config.augment.copies),
+        jax.process_index(),
+        jax.process_count(),
+    )
+    return Data(source, rows, facts, heads, teachers, batches)

@@ -16,7 +16,7 @@ import pytest
 from agejax import files
 from agejax import heads as heads_lib
 from agejax.errors import UserError
-from agejax.runs import run
+from agejax.runs import run_folder
 from agejax.runs.run import Run
 from agejax.settings import to_json
 from agejax.training import optim, sharding
@@ -186,7 +186,7 @@ def test_a_step_that_is_removed_while_it_is_read_is_no_damage(tmp_path, monkeypa
 @pytest.fixture(scope="module")
 def several(trained, tmp_path_factory):
     """make(values, mode) -> a run's folder; the age's bias in a checkpoint is its step."""
-    config = run.read_config(trained)
+    config = run_folder.read_config(trained)
     meta = Checkpoints(trained / "checkpoints").meta(4)
     heads = heads_lib.create(config.heads, heads_lib.Facts(**meta["facts"]))
     model, initialise = state_lib.create_model(config, heads)

@@ -13,7 +13,7 @@ from agejax.data import opening, splits
 from agejax.errors import UserError
 from agejax.process.command import run_command
 from agejax.reporting import results
-from agejax.runs import lineage, run
+from agejax.runs import lineage, run, run_folder
 from agejax.settings import to_json
 from agejax.train import train
 
@@ -119,7 +119,7 @@ def test_a_run_refused_before_its_first_checkpoint_bars_no_mended_one(config, tm
     with pytest.raises(UserError, match=r"is (nan|inf) at step"):
         train(changed(wrong, total={"steps": 4}, optim__name="sgd"), workdir)
     assert train(config, workdir)["steps"] == 2
-    assert run.read_config(workdir).schedule.lr == config.schedule.lr
+    assert run_folder.read_config(workdir).schedule.lr == config.schedule.lr
 
 
 @pytest.mark.parametrize("state", ["deleted", "another lr"])
@@ -137,25 +137,25 @@ def test_what_binds_a_run_is_saved_with_its_checkpoints(trained, config, tmp_pat
 
 
 def test_the_refusal_of_another_config_names_the_way_to_start_from_the_weights(trained, config):
-    stored = run.stored_config(trained)
+    stored = run_folder.stored_config(trained)
     mended = stored.copy_and_resolve_references()
     with mended.unlocked():
         mended.schedule.lr = 1.0
     with pytest.raises(UserError, match=f"--config.model.pretrained={trained} --workdir=ANOTHER"):
-        run.check_same_config(trained, stored, mended)
+        run_folder.check_same_config(trained, stored, mended)
 
 
 def test_a_part_of_a_mixture_with_any_name_may_move(trained):
-    stored = run.stored_config(trained)
+    stored = run_folder.stored_config(trained)
     stored.data.mixture = {"imdb-wiki": {"source": "/old", "share": 1.0}}
     moved = stored.copy_and_resolve_references()
     with moved.unlocked():
         moved.data.mixture["imdb-wiki"].source = "/new"
-    run.check_same_config(trained, stored, moved)
+    run_folder.check_same_config(trained, stored, moved)
     with moved.unlocked():
         moved.data.mixture["imdb-wiki"].share = 0.5
     with pytest.raises(UserError, match=r"imdb-wiki\.share \("):
-        run.check_same_config(trained, stored, moved)
+        run_folder.check_same_config(trained, stored, moved)
 
 
 @pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "summary.json"])
@@ -167,7 +167,7 @@ def test_a_folder_in_the_place_of_a_runs_file_is_found_first(config, tmp_path, m
 
 
 def test_what_changes_nothing_that_is_computed_may_change_on_resume(trained):
-    stored = run.stored_config(trained)
+    stored = run_folder.stored_config(trained)
     free = stored.copy_and_resolve_references()
     with free.unlocked():
         free.eval.every = {"epochs": 2.0}
@@ -175,7 +175,7 @@ def test_what_changes_nothing_that_is_computed_may_change_on_resume(trained):
         free.log_every = {"percent": 1.0}
         changed(free, eval__batch_size=8, eval__patience=3, eval__final_split="", nonfinite="skip",
                 data__workers=2, data__source="/elsewhere", watchdog=0.0)  # fmt: skip
-    run.check_same_config(trained, stored, free)
+    run_folder.check_same_config(trained, stored, free)
     for path, value in (
         ("eval.best", "gender/accuracy"), ("eval.best_mode", "max"), ("seed", 1),
         ("data.batch_size", 8), ("optim.accumulate", 2), ("optim.ema", 0.5),
@@ -184,7 +184,7 @@ def test_what_changes_nothing_that_is_computed_may_change_on_resume(trained):
         with other.unlocked():
             changed(other, **{path.replace(".", "__"): value})
         with pytest.raises(UserError, match=rf"another config: {path} \("):
-            run.check_same_config(trained, stored, other)
+            run_folder.check_same_config(trained, stored, other)
 
 
 @pytest.fixture(scope="module")

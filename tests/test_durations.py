@@ -1,7 +1,7 @@
 import pytest
 
 from agejax.errors import UserError
-from agejax.training.durations import to_steps
+from agejax.training.durations import ToSteps
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from agejax.training.durations import to_steps
     ],
 )
 def test_every_unit_becomes_steps(duration, steps):
-    assert to_steps(duration, name="x", batch_size=64, examples=640, total_steps=200) == steps
+    assert ToSteps(64, examples=640, total_steps=200)(duration, "x") == steps
 
 
 @pytest.mark.parametrize(
@@ -36,4 +36,4 @@ def test_every_unit_becomes_steps(duration, steps):
 )
 def test_anything_else_names_the_key(duration, message):
     with pytest.raises(UserError, match=rf"config\.total: .*{message}|config\.total: {message}"):
-        to_steps(duration, name="total", batch_size=64, examples=640)
+        ToSteps(64, examples=640)(duration, "total")

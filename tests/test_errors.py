@@ -19,7 +19,7 @@ from agejax.errors import UserError
 from agejax.files import full_disk
 from agejax.process.command import run_command
 from agejax.reporting import results
-from agejax.runs import run
+from agejax.runs import run_folder
 from agejax.train import train
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -223,15 +223,15 @@ def test_a_workdir_of_another_config_is_refused_and_left_alone(trained, faces, c
 
 
 def test_a_run_from_before_a_setting_came_to_be_goes_on_with_its_default(trained):
-    config = run.read_config(trained)
+    config = run_folder.read_config(trained)
     older = config.copy_and_resolve_references()
     with older.unlocked():
         del older.schedule["lr_batch_size"]
-    run.check_same_config(trained, older, config)
+    run_folder.check_same_config(trained, older, config)
     with config.unlocked():
         config.schedule.lr_batch_size = 8
     with pytest.raises(UserError, match=r"schedule\.lr_batch_size \(0 -> 8\)"):
-        run.check_same_config(trained, older, config)
+        run_folder.check_same_config(trained, older, config)
 
 
 def test_a_workdir_trained_on_other_data_is_refused(trained, faces, cache, tmp_path):

@@ -27,7 +27,7 @@ from agejax.logging import watchdog as watchdog_lib
 from agejax.logging.stopwatch import Stopwatch
 from agejax.logging.train_log import TrainLog, ratios
 from agejax.logging.watchdog import Watchdog
-from agejax.runs.run import Claim
+from agejax.runs.run_folder import Claim
 
 ROOT = pathlib.Path(__file__).parents[1]
 FULL = pathlib.Path("/dev/full")

@@ -12,7 +12,8 @@ from agejax import main
 from agejax.data import draws, opening, pipeline, sampling, splits
 from agejax.process.command import run_command
 from agejax.reporting import results
-from agejax.train import Best, train
+from agejax.train import train
+from agejax.training.best import Best
 
 LOOP = sys.modules["agejax.train"]  # the name in the package is that of the function
 BATCH, EVAL_EVERY = 8, 5

@@ -18,7 +18,7 @@ import pytest
 import tiny
 from agejax import files
 from agejax.errors import UserError
-from agejax.runs import run
+from agejax.runs import run_folder
 from agejax.runs.run import Run
 from agejax.train import train
 from agejax.training.checkpoint import Checkpoints
@@ -175,7 +175,7 @@ def say(checkpoint, **changes):
 
 
 def test_two_runs_in_one_folder_refuse_and_the_second_removes_nothing(faces, cache, tmp_path):
-    claim = run.Claim(tmp_path / "run")
+    claim = run_folder.Claim(tmp_path / "run")
     saving = tmp_path / "run" / "checkpoints" / "5.orbax-checkpoint-tmp"
     saving.mkdir(parents=True)
     temporary = tmp_path / "run" / ".config.json.0a1b2c3d"
@@ -187,4 +187,4 @@ def test_two_runs_in_one_folder_refuse_and_the_second_removes_nothing(faces, cac
     assert saving.exists()
     assert temporary.exists()
     claim.close()
-    run.Claim(tmp_path / "run").close()
+    run_folder.Claim(tmp_path / "run").close()

@@ -16,7 +16,7 @@ from agejax import heads as heads_lib
 from agejax.data import opening, pipeline
 from agejax.errors import UserError
 from agejax.models import pretrained
-from agejax.runs import run, warm_start
+from agejax.runs import run_folder, warm_start
 from agejax.runs.run import Run
 from agejax.train import train
 
@@ -409,7 +409,7 @@ def test_the_model_is_the_runs(trained, tmp_path):
 
 
 def test_an_option_that_the_run_left_at_its_default_may_not_differ(trained):
-    of_run = run.read_config(trained)
+    of_run = run_folder.read_config(trained)
     config = tiny.get_config()
     config.model.pretrained = str(trained)
     for each, options in ((of_run, {}), (config, {"stride_first": True})):
@@ -420,7 +420,7 @@ def test_an_option_that_the_run_left_at_its_default_may_not_differ(trained):
 
 
 def test_an_option_that_is_of_training_alone_may_differ(trained):
-    of_run = run.read_config(trained)
+    of_run = run_folder.read_config(trained)
     config = tiny.get_config()
     config.model.pretrained = str(trained)
     for each, options in ((of_run, {"drop_path": 0.1}), (config, {"dropout": 0.3})):

@@ -19,7 +19,7 @@ from agejax.errors import UserError, few
 from agejax.heads import Facts, Head, training
 from agejax.paths import expand
 from agejax.runs import box, ensembles
-from agejax.runs.run import opened_config
+from agejax.runs.run_folder import opened_config
 
 WHERE = "config.distill"
 

@@ -29,7 +29,8 @@ from agejax.errors import DAMAGE, UserError
 from agejax.models import pretrained
 from agejax.paths import expand
 from agejax.runs import box
-from agejax.runs.run import Run, opened_config, same_splits
+from agejax.runs.run import Run, same_splits
+from agejax.runs.run_folder import opened_config
 from agejax.settings import Group, to_json
 from agejax.training.checkpoint import Checkpoints
 

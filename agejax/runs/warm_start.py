@@ -16,6 +16,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from agejax import heads as heads_lib
 from agejax.data.sources import Source
 from agejax.errors import UserError
 from agejax.heads import KINDS, Head
@@ -23,7 +24,8 @@ from agejax.models import pretrained
 from agejax.models.necks import NeckOptions
 from agejax.models.pretrained import positions
 from agejax.runs import batch_statistics, box, lineage
-from agejax.runs.run import Run, opened_config, read_config
+from agejax.runs.run import Run
+from agejax.runs.run_folder import opened_config, read_config
 from agejax.training import state as state_lib
 from agejax.training.optim import Flat
 
@@ -37,6 +39,8 @@ def settle(
     stored: ml_collections.ConfigDict | None,
 ) -> ml_collections.ConfigDict:
     """`pretrained.settle` for a run in `workdir`, whose weights may come from another run.
+
+    The options that heads leave out are written down, as they were when a run there began.
 
     Args:
       stored: the config of the run to resume there.
@@ -54,7 +58,10 @@ def settle(
             "a new folder to start from its weights, or leave config.model.pretrained out to resume"
         )
     of_run = None if resumes or path is None else _config_of(path)
-    return pretrained.settle(config, stored, of_run)
+    config = pretrained.settle(config, stored, of_run)
+    with config.unlocked():
+        heads_lib.write_out(config.heads, stored.heads if stored else None)
+    return config
 
 
 def of(

@@ -193,10 +193,22 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
 
-def check_batch_size(name: str, batch_size: int, mesh: Mesh, parts: int = 1) -> None:
+def _check_batch_size(name: str, batch_size: int, mesh: Mesh, parts: int = 1) -> None:
     """Raises `UserError` where devices and micro-batches do not divide a global batch."""
     if parts < 1:
         raise UserError(f"config.optim.accumulate: need at least one micro-batch, got {parts}")
     if batch_size < 1 or batch_size % (mesh.size * parts):
         split = f"{mesh.size} devices" + (f" x {parts} micro-batches" if parts > 1 else "")
         raise UserError(f"config.{name}: {batch_size} is not a multiple of {split}")
+
+
+def of_run(config: Any) -> Mesh:
+    """The mesh of a run.
+
+    Raises:
+      UserError: as `create_mesh`, or batches that its devices and micro-batches do not divide.
+    """
+    mesh = create_mesh(config.sharding.devices, config.sharding.fsdp)
+    _check_batch_size("data.batch_size", config.data.batch_size, mesh, config.optim.accumulate)
+    _check_batch_size("eval.batch_size", config.eval.batch_size, mesh)
+    return mesh

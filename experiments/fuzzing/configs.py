@@ -19,7 +19,7 @@ from agejax.config import default
 from agejax.data import pipeline
 from agejax.heads import weights
 from agejax.models import registry
-from agejax.runs import run
+from agejax.runs import run_folder
 from agejax.train import train
 from agejax.training import augment
 from agejax.training import step as step_lib
@@ -99,7 +99,7 @@ def prepare(folder: pathlib.Path) -> Target:
         raise Reached
 
     real_step, real_batches = step_lib.make_train_step, pipeline.TrainBatches
-    step_lib.make_train_step, run.Claim = make_train_step, claim  # type: ignore[misc,assignment]
+    step_lib.make_train_step, run_folder.Claim = make_train_step, claim  # type: ignore[misc,assignment]
     pipeline.TrainBatches = make_batches  # type: ignore[misc,assignment]
 
     def target(rng: random.Random, folder: pathlib.Path) -> bool:

@@ -141,8 +141,9 @@ SURVIVORS = (
         ("test_state.py::test_an_opened_run_has_the_averages",),
     ),
     Mutation(
-        "training evaluates the last step's own weights", TRAIN,
-        "eval_step, *state.averaged(), val", "eval_step, state.params, state.batch_stats, val",
+        "training evaluates the last step's own weights", "agejax/evaluation/validation.py",
+        "self.eval_step, *state.averaged(), val",
+        "self.eval_step, state.params, state.batch_stats, val",
         ("test_state.py::test_the_evaluation_in_training_is_that_of_the_averages_on_val",),
     ),
     Mutation(
@@ -158,8 +159,8 @@ SURVIVORS = (
     ),
     Mutation(
         "training evaluates on its own images", TRAIN,
-        "evaluation_batches(source, val_rows,",
-        "evaluation_batches(source, train_rows[: len(val_rows)],",
+        'data.heads, data.source, data.rows.get("val")',
+        'data.heads, data.source, data.rows["train"][: len(data.rows["val"])]',
         ("test_state.py::test_the_evaluation_in_training_is_that_of_the_averages_on_val",),
     ),
     Mutation(
@@ -174,18 +175,17 @@ SURVIVORS = (
     ),
     Mutation(
         "an epoch is the training images once", TRAIN,
-        "examples=sampler.size", "examples=len(train_rows)",
+        "examples=sampler.size", 'examples=len(data.rows["train"])',
         ("test_loop.py::test_an_epoch_is_as_many_draws_as_the_sampler_makes",),
     ),
     Mutation(
         "logged epochs are the training images once", TRAIN,
-        "steps_per_epoch = sampler.size / ", "steps_per_epoch = len(train_rows) / ",
+        "steps_per_epoch = sampler.size / ", 'steps_per_epoch = len(data.rows["train"]) / ',
         ("test_loop.py::test_an_epoch_is_as_many_draws_as_the_sampler_makes",),
     ),
     Mutation(
         "the summary's epochs are the training images once", TRAIN,
-        '"epochs": step * config.data.batch_size / sampler.size',
-        '"epochs": step * config.data.batch_size / len(train_rows)',
+        "epoch_size=sampler.size", 'epoch_size=len(data.rows["train"])',
         ("test_loop.py::test_an_epoch_is_as_many_draws_as_the_sampler_makes",),
     ),
     Mutation(
@@ -195,12 +195,12 @@ SURVIVORS = (
     ),
     Mutation(
         "stop_after is not asked", TRAIN,
-        "enough |= stop_after(step, value)", "pass",
+        "value is not None and stop_after(step, value)", "False",
         ("test_loop.py::test_whoever_is_asked_may_end_the_run_after_an_evaluation",),
     ),
     Mutation(
         "stop_after is asked for the best value", TRAIN,
-        "enough |= stop_after(step, value)", "enough |= stop_after(step, best.value)",
+        "stop_after(step, value)", "stop_after(step, best.value)",
         ("test_loop.py::test_val_is_looked_at_when_due_and_at_the_last_step",),
     ),
     Mutation(
@@ -301,17 +301,17 @@ SURVIVORS = (
         ("test_checkpoint.py::test_a_run_opens_at_its_best_checkpoint_or_at_the_step_it_is_told",),
     ),
     Mutation(
-        "the best evaluation is the first", TRAIN,
+        "the best evaluation is the first", "agejax/training/best.py",
         "sign * value < sign * self.value", "False",
         ("test_loop.py::test_the_best_of_three_evaluations",),
     ),
     Mutation(
-        "the best evaluation is the smallest in any mode", TRAIN,
+        "the best evaluation is the smallest in any mode", "agejax/training/best.py",
         'sign = 1 if mode == "min" else -1', "sign = 1",
         ("test_loop.py::test_the_best_of_three_evaluations",),
     ),
     Mutation(
-        "a tie is better", TRAIN,
+        "a tie is better", "agejax/training/best.py",
         "sign * value < sign * self.value", "sign * value <= sign * self.value",
         ("test_loop.py::test_the_best_of_three_evaluations",),
     ),
@@ -571,23 +571,23 @@ OTHERS = (
     ),
     Mutation(
         "the schedule takes another epoch", TRAIN,
-        "total_steps, in_run, scale)",
-        "total_steps, lambda *of: 1 + in_run(*of), scale)",
+        "total_steps, to_steps, scale)",
+        "total_steps, lambda *of: 1 + to_steps(*of), scale)",
         ("test_loop.py::test_the_schedule_counts_in_the_same_epochs",),
     ),
     Mutation(
         "copies are augmented like the original", TRAIN,
-        "            config.sampling.copy_strength,\n", "            1.0,\n",
+        "        config.sampling.copy_strength,\n", "        1.0,\n",
         ("test_loop.py::test_later_draws_of_a_row_reach_the_step_with_their_strength",),
     ),
     Mutation(
         "the loop goes on though it is told to end", TRAIN,
-        "if step == total_steps or stopping or enough:", "if step == total_steps or stopping:",
+        "or stopping or enough or", "or stopping or",
         ("test_loop.py::test_whoever_is_asked_may_end_the_run_after_an_evaluation",),
     ),
     Mutation(
         "the floor is the mean age", TRAIN,
-        'floor_age=facts.medians.get("age")', 'floor_age=facts.means.get("age")',
+        'data.facts.medians.get("age")', 'data.facts.means.get("age")',
         ("test_state.py::test_the_evaluation_in_training_is_that_of_the_averages_on_val",),
     ),
     Mutation(
@@ -644,7 +644,7 @@ OTHERS = (
         ("test_train.py::test_early_stopping_counts_evaluations_without_a_better_value",),
     ),
     Mutation(
-        "rollback passes over a step too many", "agejax/runs/run.py",
+        "rollback passes over a step too many", "agejax/runs/run_folder.py",
         "skipped = skipped_steps(workdir) | {error.step}",
         "skipped = skipped_steps(workdir) | {error.step, error.step + 1}",
         ("test_train.py::test_a_step_that_is_not_finite_is_skipped_or_rolled_back_from",),

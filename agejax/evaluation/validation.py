@@ -1,0 +1,58 @@
+"""The val split of a run, scored while it trains."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from agejax import heads as heads_lib
+from agejax.data import pipeline
+from agejax.data.features import CachedFeatures
+from agejax.data.sources import Source
+from agejax.evaluation import metrics
+from agejax.training.prediction import predict_batches
+from agejax.training.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """Scores the val split of a run.
+
+    Attributes:
+      rows: the split, int64 [N]; None where the run has none.
+      batch_size: images in a batch, over all devices.
+      floor_age: predicted for every image, it gives the error to beat; years.
+      features: in place of the images, where the backbone is frozen.
+    """
+
+    eval_step: Callable[..., dict[str, jax.Array]]
+    heads: Mapping[str, heads_lib.Head]
+    source: Source
+    rows: np.ndarray | None
+    batch_size: int
+    mesh: Mesh
+    floor_age: float | None
+    features: CachedFeatures | None
+
+    def __call__(
+        self, state: TrainState, stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, Any] | None:
+        """Metrics of the split; None where there is none, or `stop()` became true."""
+        if self.rows is None:
+            return None
+        val = pipeline.evaluation_batches(self.source, self.rows, self.batch_size, self.features)
+        predictions = predict_batches(self.eval_step, *state.averaged(), val, self.mesh, stop=stop)
+        if predictions is None:
+            return None
+        labels = {k: v[self.rows] for k, v in self.source.labels.items()}
+        return metrics.evaluate(
+            predictions,
+            *heads_lib.derive(self.heads, labels, self.source.label_names),
+            duplicates=self.source.groups[self.rows],
+            floor_age=self.floor_age,
+        )
