@@ -1,7 +1,7 @@
 """python -m agejax.explain --workdir=RUN IMAGE_OR_FOLDER... [--method=NAME] [--target=LABEL]
 
-Which parts of a face made the network say what it says: what they add to or take from the predicted
-age, in years, or the probability of the predicted class. A figure and arrays (.npz) an image.
+Shows which parts of a face raise or lower the predicted age, in years, or the probability of the
+predicted class. Writes a figure and arrays (.npz) per image.
 """
 
 from __future__ import annotations

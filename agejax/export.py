@@ -1,8 +1,9 @@
 """python -m agejax.export --workdir=RUN --output=DIR [--format=jax|onnx|both|web] [--quantize=int8]
 
-A run's best model as one file that needs no agejax: uint8 images in, years and probabilities out.
---format=web makes a page that opens offline and predicts in the browser. --quantize=int8 makes the
-ONNX file, or the one in the page, about a quarter as large, and reports what that costs.
+Writes a run's best model as one file that works without agejax: uint8 images in, years and
+probabilities out. --format=web makes a page that opens offline and predicts in the browser.
+--quantize=int8 makes the ONNX file, or the one in the page, about a quarter as large, and reports
+the loss of accuracy.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """python -m agejax.predict IMAGE_OR_FOLDER_OR_GLOB... [--workdir=RUN] [--faces=crops|detect]
 
-One line per face: path, age in years with an interval that holds the truth 9 times in 10, and the
-probability of each class. Without --workdir the model that comes with agejax is used.
+Prints one line per face: path, age in years with an interval that holds the truth 9 times in 10,
+and the probability of each class. Without --workdir it uses the model that comes with agejax.
 
-A model knows faces as its training images frame them. With --faces=crops, images are such crops;
-with --faces=detect they are photos, whose faces are found and brought into that frame. By default
-the images themselves decide, where a face detector is installed.
+A model expects faces framed as in its training images. With --faces=crops, images are such crops;
+with --faces=detect they are photos, whose faces are found and brought into that frame. By default,
+where a face detector is installed, the framing of the images decides.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from agejax.training import sharding
 
 
 def introduction(run: Run) -> str:
-    """A line about a released model and what its answers are."""
+    """A line about a released model and what its predictions mean."""
     return (
         f"model: {box.name_of(run.workdir)} ({run.config.model.name}), for research: an age is a "
         f"guess from one photo, and its errors by group are in {run.workdir / 'card.md'}"

@@ -1,7 +1,7 @@
 """python -m agejax.release --workdir=RUN --output=FOLDER [--storage=float16]
 
-Makes a released model of a run's best checkpoint: a folder of a few megabytes with the weights,
-the calibration, the origin and a card, which every command takes as --workdir.
+Makes a released model from a run's best checkpoint: a folder of a few megabytes with the weights,
+the calibration, the origin and a card. Every command takes it as --workdir.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def _scaled(estimator: Callable[..., Any]) -> Callable[..., Any]:
     return lambda **options: make_pipeline(StandardScaler(), estimator(**options))
 
 
-# name -> (of ages, of classes, options to choose from on val)
+# name -> (regressor, classifier, the options that are tried on val)
 ESTIMATORS: dict[str, tuple[Callable[..., Any], Callable[..., Any], Sequence[dict[str, Any]]]] = {
     "linear": (
         _scaled(lambda strength: Ridge(alpha=1 / strength)),
@@ -73,10 +73,10 @@ def features(run: Run, source: Any, rows: np.ndarray, which: str) -> np.ndarray:
     """The backbone's pooled features of rows int [N], float32 [N, C].
 
     Args:
-      which: of `FEATURES`: as the run trained them, or as its training found them.
+      which: one of `FEATURES`: with the trained weights, or with those that training started from.
 
     Raises:
-      UserError: pretrained features of a run that started from none.
+      UserError: pretrained features of a run that started from random weights.
     """
     config, model, mesh = run.config, run.model, run.mesh
     assert model is not None
@@ -105,14 +105,14 @@ def features(run: Run, source: Any, rows: np.ndarray, which: str) -> np.ndarray:
 
 
 def fit(estimator: str, x: dict[str, np.ndarray], y: dict[str, np.ndarray]) -> tuple[Any, Any]:
-    """The estimator of a label that does best on val.
+    """Fits an estimator of a label, with the options that do best on val.
 
     Args:
       x: split -> float [N, C] of train and val.
-      y: split -> years float [N], or classes int [N]; NaN and -1 are left out.
+      y: split -> years float [N], or classes int [N]; rows with NaN or -1 are left out.
 
     Returns:
-      (estimator, the options it has).
+      (the fitted estimator, its options).
     """
     years = np.issubdtype(y["train"].dtype, np.floating)
     known = {split: np.isfinite(v) if years else v >= 0 for split, v in y.items()}
@@ -131,12 +131,12 @@ def fit(estimator: str, x: dict[str, np.ndarray], y: dict[str, np.ndarray]) -> t
 
 
 def say(fitted: Any, x: np.ndarray, classes: int | None) -> np.ndarray:
-    """Years [N], or probabilities [N, classes]."""
+    """Predicts years [N], or probabilities [N, classes] where there are classes."""
     if classes is None:
         return np.asarray(fitted.predict(x), np.float32)
     if hasattr(fitted, "predict_proba"):
         p = fitted.predict_proba(x)
-    else:  # a machine's margins are no probabilities, but they rank
+    else:  # SVM margins are not probabilities, but they rank
         margin = fitted.decision_function(x)
         if margin.ndim == 1:
             margin = np.stack([-margin, margin], axis=1) / 2

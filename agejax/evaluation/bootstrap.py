@@ -1,4 +1,4 @@
-"""Bootstrap intervals that resample groups of copies, so that a copy is no evidence of its own."""
+"""Bootstrap intervals that resample groups of copies: copies of a photo count as evidence once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ RESAMPLES = 1000
 
 
 def draws(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each of n groups is drawn, int [n], in each resample; a seed draws the same ones.
+    """Yields, per resample, how often each of n groups is drawn, int [n]; a seed fixes the draws.
 
     One resample at a time: 20,000 groups x 1,000 resamples would fill 160 MB.
     """
@@ -27,19 +27,19 @@ def intervals(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> list[list[float]]:
-    """95 % percentile intervals of means, which resample groups of copies (Efron 1979).
+    """95 % percentile bootstrap intervals of means; groups of copies are resampled (Efron 1979).
 
-    Two models' resamples on the same images are paired where the seeds are the same: the interval
-    of the mean of their differences is then a paired one.
+    With the same seed, two models' resamples of the same images are paired, and so is the interval
+    of the mean of their differences.
 
     Args:
       values: float [N].
-      parts: bool [N, K], whose means: the mean of part k is that of values[parts[:, k]].
+      parts: bool [N, K]; the mean of part k is that of values[parts[:, k]].
       duplicates: int [N], equal within a group of copies.
 
     Returns:
-      K intervals [low, high]; NaN where a part holds no image. Resamples without one of a part's do
-      not count.
+      K intervals [low, high]; NaN where a part holds no image. Resamples that draw no image of a
+      part do not count for it.
     """
     some = parts.any(axis=1)
     _, group = np.unique(duplicates[some], return_inverse=True)

@@ -1,7 +1,7 @@
-"""How far a run can be trusted: probabilities and age intervals fitted to images held out of it.
+"""How far a run can be trusted: probabilities and age intervals fitted to held-out images.
 
-They are those of the split "calibration" where there is one, else those of val. Val has also chosen
-the checkpoint: its errors are a little too small, and intervals fitted to them a little too narrow.
+These are the split "calibration" where there is one, else val. Val has also chosen the checkpoint,
+so its errors are a little too small, and intervals fitted to them a little too narrow.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from agejax.runs import box
 
 FILE = "calibration.json"
 ALPHA = 0.1  # the share of images that an interval may miss
-SMALLEST_SIGMA = 1e-3  # years; an interval in multiples of nothing has no width
+SMALLEST_SIGMA = 1e-3  # years; an interval in multiples of 0 would have no width
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """What images that were not trained on tell about a checkpoint.
+    """What held-out images tell about a checkpoint.
 
     Attributes:
       step: of the checkpoint.
-      n: images, one of each group of copies.
+      n: how many images, one per group of copies.
       temperatures: class label -> what its logits are divided by.
       widths: age label -> half widths of intervals, years, or multiples of the predicted sigma
         where the head gives one: for all images, and by the decade of the prediction. A label with
         too few images is absent.
       alpha: the share that intervals may miss.
-      geometry: how faces are framed in the training images; None where no detector is installed,
-        or it finds none.
-      split: that the images are of, "calibration" or "val".
-      image_size: config.eval.image_size of the run when it was fitted.
+      geometry: how the training images frame faces; None where no detector is installed, or it
+        finds no face.
+      split: the images' split, "calibration" or "val".
+      image_size: the run's config.eval.image_size at the time of fitting.
     """
 
     step: int
@@ -65,7 +65,7 @@ class Calibration:
     ) -> Calibration:
         """
         Args:
-          predictions, labels: of images held out, as `metrics.evaluate` takes them.
+          predictions, labels: of held-out images, as `metrics.evaluate` takes them.
           duplicates: int [N], equal within a group of copies: only the first of each counts.
         """
         _, first = np.unique(duplicates, return_index=True)
@@ -90,8 +90,8 @@ class Calibration:
         """Label -> (lower, upper), years [N] each, that hold the true age 1 - alpha of the time.
 
         Args:
-          by_decade: of the prediction, so that the young and the old are covered each by
-            themselves; else as one.
+          by_decade: use one width per decade of the prediction, so that the young and the old are
+          each covered; else one width for all.
         """
         result = {}
         for name, fitted in self.widths.items():
@@ -102,7 +102,7 @@ class Calibration:
         return result
 
     def probabilities(self, predictions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Label -> calibrated probabilities, float64 [N, K]; the first guess stays the first."""
+        """Label -> calibrated probabilities, float64 [N, K]; the most probable class stays so."""
         return {
             name: uncertainty.scaled(predictions[name], temperature)
             for name, temperature in self.temperatures.items()
@@ -127,7 +127,7 @@ class Calibration:
           image_size: config.eval.image_size; None: any.
 
         Returns:
-          None where there is none, or only that of another checkpoint or image size.
+          None where there is none, or only one of another checkpoint or image size.
         """
         try:
             stored: dict[str, Any] = json.loads((folder / FILE).read_text())
@@ -149,11 +149,11 @@ class Calibration:
                 stored["geometry"] = Geometry.from_json(stored["geometry"])
             read = cls(**stored)
             return read if read._is_right() else None
-        except (OSError, *DAMAGE, AttributeError):  # none, or damaged: it is made again
+        except (OSError, *DAMAGE, AttributeError):  # missing or damaged: it is made again
             return None
 
     def _is_right(self) -> bool:
-        """Whether every number is one, and in its range."""
+        """Whether every number is a number, and in its range."""
         quantiles = [
             one for fitted in self.widths.values()
             for one in (fitted.everybody, *fitted.groups.values())
@@ -174,12 +174,12 @@ class Calibration:
 
 
 def known_geometry(workdir: pathlib.Path, step: int) -> Geometry:
-    """How a run's training images frame faces.
+    """Reads how a run's training images frame faces.
 
     Raises:
-      UserError: no detector is installed, or the run was not evaluated since there is one.
+      UserError: no detector is installed, or the run was not evaluated since it was installed.
     """
-    Detector.installed()  # says what to install
+    Detector.installed()  # its error names what to install
     calibration = Calibration.read(workdir, step)
     if calibration is None or calibration.geometry is None:
         if box.is_release(workdir):

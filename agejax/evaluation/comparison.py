@@ -21,9 +21,9 @@ def score_again(
     source_path: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Scored:
-    """The same images, in the same order, as another run sees them.
+    """Scores another run on the same images, in the same order.
 
-    Images that the other run has trained on are counted on stderr.
+    Reports on stderr how many of the images the other run has trained on.
 
     Raises:
       UserError: the other run's data lacks one of the images.
@@ -52,9 +52,9 @@ def score_again(
 
 
 def compare(scored: Scored, other: Scored) -> dict[str, Any]:
-    """{"workdir", "targets": `metrics.paired`} of two runs on the same images.
+    """Compares two runs on the same images: {"workdir", "targets": `metrics.paired`}.
 
-    A target whose classes the other run numbers otherwise is left out.
+    A target whose classes the other run numbers differently is left out.
     """
     alike = {
         name: values

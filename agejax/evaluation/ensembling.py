@@ -1,4 +1,4 @@
-"""A new ensemble's folder, and the weights of its members: given, equal, or fitted on val."""
+"""Creates an ensemble: its folder, and its members' weights, given, equal, or fitted on val."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def create(
     """Writes an ensemble's folder, which `ensembles.open_run` opens.
 
     Args:
-      given: runs' folders, or FOLDER@STEP.
+      given: folders of runs, or FOLDER@STEP.
       combine, weights, views, statistics, batches: as on the command line.
 
     Returns:
       label -> the weight of each member.
 
     Raises:
-      UserError: members that do not fit together, weights that are none, or statistics that cannot
-        be made anew.
+      UserError: members that do not fit together, invalid weights, or statistics that cannot be
+      computed anew.
     """
     if batches < 1:
         raise UserError(f"--batches={batches}: give 1 or more")
@@ -48,7 +48,7 @@ def create(
     files.check_folder(output, "--output")
     members = [open_member(str(path)) for path in given]
     shares = parse_weights(weights, members, views)
-    ensembles.join(output, members, combine, shares, views)  # raises where they do not fit together
+    ensembles.join(output, members, combine, shares, views)  # raises where they do not fit
     share = next(iter(shares.values()))
     anew = {}
     if statistics == "anew":
@@ -67,7 +67,7 @@ def create(
         "members": paths, "combine": combine, "weights": shares, "views": list(views),
         "statistics": "anew" if anew else "averaged",
     }  # fmt: skip
-    (output / calibration.FILE).unlink(missing_ok=True)  # of what was here before
+    (output / calibration.FILE).unlink(missing_ok=True)  # it was fitted to a former ensemble
     files.write_json(output / FILE, spec)
     return shares
 
@@ -75,7 +75,7 @@ def create(
 def parse_weights(
     text: str, members: Sequence[Run], views: Sequence[str]
 ) -> dict[str, list[float]]:
-    """--weights: "" for equal ones, "fit", or one number a member; of each label."""
+    """Reads --weights, for each label: "" for equal ones, "fit", or one number per member."""
     if text == "fit":
         return fit_weights(members, views)
     weights = ensembles.equal_weights(members)
@@ -96,13 +96,13 @@ def parse_weights(
 
 
 def fit_weights(members: Sequence[Run], views: Sequence[str]) -> dict[str, list[float]]:
-    """The weights that are best on the validation images the members share, of each label alone.
+    """Fits each label's weights on the validation images that the members share.
 
-    Of ages those of the least mean absolute error (a linear program), of classes those of the least
-    negative log-likelihood.
+    For ages they minimise the mean absolute error (a linear program), for classes the negative
+    log-likelihood.
 
     Raises:
-      UserError: members of other data or splits, whose validation images others have trained on.
+      UserError: members with other data or splits: one may have trained on another's val images.
     """
     first = members[0]
     if not first.config.data.split.val_of_train:

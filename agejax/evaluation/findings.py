@@ -1,4 +1,4 @@
-"""What an evaluation finds out: the contents of metrics.json."""
+"""What an evaluation measures: the contents of metrics.json."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from agejax.training import image_sizes
 
 
 def measure(scored: Scored) -> dict[str, Any]:
-    """The figures of `metrics.evaluate`, and the data, split and step that they are of."""
+    """The figures of `metrics.evaluate`, with the data, split and step that they belong to."""
     result = metrics.evaluate(
         scored.predictions,
         scored.labels,
@@ -33,7 +33,7 @@ def measure(scored: Scored) -> dict[str, Any]:
 
 
 def look_closer(scored: Scored, calibration: Calibration | None) -> dict[str, Any]:
-    """{"uncertainty", and of the age "gates" and "quality": the error by how good an image is}."""
+    """{"uncertainty"}, and for the age {"gates", "quality": the error by image quality}."""
     result: dict[str, Any] = {}
     if calibration is not None:
         result["uncertainty"] = _uncertainty(scored, calibration)
@@ -52,9 +52,9 @@ def look_closer(scored: Scored, calibration: Calibration | None) -> dict[str, An
 
 
 def _uncertainty(scored: Scored, calibration: Calibration) -> dict[str, Any]:
-    """{"validation_images", "fitted_to": their split, "alpha", and by target: of classes
-    {"temperature", "nll", "ece"} and these again after scaling; of ages {"marginal", "by_decade":
-    coverages, "groups": by label}}."""
+    """{"validation_images", "fitted_to": their split, "alpha", and by target: for classes
+    {"temperature", "nll", "ece"} and the latter two again after scaling; for ages {"marginal",
+    "by_decade": coverages, "groups": by label}}."""
     labels, predictions = scored.labels, scored.predictions
     result: dict[str, Any] = {
         "validation_images": calibration.n,

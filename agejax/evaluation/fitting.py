@@ -1,4 +1,4 @@
-"""A run's calibration: as it was kept, or fitted now to images held out of its training."""
+"""A run's calibration: read from its folder, or fitted now to held-out images."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from agejax.faces.geometry import Geometry
 from agejax.runs import box
 from agejax.runs.run import Run
 
-FRAMED = 300  # images that say how the training data frames faces
+FRAMED = 300  # images that show how the training data frames faces
 
 
 def calibrate(run: Run, source: Source | None = None) -> Calibration | None:
-    """The run's calibration: as it was written, or fitted now and written.
+    """Reads the run's calibration, or fits it now and writes it.
 
-    It is fitted to the split "calibration" where the run has one, else to val.
+    It is fitted to the split "calibration" where there is one, else to val.
 
     Args:
-      source: the data of the run, where it is open.
+      source: the run's data, where it is already open.
 
     Returns:
-      None where val is empty or the run's data is not at hand any more, which is said on stderr.
+      None where val is empty, or the run's data is gone, which is reported on stderr.
     """
     image_size = run.config.eval.get("image_size", 0)
     known = Calibration.read(run.workdir, run.step, image_size)
@@ -54,19 +54,19 @@ def calibrate(run: Run, source: Source | None = None) -> Calibration | None:
     fitted = dataclasses.replace(
         fitted, geometry=framing(source, rows), split=name, image_size=image_size
     )
-    if box.is_release(run.workdir):  # it is only read
+    if box.is_release(run.workdir):  # read-only
         return fitted
     try:
         fitted.save(run.workdir)
-    except UserError as error:  # a run may lie where only its owner writes
+    except UserError as error:  # the folder may be another user's
         print(f"the calibration is used here but not kept: {error}", file=sys.stderr)
     return fitted
 
 
 def framing(source: Source, rows: np.ndarray) -> Geometry | None:
-    """How faces are framed in images of a source; None where nothing can say so.
+    """Measures how images of a source frame faces; None without a detector or without faces.
 
-    predict says what it lacks when it needs it.
+    predict reports what is missing when it needs the frame.
     """
     detector = detection.Detector.if_installed()
     try:

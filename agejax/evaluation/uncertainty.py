@@ -1,8 +1,8 @@
-"""How far a prediction can be trusted, on the host: calibrated probabilities, age intervals that
-cover as often as they say, errors of what is kept, and the rates of an age gate.
+"""How far a prediction can be trusted, on the host: calibrated probabilities, age intervals with
+the stated coverage, the error of the most certain images, and the rates of an age gate.
 
-Whatever is fitted (a temperature, a quantile) is fitted on validation images and judged on test
-images. Images whose label is unknown (-1, NaN) do not count anywhere.
+Temperatures and quantiles are fitted on validation images and judged on test images. Images with an
+unknown label (-1, NaN) never count.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import scipy  # which imports its parts when they are used: predict needs none of them
+import scipy  # it imports its parts lazily: predict needs none of them
 
 from agejax.evaluation.metrics import SMALLEST_GROUP, Partition
 
 ADULT = 18.0  # years
-OLDEST_MINORS = (14.0, 18.0)  # years, from and below: those whom an age gate is to stop
+OLDEST_MINORS = (14.0, 18.0)  # years, [from, below): the oldest whom an age gate must stop
 GATES = tuple(range(18, 31))  # years; Challenge-25 is the usual one
 NEAR = 5.0  # years
-AGES = (0.0, 116.0)  # years, what an interval is cut to
+AGES = (0.0, 116.0)  # years; intervals are clipped to these
 
 # ----------------------------------------------------------------------------------- probabilities
 
@@ -35,15 +35,15 @@ def nll(probabilities: np.ndarray, labels: np.ndarray) -> float:
 def temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """The temperature that minimises the negative log-likelihood (Guo et al. 2017, section 4.2).
 
-    Logits need not be known: log p differs from them by a constant, which softmax takes out.
+    Logits are not needed: log p differs from them by a constant, which softmax cancels.
 
     Args:
       probabilities: [N, K] of validation images; two columns for a binary target.
       labels: int [N], -1 where unknown.
 
     Returns:
-      Above 1 for a model too sure of itself, below for one too shy. Within .01 and 100: a model
-      that is never wrong would have 0, one that knows nothing infinity.
+      Above 1 for an overconfident model, below 1 for an underconfident one. Limited to 0.01..100: a
+      model that is never wrong would have 0, one that knows nothing infinity.
     """
     p, label = _known(probabilities, labels)
     best = scipy.optimize.minimize_scalar(
@@ -64,11 +64,11 @@ def scaled(probabilities: np.ndarray, t: float) -> np.ndarray:
 def reliability(
     probabilities: np.ndarray, labels: np.ndarray, bins: int = 15
 ) -> list[dict[str, Any]]:
-    """The reliability curve: how often the most probable class is right, against how sure it was.
+    """The reliability curve: accuracy of the most probable class against its confidence.
 
     Returns:
-      A row for each bin (low, high] of the largest probability, of equal width, that holds an
-      image: {"low", "high", "n", "confidence": its mean, "accuracy", "accuracy_ci95"}.
+      A row for each bin (low, high] of the largest probability that holds an image; bins have equal
+      widths: {"low", "high", "n", "confidence": its mean, "accuracy", "accuracy_ci95"}.
     """
     p, label = _known(probabilities, labels)
     confidence, right = p.max(axis=1), p.argmax(axis=1) == label
@@ -87,8 +87,8 @@ def reliability(
 
 
 def ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error: sum over bins of n/N |accuracy - confidence| (Naeini et al. 2015,
-    as Guo et al. 2017, eq. 3): of the most probable class, in bins of equal width."""
+    """Expected calibration error of the most probable class, in bins of equal width: the sum over
+    bins of n/N |accuracy - confidence| (Naeini et al. 2015, as in Guo et al. 2017, eq. 3)."""
     rows = reliability(probabilities, labels, bins)
     gaps = [row["n"] * abs(row["accuracy"] - row["confidence"]) for row in rows]
     return float(sum(gaps) / sum(row["n"] for row in rows))
@@ -103,7 +103,7 @@ def _known(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, n
 
 
 def _log(probabilities: np.ndarray) -> np.ndarray:
-    """log p, finite: a probability that float32 has rounded to 0 is its smallest number."""
+    """log p, finite: a probability rounded to 0 counts as the smallest float32."""
     return np.log(np.maximum(probabilities.astype(np.float64), np.finfo(np.float32).tiny))
 
 
@@ -133,13 +133,13 @@ def conformal(errors: np.ndarray, alpha: float, sigma: np.ndarray | None = None)
 
 
 def _rank(n: int, alpha: float) -> int:
-    """ceil((n + 1)(1 - alpha)), of the decimal number that alpha stands for."""
+    """ceil((n + 1)(1 - alpha)), with alpha as the decimal number that it is written as."""
     return math.ceil(round((n + 1) * (1 - alpha), 9))
 
 
 @dataclasses.dataclass(frozen=True)
 class GroupQuantile:
-    """n: calibration images that q comes from; own: whether they are the group's alone."""
+    """A quantile `q` of `n` calibration images; `own`: whether all are of the group itself."""
 
     n: int
     q: float
@@ -148,13 +148,13 @@ class GroupQuantile:
 
 @dataclasses.dataclass(frozen=True)
 class ByGroup:
-    """A quantile for each group; `everybody` is for images in none."""
+    """A quantile for each group; `everybody` is for images in no group."""
 
     everybody: GroupQuantile
     groups: Mapping[str, GroupQuantile]
 
     def of(self, parts: Partition) -> np.ndarray:
-        """The quantile of each image, float [N], for `interval`; parts are named as when fitted."""
+        """The quantile of each image, float [N], for `interval`; parts have the fitted names."""
         q = np.full(len(parts[0][1]), self.everybody.q)
         for name, part in parts:
             q[part] = self.groups[name].q
@@ -164,16 +164,16 @@ class ByGroup:
 def conformal_by_group(
     errors: np.ndarray, parts: Partition, alpha: float, sigma: np.ndarray | None = None
 ) -> ByGroup:
-    """`conformal` within each group, so that each is covered by itself (Mondrian: Vovk et al. 2003;
+    """`conformal` within each group, so that each group is covered (Mondrian: Vovk et al. 2003;
     Romano et al. 2020).
 
-    A group must be known when an interval is asked for: the decade of the prediction, never that
-    of the true age.
+    The group must be known at prediction time: use the decade of the prediction, never that of the
+    true age.
 
     Args:
       parts: (name, bool [N]) of disjoint groups of the calibration images, as in metrics.decades.
-        Those of fewer than `SMALLEST_GROUP` images, or 1 / alpha - 1, share one quantile; where
-        they are too few together, the widest of the others, or of all.
+        Groups with fewer than `SMALLEST_GROUP` images, or 1 / alpha - 1, are pooled; where these
+        are too few together, they take the widest quantile of the others, or that of all.
     """
 
     def quantile(rows: np.ndarray) -> GroupQuantile:
@@ -186,10 +186,10 @@ def conformal_by_group(
     enough = {
         name: one for name, one in alone.items() if one.n >= SMALLEST_GROUP and math.isfinite(one.q)
     }
-    # Not everybody's quantile: small groups, such as the oldest, are those with large errors.
+    # Not the overall quantile: small groups, such as the oldest, have the largest errors.
     small = [part for name, part in parts if name not in enough]
     shared = quantile(np.any(small, axis=0)) if small else everybody
-    if not math.isfinite(shared.q):  # too few even together: as wide as the widest
+    if not math.isfinite(shared.q):  # too few even when pooled: as wide as the widest
         shared = max([everybody, *enough.values()], key=lambda one: one.q)
     shared = dataclasses.replace(shared, own=False)
     groups = {name: enough.get(name, shared) for name in alone}
@@ -203,9 +203,9 @@ def interval(
     low: float = AGES[0],
     high: float = AGES[1],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """predicted ± q sigma, cut to the ages there are: (lower, upper), years [N] each.
+    """predicted ± q sigma, clipped to [low, high]: (lower, upper), years [N] each.
 
-    Cutting costs no coverage. A prediction outside them gives the bound itself.
+    Clipping costs no coverage. A prediction outside gives the bound itself.
     """
     half = q * (np.ones(len(predicted)) if sigma is None else sigma)
     return np.clip(predicted - half, low, high), np.clip(predicted + half, low, high)
@@ -214,20 +214,20 @@ def interval(
 def coverage(
     age: np.ndarray, lower: np.ndarray, upper: np.ndarray, alpha: float, calibration: int
 ) -> dict[str, Any]:
-    """How often intervals hold the true age, and what chance allows.
+    """How often intervals hold the true age, and the range that chance allows.
 
     The number of hits among n test images is beta-binomial, (k, m + 1 - k) with the rank k of the m
-    calibration images: binomial, and the luck of the calibration (Vovk 2012; Angelopoulos & Bates
-    2023, section 3.2 and appendix C). Whole-year ages tie, which can only raise the coverage.
+    calibration images: binomial, plus the chance in the calibration (Vovk 2012; Angelopoulos &
+    Bates 2023, section 3.2 and appendix C). Ages in whole years tie, which can only raise it.
 
     Args:
       age: years [N], NaN where unknown.
-      lower, upper: years [N], of `interval`.
-      calibration: the number of images that the quantile comes from.
+      lower, upper: years [N], from `interval`.
+      calibration: the number of images that the quantile was fitted to.
 
     Returns:
-      {"n", "coverage", "band95": [low, high] that the coverage of sound intervals lies in, "width":
-      the mean, years}; all but n NaN where no age is known.
+      {"n", "coverage", "band95": [low, high], where the coverage of valid intervals lies, "width":
+      the mean, years}; all but n are NaN where no age is known.
     """
     known = np.isfinite(age)
     age, lower, upper = age[known], lower[known], upper[known]
@@ -255,7 +255,7 @@ def coverage_by_group(
     fitted: ByGroup,
 ) -> list[dict[str, Any]]:
     """`coverage` of each group with a known age: a row {"name", "n", "coverage", "band95", "width",
-    "own": whether its quantile is its own}."""
+    "own": whether its quantile is the group's own}."""
     return [
         {
             "name": name,
@@ -271,15 +271,15 @@ def coverage_by_group(
 
 
 def risk_coverage(errors: np.ndarray, uncertainty: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The error of what is kept when the least sure are left out (El-Yaniv & Wiener 2010).
+    """The error of the images kept when the least certain are left out (El-Yaniv & Wiener 2010).
 
     Args:
-      errors: of each image [N], such as |age - predicted|, or 1 for a wrong class; NaN: unknown.
+      errors: per image [N], such as |age - predicted|, or 1 for a wrong class; NaN: unknown.
       uncertainty: [N], such as sigma, an interval's width, or 1 - the largest probability.
 
     Returns:
-      (share kept, from 1 / n to 1; mean error of these), [n] each, the surest first. Equally sure
-      images count with their mean error, so that the order of the rows is of no account.
+      (share kept, from 1 / n to 1; mean error of these), [n] each, the most certain first. Equally
+      certain images count with their mean error, so that the order of rows does not matter.
     """
     known = np.isfinite(errors)
     errors, uncertainty = errors[known].astype(np.float64), uncertainty[known]
@@ -290,8 +290,8 @@ def risk_coverage(errors: np.ndarray, uncertainty: np.ndarray) -> tuple[np.ndarr
 
 
 def aurc(errors: np.ndarray, uncertainty: np.ndarray) -> float:
-    """The area under `risk_coverage`, the mean over all shares (Geifman et al. 2019, eq. 3); the
-    mean error where uncertainty says nothing, and less the more it says."""
+    """The area under `risk_coverage`, its mean over all shares (Geifman et al. 2019, eq. 3): the
+    mean error where the uncertainty is uninformative, lower the more it tells."""
     return float(risk_coverage(errors, uncertainty)[1].mean())
 
 
@@ -312,14 +312,14 @@ def wilson(k: int, n: int, confidence: float = 0.95) -> list[float]:
 def challenge(
     age: np.ndarray, predicted: np.ndarray, thresholds: Iterable[float] = GATES
 ) -> list[dict[str, Any]]:
-    """Challenge-T: whoever looks T or older is let in without a document (NIST IR 8525).
+    """Challenge-T: everyone who looks T or older is admitted without a document (NIST IR 8525).
 
     Args:
       age, predicted: years [N]; NaN where the age is unknown.
 
     Returns:
-      For each T {"threshold", "fpr": of those of 14 to 17, "tpr": of those of 18 and more, {"n",
-      "rate": share let in, NaN for n = 0, "ci95": Wilson's} each}.
+      For each T {"threshold", "fpr": of those aged 14 to 17, "tpr": of those aged 18 or older}, the
+      latter two {"n", "rate": share admitted, NaN for n = 0, "ci95": Wilson's}.
     """
     youth, adult = (OLDEST_MINORS[0] <= age) & (age < OLDEST_MINORS[1]), age >= ADULT
     return [
@@ -335,12 +335,12 @@ def challenge(
 def age_band(
     age: np.ndarray, predicted: np.ndarray, first: int = 13, last: int = 16
 ) -> dict[str, Any]:
-    """A room for those of `first` to `last` years alone, such as a chat (NIST IR 8525): let in is
-    who looks first <= years < last + 1.
+    """A place only for those aged `first` to `last`, such as a chat (NIST IR 8525): it admits those
+    who look first <= years < last + 1.
 
     Returns:
       {"first", "last", "tpr": of those in the band, "fpr": of all others, "fpr_near": of others at
-      most five years younger or older}, each as in `challenge`.
+      most five years younger or older}, rates as in `challenge`.
     """
     inside = (first <= age) & (age < last + 1)
     outside = np.isfinite(age) & ~inside

@@ -1,1 +1,1 @@
-"""What in an image a prediction rests on: methods, what they explain, and figures."""
+"""What in an image a prediction rests on: the methods, and what they explain."""

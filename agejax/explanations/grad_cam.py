@@ -1,4 +1,4 @@
-"""Grad-CAM: the maps that the network pools, by their slopes."""
+"""Grad-CAM: the feature maps that the network pools, weighted by their gradients."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ import numpy as np
 from agejax.errors import UserError
 from agejax.explanations.explanation import Explanation, as_partial, of_pixels
 
-# The same images and what is added to the maps, [] or [B, h, w, C] -> values [B] and those maps.
+# Images, and what is added to the maps, [] or [B, h, w, C] -> values [B] and these maps.
 Tapped = Callable[[Any, Any], tuple[Any, Any]]
 
 
 def grad_cam(tapped: Tapped, image: np.ndarray) -> Explanation:
-    """Grad-CAM (Selvaraju et al. 2017): maps, each times the mean slope of the prediction by it.
+    """Grad-CAM (Selvaraju et al. 2017): each map times the prediction's mean gradient by it.
 
-    Without the authors' last step, a ReLU: a place that takes years off is as much of an answer. A
-    pixel's share is its cell's, spread evenly; under a linear head over pooled maps the cells sum
-    to the prediction but for the head's bias.
+    The authors' last step, a ReLU, is left out: a place that lowers the age is as informative. Each
+    cell's share is spread evenly over its pixels; with a linear head over pooled maps, the cells
+    sum to the prediction except for the head's bias.
 
     Args:
-      tapped: what JAX can differentiate; bound as in `integrated_gradients`.
+      tapped: differentiable by JAX; bound as in `integrated_gradients`.
       image: uint8 [S, S, 3].
 
     Raises:
-      UserError: maps of one cell.
+      UserError: the maps have one cell.
     """
     value, cells = jax.tree.map(np.asarray, _cam(as_partial(tapped), image[None]))
     if cells[0].size == 1:

@@ -1,4 +1,4 @@
-"""Integrated gradients: shares of pixels along the way from a backdrop to the image."""
+"""Integrated gradients: shares of pixels along the path from a backdrop to the image."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def integrated_gradients(
 ) -> Explanation:
     """Integrated gradients (Sundararajan et al. 2017), from a backdrop to the image.
 
-    A pixel's share is (image - backdrop) · the mean slope along the straight line between them, by
-    the midpoint rule. The shares sum to the difference of the two predictions, but for `gap`.
+    A pixel's share is (image - backdrop) · the mean gradient along the straight line between them,
+    by the midpoint rule. The shares sum to the difference of the two predictions, up to `gap`.
 
     Args:
-      value: what JAX can differentiate. A `jax.tree_util.Partial` is compiled once for all images
-        whatever it binds, and keeps parameters out of the program.
+      value: differentiable by JAX. A `jax.tree_util.Partial` is compiled once for all images,
+        whatever it binds, and keeps parameters out of the compiled program.
       image: uint8 [S, S, 3].
-      fill: the backdrop.
+      fill: the kind of `backdrop`.
     """
     value = as_partial(value)
     end, start = image.astype(np.float32), backdrop(image, fill).astype(np.float32)
@@ -62,9 +62,9 @@ def _slope(
     along: jax.Array,
     share: jax.Array,
 ) -> jax.Array:
-    """Σ share_i · d value / d image, at `along_i` of the way; [B] and [S, S, 3] -> [S, S, 3]."""
+    """Σ share_i · d value / d image, at `along_i` of the path; [B] and [S, S, 3] -> [S, S, 3]."""
     images = start + along[:, None, None, None] * (end - start)
-    # Weighted before the derivative: the sum over steps is then the backward pass's own.
+    # Weighted before the derivative: the backward pass then sums over the steps.
     slope = jax.grad(lambda x: jnp.sum(share * value(images + x)))
     gradient: jax.Array = slope(jnp.zeros_like(start))
     return gradient

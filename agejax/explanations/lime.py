@@ -1,4 +1,4 @@
-"""LIME: a linear model of which parts of an image are there."""
+"""LIME: a local linear model of the visible parts of an image."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from sklearn.linear_model import Ridge
 from agejax.explanations.explanation import BATCH, Explanation, Fill, Value, backdrop, full_batches
 from agejax.explanations.superpixels import superpixels
 
-SAMPLES = 1000  # of LIME, as its authors take for images
-KERNEL_WIDTH = 0.25  # of LIME, as its authors take for images
-RIDGE = 0.01  # only keeps LIME's regression solvable: the authors' 1 takes percents off the years
+SAMPLES = 1000  # as in the authors' code for images
+KERNEL_WIDTH = 0.25  # as in the authors' code for images
+RIDGE = 0.01  # only keeps the regression solvable: the authors' 1 shrinks the years by percents
 
 
 def lime(
@@ -23,16 +23,16 @@ def lime(
     fill: Fill = "blur",
     batch: int = BATCH,
 ) -> Explanation:
-    """LIME (Ribeiro et al. 2016): a linear model of which segments are there, around the image.
+    """LIME (Ribeiro et al. 2016): a local linear model of which segments are visible.
 
     Each sample hides every segment with probability 1/2. Its weight in a ridge regression is
-    sqrt(exp(-d² / width²)) of its cosine distance d to the whole image, as in the authors' code.
+    sqrt(exp(-d² / width²)), with its cosine distance d to the whole image, as in the authors' code.
 
     Args:
-      predict: called with `batch` images at a time.
+      predict: is called with `batch` images at a time.
       image: uint8 [S, S, 3].
       segments: int [S, S], 0..K-1; default: `superpixels`.
-      fill: what is seen of a hidden segment: `backdrop`.
+      fill: the kind of `backdrop` that replaces a hidden segment.
     """
     segments = superpixels(image) if segments is None else segments
     count = int(segments.max()) + 1

@@ -29,13 +29,13 @@ Method = Literal["lime", "integrated_gradients", "grad_cam"]
 
 
 class Subject(NamedTuple):
-    """The prediction of one label by a run, as functions of images [B, S, S, 3].
+    """A run's prediction of one label, as functions of images [B, S, S, 3].
 
-    Images are uint8, or f32 of 0..255.
+    Images are uint8, or f32 in 0..255.
 
     decoded: -> years [B] or probabilities [B, K].
     value: k -> the probability of class k [B]; None -> years [B].
-    tapped: k -> the same, as a `Tapped`.
+    tapped: k -> the same as a `Tapped`.
     """
 
     decoded: Partial
@@ -46,10 +46,10 @@ class Subject(NamedTuple):
     def of(cls, run: Run, label: str, *, smooth: bool) -> Subject:
         """
         Args:
-          smooth: decode counts and modes, which have no slope, as expectations.
+          smooth: decode counts and modes, which have no gradient, as expectations.
 
         Raises:
-          UserError: the run has no head for the label, or is no single network.
+          UserError: the run has no head for the label, or is not a single network.
         """
         name, head = find_head(run, label)
         head = smoothed(head) if smooth else head
@@ -76,7 +76,7 @@ class Subject(NamedTuple):
             said = head.decode(outputs[name])
             return said if said.ndim == 1 else said[:, k], maps[0]
 
-        # Bound, but not closed over: k may change, and parameters are no constants of a program.
+        # Bound, not closed over: k may change, and parameters must not become constants.
         bound = run.params, run.batch_stats
         whole = Partial(decoded, *bound)
         return cls(
@@ -96,24 +96,24 @@ def find_head(run: Run, label: str) -> tuple[str, Head]:
 
 
 def smoothed(head: Head) -> Head:
-    """The head with an expectation in place of a count of ranks or a mode, which have no slope."""
+    """The head with an expectation in place of a count of ranks or a mode (no gradient)."""
     options: dict[str, Any] = {"count": False, "expectation": True}
     names = {field.name for field in dataclasses.fields(head)}
     return dataclasses.replace(head, **{k: v for k, v in options.items() if k in names})
 
 
 def _tap(network: Any, name: str, delta: jax.Array) -> list[jax.Array]:
-    """Leaves a `FaceModel` head `name` alone, and its last maps plus `delta`.
+    """Reduces a `FaceModel` to its head `name`, and adds `delta` to its last maps.
 
-    These are what the backbone pools; where that is a class token, the patches that it reads last,
-    in front of the last block's attention, unless the head's neck reads the maps themselves.
+    These are what the backbone pools. Where it reads a class token, they are the patches before the
+    last block's attention, unless the head's neck reads the maps themselves.
 
     Returns:
-      A list, to which a call of the network adds the maps.
+      A list to which each call of the network appends the maps.
     """
     seen: list[jax.Array] = []
     backbone, neck = network.backbone, network.necks.get(name)
-    # The others may want other features: greyscale ones.
+    # The others may need other features: greyscale ones.
     network.heads = nnx.Dict({name: network.heads[name]})
     reads_maps = neck is not None and (neck.options.convs or neck.options.pool == "flatten")
     if isinstance(backbone, ViT) and not reads_maps:
@@ -134,7 +134,7 @@ def _tap(network: Any, name: str, delta: jax.Array) -> list[jax.Array]:
 
 
 class _TappedBackbone:
-    """A backbone whose maps are moved by `delta` before they are pooled, and remembered."""
+    """A backbone that adds `delta` to its maps before it pools them, and records the maps."""
 
     def __init__(self, backbone: Backbone, delta: jax.Array, seen: list[jax.Array]) -> None:
         self.backbone, self.delta, self.seen = backbone, delta, seen
@@ -149,9 +149,9 @@ class _TappedBackbone:
 def explainer(
     run: Run, target: str, method: Method, seed: int = 0
 ) -> Callable[[np.ndarray], tuple[Explanation, int | None]]:
-    """Explains uint8 [S, S, 3]: an `Explanation`, and the class whose probability it is of.
+    """Makes a function: image uint8 [S, S, 3] -> its `Explanation` and the explained class.
 
-    The network is compiled at the first image only.
+    The network compiles at the first image only.
 
     Raises:
       UserError: the run has no head for the target.
@@ -159,7 +159,7 @@ def explainer(
     subject = Subject.of(run, target, smooth=method != "lime")
 
     def explain_one(image: np.ndarray) -> tuple[Explanation, int | None]:
-        # In a full batch, as the methods' own calls: of years they then share this program.
+        # A full batch, as the methods use: for years they then share the compiled program.
         decoded = np.asarray(values_of(subject.decoded, np.repeat(image[None], BATCH, axis=0)))[0]
         k = int(decoded.argmax()) if decoded.ndim else None
         value = subject.value(k)

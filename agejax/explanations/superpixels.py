@@ -1,4 +1,4 @@
-"""Superpixels: connected segments of like colour."""
+"""Superpixels: connected segments of similar colour."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ GRID = 8  # segments along an edge
 
 
 def superpixels(image: np.ndarray, grid: int = GRID, compactness: float = 10.0) -> np.ndarray:
-    """SLIC (Achanta et al. 2012): about grid² connected segments of like colour.
+    """SLIC (Achanta et al. 2012): about grid² connected segments of similar colour.
 
     Args:
       image: uint8 [S, S, 3].
-      compactness: what a grid cell's width counts in CIELAB; higher is squarer.
+      compactness: the CIELAB distance that a grid cell's width equals; higher is squarer.
 
     Returns:
       int32 [S, S], 0..K-1.
@@ -24,7 +24,7 @@ def superpixels(image: np.ndarray, grid: int = GRID, compactness: float = 10.0) 
     step = size / grid
     y, x = np.mgrid[:size, :size].astype(np.float32)
     places = np.stack([y, x], axis=-1) * (compactness / step)
-    # Of colours and places in one space, k-means that looks only at the 3 x 3 nearest cells.
+    # k-means over colours and places in one space; searches only the 3 x 3 nearest cells.
     points = np.dstack([cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB), places])
     points = points.astype(np.float64)
     row, column = (((z + 0.5) / step).astype(int).clip(0, grid - 1) for z in (y, x))
@@ -47,7 +47,7 @@ def superpixels(image: np.ndarray, grid: int = GRID, compactness: float = 10.0) 
 
 
 def _connected(labels: np.ndarray) -> np.ndarray:
-    """Keeps the largest piece of each segment, and gives what is left to the nearest of them."""
+    """Keeps each segment's largest piece, and gives the other pixels to the nearest piece."""
     kept = np.zeros(labels.shape, bool)
     for label in np.unique(labels):
         pieces, _ = ndimage.label(labels == label)

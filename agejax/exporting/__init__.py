@@ -1,1 +1,1 @@
-"""A run as a file for others: JAX, ONNX, quantised, a web page, and the card that goes with it."""
+"""Exports of a run: JAX, ONNX, quantised ONNX, a web page, and the model card."""

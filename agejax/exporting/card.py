@@ -1,4 +1,4 @@
-"""Model cards: for whom a model errs first, then where it comes from, its limits and its terms."""
+"""Model cards: first errors by group, then origin, limits and terms."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from agejax.runs import box, lineage
 from agejax.runs.run import Run
 from agejax.training import image_sizes
 
-# What the publishers of data sets and weights ask for, in short. Others: "read its terms".
+# What the publishers of data sets and weights ask for, in short. For others: "read its terms".
 TERMS = {
     "aaf": "All-Age-Faces: for research only",
     "adience": "Adience: for research only",
@@ -124,7 +124,7 @@ def of_export(run: Run, info: Mapping[str, Any]) -> str:
 
 
 def outputs(info: Mapping[str, Any]) -> str:
-    """The outputs of model.json in words."""
+    """Describes the outputs of model.json."""
     return "; ".join(
         f"{name} ({', '.join(out['classes'])})" if "classes" in out else f"{name} in years"
         for name, out in info["outputs"].items()
@@ -132,16 +132,16 @@ def outputs(info: Mapping[str, Any]) -> str:
 
 
 def evaluations(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(folder's name, metrics.json) of every evaluation of a run that can be read.
+    """Yields (folder's name, metrics.json) of every readable evaluation of a run.
 
-    A damaged one is named on stderr.
+    Names damaged ones on stderr.
     """
     for path in sorted(run.workdir.glob("evaluation/*/metrics.json")):
         try:
             result = files.read_json(path, dict, "evaluate again")
             metrics.table(result)
             _heading(run, result)
-        except (UserError, *DAMAGE, AttributeError) as error:  # or of another version
+        except (UserError, *DAMAGE, AttributeError) as error:  # damaged, or of another version
             reason = error if isinstance(error, UserError) else f"{path} is damaged; evaluate again"
             print(f"left out of the model card: {reason}", file=sys.stderr)
             continue
@@ -154,7 +154,7 @@ def _heading(run: Run, result: Mapping[str, Any]) -> str:
 
 
 def _known(result: Mapping[str, Any]) -> str:
-    """Which of the images what the model learned from was trained on; "" for none."""
+    """A warning for each ancestor that was trained on some of the images; "" for none."""
     known = result.get("known_to_ancestors", {})
     return "".join(
         f"**{count:,} of these images, or copies of them, trained {name}, which this model learned "
@@ -193,7 +193,7 @@ def training(run: Run) -> str:
     """The data set, its splits, and the labels of the training split."""
     data, facts = run.config.data, run.facts
     lines = [f"- Data set: {data.name}, fingerprint {run.fingerprint}."]
-    with contextlib.suppress(OSError, UserError, *DAMAGE, AttributeError):  # it is not needed
+    with contextlib.suppress(OSError, UserError, *DAMAGE, AttributeError):  # optional
         summary = files.read_json(run.workdir / "summary.json", dict, "")
         sizes = ", ".join(f"{name} {n:,}" for name, n in summary["examples"].items())
         lines.append(f"- Images in each split: {sizes}; copies of one photo share a split.")
@@ -210,7 +210,7 @@ def training(run: Run) -> str:
 
 
 def terms(origin: lineage.Lineage) -> str:
-    """The terms of all data and weights that a model comes from, as far as they are known."""
+    """The terms of all data and weights that a model comes from, where they are known."""
     found: dict[str, None] = {}
     for node in lineage.nodes(origin):
         if node["kind"] == "run":
@@ -301,7 +301,7 @@ def of_release(run: Run, release: Mapping[str, Any], info: Mapping[str, Any], na
       run: opened from the released folder.
       release: the contents of its release.json.
       info: `export.describe` of it.
-      name: of the folder it will lie in.
+      name: of the folder that will hold it.
     """
     calibration = Calibration.read(run.workdir, run.step)
     framed = calibration is not None and calibration.geometry is not None
@@ -333,7 +333,7 @@ def of_release(run: Run, release: Mapping[str, Any], info: Mapping[str, Any], na
 
 
 def intervals(run: Run, calibration: Calibration | None) -> str:
-    """How often intervals of the age held the label, by group, in every evaluation."""
+    """How often age intervals held the label, by group, in every evaluation."""
     if calibration is None:
         return "It is not calibrated: predictions come without `age_low` and `age_high`."
     parts = [
@@ -356,7 +356,7 @@ def intervals(run: Run, calibration: Calibration | None) -> str:
 
 
 def origin(node: lineage.Lineage, role: str = "This model", depth: int = 0) -> str:
-    """A lineage as a nested list: what each run was trained on, started from and taught by."""
+    """A lineage as a nested list: each run's training data, start and teachers."""
     indent = "  " * depth
     match node["kind"]:
         case "run":
@@ -395,7 +395,7 @@ def _split(split: Mapping[str, Any]) -> str:
 
 
 def recipes(node: lineage.Lineage) -> str:
-    """A config file of every run of a lineage, from which it can be trained again."""
+    """A config file for every run of a lineage, to train it again."""
     parts = []
     for run in lineage.runs(node):
         body = "\n".join(f"    config.{k} = {_literal(v)}" for k, v in run["settings"].items())

@@ -1,4 +1,4 @@
-"""model.json: what lies beside an exported model and describes it."""
+"""model.json, which lies beside an exported model and describes it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from agejax.version import __version__
 
 
 def describe(run: Run, outputs: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
-    """The contents of model.json: input, preprocessing, outputs and origin, without the files."""
+    """The contents of model.json except the files: input, preprocessing, outputs and origin."""
     config = run.config
     size, inside = config.data.image_size, image_sizes.of_evaluation(config)
     nothing = {head.label: np.zeros(0) for head in run.heads.values()}

@@ -1,4 +1,4 @@
-"""A run's best model as files that need no agejax."""
+"""Exports a run's best model to files that work without agejax."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from agejax.runs.run import Run
 FORMATS = ("jax", "onnx", "web")
 FILES = {"jax": "model.jaxexport", "onnx": "model.onnx", "web": page.FILE}
 INT8 = "model.int8.onnx"
-NEEDS = {  # packages, and what to install for them
+NEEDS = {  # format -> (its packages, what to pip install)
     "jax": (("flatbuffers",), "flatbuffers"),
     "onnx": (("onnx", "onnxruntime"), "-e '.[onnx]'"),
     "web": (("onnx", "onnxruntime"), "-e '.[onnx]'"),
 }
-TOLERANCE = 1e-4  # of an output's largest value, between a file and the run
+TOLERANCE = 1e-4  # largest difference between a file and the run, of an output's largest value
 
 
 def export(
@@ -39,21 +39,21 @@ def export(
     source_path: str | None = None,
     onnxruntime_web: str | None = None,
 ) -> dict[str, Any]:
-    """Writes a run's best model to `output`, once its predictions equal those of the run.
+    """Writes a run's best model to `output`, if its predictions equal those of the run.
 
     Args:
       formats: of `FORMATS`.
-      int8: whether an ONNX file, or that of a page, is in int8.
+      int8: quantise the ONNX file, or the one in the page, to int8.
       max_mae_change, source_path: as in `quantize.quantized`.
-      onnxruntime_web: where a page's runtime is, as `runtime.find` takes it.
+      onnxruntime_web: where the page's runtime lies, as for `runtime.find`.
 
     Returns:
-      The contents of model.json, which lies beside the models, as does model_card.md.
+      The contents of model.json, which is written beside the models, with model_card.md.
 
     Raises:
-      UserError: no run or checkpoint, a package is missing, an operation that ONNX export does not
-        know, a model that differs from the run's by more than `TOLERANCE`, or as
-        `quantize.quantized` and `runtime.find`.
+      UserError: no run or checkpoint; a missing package; an operation that ONNX export does not
+        support; predictions that differ from the run's by more than `TOLERANCE`; or as
+        `quantize.quantized` and `runtime.find` raise it.
     """
     output = expand(output)
     files.check_folder(output, "--output")
@@ -64,9 +64,9 @@ def export(
     output.mkdir(parents=True, exist_ok=True)
     images = random_images(run.config.data.image_size)
     info = description.describe(run, jax.eval_shape(prediction(run), images))
-    contents: dict[str, bytes] = {}  # written when all are right
+    contents: dict[str, bytes] = {}  # written once all are right
     for name in formats:
-        # ONNX Runtime has no bfloat16 convolution on a CPU: its models compute in float32.
+        # ONNX Runtime has no bfloat16 convolution on CPUs: its models compute in float32.
         predict = prediction(run, dtype=None if name == "jax" else "float32")
         with jax.default_device(jax.devices("cpu")[0]):
             expected = jax.device_get(predict(images))
@@ -104,7 +104,7 @@ def export(
 
 
 def require(name: str) -> None:
-    """Raises `UserError` where a package is missing that a format is written or run with."""
+    """Raises `UserError` where a package that a format needs is missing."""
     packages, remedy = NEEDS[name]
     for package in packages:
         if importlib.util.find_spec(package) is None:

@@ -1,4 +1,4 @@
-"""A prediction as a file of jax.export, which runs without agejax."""
+"""Prediction functions as jax.export files, which run without agejax."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import jax.export
 
 from agejax.exporting.prediction import Predict, any_batch
 
-PLATFORMS = ("cpu", "cuda")  # that a JAX file runs on
+PLATFORMS = ("cpu", "cuda")  # on which a JAX file runs
 
 
 def to_jax(predict: Predict, size: int) -> bytes:
-    """`predict` for any batch on every one of `PLATFORMS`, each with the lowering that suits it."""
+    """Serialises `predict` for any batch size on all `PLATFORMS`, each with its own lowering."""
     return bytes(
         jax.export.export(jax.jit(predict), platforms=PLATFORMS)(any_batch(size)).serialize()
     )
 
 
 def load(data: bytes) -> Predict:
-    """The prediction of a file that `to_jax` made, as a function of images."""
+    """Loads what `to_jax` made, as a function of images."""
     call = jax.jit(jax.export.deserialize(bytearray(data)).call)
     return lambda images: jax.device_get(call(images))

@@ -1,4 +1,4 @@
-"""A jaxpr as an ONNX model: what a prediction does, operation by operation."""
+"""Converts a prediction to an ONNX model: its jaxpr, operation by operation."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from agejax.exporting.prediction import Predict
 from agejax.models import lowerings
 from agejax.version import __version__
 
-OPSET, IR_VERSION = 18, 9  # what ONNX Runtime reads since 1.15 (2023)
+OPSET, IR_VERSION = 18, 9  # ONNX Runtime reads these since 1.15 (2023)
 
 Operation = Callable[..., str]
 
 
 def to_onnx(predict: Predict, images: jax.ShapeDtypeStruct, info: Mapping[str, Any]) -> bytes:
-    """`predict` for any batch as an ONNX model, with `info` as its metadata.
+    """Converts `predict` to an ONNX model for any batch size, with `info` as its metadata.
 
     Args:
-      images: uint8 [batch, S, S, 3], the batch symbolic.
+      images: uint8 [batch, S, S, 3] with a symbolic batch.
 
     Raises:
-      UserError: it does something that neither `ELEMENTWISE` nor `OPERATIONS` holds.
+      UserError: an operation that neither `ELEMENTWISE` nor `OPERATIONS` holds.
     """
     import onnx
 
     with lowerings.plain():
         closed, shapes = jax.make_jaxpr(predict, return_shape=True)(images)
     graph = Graph(images)
-    # A dict's leaves come sorted by key.
+    # JAX flattens a dict sorted by key.
     values = graph.run(closed.jaxpr, closed.consts, [Value("images", images.shape)])
     for name, value in zip(sorted(shapes), values, strict=True):
         graph.node("Identity", graph.full(value, shapes[name].shape), name=name)
@@ -75,11 +75,11 @@ def load(data: bytes) -> Predict:
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """What a variable of a jaxpr has become.
+    """A variable of a jaxpr, as the ONNX graph has it.
 
     Attributes:
-      data: the name of an ONNX tensor, or the array itself where that is known by now.
-      shape: of `data`; sizes may be 1 where the variable's are not, since ONNX broadcasts.
+      data: the name of an ONNX tensor, or an array where the value is constant.
+      shape: of `data`; a size may be 1 where the variable's is not, since ONNX broadcasts.
     """
 
     data: str | np.ndarray
@@ -87,16 +87,16 @@ class Value:
 
 
 class Graph:
-    """An ONNX graph in the making; `run` appends a jaxpr to it.
+    """An ONNX graph being built; `run` appends a jaxpr to it.
 
-    What depends on no image is computed now, by JAX, and what only repeats values is left to ONNX's
-    broadcasting: a batch norm becomes one multiplication and one addition.
+    JAX computes at once whatever depends on no image, and ONNX's broadcasting replaces operations
+    that only repeat values: a batch norm becomes one multiplication and one addition.
     """
 
     def __init__(self, images: jax.ShapeDtypeStruct) -> None:
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
-        self._names: dict[int, tuple[str, np.ndarray]] = {}  # by id, which the array keeps taken
+        self._names: dict[int, tuple[str, np.ndarray]] = {}  # by id; held, so that no id is reused
         self._batch = images.shape[0]
 
     def run(self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Value]) -> list[Value]:
@@ -137,7 +137,7 @@ class Graph:
         return [read(atom) for atom in jaxpr.outvars]
 
     def node(self, kind: str, *inputs: str | np.ndarray, name: str = "", **attributes: Any) -> str:
-        """Appends an operation; returns the name of what it computes."""
+        """Appends an operation; returns its output's name."""
         import onnx
 
         name = name or f"x{len(self.nodes)}"
@@ -146,7 +146,7 @@ class Graph:
         return name
 
     def name(self, value: Value) -> str:
-        """The tensor of a value, which may have sizes of 1 in place of the variable's."""
+        """The tensor of a value, not broadcast: it may have sizes of 1."""
         import onnx
 
         if isinstance(value.data, str):
@@ -158,7 +158,7 @@ class Graph:
         return self._names[id(value.data)][0]
 
     def full(self, value: Value, shape: tuple[Any, ...]) -> str:
-        """The tensor of a value in the variable's own shape."""
+        """The tensor of a value, broadcast to the variable's shape."""
         name = self.name(value)
         if value.shape == shape:
             return name
@@ -209,7 +209,7 @@ def unknown(what: str) -> UserError:
 
 
 def broadcast_shapes(shapes: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:
-    """As numpy's, for sizes that may be symbolic."""
+    """Like numpy's, for sizes that may be symbolic."""
     shapes = list(shapes)
     rank = max(map(len, shapes))
     aligned = zip(*((1,) * (rank - len(shape)) + shape for shape in shapes), strict=True)
@@ -217,7 +217,7 @@ def broadcast_shapes(shapes: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:
 
 
 def fold(equation: Any, values: Sequence[Value]) -> list[Value] | None:
-    """What an operation on nothing but arrays gives, None where it cannot be computed yet."""
+    """The results of an operation on constants; None where an input or a size is not known."""
     arrays = [value.data for value in values if isinstance(value.data, np.ndarray)]
     if len(arrays) < len(values):
         return None
@@ -250,7 +250,7 @@ def _select(graph: Graph, equation: Any, which: str, *cases: str) -> str:
 
 ONE = np.array(1, np.float32)
 
-# Primitives that treat every element alike: (graph, equation, *names) -> name.
+# Elementwise primitives: (graph, equation, *names) -> name.
 ELEMENTWISE: dict[str, Operation] = {
     "abs": _simple("Abs"),
     "add": _simple("Add"),
@@ -337,7 +337,7 @@ def _cut(
     strides: Sequence[int] | None = None,
 ) -> str:
     strides = strides or (1,) * len(shape)
-    # An axis that stays whole may be the batch, whose size nobody knows.
+    # An axis that stays whole may be the batch, whose size is unknown.
     axes = [i for i, n in enumerate(shape) if ends[i] != n or starts[i] or strides[i] != 1]
     bounds = ([each[i] for i in axes] for each in (starts, ends))
     steps = integers(strides[i] for i in axes)
@@ -393,9 +393,7 @@ def _conv(graph: Graph, equation: Any, x: Value, kernel: Value) -> str:
     p = equation.params
     if p["batch_group_count"] != 1 or any(n != 1 for n in p["lhs_dilation"]):
         raise unknown("transposed convolution")
-    spec = p[
-        "dimension_numbers"
-    ]  # where batch, channels and space are; ONNX has them in this order
+    spec = p["dimension_numbers"]  # positions of batch, channels and space, in ONNX's order
     before, after = zip(*p["padding"], strict=True)
     if isinstance(kernel.data, np.ndarray):
         weights: str | np.ndarray = np.ascontiguousarray(kernel.data.transpose(spec.rhs_spec))
@@ -441,10 +439,10 @@ def _sum_pool(graph: Graph, equation: Any, *values: Value) -> str:
 
 
 def _gather(graph: Graph, equation: Any, x: Value, indices: Value) -> str:
-    """Three cases: a constant slice, rows of one axis, an element of each row.
+    """Converts three kinds of gather: a constant slice, rows of one axis, an element of each row.
 
-    Indices are taken to be inside: JAX has wrapped negative ones, and what lies outside has no
-    meaning in a prediction.
+    Assumes that indices are in bounds: JAX has wrapped negative ones, and a prediction has no
+    others.
     """
     numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
     shape, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
@@ -469,7 +467,7 @@ def _gather(graph: Graph, equation: Any, x: Value, indices: Value) -> str:
     raise unknown("gather")
 
 
-# The others: (graph, equation, *values) -> name.
+# Other primitives: (graph, equation, *values) -> name.
 OPERATIONS: dict[str, Operation] = {
     "argmax": _argmax,
     "concatenate": _concatenate,
@@ -491,8 +489,8 @@ OPERATIONS: dict[str, Operation] = {
     "transpose": _transpose,
 }
 
-# Functions of jax.nn that ONNX has an operation for: (graph, name) -> name. ONNX Runtime fuses them
-# into the convolution before them, and int8 then spends its 256 values on what the function keeps.
+# Functions of jax.nn with an ONNX operation of their own: (graph, name) -> name. ONNX Runtime fuses
+# them into the convolution before them: int8's 256 values then cover only the function's outputs.
 FUNCTIONS: dict[str, Callable[[Graph, str], str]] = {
     "hard_sigmoid": lambda g, x: g.node("HardSigmoid", x, alpha=1 / 6, beta=0.5),
     "hard_silu": lambda g, x: g.node("HardSwish", x),
@@ -500,5 +498,5 @@ FUNCTIONS: dict[str, Callable[[Graph, str], str]] = {
     "relu6": lambda g, x: g.node("Clip", x, np.array(0, np.float32), np.array(6, np.float32)),
 }
 
-# Functions inside functions, and where their jaxpr is.
+# Calls of functions -> the parameter that holds their jaxpr.
 CALLS = {"jit": "jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}

@@ -1,4 +1,4 @@
-"""A run's prediction as one function of images, and how far an exported one is from it."""
+"""A run's prediction as one function of images, and how far an exported one differs from it."""
 
 from __future__ import annotations
 
@@ -18,22 +18,24 @@ Predict = Callable[[Any], dict[str, Any]]  # uint8 [B, S, S, 3] -> {label: [B] o
 
 
 def prediction(run: Run, dtype: str | None = None) -> Predict:
-    """The run's prediction of uint8 images [B, S, S, 3]: with preprocessing, weights and decoding.
+    """The run's prediction as a function of uint8 images [B, S, S, 3].
+
+    It holds preprocessing, weights and decoding.
 
     Args:
-      dtype: to compute in, if not as the run does.
+      dtype: what to compute in; None: as the run does.
     """
     config = ml_collections.ConfigDict(run.config)
     if dtype is not None:
         config.model.dtype = dtype
-    # Built anew, since what has been traced keeps its lowering.
+    # Built anew, since a traced function keeps its lowering.
     eval_step = make_eval_step(config, state_lib.create_model(config, run.heads)[0])
     params, batch_stats = jax.device_get((run.params, run.batch_stats))
     return lambda images: eval_step(params, batch_stats, {"image": images})
 
 
 def any_batch(size: int) -> jax.ShapeDtypeStruct:
-    """Images whose number is open."""
+    """The shape and dtype of images [batch, size, size, 3] with a symbolic batch."""
     return jax.ShapeDtypeStruct((*jax.export.symbolic_shape("batch"), size, size, 3), np.uint8)
 
 
@@ -46,7 +48,7 @@ def random_images(size: int, n: int = 4) -> np.ndarray:
 
 
 def difference(given: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> float:
-    """The largest difference, of every output in units of its largest value."""
+    """The largest difference of any output, in units of the output's largest value."""
     assert given.keys() == expected.keys()
     tiny = np.finfo(np.float32).tiny
     return float(

@@ -1,8 +1,8 @@
 """int8 ONNX models, and what they cost on the validation images.
 
-Weights are int8, one scale per output channel. Activations are uint8, one scale per tensor, whose
-range comes from calibration images; where that costs too much, some or all stay float32. Static
-quantisation is ONNX Runtime's. The model keeps its inputs and outputs.
+Weights are int8 with one scale per output channel. Activations are uint8 with one scale per tensor,
+whose range comes from calibration images; where that costs too much accuracy, some or all stay
+float32. Static quantisation is ONNX Runtime's. The model keeps its inputs and outputs.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from agejax.evaluation import metrics
 from agejax.exporting import onnx_export
 from agejax.runs.run import Run
 
-MAX_MAE_CHANGE = 0.1  # years; more is refused unless the user allows it
-CALIBRATION = 256  # val images that give the ranges; at most half of val, the others judge
-FIRST = 5  # convolutions that stay in float32 where int8 activations cost too much
+MAX_MAE_CHANGE = 0.1  # years; a larger change is refused unless allowed
+CALIBRATION = 256  # val images for the ranges, at most half of val; the others judge
+FIRST = 5  # first convolutions, float32 where int8 activations cost too much
 ADVICE = (  # for models of `weights_only`
     "Set ONNX Runtime's session option `session.disable_quant_qdq` to `1`: weights then become "
     "float32 once, when the model is loaded, and it is as fast as the float32 model."
 )
-BATCH = 32  # calibration images in memory at once, with all their activations
-# What becomes int8. Activation functions belong to it: the convolution before one then uses its 256
-# values for what the function keeps.
-LAYERS = {"Conv": 0, "Gemm": 1, "MatMul": 1}  # and the axis of the outputs in their weights
+BATCH = 32  # calibration images in memory at once, with their activations
+# What becomes int8. Activation functions are included: the convolution before one then uses its 256
+# values for the function's outputs only.
+LAYERS = {"Conv": 0, "Gemm": 1, "MatMul": 1}  # -> the output axis of their weights
 FUNCTIONS = ("Relu", "Clip")
 
 
@@ -44,22 +44,22 @@ def quantized(
     source_path: str | None = None,
     max_mae_change: float = MAX_MAE_CHANGE,
 ) -> tuple[bytes, dict[str, Any]]:
-    """The run's ONNX model in int8, and how it compares with the float model on val.
+    """Quantises the run's ONNX model to int8, and compares it with the float model on val.
 
-    The first of `WAYS` is taken that changes the error by no more than allowed.
+    Takes the first of `WAYS` that changes the error by no more than allowed.
 
     Args:
-      model: of `onnx_export.to_onnx`, in float32.
-      source_path: where the run's data lies now, if not where its config says.
-      max_mae_change: years that the mean absolute error of an age may grow by.
+      model: from `onnx_export.to_onnx`, in float32.
+      source_path: where the run's data lies now; None: where its config says.
+      max_mae_change: by how many years the mean absolute error of an age may grow.
 
     Returns:
-      The model, and {"kind": "int8", "activations": of `WAYS`, "calibration_images",
+      The model, and {"kind": "int8", "activations": a key of `WAYS`, "calibration_images",
       "judged_on", "n", "bytes": {"float32", "int8"}, "targets": {label: {"n", "metric": "mae" in
       years or "accuracy", "float32", "int8", "change", "change_ci95"}}}.
 
     Raises:
-      UserError: the run's val images are not at hand, or the error grows by more than allowed.
+      UserError: the run's val images are missing, or the error grows by more than allowed.
     """
     source, rows = held_out(run, source_path)
     rows = np.random.default_rng(0).permutation(rows)
@@ -101,7 +101,7 @@ def _compare(
     before: Mapping[str, np.ndarray],
     after: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
-    """The entry "targets" of `quantized`'s record, of predictions of rows int [N]."""
+    """The entry "targets" of `quantized`'s record, from predictions of rows int [N]."""
     known, names = heads.derive(
         run.heads, {k: v[rows] for k, v in source.labels.items()}, source.label_names
     )
@@ -118,7 +118,7 @@ def held_out(run: Run, source_path: str | None) -> tuple[Source, np.ndarray]:
     """The run's data and the rows of its split val.
 
     Raises:
-      UserError: the data is not the run's, or it has no val of two images or more.
+      UserError: the data is not the run's, or its val has fewer than two images.
     """
     source = opening.open_source(run.config.data, source_path)
     if source.fingerprint != run.fingerprint:
@@ -136,7 +136,7 @@ def held_out(run: Run, source_path: str | None) -> tuple[Source, np.ndarray]:
 
 
 def describe(name: str, target: Mapping[str, Any]) -> str:
-    """A target's figures in words, for the terminal and the model card."""
+    """Describes a target's figures, for the terminal and the model card."""
     low, high = target["change_ci95"]
     what = "MAE" if target["metric"] == "mae" else "accuracy"
     return (
@@ -148,7 +148,7 @@ def describe(name: str, target: Mapping[str, Any]) -> str:
 def _change(
     paired: Mapping[str, Any], before: Mapping[str, float], after: Mapping[str, float]
 ) -> dict[str, Any]:
-    """A target's entry in `quantized`'s record; `paired` counts errors, so accuracy turns round."""
+    """A target's entry in `quantized`'s record; `paired` counts errors, so accuracy flips sign."""
     metric = "mae" if "mae" in before else "accuracy"
     sign = 1 if metric == "mae" else -1
     return {
@@ -170,12 +170,12 @@ def _predictions(model: bytes, source: Source, rows: np.ndarray) -> dict[str, np
 
 
 def static(model: bytes, images: np.ndarray, skip: int = 0) -> bytes:
-    """The ONNX model with layers that compute in int8 (QDQ format).
+    """Makes the layers of an ONNX model compute in int8 (QDQ format).
 
     Args:
-      model: of `onnx_export.to_onnx`.
-      images: uint8 [N, S, S, 3], as the model will see them, which give the activations' ranges.
-      skip: how many convolutions, from the first on, stay in float32.
+      model: from `onnx_export.to_onnx`.
+      images: uint8 [N, S, S, 3], as the model will see them; they give the activations' ranges.
+      skip: how many of the first convolutions stay in float32.
     """
     import onnx
     from onnxruntime import quantization
@@ -214,14 +214,13 @@ def static(model: bytes, images: np.ndarray, skip: int = 0) -> bytes:
 
 
 def weights_only(model: bytes, images: np.ndarray) -> bytes:
-    """The ONNX model with int8 weights, from which layers compute in float32.
+    """Stores an ONNX model's weights in int8; its layers still compute in float32.
 
-    As small as `static`, and close to the float model whatever its activations are. It is as fast
-    as the float model where the session option session.disable_quant_qdq is "1", and slower
-    elsewhere.
+    It is as small as `static`, and close to the float model whatever its activations are. With the
+    session option session.disable_quant_qdq = "1" it is as fast as the float model, else slower.
 
     Args:
-      images: not needed.
+      images: not used.
     """
     import onnx
 
@@ -234,7 +233,7 @@ def weights_only(model: bytes, images: np.ndarray) -> bytes:
             continue
         name, axis = node.input[1], LAYERS[node.op_type]
         node.input[1] = f"{name}_float32"
-        if f"{name}_scale" in arrays:  # shared by layers
+        if f"{name}_scale" in arrays:  # layers share it
             continue
         values = onnx.numpy_helper.to_array(arrays[name])
         others = tuple(i for i in range(values.ndim) if i != axis)
@@ -256,18 +255,18 @@ def weights_only(model: bytes, images: np.ndarray) -> bytes:
     return _described(result, model)
 
 
-# What is said of the activations -> the function that makes the model. The first is the fastest.
+# Description of the activations -> the function that makes the model. The first is the fastest.
 WAYS: dict[str, Callable[[bytes, np.ndarray], bytes]] = {
     "uint8": static,
-    # A channel of MobileNetV3's first convolution reaches fifty times the deviation of the others,
-    # which one scale for all wipes out. These layers have hardly any weights.
+    # A channel of MobileNetV3's first convolution reaches fifty times the deviation of the others:
+    # one scale for all would wipe these out. The first layers have hardly any weights.
     f"uint8 (but for {FIRST} convolutions)": functools.partial(static, skip=FIRST),
     "float32": weights_only,
 }
 
 
 def _described(quantized: Any, model: bytes) -> bytes:
-    """A quantised model with the metadata of the one that it was made from, as a file."""
+    """A quantised model as a file, with the metadata of the original model."""
     import onnx
 
     del quantized.metadata_props[:]
@@ -277,9 +276,9 @@ def _described(quantized: Any, model: bytes) -> bytes:
 
 
 def folded(model: bytes) -> Any:
-    """The model with each batch norm merged into its convolution, and layouts changed only once.
+    """Merges each batch norm into its convolution, and removes repeated layout changes.
 
-    ONNX Runtime does it, by the optimisations that stay within standard operations.
+    Uses ONNX Runtime's optimisations that keep to standard operations.
     """
     import onnx
     import onnxruntime
@@ -294,9 +293,9 @@ def folded(model: bytes) -> Any:
         result = onnx.load(path)
     biases = {node.input[2] for node in result.graph.node if node.op_type == "Gemm"}
     for array in result.graph.initializer:
-        if array.name in biases:  # the quantiser wants [K], and finds [1, K]
+        if array.name in biases:  # the quantiser needs [K], not [1, K]
             size = int(np.prod(array.dims))
             del array.dims[:]
             array.dims.append(size)
-    quant_utils.add_pre_process_metadata(result)  # else it advises to do what has been done here
+    quant_utils.add_pre_process_metadata(result)  # else it advises to do what is done here
     return result

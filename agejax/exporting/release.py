@@ -23,8 +23,8 @@ from agejax.runs.run import Run
 from agejax.training import image_sizes
 
 STORAGE = ("float32", "float16")
-# Of an output's largest value, between the released model and the run. Weights of 11 bits move an
-# age by some hundredths of a year; a network that they move further is not to be stored so.
+# Largest difference between the released model and the run, of an output's largest value. float16
+# (11 bits) moves an age by some hundredths of a year; a network that it moves more needs float32.
 TOLERANCES = {"float32": 0.0, "float16": 1e-2}
 KEPT_OF_SUMMARY = ("name", "steps", "epochs", "examples", "parameters", "skipped", "versions")
 
@@ -32,13 +32,13 @@ KEPT_OF_SUMMARY = ("name", "steps", "epochs", "examples", "parameters", "skipped
 def release(
     workdir: str | pathlib.Path, output: str | pathlib.Path, storage: str = "float32"
 ) -> dict[str, Any]:
-    """Writes the best checkpoint of a run, and all that is needed to use it, to `output`.
+    """Writes the best checkpoint of a run, with all that is needed to use it, to `output`.
 
-    A released model that is there is replaced. Evaluations of other checkpoints and of other image
-    sizes are left out.
+    Replaces a released model that is there. Leaves out evaluations of other checkpoints and of
+    other image sizes.
 
     Args:
-      storage: of `STORAGE`, for kernels; biases, scales and statistics stay float32.
+      storage: one of `STORAGE`, for kernels; biases, scales and statistics stay float32.
 
     Returns:
       The contents of release.json.
@@ -92,7 +92,7 @@ def release(
 
 
 def _network(workdir: str | pathlib.Path) -> Run:
-    """A run, or the averaged network of an ensemble, opened.
+    """Opens a run, or the averaged network of an ensemble.
 
     Raises:
       UserError: no such folder, or an ensemble of several networks or views.
@@ -136,7 +136,7 @@ def _write(
         place = folder / "evaluation" / name
         with files.disk(place):
             place.mkdir(parents=True)
-        result.pop("compared", None)  # with a folder of this machine
+        result.pop("compared", None)  # it names a folder of this machine
         files.write_json(place / "metrics.json", result)
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     _seal(
@@ -164,7 +164,7 @@ def _seal(folder: pathlib.Path, values: dict[str, Any]) -> None:
 
 
 def _difference(one: Run, other: Run) -> float:
-    """The largest difference of their predictions of random images; see `difference`."""
+    """The largest `difference` of the two runs' predictions of random images."""
     images = _images(one)
     given, expected = (jax.device_get(prediction(run)(images)) for run in (one, other))
     return difference(given, expected)

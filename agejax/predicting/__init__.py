@@ -1,1 +1,1 @@
-"""Predictions of image files: their faces, a record for each, and how records are written."""
+"""Predictions of image files: find their faces, predict a record for each, write the records."""

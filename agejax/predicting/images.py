@@ -1,6 +1,6 @@
-"""Images as faces: which files paths name, and how each image is read.
+"""From paths to faces: finds the files, and reads each image as one face crop or as a photo.
 
-A model knows faces as its training images frame them. An image is such a crop, or a photo whose
+A model expects faces framed as in its training images. An image is such a crop, or a photo whose
 faces are found and brought into that frame.
 """
 
@@ -35,9 +35,9 @@ class Crop:
     """A face to predict.
 
     Attributes:
-      path: the file that it is from; None of an image in memory.
+      path: the file that it is from; None for an image in memory.
       image: uint8 [S, S, 3].
-      where: the number of an image in memory; of a face in a photo its number, its box and the
+      where: for an image in memory its number; for a face in a photo its number, its box and the
         detector's score.
     """
 
@@ -48,7 +48,7 @@ class Crop:
 
 @dataclasses.dataclass(frozen=True)
 class InMemory:
-    """An image that comes as an array.
+    """An image given as an array.
 
     Attributes:
       number: which of the images given it is, from 0.
@@ -65,7 +65,7 @@ Reader = Callable[[Picture], list[Crop]]  # an image -> its faces
 
 @dataclasses.dataclass
 class Counts:
-    """Counts of images: those that could not be read, those without a face, and of faces."""
+    """Counts images that could not be read, images without a face, and faces."""
 
     files: int = 0
     skipped: int = 0
@@ -73,7 +73,7 @@ class Counts:
     faces: int = 0
 
     def add(self, picture: Picture, found: int | Exception) -> None:
-        """Counts an image, as `crops` reports it."""
+        """Counts an image; takes what `crops` reports."""
         self.files += 1
         if isinstance(found, Exception):
             self.skipped += 1
@@ -83,12 +83,12 @@ class Counts:
 
 
 def find_images(paths: Sequence[str]) -> list[pathlib.Path]:
-    """The files named or matched, and all images below the folders, sorted, each once.
+    """Finds the files named or matched, and all images below folders; sorted, each once.
 
-    Folders that are symbolic links are looked into, as `archives.walk` does.
+    Follows symbolic links to folders, as `archives.walk` does.
 
     Raises:
-      UserError: a path that does not exist, or no image at all.
+      UserError: a path that does not exist, or no image.
     """
     found: list[pathlib.Path] = []
     for given in paths:
@@ -114,10 +114,10 @@ def crops(
 ) -> Iterator[Crop]:
     """Yields the faces of every image that can be read, in order.
 
-    Images are read ahead by threads, a bounded number of them.
+    Threads read a bounded number of images ahead.
 
     Args:
-      report: called with each image and the number of faces in it, or why it cannot be read.
+      report: called with each image and its number of faces, or why it cannot be read.
     """
     for picture, future in threads.ahead(read, pictures, WORKERS):
         try:
@@ -133,7 +133,7 @@ def pixels(picture: Picture) -> np.ndarray:
     """The whole image, uint8 [H, W, 3].
 
     Raises:
-      ValueError, OSError: a file that is no image, or cannot be read.
+      ValueError, OSError: the file is not an image, or cannot be read.
     """
     if isinstance(picture, InMemory):
         return picture.pixels
@@ -141,7 +141,7 @@ def pixels(picture: Picture) -> np.ndarray:
 
 
 def _placed(picture: Picture, crop: Crop) -> Crop:
-    """The face with what says which image it is from."""
+    """Adds to the face which image it is from."""
     if isinstance(picture, InMemory):
         return dataclasses.replace(crop, where={"image": picture.number, **crop.where})
     return dataclasses.replace(crop, path=picture)
@@ -157,7 +157,7 @@ def crop_reader(image_size: int) -> Reader:
 
 
 def photo_reader(geometry: Geometry, image_size: int) -> Reader:
-    """Reads a photo, and warps every face in it to the frame of the training images.
+    """Reads a photo, and warps each of its faces to the frame of the training images.
 
     Raises:
       UserError: no detector is installed.
@@ -178,8 +178,8 @@ def face_finder(geometry: Geometry, image_size: int) -> Callable[[np.ndarray], l
     Raises:
       UserError: no detector is installed.
     """
-    detection.Detector.installed()  # now, and not in a thread
-    of_thread = threading.local()  # a detector is not for several threads at once
+    detection.Detector.installed()  # raises now, not in a thread
+    of_thread = threading.local()  # a detector is not thread-safe
 
     def find(photo: np.ndarray) -> list[Crop]:
         if not hasattr(of_thread, "detector"):
@@ -197,17 +197,17 @@ def face_finder(geometry: Geometry, image_size: int) -> Callable[[np.ndarray], l
 def choose_reader(
     faces: str, run: Run, calibration: Calibration | None, pictures: Sequence[Picture]
 ) -> tuple[Reader, str | None]:
-    """Chooses how to read images, as crops or as photos, and what to tell the user about it.
+    """Chooses whether to read images as crops or as photos, and what to tell the user.
 
     Args:
-      faces: "crops", "detect", or "auto": photos where a detector is installed and the first images
-        are framed otherwise than the training images.
+      faces: "crops", "detect", or "auto": photos, if a detector is installed and the first images
+        are framed differently from the training images.
 
     Returns:
-      (the reader, a line about a choice that was made or about what may spoil the ages, if any).
+      (the reader, a line about the choice or about what may spoil the ages, or None).
 
     Raises:
-      UserError: "detect", and there is no detector, or the frame of the training images is unknown.
+      UserError: "detect" without a detector, or with training images whose frame is unknown.
     """
     size = run.config.data.image_size
     if faces == "detect":
@@ -230,7 +230,7 @@ def choose_reader(
 
 
 def readable(pictures: Iterable[Picture], read: Reader) -> Iterator[np.ndarray]:
-    """The faces of the images that can be read; the others are passed over."""
+    """Yields the faces of the images that can be read; skips the others."""
     for picture in pictures:
         with contextlib.suppress(OSError, ValueError):
             yield from (crop.image for crop in read(picture))

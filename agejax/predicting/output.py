@@ -1,4 +1,4 @@
-"""Records of predictions as JSON lines or CSV, in a file or on stdout."""
+"""Writes records of predictions as JSON lines or CSV, to a file or stdout."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from agejax.paths import expand
 
 
 def write(lines: Iterable[dict[str, Any]], form: str, out: TextIO) -> None:
-    """Writes records as they come, as JSON lines or CSV."""
+    """Writes each record as it comes, as a JSON line or a CSV row."""
     if form == "jsonl":
         for record in lines:
             out.write(json.dumps(record) + "\n")
@@ -38,9 +38,9 @@ def flat(record: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def destination(path: str | None) -> Iterator[TextIO]:
-    """A file to write to, or stdout. File names that are not UTF-8 come out as they are.
+    """Opens a file to write to, or stdout. File names that are not UTF-8 pass unchanged.
 
-    The file is there once all is written, its folder too. A device or a pipe is written as it is.
+    The file and its folder appear once all is written. Devices and pipes are written directly.
 
     Raises:
       UserError: it cannot be written.
@@ -61,4 +61,4 @@ def destination(path: str | None) -> Iterator[TextIO]:
     with files.replacing(target) as file:
         out = io.TextIOWrapper(file, **options)
         yield out
-        out.detach()  # flushes, and leaves the file open
+        out.detach()  # flushes; the file stays open

