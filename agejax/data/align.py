@@ -1,8 +1,8 @@
 """python -m agejax.data.align --source=FACES --like=RUN --output=FOLDER
 
-A copy of an archive or folder of faces, framed as the images that a run was trained on. Public sets
-frame faces each in its own way, and a model that knows one frame is wrong on another: align the
-data before it is evaluated on or mixed. Tables and the like are copied as they are.
+Copies an archive or folder of faces with every face framed like the run's training images. Each
+public data set frames faces in its own way, and a model trained on one frame is wrong on another:
+align the data before you evaluate on it or mix it. Tables and other files are copied unchanged.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def align(
     Raises:
       UserError: no detector, a damaged archive, no image in it, or a full disk.
     """
-    detection.Detector.installed()  # now, and not in a thread
+    detection.Detector.installed()  # raise here, not in a thread
     done: dict[str, list[str]] = {"aligned": [], "no face": [], "unreadable": [], "unsafe path": []}
     of_thread = threading.local()
 
@@ -90,7 +90,7 @@ def align(
 
 
 def _encoded(image: np.ndarray, suffix: str) -> bytes:
-    """uint8 RGB [S, S, 3] in the format that the name promises."""
+    """Encodes uint8 RGB [S, S, 3] in the format of the file's ending."""
     options = [cv2.IMWRITE_JPEG_QUALITY, QUALITY] if suffix.lower() in (".jpg", ".jpeg") else []
     _, data = cv2.imencode(suffix, image[:, :, ::-1], options)
     return data.tobytes()

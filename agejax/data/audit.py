@@ -1,8 +1,8 @@
 """python -m agejax.data.audit --dataset=NAME --source=PATH [--split-file NAME=FILE ...]
 
-What is wrong with a data set before anything is trained on it: files that are no use, duplicates,
-labels that contradict each other, leaks between splits, who is in it, outliers. Writes audit.json
-and index.html, which shows charts and file names and no face.
+Checks a data set before training: unusable files, duplicates, contradicting labels, leaks between
+splits, the distribution of labels, outliers. Writes audit.json and index.html; the page shows
+charts and file names, but no face.
 """
 
 from __future__ import annotations

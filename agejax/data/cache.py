@@ -1,11 +1,11 @@
-"""Folders that are made once and found again: whole, or not at all.
+"""Cached folders: each is made once, and is either complete or absent.
 
     CACHE/NAME/            what `make` wrote
       whole.json           {file: its size, bytes}
       digests.json         {"chunk": bytes, "crc32": {file: the checksum of each chunk}}
 
-The first time that a process opens a folder, every file in it is read and compared with its
-checksums, by threads: 0.35 s of CPU time a GB. Checksums tell damage, not forgery.
+When a process first opens a folder, threads read every file in it and compare it with its
+checksums: 0.35 s of CPU time per GB. Checksums detect damage, not forgery.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from agejax.paths import cache_folder
 
 WHOLE = "whole.json"
 DIGESTS = "digests.json"
-CHUNK = 16 * 2**20  # bytes that have a checksum together
+CHUNK = 16 * 2**20  # bytes per checksum
 PIECE = 2**20  # bytes read at a time
-LONG = 4e9  # bytes that take long enough to check to be worth a line
+LONG = 4e9  # bytes; checking a larger folder takes long enough to print a line
 T = TypeVar("T")
 
 
 class Damaged(Exception):
-    """Why a folder of the cache is not as it was written."""
+    """A folder of the cache has changed since it was written; the message tells how."""
 
 
 class Absent(Exception):
@@ -50,11 +50,11 @@ def cached(
     read: Callable[[pathlib.Path], T],
     cache_dir: str | None = None,
 ) -> T:
-    """What `read` gives of the folder `name` of the cache, which `make` fills the first time.
+    """Returns `read` of the cache's folder `name`, which `make` fills the first time.
 
     A folder that is damaged, or that `read` fails on, is made again, with a line on stderr. A
-    second process that wants the folder meanwhile waits, then finds it. What a killed one left is
-    removed.
+    second process that wants the folder meanwhile waits for the first. What a killed process left
+    behind is removed.
 
     Args:
       cache_dir: default: $AGEJAX_CACHE, else ~/.cache/agejax.
@@ -76,7 +76,7 @@ def cached(
             return opened()
         with _locked(folder):
             try:
-                return opened()  # where another process has made it meanwhile
+                return opened()  # another process may have made it meanwhile
             except Damaged as error:
                 print(f"{folder} is damaged ({error}) and is made again", file=sys.stderr)
                 _remove(folder)
@@ -87,17 +87,17 @@ def cached(
 
 
 def check(folder: pathlib.Path, again: bool = False) -> int:
-    """The bytes of a folder, all of which are as they were written.
+    """Checks that a folder is as it was written; returns its size in bytes.
 
-    A folder that this process has checked is not read a second time, as long as the sizes and
-    times of its files stay.
+    A folder that this process has already checked is read again only if the sizes or times of its
+    files have changed.
 
     Args:
       again: read it in any case.
 
     Raises:
       Absent: there is no such folder.
-      Damaged: a file of it is missing or has changed.
+      Damaged: one of its files is missing or has changed.
     """
     if not os.path.lexists(folder):
         raise Absent(str(folder))
@@ -117,7 +117,7 @@ def check(folder: pathlib.Path, again: bool = False) -> int:
 
 
 def check_all(name: str, cache_dir: str | None = None) -> str:
-    """Reads every folder that the cache keeps under `name`; a line that counts them.
+    """Checks every folder that the cache keeps under `name`; returns a line that counts them.
 
     Raises:
       UserError: some are damaged, or there are none.
@@ -140,7 +140,7 @@ def check_all(name: str, cache_dir: str | None = None) -> str:
     return f"{name}: {len(folders)} folders, {total / 1e6:,.1f} MB, all as they were written"
 
 
-_checked: dict[pathlib.Path, Any] = {}  # folder -> its files' states when they were found whole
+_checked: dict[pathlib.Path, Any] = {}  # folder -> its files' states when they were last checked
 
 
 def _state(folder: pathlib.Path, sizes: dict[str, int]) -> list[tuple[int, ...]]:
@@ -150,10 +150,10 @@ def _state(folder: pathlib.Path, sizes: dict[str, int]) -> list[tuple[int, ...]]
 
 
 def _sizes(folder: pathlib.Path) -> dict[str, int]:
-    """Sizes of the files in whole.json; each is a file of that size.
+    """Sizes of the files in whole.json, compared with the files themselves.
 
     Raises:
-      Damaged: one is not.
+      Damaged: a file is missing or of another size.
     """
     sizes = json.loads((folder / WHOLE).read_text())
     if not isinstance(sizes, dict) or not sizes:
@@ -167,7 +167,7 @@ def _sizes(folder: pathlib.Path) -> dict[str, int]:
 
 
 def _compare(folder: pathlib.Path, sizes: dict[str, int]) -> None:
-    """Raises `Damaged` for the first file that does not have its checksums."""
+    """Raises `Damaged` for the first file that does not match its checksums."""
     stored = json.loads((folder / DIGESTS).read_text())
     names = sizes.keys() - {DIGESTS}
     if stored["crc32"].keys() != names:
@@ -182,17 +182,17 @@ def _compare(folder: pathlib.Path, sizes: dict[str, int]) -> None:
 
 
 def _adopt(folder: pathlib.Path, sizes: dict[str, int]) -> None:
-    """Gives a folder that was made before there were checksums those of what it holds now.
+    """Writes checksums for a folder that was made before the cache had them.
 
-    It may be the only copy of an archive that is gone, so it is not made again. That its .npz files
-    agree with the checksums which zip keeps is looked at, as it was then.
+    The folder may be the only copy of an archive that is gone, so it is not made again. Its .npz
+    files are checked against zip's own checksums, as they were then.
     """
     for name in sizes:
         if name.endswith(".npz"):
             with zipfile.ZipFile(folder / name) as archive:
                 if archive.testzip() is not None:
                     raise Damaged(f"{name} has changed since it was written")
-    with contextlib.suppress(OSError, UserError):  # of a cache that this user may only read
+    with contextlib.suppress(OSError, UserError):  # this user may only read the cache
         files.write_text(folder / DIGESTS, _digests(folder, sizes))
 
 
@@ -210,7 +210,7 @@ def _checksums(folder: pathlib.Path, names: Any, chunk: int) -> dict[str, list[i
 
 
 def _checksum(path: pathlib.Path, start: int, size: int) -> int:
-    """Read piece by piece, which stays in the processor's own cache."""
+    """The CRC-32 of `size` bytes, read in pieces that fit into the processor's cache."""
     value, buffer = 0, memoryview(bytearray(min(PIECE, size)))
     with path.open("rb", buffering=0) as file:
         file.seek(start)
@@ -221,7 +221,7 @@ def _checksum(path: pathlib.Path, start: int, size: int) -> int:
 
 
 def _make(folder: pathlib.Path, make: Callable[[pathlib.Path], None]) -> None:
-    """Lets `make` fill `folder`, which appears whole or not at all; the caller holds its lock."""
+    """Fills `folder`, which appears complete or not at all; the caller holds its lock."""
     partial = folder.parent / f".{folder.name}.partial"
     _remove(partial)
     partial.mkdir()
@@ -241,12 +241,12 @@ def _make(folder: pathlib.Path, make: Callable[[pathlib.Path], None]) -> None:
 
 
 def _names(folder: pathlib.Path) -> list[str]:
-    """The paths of all files, inside the folder."""
+    """The paths of all files, relative to the folder."""
     return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
 
 
 def _remove(path: pathlib.Path) -> None:
-    """A folder, a file, a link or nothing."""
+    """Removes a folder, a file or a link, where there is one."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -255,7 +255,7 @@ def _remove(path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: pathlib.Path) -> Iterator[None]:
-    """Alone among all processes, to make this folder."""
+    """Holds the lock that one process needs to make this folder."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f".{folder.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -272,7 +272,7 @@ def _sync(path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def _disk_errors(cache: pathlib.Path) -> Iterator[None]:
-    """Turns what a disk objects to into a `UserError`."""
+    """Turns disk errors into a `UserError`."""
     remedy = "use another place with --config.data.cache_dir=DIR"
     try:
         with full_disk(f"cannot write to the cache {cache}", f", or {remedy}"):

@@ -1,7 +1,7 @@
 """python -m agejax.data.distribution --config=FILE [--config.x.y=v ...] [--epochs=1] [--output=DIR]
 
-Whom a config's sampling draws: each group's share of the training data, of the expected draws, and
-of the draws of the first epochs. Prints tables; to a folder also as JSON and as a figure.
+Shows what a config's sampling draws: each group's share of the training data, of the expected draws
+and of the draws in the first epochs. Prints tables; with --output also writes JSON and a figure.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""config.sampling -> how often each training row is drawn: the choice of weights.
+"""config.sampling -> weights: how often each training row is drawn.
 
-`sampling.Sampler` makes the stream of draws from them.
+`sampling.Sampler` makes the stream of draws from these weights.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ WHERE = "config.sampling"
 
 
 class Draws(NamedTuple):
-    """Weights f64 [N] of the rows, None where all are alike, and draws in an epoch."""
+    """Weights f64 [N] of the rows, None where all are equal, and the number of draws per epoch."""
 
     weights: np.ndarray | None
     size: int
@@ -33,10 +33,10 @@ class Draws(NamedTuple):
 
 
 def keep(config: Any, source: Source, rows: np.ndarray) -> np.ndarray:
-    """The rows that under-sampling, `config.keep`, leaves of the training rows int64 [N].
+    """The training rows int64 [N] that remain after under-sampling by `config.keep`.
 
     Raises:
-      UserError: a label or class the data lacks, a share out of 0..1, or nothing left.
+      UserError: a label or class the data lacks, a share outside 0..1, or no row left.
     """
     stays = np.zeros(len(source.ids), bool)
     stays[rows] = True
@@ -51,21 +51,21 @@ def keep(config: Any, source: Source, rows: np.ndarray) -> np.ndarray:
 
 
 def weigh(config: Any, source: Source, rows: np.ndarray) -> Draws:
-    """The weights of `rows` int64 [N] that `config.kind` stands for.
+    """The weights of `rows` int64 [N] for the sampling `config.kind`.
 
-    uniform: all alike. density: DenseWeight of the age. lds: inverse smoothed counts of the age.
+    uniform: all equal. density: DenseWeight of the age. lds: inverse smoothed counts of the age.
     inverse: inverse counts of the classes `over`. oversample: `oversampled`. A row whose label is
-    unknown weighs 1, the mean. Of a mixture these are scaled part by part, so that each is drawn by
-    its own weight.
+    unknown has weight 1, the mean. In a mixture the weights are scaled part by part, so that each
+    part is drawn by its own weight.
 
     Raises:
-      UserError: an unknown label, labels that nobody knows, or a part without a row.
+      UserError: an unknown label, a label that no row has, or a part without a row.
     """
     return _by_part(_weigh(config, source, rows), source, rows)
 
 
 def even(source: Source, rows: np.ndarray) -> Draws:
-    """Draws that prefer no label: what `weigh` makes of kind uniform, also of a mixture.
+    """Draws that prefer no label: `weigh` with kind uniform, also for a mixture.
 
     Raises:
       UserError: a part of a mixture without a row.
@@ -74,7 +74,7 @@ def even(source: Source, rows: np.ndarray) -> Draws:
 
 
 def _by_part(draws: Draws, source: Source, rows: np.ndarray) -> Draws:
-    """`draws`, of a mixture scaled so that each part is drawn by its own weight."""
+    """`draws`; in a mixture, scaled so that each part is drawn by its own weight."""
     if source.part is None:
         return draws
     part = source.part[rows]
@@ -113,12 +113,12 @@ def _weigh(config: Any, source: Source, rows: np.ndarray) -> Draws:
 
 
 def oversampled(ages: np.ndarray) -> tuple[np.ndarray, int]:
-    """Every row once, and copies of those in small bins: ages f32 [N] -> weights [N], draws.
+    """Draws every row once, and copies from small bins: ages f32 [N] -> weights [N], draws.
 
-    A bin b of ten years with n_b rows gets floor(0.3 (n - n_b)) + floor(0.1 n) copies, n being the
-    largest bin's count; both are rounded down, an empty bin gets none. A row of an unknown age has
-    no copies. With these weights the systematic sampler draws each row once, as the original
-    (occurrence 0), and the bin's copies spread over it evenly.
+    A ten-year bin b with n_b rows gets floor(0.3 (n - n_b)) + floor(0.1 n) copies, where n is the
+    largest bin's count; an empty bin gets none. A row of unknown age has no copies. With these
+    weights the systematic sampler draws each row once, as the original (occurrence 0), and spreads
+    the bin's copies evenly over its rows.
 
     Raises:
       UserError: no known age.

@@ -1,9 +1,10 @@
-"""Groups of exact and near duplicates, so that no split, fold or bootstrap tears them apart.
+"""Groups of exact and near duplicates, so that no split, fold or bootstrap separates them.
 
 A perceptual hash (64 low frequencies of a DCT against their median, Zauner 2010) proposes pairs;
-the pixels decide, after one thumbnail has been aligned to the other. The thresholds were chosen by
-looking at pairs of UTKFace: aligned faces of two people reach 0.81 in detail, two copies of one
-photo (other crop, contrast, size, watermark or side) 0.82 and more, nearly all above 0.9.
+the pixels decide, after one thumbnail is aligned to the other. The thresholds were chosen by
+looking at pairs of UTKFace: the fine detail of aligned faces of two people correlates up to 0.81;
+two copies of one photo (other crop, contrast, size, watermark or mirrored) reach 0.82 or more,
+nearly all above 0.9.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
-import scipy  # which imports its parts when they are used: predict needs none of them
+import scipy  # imports its parts when they are first used: predict needs none of them
 
 EDGE = 64  # of a thumbnail, pixels
 HASH_DISTANCE = 10  # bits in which the hashes of a proposed pair may differ
@@ -37,10 +38,10 @@ def groups(n: int, thumbnails: np.ndarray | None, same: Sequence[Sequence[str]] 
       n: N, the number of images.
       thumbnails: uint8 [N, EDGE, EDGE]; None: only `same` counts.
       same: sequences of N strings; images with equal strings share a group (the digest of the
-        file, the person), "" says nothing.
+        file, the person); "" matches nothing.
 
     Returns:
-      int64 [N], the row of the group's first member.
+      int64 [N], the row of the first member of each image's group.
     """
     pairs = [np.empty((0, 2), np.int64) if thumbnails is None else near_pairs(thumbnails)]
     for strings in same:
@@ -51,7 +52,7 @@ def groups(n: int, thumbnails: np.ndarray | None, same: Sequence[Sequence[str]] 
 
 
 def merge(pairs: np.ndarray, n: int) -> np.ndarray:
-    """Pairs of rows int [P, 2] -> int64 [n], for each row the first row it is connected with."""
+    """Pairs of rows int [P, 2] -> int64 [n]: for each row the first row connected with it."""
     graph = scipy.sparse.coo_array(
         (np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(n, n)
     )
@@ -66,7 +67,7 @@ def near_pairs(thumbnails: np.ndarray, part: np.ndarray | None = None) -> np.nda
 
     Args:
       thumbnails: uint8 [N, EDGE, EDGE].
-      part: int [N]; only pairs of different parts are looked at.
+      part: int [N]; only pairs of different parts are compared.
     """
     found = []
     for mirrored in (False, True):
@@ -82,7 +83,7 @@ def near_pairs(thumbnails: np.ndarray, part: np.ndarray | None = None) -> np.nda
 
 
 def _proposed(thumbnails: np.ndarray, others: np.ndarray) -> Iterator[np.ndarray]:
-    """Pairs (i, j), i < j, of thumbnails[i] and others[j] with like hash and like pixels."""
+    """Pairs (i, j), i < j, of thumbnails[i] and others[j] with similar hashes and pixels."""
     (hashes, pixels), (other_hashes, other_pixels) = _describe(thumbnails), _describe(others)
     for start in range(0, len(hashes), BLOCK):
         block = slice(start, start + BLOCK)
@@ -98,7 +99,7 @@ def _proposed(thumbnails: np.ndarray, others: np.ndarray) -> Iterator[np.ndarray
 
 
 def _describe(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(hashes uint64 [N], pixels float32 [N, 1024] of mean 0 and length 1; 0 where flat)."""
+    """(hashes uint64 [N], pixels float32 [N, 1024] of mean 0 and norm 1; 0 if uniform)."""
     hashes, pixels = [], []
     for start in range(0, len(thumbnails), BLOCK):
         batch = thumbnails[start : start + BLOCK].astype(np.float32)
@@ -114,7 +115,7 @@ def _describe(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 _STOP = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 30, 1e-4)
 _ALL = np.full((EDGE, EDGE), 255, np.uint8)
-_INNER = (slice(8, -8), slice(8, -8))  # what alignment does not push over the edge
+_INNER = (slice(8, -8), slice(8, -8))  # alignment does not move this part over the edge
 
 
 def _detail(a: np.ndarray, b: np.ndarray) -> float:

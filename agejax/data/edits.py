@@ -1,4 +1,4 @@
-"""Changes of a data set by config: other labels, fewer classes or less of one, an age range.
+"""Edits of a data set by config: other labels, fewer classes or images of one, an age range.
 
 They come before the splits and read no image: the result is a view of the source.
 """
@@ -23,14 +23,14 @@ WHERE = "config.data.edits"
 
 
 def apply(source: Source, config: Any) -> Source:
-    """The source as `config.data.edits` wants it; reports the images removed on stderr.
+    """The source edited as `config.data.edits` asks; reports the removed images on stderr.
 
-    In this order, each on what the ones before it left: `labels`, `drop`, `min_age` and `max_age`,
-    `only`, `keep`. An unknown label is no reason to go, but for `only`. The classes that `drop`
-    names leave the list of classes too, and those behind them move up.
+    The edits apply in this order, each to what the earlier ones left: `labels`, `drop`, `min_age`
+    and `max_age`, `only`, `keep`. Only `only` removes images whose label is unknown. The classes
+    that `drop` names are also removed from the list of classes; the numbers of later ones shift.
 
     Raises:
-      UserError: a label or class the data lacks, a share out of 0..1, nothing left, or as
+      UserError: a label or class the data lacks, a share outside 0..1, no image left, or as
         `relabelled`.
     """
     if config.get("labels"):
@@ -84,13 +84,13 @@ def relabelled(source: Source, path: str) -> Source:
     """The source with the labels of a CSV in place of its own.
 
     Args:
-      path: of a CSV as `image_folder` reads them, and `pseudo_label` writes them: a column `id` or
-        `file`, and any of the labels, in any case. An image without a row keeps its label, and so
-        does one whose cell is empty or says that the label is unknown.
+      path: a CSV as `image_folder` reads it and `pseudo_label` writes it: a column `id` or `file`,
+        and any of the labels, in upper or lower case. An image keeps its label if it has no row,
+        or if its cell is empty or marks the label as unknown.
 
     Raises:
-      UserError: no such CSV, none of these columns, a cell that cannot be, or no image of the
-        source in it.
+      UserError: no such CSV, none of these columns, an invalid cell, or no image of the source in
+        it.
     """
     from agejax.data.builders import base, cells, image_folder
 
@@ -117,7 +117,7 @@ def relabelled(source: Source, path: str) -> Source:
     labels = {label: values.copy() for label, values in source.labels.items()}
     row_of = _rows_of(source, {cell_of[column] for cell_of in base.table(data, where, ())})
     changed = 0
-    for number, cell_of in enumerate(base.table(data, where, ()), 2):  # as an editor counts lines
+    for number, cell_of in enumerate(base.table(data, where, ()), 2):  # line number in an editor
         row = row_of.get(cell_of[column])
         if row is None:
             continue
@@ -147,7 +147,7 @@ def relabelled(source: Source, path: str) -> Source:
 
 
 def _rows_of(source: Source, names: set[str]) -> dict[str, int]:
-    """Name of an image, as a table has it -> its row. An id comes before what is like one."""
+    """Name of an image in a table -> its row. An exact id takes precedence over a similar one."""
     from agejax.data.builders import pairing
 
     ids = {name: row for row, name in enumerate(source.ids.tolist())}
@@ -160,10 +160,11 @@ def _rows_of(source: Source, names: set[str]) -> dict[str, int]:
 def thinned(
     source: Source, rows: np.ndarray, keep: Mapping[str, Any], seed: int, where: str
 ) -> dict[str, np.ndarray]:
-    """Which of `rows` must go so that {label: {class: share}} of them stay.
+    """The rows to remove from `rows` so that {label: {class: share}} remain.
 
-    A class named "majority" is the largest. Which images go follows from the seed; duplicates of
-    one class stay or go together, so a share is met as nearly as their groups allow.
+    The class name "majority" stands for the largest class. The seed decides which images are
+    removed; duplicates within a class stay or go together, so a share is met as closely as their
+    groups allow.
 
     Args:
       rows: bool [N].
@@ -172,7 +173,7 @@ def thinned(
       {reason: bool [N]}.
 
     Raises:
-      UserError: a label or class the data lacks, or a share out of 0..1.
+      UserError: a label or class the data lacks, or a share outside 0..1.
     """
     rows, gone = rows.copy(), {}
     for label, shares in keep.items():
@@ -199,7 +200,7 @@ def thinned(
 
 
 def with_classes(source: Source, label_names: Mapping[str, Sequence[str]]) -> Source:
-    """The same images with classes numbered as in `label_names`: by name; others are unknown.
+    """The same images with classes numbered as in `label_names`; other classes become unknown.
 
     Raises:
       UserError: classes without names.
@@ -211,7 +212,7 @@ def with_classes(source: Source, label_names: Mapping[str, Sequence[str]]) -> So
             raise UserError(f"{source.name}: its classes of {label} have no names to go by")
         names[label] = tuple(wanted)
         numbers = [wanted.index(name) if name in wanted else -1 for name in given]
-        # Its last number is what the unknown, -1, is looked up as.
+        # Unknown, -1, indexes the last entry.
         labels[label] = np.array([*numbers, -1], np.int32)[source.labels[label]]
     if names == dict(source.label_names):
         return source
@@ -222,7 +223,7 @@ def with_classes(source: Source, label_names: Mapping[str, Sequence[str]]) -> So
 def _class(
     source: Source, label: str, name: str, where: str, rows: np.ndarray | None = None
 ) -> int:
-    """The number of a class; of the largest one in `rows` where it is called "majority"."""
+    """The number of a class; "majority" is the largest class in `rows`."""
     known = {label: names for label, names in source.label_names.items() if names}
     if not known:
         raise UserError(f"{where}: the data set {source.name} has no classes at all")

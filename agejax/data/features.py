@@ -1,10 +1,10 @@
-"""Features of images that a network computed once: kept in the cache in blocks, read by row.
+"""Image features that a network computes once: cached in blocks, read by row.
 
     CACHE/features/KEY/00000/features.f32   float32 [1024, C] of rows 0 to 1,023 of a source
     CACHE/features/KEY/00001/features.f32   of the next rows, and so on
 
-KEY names everything that one view's features depend on. A block is there whole or not at all: a
-process that is killed loses the block that it was computing, and the next one goes on from there.
+KEY is a digest of everything that the features of one view depend on. A block is complete or
+absent: a killed process loses only the block it was computing, and the next one continues there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from agejax.data.cache import cached
 from agejax.data.mapped import MappedArray
 from agejax.logging import progress
 
-ROWS = 1024  # of a block
+ROWS = 1024  # per block
 FILE = "features.f32"
 # (view, rows int [B]) -> features of these rows, f32 [b, C] at a time
 Compute = Callable[[int, np.ndarray], Iterator[np.ndarray]]
@@ -34,7 +34,7 @@ class CachedFeatures:
 
     Attributes:
       width: C, the number of features.
-      views: of each view: the number of a block -> its features, f32 [rows, C].
+      views: for each view: the number of a block -> its features, f32 [rows, C].
     """
 
     width: int
@@ -62,16 +62,16 @@ def load(
     name: str,
     cache_dir: str | None = None,
 ) -> CachedFeatures:
-    """Opens the features of V views; what is missing or damaged is computed, with lines on stderr.
+    """Opens the features of V views; computes missing or damaged blocks, with lines on stderr.
 
-    Several processes of one run begin at different blocks, so that those that share a cache share
+    The processes of one run begin at different blocks, so that processes with a common cache share
     the work.
 
     Args:
-      keys: of each view.
-      rows: of each view: the rows that are needed, int [M]. Their blocks are computed whole, so
-        that another split of the same images finds most of them.
-      total: N, of the source.
+      keys: one per view.
+      rows: for each view the rows that are needed, int [M]. Their blocks are computed completely,
+        so that another split of the same images finds most of them.
+      total: N, the number of images in the source.
       width: C.
       name: what the lines call these features.
       cache_dir: default: $AGEJAX_CACHE, else ~/.cache/agejax.

@@ -1,4 +1,4 @@
-"""Flags by which commands name a data set and its options."""
+"""Command-line flags that name a data set and its options."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def pairs(given: Sequence[str], flag: str) -> dict[str, str]:
     """["NAME=VALUE"] -> {NAME: VALUE}.
 
     Raises:
-      UserError: one is not so, or is there twice.
+      UserError: an item of another form, or a name given twice.
     """
     found: dict[str, str] = {}
     for text in given:
@@ -28,7 +28,7 @@ def pairs(given: Sequence[str], flag: str) -> dict[str, str]:
 
 
 def options(given: Sequence[str]) -> dict[str, Any]:
-    """["NAME=VALUE"] -> {NAME: VALUE}, with numbers and lists as such. Raises as `pairs`."""
+    """["NAME=VALUE"] -> {NAME: VALUE}, with numbers and lists parsed. Raises as `pairs`."""
 
     def value(text: str) -> Any:
         try:
@@ -48,7 +48,7 @@ def add_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_preparing(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that name a data set, its place, and the size to decode it at."""
+    """Adds the flags that name a data set, its location, and the size to decode it at."""
     parser.add_argument("--dataset", default="utkface", help="a data set's name")
     parser.add_argument("--source", help="the archive or folder; default: tfds' manual folder")
     add_option(parser)
@@ -57,7 +57,7 @@ def add_preparing(parser: argparse.ArgumentParser) -> None:
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that name images, where they are not the run's own."""
+    """Adds the flags that name images other than the run's own."""
     parser.add_argument("--dataset", help="a data set's name; default: the run's own")
     parser.add_argument("--source", help="the archive or folder; default: the run's own")
     add_option(parser)

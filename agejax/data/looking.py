@@ -1,4 +1,4 @@
-"""Looking at many images by threads, and how sharp one of them is."""
+"""Measuring many images in threads, and the sharpness of one image."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
-CHUNK = 256  # images a thread looks at together
-SHARPNESS_EDGE = 128  # pixels; larger images are shrunk to it, so that sharpness compares
+CHUNK = 256  # images per task of a thread
+SHARPNESS_EDGE = 128  # pixels; larger images are shrunk to it, so that sharpness is comparable
 T = TypeVar("T")
 
 
 def by_chunks(look: Callable[[np.ndarray], Iterable[T]], rows: np.ndarray) -> Iterator[T]:
-    """What `look` gives for each `CHUNK` of rows int [N], in their order, computed by threads."""
+    """Yields what `look` returns for each `CHUNK` of rows int [N], in order; runs in threads."""
     chunks = (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
     with ThreadPoolExecutor() as pool:
         for results in pool.map(look, chunks):
@@ -23,12 +23,12 @@ def by_chunks(look: Callable[[np.ndarray], Iterable[T]], rows: np.ndarray) -> It
 
 
 def sharpness(grey: np.ndarray) -> float:
-    """Variance of the Laplacian of uint8 [S, S]: low where blurred (Pech-Pacheco et al. 2000)."""
+    """Variance of the Laplacian of uint8 [S, S]: low if blurred (Pech-Pacheco et al. 2000)."""
     return float(cv2.meanStdDev(cv2.Laplacian(comparable(grey), cv2.CV_32F))[1][0, 0]) ** 2
 
 
 def comparable(grey: np.ndarray) -> np.ndarray:
-    """A grey image of `SHARPNESS_EDGE` pixels at most."""
+    """A grey image of at most `SHARPNESS_EDGE` pixels."""
     if len(grey) <= SHARPNESS_EDGE:
         return grey
     return cv2.resize(grey, (SHARPNESS_EDGE, SHARPNESS_EDGE), interpolation=cv2.INTER_AREA)

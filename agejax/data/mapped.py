@@ -1,10 +1,9 @@
-"""An array in a file that is mapped to memory, and what happens if the file is cut short.
+"""An array in a memory-mapped file, with an error instead of a crash if the file is truncated.
 
-The kernel answers a read behind the end of a mapped file with SIGBUS, which ends the process
-without a word. Reads by system calls do not have that danger, but random batches came from them at
-0.6 to 0.7 of the speed (32 and 128 px). So the map stays: at SIGBUS the lost file's map is replaced
-by zeros, the copy comes to its end, and who asked for it gets an error, for every copy is followed
-by a look at the file's size.
+A read past the end of a mapped file raises SIGBUS, which ends the process without a message. Reads
+by system calls are safe, but give random batches at 0.6 to 0.7 of the speed (32 and 128 px). So the
+file stays mapped: at SIGBUS its map is replaced by zeros and the copy completes; after every copy
+the file's size is checked, so the caller gets an error.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ import numpy as np
 
 from agejax.errors import UserError
 
-MAP_FIXED = 0x10  # which Python's mmap does not name; the same on Linux and macOS
+MAP_FIXED = 0x10  # missing in Python's mmap; the same on Linux and macOS
 
 
 class MappedArray:
-    """An array in a file of nothing else, such as images uint8 [N, S, S, 3], read row by row.
+    """An array stored raw in a file, such as images uint8 [N, S, S, 3], read row by row.
 
-    A pickle holds the path alone: worker processes map the file again.
+    A pickle holds only the path: worker processes map the file again.
 
     Attributes:
       shape: (N, ...).
@@ -63,7 +62,7 @@ class MappedArray:
         """A copy of these rows: int, slice or int [B].
 
         Raises:
-          UserError: the file was cut short.
+          UserError: the file was truncated.
         """
         if isinstance(rows, slice):
             rows = np.arange(len(self))[rows]
@@ -79,18 +78,18 @@ class MappedArray:
         return _map_again, (str(self.path), self.shape, self.dtype)
 
     def cut_short(self) -> bool:
-        """Whether the file has lost a part of what is mapped."""
+        """Whether the file is now shorter than the map."""
         return os.fstat(self._file.fileno()).st_size < self._size
 
     def blank(self) -> None:
-        """Puts zeros in place of the map, so that reads of it end."""
+        """Replaces the map by zeros, so that reads of it complete."""
         place = ctypes.c_void_p(self._map.ctypes.data)
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED
         _libc.mmap(place, ctypes.c_size_t(self.nbytes), mmap.PROT_READ, flags, -1, ctypes.c_long(0))
 
 
 def _map_again(path: str, shape: tuple[int, ...], dtype: np.dtype) -> MappedArray:
-    """In a worker process; the file was whole when the data set was opened."""
+    """Maps the file in a worker process; it was complete when the data set was opened."""
     try:
         return MappedArray(path, shape, dtype)
     except (OSError, ValueError) as error:
@@ -109,16 +108,16 @@ _libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
 _libc.mmap.restype = ctypes.c_void_p
 _open: weakref.WeakSet[MappedArray] = weakref.WeakSet()
 _lock = threading.Lock()
-_previous: int | None = None  # the handler before ours, once ours is there
+_previous: int | None = None  # the handler before ours, once ours is installed
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)  # type: ignore[untyped-decorator]
 def _at_bus_error(number: int) -> None:
-    """Runs in the thread that read: inside of numpy's copy, where nothing is locked.
+    """Runs in the reading thread, inside numpy's copy, where no lock is held.
 
-    Python's own `signal` would not do: its handlers wait for the next line of Python, and the
-    copy would fault again and again. Where no file of ours was cut, the handler before this one
-    gets the signal, as the same read faults once more.
+    Python's own `signal` would not work: its handlers wait for the next line of Python, and the
+    copy would fault again and again. If none of our files was truncated, the previous handler is
+    restored and gets the signal when the same read faults again.
     """
     lost = [images for images in list(_open) if images.cut_short()]
     for images in lost:

@@ -1,4 +1,4 @@
-"""Several data sets as one: their images stay where they are, their classes are merged by name."""
+"""Several data sets as one: the images are not copied, the classes are merged by name."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ def load(parts: Mapping[str, Any], *, image_size: int, cache_dir: str | None = N
 def copies_across(
     parts: Sequence[Source], looked_at: Sequence[bool], cache_dir: str | None = None
 ) -> np.ndarray:
-    """Pairs of images of different parts that show one picture; found once, then remembered.
+    """Pairs of images of different parts that show one picture; found once, then cached.
 
-    Public sets are gathered from the same places, and what trains in one must not test in another.
+    Public sets are collected from the same sites, and what trains in one must not test in another.
 
     Args:
-      looked_at: of each part; drawn faces are alike without being copies.
+      looked_at: one per part; drawn faces are similar without being copies.
 
     Returns:
       int64 [P, 2], rows of the joined source.
@@ -126,16 +126,16 @@ def join(
     copies: np.ndarray | None = None,
     train_only: Sequence[str] = (),
 ) -> Source:
-    """One source of all rows of all parts, in their order.
+    """One source with the rows of all parts, in order.
 
-    A label's classes are the first part's, and behind them those that only later parts have. What
-    a part does not know is unknown. Ids begin with the part's name.
+    A label's classes are those of the first part, followed by those that only later parts have. A
+    label that a part lacks is unknown there. Ids begin with the part's name.
 
     Args:
-      weights: part -> its share of the draws, in any unit. None: as its size says, in which a part
-        of mean size weighs 1.
-      copies: int [P, 2], pairs of rows of the result that show one picture, beside those that each
-        part knows of. Groups of one name, such as people, are joined too.
+      weights: part -> its share of the draws, in any unit. None: in proportion to its size; a part
+        of mean size has weight 1.
+      copies: int [P, 2], pairs of rows of the result that show one picture, besides those within
+        the parts. Groups of the same name, such as people, are joined too.
       train_only: parts whose images must not validate or test.
 
     Raises:
@@ -186,7 +186,7 @@ def join(
 def _same_people(parts: Sequence[Source], part: np.ndarray) -> np.ndarray:
     """Pairs of rows of the joined source that are of one person, int64 [P, 2].
 
-    A person of several parts is counted on stderr: no split that agejax makes tears them apart.
+    Reports the number of people in several parts on stderr: no split of agejax separates them.
     """
     people = np.concatenate(
         [np.zeros(len(s.ids), np.int64) if s.people is None else s.people for s in parts]
@@ -205,7 +205,7 @@ def _same_people(parts: Sequence[Source], part: np.ndarray) -> np.ndarray:
 
 
 def _more(parts: Sequence[Source]) -> dict[str, np.ndarray]:
-    """Columns that not every data set has, such as official splits, empty or 0 in the others."""
+    """Columns that not every data set has, such as official splits; empty or 0 in the others."""
     named = ("images", "ids", "groups", "part", "train_only")
     more = {}
     for field in dataclasses.fields(Source):

@@ -1,4 +1,4 @@
-"""The data of a run: what config.data names, alone or as a mixture, with its edits."""
+"""Opens the data of a run: the data set or mixture that config.data names, with its edits."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def open_source(
     """The source of `config.data`.
 
     Args:
-      path: where its files lie now, if not where the config says.
-      options: of the data set, in place of those of the config with the same names.
+      path: where its files are now, if not at the config's path.
+      options: of the data set; they replace the config's options with the same names.
 
     Raises:
       UserError: as `sources.load`, `mixture.load` and `edits.apply`; or a path or options for a
@@ -51,14 +51,14 @@ def open_other(
     label_names: Mapping[str, Sequence[str]],
     options: Mapping[str, Any] | None = None,
 ) -> Source:
-    """Another data set, whole, for a run on `config.data` with classes `label_names`.
+    """All of another data set, for a run on `config.data` with classes `label_names`.
 
-    Classes are numbered as the run numbers them, by name. A class that the run does not have is an
-    unknown label, with a line on stderr.
+    Classes are matched by name and numbered as in the run. A class that the run does not have
+    becomes an unknown label, with a line on stderr.
 
     Args:
-      options: of the data set. Where the run's mixture has one part of that name, they take the
-        place of that part's options with the same names.
+      options: of the data set. If the run's mixture has one part of that name, they replace that
+        part's options with the same names.
     """
     parts = [part for part in (config.get("mixture") or {}).values() if part["name"] == dataset]
     trained_with = parts[0].get("options") or {} if len(parts) == 1 else {}

@@ -1,4 +1,4 @@
-"""grain: step -> this process's slice of the global batch. Random access, so resume is exact."""
+"""grain: step -> this process's slice of the global batch. Random access makes resume exact."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from agejax.process import memory
 HostBatch = dict[str, np.ndarray]
 
 READ_AHEAD = 4  # batches
-WORKER_DIED = "Worker process was terminated unexpectedly"  # in what grain raises then
+WORKER_DIED = "Worker process was terminated unexpectedly"  # in grain's error message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +39,8 @@ class TrainBatches:
       copy_strength: augmentation strength of a row's second and later draws in an epoch.
       copy_recipe: whether those have an augmentation of their own; a batch's strengths then are
         [B, 2], of the originals' recipe and of the copies'.
-      features: what the frozen backbone made of the images, in place of them. A row's draws go
-        through its views, from epoch to epoch and from copy to copy.
+      features: the frozen backbone's features, in place of the images. A row's draws cycle through
+        its views, from epoch to epoch and from copy to copy.
       process_index, process_count: which slice. Not asked of JAX here: in a grain worker process
         that would start a backend, which on a GPU takes its memory.
     """
@@ -75,11 +75,11 @@ class TrainBatches:
     def iterate(self, start: int, stop: int, workers: int) -> Generator[HostBatch, None, None]:
         """Batches of steps `start` to `stop`, read ahead by threads or grain worker processes.
 
-        The position is the step itself and not grain's iterator state, which binds a checkpoint to
-        the number of workers. Where a worker dies, as of memory, others read on from there.
+        The position is the step itself, not grain's iterator state, which would bind a checkpoint
+        to the number of workers. If a worker dies, for example out of memory, new ones continue.
 
         Raises:
-          UserError: workers die though no batch came since the last did.
+          UserError: workers died twice without a batch in between.
         """
         step, died_at = start, -1
         while step < stop:
@@ -108,7 +108,7 @@ class TrainBatches:
         )
         if workers:
             if not flags.FLAGS.is_parsed():
-                flags.FLAGS.mark_as_parsed()  # grain hands absl's flags on to its workers
+                flags.FLAGS.mark_as_parsed()  # grain passes absl's flags to its workers
             options = grain.multiprocessing.MultiprocessingOptions(num_workers=workers)
             dataset = dataset.mp_prefetch(options, worker_init_fn=_start_worker)
         iterator = iter(dataset)
@@ -121,21 +121,21 @@ class TrainBatches:
 
 
 def _first(iterator: Iterator[HostBatch]) -> HostBatch:
-    """The first batch of an iterator of grain, which starts its workers as it is asked for one.
+    """The first batch of grain's iterator, which starts its workers at the first request.
 
-    Ctrl-C reaches every process of a terminal. Workers leave it to their parent, which closes them,
-    and from their start on: a thread and a process inherit which signals are blocked, and each that
-    grain begins comes from the thread that asks here. The main thread still gets its Ctrl-C.
+    Ctrl-C reaches every process of a terminal; workers must ignore it, as their parent closes them.
+    Threads and processes inherit the mask of blocked signals, and all that grain starts come from
+    the thread that asks here, with SIGINT blocked. The main thread still gets its Ctrl-C.
     """
     first: futures.Future[HostBatch] = futures.Future()
 
     def read() -> None:
         try:
             first.set_result(next(iterator))
-        except BaseException as error:  # for whoever waits
+        except BaseException as error:  # raised in the waiting thread
             first.set_exception(error)
 
-    resource_tracker.ensure_running()  # its start would unblock the signal in a thread of grain's
+    resource_tracker.ensure_running()  # started in grain's thread, it would unblock SIGINT there
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         threading.Thread(target=read, name="first_batch", daemon=True).start()
@@ -145,9 +145,9 @@ def _first(iterator: Iterator[HostBatch]) -> HostBatch:
 
 
 def _start_worker(worker: int, count: int) -> None:
-    """In a worker process: keeps freed memory, and ends it when its parent has died.
+    """Sets up a worker process: it keeps freed memory, and ends when its parent has died.
 
-    grain never looks for the parent.
+    grain itself does not watch the parent.
     """
     memory.keep_freed()
     parent = multiprocessing.parent_process()

@@ -1,16 +1,17 @@
 """python -m agejax.data.prepare --dataset=NAME --source=FILES [--beam=FLAG ...]
 
-Prepares a data set before it is trained on: reads what was downloaded into records of encoded
-images and labels, then decodes these. A training does so itself the first time. With --beam the
-records are written by the workers of an Apache Beam pipeline, on this machine or a cluster:
+Prepares a data set for training: reads the downloaded files into records of encoded images and
+labels, then decodes these. The first training does so too. With --beam the workers of an Apache
+Beam pipeline write the records, on this machine or a cluster:
 
     python -m agejax.data.prepare --dataset=imdb_wiki --source=imdb_crop --beam=--runner=FlinkRunner
 
-Both write the same. All workers must see the source and the cache under the same paths; each
-reads its files of a folder alone, but a whole archive, so unpack a large one first.
+Both write the same records. All workers must see the source and the cache under the same paths.
+From a folder each worker reads only its files, but an archive it reads completely: unpack a large
+one first.
 
-With --check nothing is prepared: all that the cache keeps of the data set is read and compared with
-the checksums that were written with it.
+With --check nothing is prepared: everything that the cache holds of the data set is read and
+compared with its checksums.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Weights -> an endless stream of row numbers, any part of which is computed on its own.
+"""Weights -> an endless stream of row numbers, any part of which can be computed on its own.
 
-Nothing is remembered between calls, so resuming is asking for later positions, and the processes
-of a run each take their slice of the same stream.
+The stream has no state: to resume, ask for later positions. Each process of a run takes its slice
+of the same stream.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 from agejax.errors import UserError
 
 ROUNDS = 8  # of the permutation; each half of a number is changed four times
-BLOCK = 32  # rows looked at together, in 4 cache lines
+BLOCK = 32  # rows searched together, in 4 cache lines
 
 
 class Sampler:
@@ -76,7 +76,7 @@ class Sampler:
 
 
 class _Line:
-    """The line from 0 to size, cut into one piece a row, as long as the row's share of weight."""
+    """The line from 0 to size, cut into one piece per row, proportional to the row's weight."""
 
     def __init__(self, weights: np.ndarray, size: int) -> None:
         weights = np.asarray(weights, np.float64)
@@ -88,13 +88,13 @@ class _Line:
         self._ends = np.full(-(-rows // BLOCK) * BLOCK, np.inf)
         np.cumsum(weights[:rows], out=self._ends[:rows])
         self._ends *= size / self._ends[rows - 1]
-        self._ends[rows - 1] = np.inf  # whatever the rounding, no point falls behind it
+        self._ends[rows - 1] = np.inf  # whatever the rounding, no point lies beyond it
         self._coarse = self._ends[BLOCK - 1 :: BLOCK].copy()
 
     def rows(self, points: np.ndarray) -> np.ndarray:
         """The row whose piece holds each point: f64 [B] -> int64 [B]."""
         # In two levels: the coarse one stays in the processor's cache, so that a point costs one
-        # look at memory, not one for each halving of a table of 10 million rows.
+        # memory access, not one for each halving of a table of 10 million rows.
         block = np.searchsorted(self._coarse, points, side="right")
         around = np.take(self._ends.reshape(-1, BLOCK), block, axis=0)
         rows: np.ndarray = BLOCK * block + np.count_nonzero(around <= points[:, None], axis=1)

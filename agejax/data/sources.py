@@ -41,10 +41,10 @@ from agejax.paths import cache_folder, expand
 if TYPE_CHECKING:
     from agejax.data.builders.base import FaceBuilder
 
-FORMAT = 3  # raise it when the same files would be decoded, grouped or kept otherwise
+FORMAT = 3  # raise it when the same files would be decoded, grouped or kept differently
 MAX_PIXELS = 50_000_000  # of one image
-PARTS = 64  # of the images, for the workers of a pipeline
-CHUNK = 64  # images a thread decodes at a time
+PARTS = 64  # into which the images are divided for the workers of a Beam pipeline
+CHUNK = 64  # images that a thread decodes at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,18 +53,18 @@ class Source:
 
     Attributes:
       name: of the data set.
-      images: uint8 [N, S, S, 3], RGB: mapped from a file, or gathered from sources that are.
+      images: uint8 [N, S, S, 3], RGB: mapped from a file, or gathered from mapped sources.
       labels: age, apparent_age, apparent_age_std float32 [N], years, NaN unknown; gender, ethnicity
         int32 [N], class numbers, -1 unknown.
-      ids: str [N], for people to find an image by: the file's name.
+      ids: str [N], the file's name, by which a user finds an image.
       groups: int64 [N]; images that show one picture share a number, the row of the first.
       label_names: the class names of gender and ethnicity, empty where the data has none.
-      fingerprint: of the content (encoded images, labels, order, groups), not of where it lies.
+      fingerprint: of the content (encoded images, labels, order, groups), not of its location.
       skipped: "name: reason" of every image that could not be used.
-      official: str [N], the data set's own split of each image, "" where it is in none; None where
-        there are none at all.
-      people: int64 [N], a digest of the name of each image's group (a person, say), 0 where it has
-        none: equal in every source that knows the group; None where there are none at all.
+      official: str [N], each image's split in the data set's own division, "" where it has none;
+        None where the data set has no splits.
+      people: int64 [N], a digest of the name of each image's group (a person, for example), 0
+        where it has none: equal in every source with that group; None where there are no groups.
       part: of a mixture: int64 [N], which of `parts` a row is from.
       parts: of a mixture: part -> its share of the draws, in any unit.
       train_only: of a mixture: bool [N], images that must not validate or test, such as those with
@@ -92,7 +92,7 @@ class Source:
         return self.images[rows]
 
     def select(self, rows: np.ndarray) -> Source:
-        """The source of these rows, int [M], alone; the images stay where they are."""
+        """A source of only these rows, int [M]; the images are not copied."""
         rows = np.asarray(rows, np.int64)
         fields = {name: v for name, v in vars(self).items() if name not in ("images", "groups")}
         columns = {name: v[rows] for name, v in fields.items() if isinstance(v, np.ndarray)}
@@ -109,12 +109,12 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Gathered:
-    """Images of other sources by number: read when asked for, never copied before.
+    """Images of several sources by number: read only on request.
 
     Attributes:
-      sources: where the images are.
-      source: int64 [N], which of them image i is in.
-      row: int64 [N], and where there.
+      sources: the sources of the images.
+      source: int64 [N], the source of image i.
+      row: int64 [N], its row in that source.
     """
 
     sources: tuple[Source, ...]
@@ -148,17 +148,17 @@ def load(
     options: Mapping[str, Any] | None = None,
     beam: Sequence[str] | None = None,
 ) -> Source:
-    """Opens a data set; the first time it is prepared and decoded, with a line on stderr.
+    """Opens a data set; the first time, prepares and decodes it, with a line on stderr.
 
-    Where the files are gone, what was prepared from them serves on, with a line too.
+    If the files are gone, what was prepared from them is used, also with a line.
 
     Args:
       name: of a builder in `agejax.data.builders`.
-      path: the archive or folder the user has; None: the builder knows where to look.
+      path: the user's archive or folder; None: the builder searches its usual place.
       image_size: S, the edge of the decoded images, pixels.
       cache_dir: default $AGEJAX_CACHE, else ~/.cache/agejax.
-      options: the builder's own.
-      beam: flags of the Apache Beam pipeline that prepares it; None: this process does.
+      options: the builder's options.
+      beam: flags of the Apache Beam pipeline that prepares it; None: this process prepares it.
 
     Raises:
       UserError: unknown name or option, missing or damaged files, no usable image, a full disk.
@@ -207,7 +207,7 @@ def read_image(path: pathlib.Path) -> bytes:
     """The contents of an image file, for `decode`.
 
     Raises:
-      ValueError: no file but a pipe or a device, which may never end, or larger than any photo.
+      ValueError: a pipe or a device, which may never end, or a file larger than any photo.
       OSError: it cannot be read.
     """
     if not path.is_file():
@@ -218,7 +218,7 @@ def read_image(path: pathlib.Path) -> bytes:
 
 
 def decode(data: bytes, image_size: int) -> np.ndarray:
-    """An encoded image of any format -> uint8 [S, S, 3], RGB: the centre square, resized.
+    """Decodes an image of any format to uint8 [S, S, 3], RGB: the centre square, resized.
 
     Greyscale, CMYK, palette and 16-bit images are converted; EXIF orientation is applied.
 
@@ -229,7 +229,7 @@ def decode(data: bytes, image_size: int) -> np.ndarray:
 
 
 def decode_whole(data: bytes) -> np.ndarray:
-    """`decode` without cutting or resizing: uint8 [H, W, 3]."""
+    """Decodes like `decode`, without cropping or resizing: uint8 [H, W, 3]."""
     try:
         with Image.open(io.BytesIO(data)) as header:  # reads no pixels
             width, height = header.size
@@ -247,14 +247,14 @@ def decode_whole(data: bytes) -> np.ndarray:
 
 
 def square(image: np.ndarray, size: int) -> np.ndarray:
-    """Cuts out the centre square of uint8 [H, W, 3], and resizes its edge (the shorter side)."""
+    """Crops uint8 [H, W, 3] to its centre square, and resizes that to `size`."""
     height, width = image.shape[:2]
     edge = min(height, width)
     top, left = (height - edge) // 2, (width - edge) // 2
     image = image[top : top + edge, left : left + edge]
     if edge == size:
         return image
-    # Averaging over areas is cv2's antialiased way to shrink.
+    # cv2's INTER_AREA averages, so shrinking is antialiased.
     method = cv2.INTER_AREA if size < edge else cv2.INTER_CUBIC
     return cv2.resize(image, (size, size), interpolation=method)
 
@@ -265,7 +265,7 @@ def square(image: np.ndarray, size: int) -> np.ndarray:
 def _tfds(
     builder: type[FaceBuilder], folder: pathlib.Path, beam: Sequence[str] | None, **arguments: Any
 ) -> Any:
-    """The random-access records of `builder` in `folder`, written there first if need be."""
+    """The random-access records of `builder` in `folder`, written there first if missing."""
     import tensorflow_datasets as tfds
 
     download = tfds.download.DownloadConfig()
@@ -279,13 +279,13 @@ def _tfds(
         tfds.disable_progress_bar()
     with _quiet():
         made = builder(data_dir=str(folder), **arguments)
-        made.download_and_prepare(download_config=download)  # nothing where it is prepared
+        made.download_and_prepare(download_config=download)  # does nothing if already prepared
     return made
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without tfds' remarks on downloads and on the folder it has just begun."""
+    """Silences tfds' messages about downloads and about the folder it has just begun."""
     verbosity = absl.logging.get_verbosity()
     absl.logging.set_verbosity(absl.logging.ERROR)
     try:
@@ -296,7 +296,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _decode_all(builder: Any, folder: pathlib.Path, image_size: int, place: str) -> None:
-    """Writes images.u8, labels.npz and source.json of a builder prepared in `place` to `folder`."""
+    """Writes images.u8, labels.npz and source.json to `folder`, from records in `place`."""
     import tensorflow_datasets as tfds
 
     from agejax.data.builders.base import SPLIT, no_image
@@ -360,11 +360,11 @@ def _decode_all(builder: Any, folder: pathlib.Path, image_size: int, place: str)
 def _decoded(
     examples: Any, image_size: int, place: str
 ) -> Iterator[tuple[np.ndarray | None, dict[str, Any]]]:
-    """Yields (image, the other columns) in order; image is None where it cannot be decoded.
+    """Yields (image, the other columns) in order; image is None if it cannot be decoded.
 
     Raises:
-      UserError: the records in the folder `place` are damaged, which only those can be that were
-        prepared before the cache had checksums.
+      UserError: the records in `place` are damaged. Only records that were prepared before the
+        cache had checksums can get this far.
     """
 
     def work(start: int) -> list[tuple[np.ndarray | None, dict[str, Any]]]:
@@ -379,7 +379,7 @@ def _decoded(
         return [_decode_example(example, image_size) for example in found]
 
     workers = os.cpu_count() or 1
-    window = 4 * workers * CHUNK  # bounds what waits to be written
+    window = 4 * workers * CHUNK  # bounds how many images wait to be written
     with ThreadPoolExecutor(workers) as pool:
         for begin in range(0, len(examples), window):
             starts = range(begin, min(begin + window, len(examples)), CHUNK)
@@ -401,7 +401,7 @@ def _decode_example(
 
 
 def _open(folder: pathlib.Path) -> Source:
-    """Raises ValueError, KeyError or TypeError where the three files do not fit together."""
+    """Opens a decoded folder; raises ValueError, KeyError or TypeError if its files disagree."""
     facts = json.loads((folder / "source.json").read_text())
     n, height, width, channels = facts["shape"]
     images = MappedArray(folder / "images.u8", (n, height, width, channels))
@@ -440,7 +440,7 @@ def _key(*parts: Any) -> str:
 
 
 def _stamp(files: pathlib.Path | None) -> Any:
-    """What changes when the user's files do, without reading them all; moving them is no change."""
+    """A stamp that changes with the user's files, without reading them all; a move is no change."""
     if files is None:
         return None
     try:
@@ -457,7 +457,7 @@ def _stamp(files: pathlib.Path | None) -> Any:
 
 
 def _listing(folder: pathlib.Path) -> Iterator[tuple[str, int, int]]:
-    """Name, size and time of every file that a builder would find; none is read."""
+    """Name, size and time of every file that a builder would find; reads none."""
     for inside, entry in archives.walk(folder):
         state = entry.stat(follow_symlinks=os.path.exists(entry.path))
         yield inside, state.st_size, state.st_mtime_ns
@@ -466,18 +466,18 @@ def _listing(folder: pathlib.Path) -> Iterator[tuple[str, int, int]]:
 def _remember(
     note: pathlib.Path, key: str, place: pathlib.Path, read: Sequence[pathlib.Path]
 ) -> None:
-    """Keeps under which key the files at `place` were prepared, for when they are gone."""
+    """Records the key under which the files at `place` were prepared, in case they are deleted."""
     stamps = {str(path.absolute()): _key(_stamp(path)) for path in read if path != place}
     value = {"key": key, "files": str(place.absolute()), "also": stamps}
-    with contextlib.suppress(OSError, UserError):  # of a cache that this user may only read
+    with contextlib.suppress(OSError, UserError):  # this user may only read the cache
         if not note.exists() or note.read_text() != json.dumps(value):
             files.write_text(note, json.dumps(value))
 
 
 def _recall(note: pathlib.Path) -> tuple[str, pathlib.Path] | None:
-    """The key of files that were prepared and are gone now, and their path.
+    """The key and path of files that were prepared and are gone now.
 
-    None where they are there, or where another file that was read with them has changed.
+    None if they are still there, or if another file that was read with them has changed.
     """
     try:
         known = json.loads(note.read_text())

@@ -1,8 +1,8 @@
 """Which rows train, which validate and which test.
 
-Duplicates never stand on both sides of a split that agejax makes. Where a public split separates
-them, it is reported, and `drop_copies_from_train` removes them. A split depends only on ids,
-groups, labels and the seed, not on the order of the rows.
+Duplicates are never on both sides of a split that agejax makes. If a public split separates some,
+they are reported, and `drop_copies_from_train` removes them. A split depends only on ids, groups,
+labels and the seed, not on the order of the rows.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ CALIBRATION = "calibration"  # the split that calibrates a run in place of val
 
 
 def make(source: Source, config: Any) -> dict[str, np.ndarray]:
-    """The splits that config.data.split asks for: always train, and val unless there is none.
+    """The splits that config.data.split asks for: always train, and val unless it is turned off.
 
     They come from one of `official`, `files`, `folds`, `balanced`, else from `fractions` alone, and
-    have their usual names: `valid`, `validation` and `dev` are val, in any case. A val that none of
-    them names is carved out of train, by `val_of_train`. With `val_of_train` 0 there is no val: the
-    images of a val that the others make are trained on, too, and the test split stays as it is.
-    `calibration_of_val` of val becomes the split "calibration". `train_share` of what is left is
-    trained on. Images that may only train are put into train, unless they have a copy elsewhere;
-    the others are split as without them.
+    get their usual names: `valid`, `validation` and `dev`, in upper or lower case, become val. If
+    none of them makes a val, the share `val_of_train` of train becomes val. With `val_of_train` 0
+    there is no val: the images of any val are trained on too, and the test split stays as it is.
+    The share `calibration_of_val` of val becomes the split "calibration". The share `train_share`
+    of the remaining train images is used. Images that may only train are put into train, unless
+    they have a copy elsewhere; the others are split as if these did not exist.
 
     Returns:
       {split: rows int64, sorted}.
@@ -91,10 +91,10 @@ def make(source: Source, config: Any) -> dict[str, np.ndarray]:
 
 
 def _by_usual_names(splits: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same splits, with a "valid", "dev" or "Train" of the user's called val or train.
+    """The same splits under their usual names: a "valid", "dev" or "Train" becomes val or train.
 
     Raises:
-      UserError: two of them are one split by their usual names.
+      UserError: two splits have the same usual name.
     """
     named: dict[str, np.ndarray] = {}
     for name, rows in splits.items():
@@ -108,13 +108,13 @@ def _by_usual_names(splits: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def way_of(config: Any) -> str:
     """Which of official, files, folds, balanced and fractions makes the splits of a config.
 
-    It needs no data, so that wrong settings are found before any is read.
+    Needs no data, so that wrong settings are found before any is read.
 
     Raises:
-      UserError: several are set, or one has settings that cannot be.
+      UserError: several are set, or one has invalid settings.
     """
     ways = [way for way in ("official", "files", "folds") if config.get(way)]
-    # Runs older than a setting have none of it in their config.
+    # The config of an old run may lack a newer setting.
     ways += ["balanced"] if config.get("balanced") and config.balanced.n else []
     if len(ways) > 1:
         raise UserError(f"{WHERE}: {' and '.join(ways)} are set; keep one of them")
@@ -129,12 +129,12 @@ def way_of(config: Any) -> str:
 
 
 def _with_train_only(source: Source, config: Any) -> dict[str, np.ndarray]:
-    """`make` of a mixture some of whose images may only train."""
+    """`make` for a mixture in which some images may only train."""
     assert source.train_only is not None
     others, extra = np.flatnonzero(~source.train_only), np.flatnonzero(source.train_only)
     alone = dataclasses.replace(source.select(others), train_only=None)
     if source.part is not None and len(np.unique(source.part[others])) == 1:
-        # Named as when the part stands alone, so that it is split as then.
+        # Without the part's name the ids are those of the part alone, so it is split as when alone.
         ids = [name.split("/", 1)[1] for name in alone.ids.tolist()]
         alone = dataclasses.replace(alone, ids=np.array(ids))
     splits = {name: others[rows] for name, rows in make(alone, config).items()}
@@ -151,16 +151,16 @@ def _with_train_only(source: Source, config: Any) -> dict[str, np.ndarray]:
 
 
 def by_fraction(source: Source, fractions: Mapping[str, float], seed: int) -> dict[str, np.ndarray]:
-    """Splits at random, groups kept whole, each split's ages distributed as the whole's.
+    """Splits at random; groups stay together, and each split has the overall age distribution.
 
     Args:
-      fractions: {split: share of the images}; what is missing to 1 is left out.
+      fractions: {split: share of the images}; if the shares sum to less than 1, the rest is unused.
 
     Returns:
       {split: rows int64, sorted}.
 
     Raises:
-      UserError: shares not in 0..1 or of a sum above 1, or a split that would be empty.
+      UserError: shares outside 0..1 or with a sum above 1, or a split that would be empty.
     """
     return _deal(source, np.arange(len(source.ids)), fractions, seed, f"{WHERE}.fractions")
 
@@ -168,15 +168,15 @@ def by_fraction(source: Source, fractions: Mapping[str, float], seed: int) -> di
 def carve(
     source: Source, rows: np.ndarray, fraction: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Takes a share of the train `rows` out for val, as `by_fraction` would.
+    """Moves a share of the train `rows` to val, as `by_fraction` would.
 
-    Groups are kept whole; of a group only the members in `rows` count.
+    Groups stay together; only their members in `rows` count.
 
     Returns:
       (train, val), int64, sorted.
 
     Raises:
-      UserError: a share not in 0..1, or one that leaves train or val empty.
+      UserError: a share outside 0..1, or one that leaves train or val empty.
     """
     shares = {"train": 1 - fraction, "val": fraction}
     parts = _deal(source, np.asarray(rows), shares, seed, f"{WHERE}.val_of_train={fraction:g}")
@@ -186,12 +186,12 @@ def carve(
 def fold(source: Source, folds: int, number: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Cross-validation: (all other folds, fold `number` of 0..folds-1), int64, sorted.
 
-    Over the numbers each image is in exactly one fold. Groups are kept whole, and each fold's ages
-    are distributed as the whole's.
+    Each image is in exactly one fold. Groups stay together, and each fold has the overall age
+    distribution.
 
     Raises:
-      UserError: fewer than 2 folds or more than images, a number out of range, or a fold that would
-        be empty.
+      UserError: fewer than 2 folds, more folds than images, a number out of range, or a fold that
+        would be empty.
     """
     _check_fold(folds, number, len(source.ids))
     shares = {f"fold {i}": 1 / folds for i in range(folds)}
@@ -210,16 +210,16 @@ def balanced(
     over: Sequence[str],
     short: str,
 ) -> dict[str, np.ndarray]:
-    """A split of n images of every crossing of labels, and the rest by fraction.
+    """A split with n images from every combination of labels; the rest is split by fraction.
 
-    A cell (a crossing) offers one image of each group; groups whose copies stand in several cells
+    A cell (a combination) offers one image of each group; groups whose copies are in several cells
     are taken last, since their label is in doubt. The other copies of a chosen image are left out
-    of every split. These are reported on stderr, as are the cells that are short: those with n
-    groups or fewer, which cannot give n and leave one to train on.
+    of every split and reported on stderr. So are short cells: those with n groups or fewer, which
+    cannot give n groups and leave one to train on.
 
     Args:
       fractions: {split: share of the rest}.
-      over: of decade, gender, ethnicity. An image that lacks one of them is never chosen.
+      over: any of decade, gender, ethnicity. An image that lacks one of them is never chosen.
       short: "error", or "take": half of a short cell, so that as much of it is left to train on.
 
     Returns:
@@ -271,7 +271,7 @@ def balanced(
 
 
 def official(source: Source) -> dict[str, np.ndarray]:
-    """The data set's own splits; images that are in none of them are counted on stderr.
+    """The data set's own splits; reports on stderr how many images are in none of them.
 
     Returns:
       {split: rows int64, sorted}.
@@ -295,9 +295,9 @@ def official(source: Source) -> dict[str, np.ndarray]:
 
 
 def from_files(source: Source, files: Mapping[str, str]) -> dict[str, np.ndarray]:
-    """Splits given as text files with one name a line, with or without a folder before it.
+    """Splits given as text files with one name per line, with or without its folder.
 
-    Names that the source lacks are counted on stderr.
+    Reports on stderr how many names the source lacks.
 
     Returns:
       {split: rows int64, sorted}.
@@ -329,10 +329,10 @@ def from_files(source: Source, files: Mapping[str, str]) -> dict[str, np.ndarray
 
 
 def read_file(source: Source, path: str, where: str) -> tuple[np.ndarray, set[str], list[str]]:
-    """A text file with one name a line: (rows int64, sorted; all names; those the source lacks).
+    """Reads one name per line: (rows int64, sorted; all names; names that the source lacks).
 
     Raises:
-      UserError: it cannot be read.
+      UserError: the file cannot be read.
     """
     row_of = {_name(id): row for row, id in enumerate(source.ids)}
     try:
@@ -345,10 +345,10 @@ def read_file(source: Source, path: str, where: str) -> tuple[np.ndarray, set[st
 
 
 def without_copies(source: Source, splits: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The splits less the train images that have a copy in another; reported on stderr.
+    """The splits without the train images that have a copy in another; reports them on stderr.
 
     Raises:
-      UserError: nothing of train is left.
+      UserError: no train image is left.
     """
     if "train" not in splits:
         return dict(splits)
@@ -381,9 +381,9 @@ def _say_torn(source: Source, splits: Mapping[str, np.ndarray]) -> None:
 
 
 def _cells(source: Source, over: Sequence[str], where: str) -> tuple[np.ndarray, list[str]]:
-    """The crossing of labels that each image is in, int64 [N], -1 unknown; and their names.
+    """The cell (combination of labels) of each image, int64 [N], -1 unknown; and the cells' names.
 
-    Every combination of values that occur is a cell, also one that nobody is in.
+    Every combination of values that occur is a cell, even an empty one.
     """
     check_keys(over, ("decade", *source.label_names), f"{where}.over")
     cell, names = np.zeros(len(source.ids), np.int64), [""]
@@ -406,8 +406,8 @@ def _cells(source: Source, over: Sequence[str], where: str) -> tuple[np.ndarray,
 def _deal(
     source: Source, rows: np.ndarray, fractions: Mapping[str, float], seed: int, where: str
 ) -> dict[str, np.ndarray]:
-    """Deals the groups in `rows`, ordered by age and shuffled within 5 years, one after another to
-    the split that is furthest behind its share."""
+    """Deals the groups in `rows`, ordered by age and shuffled within 5 years, one by one to the
+    split that is furthest below its share."""
     shares = _check_shares(fractions, where)
     shares = np.append(shares, max(0.0, 1 - shares.sum()))  # the last is left out
 
@@ -417,7 +417,7 @@ def _deal(
     sums = np.bincount(of_row, np.where(known, ages, 0), len(groups))
     counts = np.bincount(of_row, known, len(groups))
     age_bins = np.where(counts > 0, sums // (AGE_BIN * np.maximum(counts, 1)), -1)
-    # A group goes by the hash of its smallest id, so the order of the rows plays no part.
+    # Groups are ordered by the hash of their smallest id, so the order of the rows has no effect.
     by_id = np.argsort(source.ids[rows], kind="stable")
     first = source.ids[rows][by_id[np.unique(of_row[by_id], return_index=True)[1]]]
     hashes = np.array([_key(seed, name)[0] for name in first.tolist()], "S8")
@@ -425,7 +425,7 @@ def _deal(
 
     sizes = np.bincount(of_row, minlength=len(groups)).tolist()
     split_of_group = np.empty(len(groups), int)
-    # Numbers of Python's own: numpy takes three times as long over a few at a time.
+    # Python's own numbers: numpy takes three times as long for a few at a time.
     wanted, behind = shares.tolist(), [0.0] * len(shares)
     for group in order.tolist():
         size = sizes[group]
@@ -437,7 +437,7 @@ def _deal(
 
 
 def _check_shares(fractions: Mapping[str, float], where: str) -> np.ndarray:
-    """The shares, f64 [K]; raises `UserError` where they cannot be."""
+    """The shares, f64 [K]; raises `UserError` if they are invalid."""
     if wrong := [name for name, share in fractions.items() if not is_number(share)]:
         raise UserError(f"{where}.{wrong[0]}: {fractions[wrong[0]]!r}; set it to a share in 0..1")
     shares = np.array(list(fractions.values()), float)
@@ -448,7 +448,7 @@ def _check_shares(fractions: Mapping[str, float], where: str) -> np.ndarray:
 
 
 def _check_fold(folds: int, number: int, images: int | None = None) -> None:
-    """Raises `UserError` for folds that `images` (None: not known yet) cannot be divided into."""
+    """Raises `UserError` if `images` (None: not known yet) cannot be divided into these folds."""
     if folds < 2 or (images is not None and folds > images):
         most = "" if images is None else f"{images}, the images there are"
         raise UserError(f"{WHERE}.folds: {folds} is not one of 2..{most} (0: no folds)")
@@ -457,7 +457,7 @@ def _check_fold(folds: int, number: int, images: int | None = None) -> None:
 
 
 def _check_balanced(fractions: Mapping[str, float], split: str, over: Sequence[str]) -> None:
-    """Raises `UserError` for arguments of `balanced` that cannot be, whatever the data."""
+    """Raises `UserError` for arguments of `balanced` that are invalid for any data."""
     where = f"{WHERE}.balanced"
     if split in fractions:
         raise UserError(f"{where}: it makes {split!r}; leave that out of {WHERE}.fractions")
@@ -466,7 +466,7 @@ def _check_balanced(fractions: Mapping[str, float], split: str, over: Sequence[s
 
 
 def _key(seed: int, name: str) -> tuple[bytes, str]:
-    """To sort names by, as if shuffled."""
+    """A sort key that shuffles names."""
     return hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest(), str(name)
 
 

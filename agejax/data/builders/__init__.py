@@ -1,4 +1,4 @@
-"""The data sets agejax can read. Adding one is a module here and one line in `TABLE`."""
+"""The data sets that agejax can read. To add one, write a module here and a line in `TABLE`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from agejax.errors import check_keys
 if TYPE_CHECKING:
     from agejax.data.builders.base import FaceBuilder
 
-# name -> (module, class); imported when asked for, since tfds takes its time.
+# name -> (module, class); imported when asked for, since tfds is slow to import.
 TABLE = {
     "utkface": ("utkface", "UTKFace"),
     "appa_real": ("appa_real", "AppaReal"),

@@ -19,8 +19,8 @@ SETS = re.compile(r"(?:.*/)?image sets/(train|val|test)\.txt")
 class AAF(FaceBuilder):
     """13,322 mostly Asian faces of 2 to 80 years (Cheng et al. 2019), for research only.
 
-    Of the release, which has every photo twice, the aligned faces are taken, and `image sets` are
-    the official splits; any other folder or archive of such files is taken whole.
+    The release has every photo twice: the aligned faces are read, and `image sets` gives the
+    official splits. Of any other folder or archive all such files are read.
     """
 
     name = "aaf"
@@ -34,7 +34,7 @@ class AAF(FaceBuilder):
 
     def faces(self) -> Iterator[Face]:
         assert self.source is not None
-        # One file is enough to know, but a tar has to be looked through for it.
+        # One file is enough to know, but a tar must be searched for it.
         aligned = next(
             (ALIGNED.fullmatch(p) for p, _ in archives.read(self.source, _is_aligned)), None
         )
@@ -52,7 +52,7 @@ class AAF(FaceBuilder):
             )
 
     def _splits(self) -> dict[str, str]:
-        """Name without its ending -> split, of lines "00000A02 0" or "00000A02.jpg 0"."""
+        """Name without its ending -> split, from lines "00000A02 0" or "00000A02.jpg 0"."""
         found: dict[str, str] = {}
         for path, data in self.files(SETS.pattern).items():
             match = SETS.fullmatch(path)

@@ -16,11 +16,11 @@ from agejax.settings import Group, Setting
 FOLDS = 5
 TABLE = re.compile(r"(?:.*/)?fold_([0-4])_data\.txt")
 COLUMNS = ("user_id", "original_image", "face_id", "age", "gender")
-# The two releases of the images: file names begin so.
+# How file names begin in the two releases of the images.
 RELEASES = {"aligned": "landmark_aligned_face", "faces": "coarse_tilt_aligned_face"}
 BAND = re.compile(r"\(\s*(\d+)\s*,\s*(\d+)\s*\)")
-# Mean age of those of 60 and more in UTKFace as found here (2,143 images); the middle of the band
-# (60, 100) would be 80.
+# The mean age of people of 60 or more in UTKFace, as measured here (2,143 images). The middle of
+# the band (60, 100) would be 80.
 OLD, OLD_AGE = (60, 100), 72.0
 GENDERS = ("m", "f")
 
@@ -28,9 +28,9 @@ GENDERS = ("m", "f")
 class Adience(FaceBuilder):
     """26,580 faces of 2,284 people's albums (Eidinger, Enbar & Hassner 2014), for research.
 
-    Ages are bands: the middle is taken, and 72 years for (60, 100). An album's owner (user_id) is a
+    Ages are bands: the middle counts, and 72 years for (60, 100). An album's owner (user_id) is a
     group, and each of the five folds holds whole albums. One fold is the official test split, the
-    others train. The folds' tables may lie in the source or beside it; in a folder with
+    others train. The folds' tables may be in the source or beside it; in a folder with
     aligned.tar.gz or faces.tar.gz, that archive is read.
     """
 
@@ -75,7 +75,7 @@ class Adience(FaceBuilder):
         self.skipped += [f"{key}: no such image" for key in rows]
 
     def _rows(self) -> dict[str, dict[str, Any] | str]:
-        """user_id/face_id.original_image without its ending -> labels, or why it is of no use."""
+        """user_id/face_id.original_image without its ending -> labels, or why it is unusable."""
         assert self.source is not None
         found = self.files(TABLE.pattern)
         if not found:
@@ -121,6 +121,6 @@ def _age(text: str) -> float:
 
 
 def _beside(source: pathlib.Path) -> list[pathlib.Path]:
-    """The folds' tables that lie beside the source."""
+    """The folds' tables beside the source."""
     places = [source.absolute().with_name(f"fold_{i}_data.txt") for i in range(FOLDS)]
     return [path for path in places if path.is_file()]

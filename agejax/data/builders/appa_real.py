@@ -23,10 +23,10 @@ GENDERS, RACES = ("male", "female"), ("caucasian", "asian", "afroamerican")
 
 
 class AppaReal(FaceBuilder):
-    """7,591 photos with real ages and ten thousands of votes (Agustsson et al. 2017).
+    """7,591 photos with real ages and tens of thousands of votes (Agustsson et al. 2017).
 
-    For research only. The cropped faces are taken. Gender and ethnicity come from the extra
-    allcategories_*.csv (Clapés et al. 2018), where they lie beside the others.
+    For research only. The cropped faces are read. Gender and ethnicity come from the extra
+    allcategories_*.csv (Clapés et al. 2018), if these are beside the others.
     """
 
     name = "appa_real"
@@ -58,7 +58,7 @@ class AppaReal(FaceBuilder):
             match = PATH.fullmatch(path)
             key = (match[1], match[2]) if match else ("", "")
             if key not in rows:
-                key = (key[0], f"{key[1]}.jpg")  # of a copy that was named anew
+                key = (key[0], f"{key[1]}.jpg")  # a copy with renamed files
             row = rows.pop(key, None)
             if match is None or row is None:
                 self.skipped.append(f"{path}: no row in gt_avg_*.csv")

@@ -1,7 +1,8 @@
-"""The files of an archive or folder, read as bytes in turn; nothing is ever extracted to disk.
+"""Reads the files of an archive or folder one after another; extracts nothing to disk.
 
-An archive is not believed: names that lead out of it are refused, links and devices are not read,
-and one that unpacks to far more than its own size is refused before that costs memory or time.
+Archives are treated as untrusted: names that lead out of the archive are refused, links and devices
+are not read, and an archive that unpacks to far more than its size is refused before it costs
+memory or time.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from typing import IO, Any
 from agejax import errors
 from agejax.errors import UserError
 
-Wanted = Callable[[str], bool]  # of a path inside
+Wanted = Callable[[str], bool]  # takes a path inside the archive
 
-# The image types that are read, by their endings in any case: by every data set and by predict.
+# Endings of the image types that every data set and predict read, in upper or lower case.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 IMAGE = re.compile(r".*\.(jpe?g|png|bmp|webp|tiff?)", re.IGNORECASE | re.DOTALL)
 PACKED = re.compile(r".*\.(zip|tar|tgz|tbz2?|txz|tar\.\w+|rar|7z)", re.IGNORECASE | re.DOTALL)
 
-MAX_BYTES = 50 * 2**20  # of one file; no face photo is larger
-MAX_TABLE = 2**30  # of one with labels
-# What is packed may unpack to so many times its size, or to this many bytes if it is small. Photos
-# hardly pack, tables to a tenth; deflate could reach 1,032 times, and members can overlap.
+MAX_BYTES = 50 * 2**20  # per file; no face photo is larger
+MAX_TABLE = 2**30  # per file with labels
+# An archive may unpack to INFLATION times its size, a small one to ALWAYS bytes. Photos hardly
+# shrink, tables to a tenth; deflate could reach 1,032 times, and members can overlap.
 INFLATION, ALWAYS = 100, 16 * 2**20
 CHUNK = 2**20  # bytes read at a time; no header of a tar is larger
 DAMAGE = (*errors.DAMAGE, tarfile.TarError, gzip.BadGzipFile, lzma.LZMAError)
@@ -65,14 +66,15 @@ def read(
 ) -> Iterator[tuple[str, bytes | Unread]]:
     """Yields (path inside, contents) of the wanted files in a folder, .zip or .tar of any kind.
 
-    A .csv stands for a folder with nothing else in it. What is larger than `limit`, by default
-    `MAX_BYTES`, or no file, is `Unread`; what is not `mine` is not opened, and `ELSEWHERE`. Hidden
-    files (macOS's ._ among them) are left out. The order is the archive's own; of a folder, sorted.
-    A .zip without any "/" but with "\\" was written on Windows: "\\" is read as "/".
+    A .csv is read like a folder that holds only this file. Files larger than `limit`, by default
+    `MAX_BYTES`, and what is not a regular file are `Unread`; files that are not `mine` are not
+    opened, and `ELSEWHERE`. Hidden files (also macOS's ._ files) are left out. The order is the
+    archive's own; a folder is sorted. If names in a .zip have "\\" but no "/", it was written on
+    Windows, and "\\" is read as "/".
 
     Raises:
-      UserError: not such an archive, a damaged or truncated one, one with a name that leads out of
-        it, or one that unpacks to far more than its size.
+      UserError: not such an archive, or one that is damaged or truncated, has a name that leads out
+        of it, or unpacks to far more than its size.
     """
     most = MAX_BYTES if limit is None else limit
 
@@ -105,7 +107,7 @@ def read(
 
 
 class _Budget:
-    """What an archive may still unpack to, bytes."""
+    """The bytes that an archive may still unpack to."""
 
     def __init__(self, source: pathlib.Path) -> None:
         self._source = source
@@ -123,8 +125,8 @@ class _Budget:
 def walk(source: pathlib.Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Yields (path inside, entry) of every file in a folder, sorted within each folder.
 
-    Links to folders are followed after the folder's own files. Each folder is entered once, and a
-    folder that holds the source never, so that links in a circle come to an end.
+    Links to folders are followed after the folder's own files. Each folder is entered once, and one
+    that contains the source is never entered, so that circular links end.
     """
     entered = {_identity(folder) for folder in source.resolve().parents}
     linked: list[tuple[str, str]] = []  # (path inside, path)
@@ -140,7 +142,7 @@ def walk(source: pathlib.Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
         for entry in found:
             if entry.is_dir(follow_symlinks=False):
                 folders.append(entry)
-            elif os.path.isdir(entry.path):  # a link to one; unlike entry's, it never raises
+            elif os.path.isdir(entry.path):  # a link to a folder; unlike entry.is_dir, never raises
                 linked.append((f"{inside}{entry.name}/", entry.path))
             else:
                 yield f"{inside}{entry.name}", entry
@@ -171,7 +173,7 @@ def _folder(
 
 
 def _is_zip(source: pathlib.Path) -> bool:
-    """Not a tar whose last member is a zip, which zipfile takes for one."""
+    """Whether it is a zip; zipfile would also accept a tar whose last member is a zip."""
     with source.open("rb") as file:
         start = file.read(512)
     tar = start[257:262] == b"ustar" or start.startswith(tuple(OPENERS))
@@ -186,7 +188,7 @@ def _zip(
         members = archive.infolist()
         of_windows = not any("/" in info.filename for info in members)
         for info in members:
-            # From here on only this name counts, for what is refused too.
+            # From here on only this name counts, also for the checks that refuse a file.
             name = info.filename.replace("\\", "/") if of_windows else info.filename
             if name.endswith("/") or not wanted(name):
                 continue
@@ -200,7 +202,7 @@ def _zip(
             try:
                 with archive.open(info) as file:
                     data = _contents(file, most, budget)
-            except (RuntimeError, NotImplementedError) as error:  # encrypted, or exotic
+            except (RuntimeError, NotImplementedError) as error:  # encrypted, or a rare compression
                 raise UserError(f"{source}: {name}: {error}") from error
             yield _text(name), data
 
@@ -219,8 +221,8 @@ def _tar(
             ) from error
         end = -1
         while (member := tar.next()) is not None:
-            tar.members.clear()  # type: ignore[attr-defined]  # they may be many
-            if tar.offset <= end:  # by a negative size, and so for ever
+            tar.members.clear()  # type: ignore[attr-defined]  # saves memory: there may be many
+            if tar.offset <= end:  # a negative size would repeat members for ever
                 raise tarfile.ReadError(f"{member.name} comes again")
             end = tar.offset
             if member.isdir() or not wanted(member.name):
@@ -233,17 +235,17 @@ def _tar(
                 yield _text(member.name), _contents(packed, most)
             else:
                 yield _text(member.name), NO_FILE
-        # tarfile takes a damaged header, and the end of the file, for the end of the archive. A
-        # whole archive has a block of zeros there.
+        # tarfile takes a damaged header or the end of the file for the end of the archive. A
+        # complete archive ends with a block of zeros.
         if stream.last != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError("no end-of-archive mark")
-        while stream.read(CHUNK):  # to the end, where the checksum of a .gz is
+        while stream.read(CHUNK):  # up to the end, where a .gz has its checksum
             pass
 
 
 @contextlib.contextmanager
 def _unpacked(source: pathlib.Path) -> Iterator[IO[bytes]]:
-    """The bytes of a tar, by what they are packed with."""
+    """Opens the bytes of a tar, decompressed by the method that its first bytes show."""
     with source.open("rb") as file:
         start = file.read(6)
         file.seek(0)
@@ -256,7 +258,7 @@ def _unpacked(source: pathlib.Path) -> Iterator[IO[bytes]]:
 
 
 class _Stream:
-    """A tar's bytes for tarfile, which trusts the sizes in headers."""
+    """A tar's bytes for tarfile, which trusts the sizes in headers: reads within the budget."""
 
     def __init__(self, file: IO[bytes], budget: _Budget) -> None:
         self._file, self._budget = file, budget
@@ -281,7 +283,7 @@ class _Stream:
 
 
 def _contents(file: IO[bytes], most: int, budget: _Budget | None = None) -> bytes | Unread:
-    """An open file's contents, in pieces: one read would first allocate all that it claims."""
+    """An open file's contents, read in pieces: one read would first allocate its claimed size."""
     data = bytearray()
     while len(data) <= most and (piece := file.read(min(CHUNK, most + 1 - len(data)))):
         data += piece
@@ -291,11 +293,11 @@ def _contents(file: IO[bytes], most: int, budget: _Budget | None = None) -> byte
 
 
 def _leads_out(path: str) -> bool:
-    """Whether a name is absolute, on any system, or goes up."""
+    """Whether a name is absolute on any system, or leads to a parent folder."""
     parts = re.split(r"[/\\]", path)
     return parts[0] == "" or re.match(r"[A-Za-z]:[/\\]", path) is not None or ".." in parts
 
 
 def _text(name: str) -> str:
-    """A name that every stream takes: file systems and tars allow bytes that are no UTF-8."""
+    """A name that can be printed anywhere: file systems and tars allow bytes that are not UTF-8."""
     return name.encode(errors="backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""What every face data set is to tfds: the features of one face, and the builder they share."""
+"""The base of all face data sets in tfds: the features of one face, and the shared builder."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from agejax.settings import Group
 
 MANUAL = pathlib.Path("~/tensorflow_datasets/downloads/manual")
 ANY = re.compile(r".*", re.DOTALL)
-# Pictures that are no images of `archives.SUFFIXES`: those that are passed over are counted.
+# Picture types that are not in `archives.SUFFIXES`: such files are not read, but counted.
 OTHER_PICTURES = (
     *(".gif", ".heic", ".heif", ".avif", ".jfif", ".jp2", ".jxl", ".svg", ".ppm", ".pgm", ".tga"),
     *(".raw", ".dng", ".cr2", ".nef", ".arw", ".psd"),
 )
 MAX_CELLS = 20_000_000  # of a table: rows times columns
-DELIMITERS = (",", ";", "\t")  # of the columns of a table
-ZIP, XLS = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"  # how .xlsx (a zip) and .xls begin
-UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # its marks of the order of bytes
+DELIMITERS = (",", ";", "\t")  # between the columns of a table
+ZIP, XLS = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"  # the first bytes of .xlsx (a zip) and .xls
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # byte order marks
 OTHER_ENCODING = "text in another encoding than UTF-8: save it as CSV UTF-8"
-LONGEST_HEADER = 2**16  # bytes that are looked at
+LONGEST_HEADER = 2**16  # bytes
 SOME, WIDEST = 10, 24  # names that a message lists, and characters of each
 SPLIT = "train"  # tfds' name for the one split of a data set that has no official ones
 
@@ -47,9 +47,9 @@ SPLIT = "train"  # tfds' name for the one split of a data set that has no offici
 class Face:
     """One example. `image` is an encoded file's bytes (JPEG, PNG, ...), ages are in years.
 
-    `group` names what must stay on one side of a split (a person, say); "" is a group of its own.
-    A mixture joins equal groups of one data set, and equal names of people of several.
-    Duplicates need none here: sources.py finds them by their pixels. `split` is the data set's own,
+    `group` names what must stay on one side of a split (a person, for example); "" is a group of
+    its own. A mixture joins equal groups of one data set, and equal names of people of several.
+    Duplicates need no group: sources.py finds them by their pixels. `split` is the data set's own,
     train, val or test; "" where it has none.
     """
 
@@ -77,7 +77,7 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
     VERSION = tfds.core.Version("1.0.0")
     LABEL_NAMES: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     FIND_DUPLICATES: ClassVar[bool] = True  # by their pixels, when the source is loaded
-    NAMES_PEOPLE: ClassVar[bool] = False  # whether groups are names, which other data sets know too
+    NAMES_PEOPLE: ClassVar[bool] = False  # whether groups are names that other data sets use too
     USUAL_NAMES: ClassVar[Sequence[str]] = ()  # of the user's archive or folder; (): reads none
     DOWNLOAD: ClassVar[str] = ""  # what to get, and from where
     OPTIONS: ClassVar[Group] = Group("No options.")  # config.data.options
@@ -85,24 +85,25 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
     def __init__(
         self, *, source: str | pathlib.Path | None = None, parts: int = 0, **kwargs: Any
     ) -> None:
-        """`source`: the archive or folder to read, as `locate` gives it; `parts`: of the images,
-        each read by a worker of Beam's; 0: all by this process; and any of `OPTIONS`."""
+        """`source`: the archive or folder to read, as `locate` returns it; `parts`: into how many
+        parts the images are divided for Beam's workers; 0: this process reads all; and any of
+        `OPTIONS`."""
         self.check_options({key: value for key, value in kwargs.items() if key in self.OPTIONS})
         self.options = {
             key: kwargs.pop(key, default) for key, default in self.OPTIONS.defaults().items()
         }
         self.source = None if source is None else pathlib.Path(source)
         self.skipped: list[str] = []  # "name: reason" of what `faces` could not use
-        self.passed_over: Counter[str] = Counter()  # ending -> files that are no images
-        self.packed: list[str] = []  # archives that lie in the source
+        self.passed_over: Counter[str] = Counter()  # ending -> files that are not images
+        self.packed: list[str] = []  # archives inside the source
         self.label_names = dict(self.LABEL_NAMES)  # `faces` may find others
         self.part, self.parts = 0, parts
-        self._reader = dict(vars(self))  # what a worker needs: tfds' own state does not travel
+        self._reader = dict(vars(self))  # what a worker needs: tfds' own state cannot be pickled
         super().__init__(**{"file_format": "array_record"} | kwargs)
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
-        """Raises `UserError` for options that the data set does not have, or that cannot be."""
+        """Raises `UserError` for unknown options or invalid values."""
         cls.OPTIONS.check(options, f"data set {cls.name}: config.data.options")
 
     @classmethod
@@ -110,7 +111,8 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         """The files to read: `path`, or what the manual folder holds; None: none are needed.
 
         Raises:
-          UserError: a path that does not exist, or nothing found: what to get and where to put it.
+          UserError: a path that does not exist, or nothing found; explains what to download and
+            where to put it.
         """
         if not cls.USUAL_NAMES:
             if path is not None:
@@ -135,24 +137,24 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
     def also_reads(
         cls, options: Mapping[str, Any], source: pathlib.Path | None
     ) -> list[pathlib.Path]:
-        """Files outside of the source that the examples depend on: a change of them is one too."""
+        """Files outside the source that the examples depend on, and whose change counts too."""
         return []
 
     def faces(self) -> Iterator[Face]:
-        """Every usable face once, in any order; appends to `skipped` what is not usable.
+        """Yields every usable face once, in any order; appends to `skipped` what is unusable.
 
-        The image of one that another worker reads is `archives.ELSEWHERE`.
+        The image of a face that another worker reads is `archives.ELSEWHERE`.
         """
         raise NotImplementedError
 
     def mine(self, name: str) -> bool:
-        """Whether the image of this name is in the part of them that this process reads."""
+        """Whether this process reads the image of this name."""
         name_hash = zlib.crc32(name.encode(errors="surrogateescape"))
         return not self.parts or name_hash % self.parts == self.part
 
     @classmethod
     def person(cls, group: str) -> int:
-        """A digest of a group's name that is the same wherever the group is the same; 0 for ""."""
+        """A digest of a group's name, equal wherever the group is the same; 0 for ""."""
         if not group:
             return 0
         place = cls.name
@@ -169,14 +171,15 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         inside: str = "",
         source: pathlib.Path | None = None,
     ) -> Iterator[tuple[str, re.Match[str], bytes]]:
-        """Yields (path inside, match, bytes) of every image whose name is as `name` says.
+        """Yields (path inside, match, bytes) of every image whose name matches `name`.
 
-        The name is the file's without the ending of its image type. Others are skipped, as not
-        following `rule`; a second one of the same path too. Pictures of other types are counted.
+        The name is the file's without the ending of its image type. Images with other names are
+        skipped as not following `rule`; of equal paths only the first is read. Pictures of other
+        types are counted.
 
         Args:
           inside: what a path must contain to count at all.
-          source: where to look; default: in the builder's own source.
+          source: where to look; default: the builder's own source.
         """
         source = source or self.source
         assert source is not None
@@ -204,7 +207,7 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
             self.skipped += [f"{path}: an archive in it, which is not read" for path in self.packed]
 
     def image_paths(self) -> list[str]:
-        """The paths of all images in the source, in order; none is read."""
+        """The paths of all images in the source, in order; reads none."""
         assert self.source is not None
         found = archives.read(
             self.source,
@@ -214,12 +217,12 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         return list(dict.fromkeys(path for path, _ in found))
 
     def say(self, what: str) -> None:
-        """Prints a line on stderr, once: workers of Beam's read the same tables."""
+        """Prints a line on stderr, only once: all of Beam's workers read the same tables."""
         if self.part == self.parts:
             print(one_line(f"{self.name}: {what}"), file=sys.stderr)
 
     def _is_image(self, path: str) -> bool:
-        """Takes note of what is none."""
+        """Whether it is an image; counts the files that are not."""
         if archives.IMAGE.fullmatch(path):
             return True
         if archives.PACKED.fullmatch(path):
@@ -229,10 +232,10 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         return False
 
     def files(self, pattern: str) -> dict[str, bytes]:
-        """{path inside: contents} of the files whose path matches; few ones, such as tables.
+        """{path inside: contents} of the files whose path matches; for few files, such as tables.
 
         Raises:
-          UserError: one is larger than `archives.MAX_TABLE`, or no file.
+          UserError: one is larger than `archives.MAX_TABLE`, or not a regular file.
         """
         assert self.source is not None
         wanted = re.compile(pattern)
@@ -247,7 +250,7 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
-            "image": tfds.features.Image(shape=(None, None, 3)),  # any encoding, kept as it is
+            "image": tfds.features.Image(shape=(None, None, 3)),  # any encoding, stored unchanged
             "age": np.float32,
             "gender": np.int32,
             "ethnicity": np.int32,
@@ -269,9 +272,9 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         if not self.parts:
             return {SPLIT: self._generate_examples()}
-        from agejax.data.builders import on_beam  # which not everybody has
+        from agejax.data.builders import on_beam  # Beam is optional
 
-        self.part = self.parts  # nobody's: all names are seen and no image is read
+        self.part = self.parts  # no worker's part: sees all names and reads no image
         for _ in self.examples():
             pass
         self._unread = pathlib.Path(self.data_dir) / "unread.jsonl"
@@ -289,7 +292,7 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         """
         seen: set[str] = set()
         for face in self.faces():
-            if face.id in seen:  # in another folder, say; ids are what people know images by
+            if face.id in seen:  # for example in another folder; users find images by their ids
                 self.skipped.append(f"{face.id}: a second image of this name")
                 continue
             seen.add(face.id)
@@ -299,7 +302,7 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
             raise UserError(no_image(self.name, self.source, self.skipped, self._what_else()))
 
     def _what_else(self) -> str:
-        """What the source holds that is no image, and what to do about it."""
+        """What the source holds besides images, and what to do about it."""
         if self.packed:
             return (
                 f"archives lie in it ({listed(self.packed)}): name one of them as the source, each "
@@ -311,28 +314,26 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         return f"it holds files of other types ({listed(counts)})" if counts else ""
 
     def _process_pipeline_result(self, pipeline_result: Any) -> None:
-        known = set(self.skipped)  # every worker says again what this process has seen
+        known = set(self.skipped)  # every worker repeats what this process has reported
         for line in self._unread.read_text().splitlines():
             self.skipped += [skipped for skipped in json.loads(line) if skipped not in known]
         self._keep()
 
     def _keep(self) -> None:
-        """Writes what was found beside the examples into the records' folder."""
+        """Stores what was found besides the examples in the records' metadata."""
         metadata = self.info.metadata
         metadata["label_names"] = {label: list(names) for label, names in self.label_names.items()}
         metadata["skipped"] = self.skipped
 
 
 def table(data: bytes, where: str, needed: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Yields the rows of a table with a header, cells stripped; all together are far larger.
+    """Yields the rows of a table with a header, cells stripped; a list would need far more memory.
 
-    Columns are divided by the one of `DELIMITERS` that the header has most of.
-
-    The apostrophe that our own tables put before what a spreadsheet would run is taken off.
+    The delimiter is the one of `DELIMITERS` that occurs most often in the header. The apostrophe
+    that our own tables put before what a spreadsheet would run is removed.
 
     Raises:
-      UserError: an Excel file, not UTF-8, without one of the needed columns, or of more than
-        `MAX_CELLS`.
+      UserError: an Excel file, not UTF-8, a needed column is missing, or more than `MAX_CELLS`.
     """
     if data.startswith((ZIP, XLS)):
         kind = "packed" if data.startswith(ZIP) and b"xl/" not in data else "an Excel file"
@@ -352,7 +353,7 @@ def table(data: bytes, where: str, needed: Sequence[str]) -> Iterator[dict[str, 
             )
         rows.fieldnames = header
         for number, row in enumerate(rows, 1):
-            if number * len(header) > MAX_CELLS:  # of a short file too: rows may leave out cells
+            if number * len(header) > MAX_CELLS:  # even in a short file: rows may leave out cells
                 raise UserError(f"{where} has over {MAX_CELLS:,} cells; leave out columns or rows")
             yield {
                 k: tables.original((v or "").strip()) for k, v in row.items() if isinstance(k, str)
@@ -366,7 +367,7 @@ def table(data: bytes, where: str, needed: Sequence[str]) -> Iterator[dict[str, 
 def no_image(
     name: str, source: pathlib.Path | None, skipped: Sequence[str], what_else: str = ""
 ) -> str:
-    """What to tell a user whose files hold no usable image."""
+    """The message for a user whose files hold no usable image."""
     first = f", the first: {skipped[0]}" if skipped else ""
     return (
         f"{source or name}: no usable image for the data set {name!r} in it "
@@ -375,7 +376,7 @@ def no_image(
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first few of a list, each of them cut where it is long."""
+    """The first few of a list, each shortened if it is long."""
     names = [name if len(name) <= WIDEST else f"{name[: WIDEST - 3]}..." for name in names]
     return ", ".join(names[:SOME]) + (f" and {len(names) - SOME} more" if len(names) > SOME else "")
 

@@ -21,9 +21,10 @@ STRUCT, COLUMNS = "celebrityImageData", ("age", "name")
 class CACD(FaceBuilder):
     """163,446 photos of 2,000 celebrities of 14 to 62 years (Chen, Chen & Hsu 2014).
 
-    For research only; ages are the photo's year less that of birth, and noisy. A person, by name,
-    is a group, so no split has one on both sides. Where celebrity2000_meta.mat lies in the source,
-    its ages count, and photos that it does not list are skipped; the names hold the same.
+    For research only; an age is the photo's year minus the year of birth, and noisy. A person, by
+    name, is a group, so a split never separates one's photos. If the source holds
+    celebrity2000_meta.mat, its ages count, and photos that it does not list are skipped; the file
+    names hold the same ages.
     """
 
     name = "cacd"
@@ -45,10 +46,10 @@ class CACD(FaceBuilder):
                 yield Face(id=name, image=data, age=age, group=match[2].lower())
 
     def _ages(self) -> dict[str, float] | None:
-        """File name without its ending -> years; None where there is no table.
+        """File name without its ending -> years; None if there is no table.
 
         Raises:
-          UserError: not the table it should be.
+          UserError: an invalid table.
         """
         found = self.files(TABLE)
         for path, data in found.items():

@@ -1,4 +1,4 @@
-"""What the cells of people's tables, and the names of their folders, say: ages, classes, splits."""
+"""Reads ages, classes and splits from cells of users' tables and from names of their folders."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 OLDEST = 120  # years; nobody in a photo is older
-# How people, spreadsheets and pandas write that a label is unknown, in lower case.
+# How people, spreadsheets and pandas write an unknown label, in lower case.
 UNKNOWN = frozenset(
     ("", "-", "?", "-1", "-1.0", "na", "n/a", "#n/a", "n.a.", "<na>", "nan", "none", "null",
      "unknown")
 )  # fmt: skip
 MINUS_ONE = ("-1", "-1.0")  # unknown, but also a class of some data sets
-TOO_MANY = 0.05  # share of the cells of a column, if they are wrong
+TOO_MANY = 0.05  # share of wrong cells in a column
 SPLITS = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val", "dev": "val", "development": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-NUMBER = re.compile(r"([0-9]{1,3})(?:\.0+)?")  # of a class; spreadsheets write 1.0 for 1
+NUMBER = re.compile(r"([0-9]{1,3})(?:\.0+)?")  # a class number; spreadsheets write 1.0 for 1
 # A band of ages, such as "20-29", "(25, 32)" or "60+".
 BAND = re.compile(
     r"\d+ *(?:[-\u2013\u2014]|to) *\d+|\( *\d+ *, *\d+ *\)|\[ *\d+ *, *\d+ *\]"
     r"|\d+ *\+|more than \d+"
 )
-MOST_NUMBERS = 10  # of classes for which a message proposes names
+MOST_NUMBERS = 10  # largest number of classes for which a message proposes names
 MALE, FEMALE = ("m", "man", "men", "males"), ("f", "w", "woman", "women", "females")
 SHORT = dict.fromkeys(MALE, "male") | dict.fromkeys(FEMALE, "female")
 MONTHS = {
@@ -38,15 +38,15 @@ MONTHS = {
 
 
 def is_unknown(text: str) -> bool:
-    """Whether a cell says that its label is unknown."""
+    """Whether a cell marks its label as unknown."""
     return text.strip().lower() in UNKNOWN
 
 
 def years(text: str) -> float:
-    """An age in years, NaN where the cell is empty or says that it is unknown.
+    """An age in years, NaN if the cell is empty or marks the age as unknown.
 
     Raises:
-      ValueError: no number, or an age that nobody has.
+      ValueError: not a number, or an impossible age.
     """
     if is_unknown(text):
         return math.nan
@@ -62,10 +62,10 @@ def years(text: str) -> float:
 
 
 def split_name(text: str) -> str:
-    """train, val or test, by any of its usual names; "" where the cell is unknown.
+    """train, val or test, by any usual name of it; "" if unknown.
 
     Raises:
-      ValueError: no name of a split.
+      ValueError: not the name of a split.
     """
     if is_unknown(text):
         return ""
@@ -75,10 +75,9 @@ def split_name(text: str) -> str:
 
 
 def class_names(found: Iterable[str]) -> tuple[str, ...]:
-    """The classes of a column whose names are not given: its texts, sorted.
+    """The classes of a column without given names: its texts, sorted.
 
-    Where all are numbers, the classes are all numbers from the lowest one, or from 0 if that is
-    there, to the highest.
+    If all are numbers, the classes are all numbers from the lowest to the highest.
     """
     names = sorted(text for text in found if not is_unknown(text))
     numbers = _numbers(names)
@@ -88,7 +87,7 @@ def class_names(found: Iterable[str]) -> tuple[str, ...]:
 
 
 def class_number(text: str, label: str, names: Sequence[str]) -> int:
-    """The number of a class by its name, in any case, or by its place in `names`; -1: unknown.
+    """The number of a class by its name (upper or lower case) or its place in `names`; -1: unknown.
 
     An empty name holds the place of a number that stands for no class: with ("", "male",
     "female"), "1" is male, whose number is 0, since empty names are not counted.
@@ -115,19 +114,18 @@ def class_number(text: str, label: str, names: Sequence[str]) -> int:
 
 
 def classes_are_numbers(names: Collection[str]) -> bool:
-    """Whether the names of classes are the numbers of a column without names."""
+    """Whether the class names are only the numbers found in a column."""
     return bool(names) and len(_numbers(names)) == len(names)
 
 
 def miscounted(found: Mapping[str, int], label: str, names: Sequence[str], option: str = "") -> str:
-    """What is wrong with a column that numbers its classes otherwise than `names`; "": nothing.
+    """What is wrong with a column whose class numbers do not fit `names`; "": nothing.
 
-    A few numbers without a class are mistakes of their rows; this is about the column as a whole.
-    Where two classes are numbered, a column of ones alone, or of ones and -1, does not tell which
-    class 1 is.
+    A few numbers without a class are mistakes in single rows; this checks the column as a whole.
+    With two classes, a column of only ones, or of ones and -1, does not show which class 1 is.
 
     Args:
-      found: the different cells of the column -> how many there are.
+      found: the distinct cells of the column -> how often each occurs.
       option: the setting in which the user may name the classes.
     """
     known = {text: count for text, count in found.items() if not is_unknown(text)}
@@ -167,11 +165,11 @@ def _numbers(texts: Iterable[str]) -> list[int]:
 
 
 def band(text: str, bands: Mapping[str, object]) -> str | None:
-    """The one of `bands` ("3-9", "10-19") that a cell is, also as a spreadsheet's date of it.
+    """The one of `bands` ("3-9", "10-19") in a cell, even where a spreadsheet made a date of it.
 
-    A spreadsheet takes 3-9 for the 9th of March, the 3rd of September, or March of 2009, and writes
-    9-Mar, 03-Sep, Mar-09, 2026-03-09 or 3/9/2026. A date is taken for the band whose two numbers it
-    shows, if there is one such band only.
+    A spreadsheet reads 3-9 as the 9th of March, the 3rd of September, or March of 2009, and writes
+    9-Mar, 03-Sep, Mar-09, 2026-03-09 or 3/9/2026. A date is read as the band whose two numbers it
+    shows, if there is only one such band.
     """
     if text in bands:
         return text
@@ -180,7 +178,7 @@ def band(text: str, bands: Mapping[str, object]) -> str | None:
     match numbers:
         case [_, _]:
             pairs = [set(numbers)]
-        case [a, b, c] if 1 in numbers:  # the first of a month of the year 2009 or 2019
+        case [a, b, c] if 1 in numbers:  # the first of a month, in the year 2009 or 2019
             pairs = [{n % 100 if n >= 1900 else n for n in (a, b, c)} - {1}]
         case [a, b, c]:  # with the year in which the spreadsheet was opened
             pairs = [{a, b}, {b, c}]

@@ -16,8 +16,8 @@ from agejax.data.builders.base import Face, FaceBuilder, table
 from agejax.errors import UserError
 from agejax.settings import Group, Setting
 
-# The bands that annotators chose from, and the means of the whole years in them. The last is open:
-# 76 lies between the means of those of 70 and more in AAF (75) and in UTKFace (80).
+# The bands that annotators chose from, and the mean of the whole years in each. The last is open:
+# 76 lies between the mean ages of people of 70 or more in AAF (75) and in UTKFace (80).
 AGES = {
     "0-2": 1.0, "3-9": 6.0, "10-19": 14.5, "20-29": 24.5, "30-39": 34.5, "40-49": 44.5,
     "50-59": 54.5, "60-69": 64.5, "more than 70": 76.0,
@@ -29,13 +29,13 @@ RACES = (
 )  # fmt: skip
 PATH = re.compile(r"(?:.*/)?(((train|val)/\d+)\.\w+)")
 TABLES = ("fairface_label_train.csv", "fairface_label_val.csv")
-MANY = 5  # rows of one unknown age that no typing error explains
+MANY = 5  # rows with one unknown age; too many for a typing error
 
 
 class FairFace(FaceBuilder):
-    """108,501 faces of seven groups in balance (Kärkkäinen & Joo 2021), CC BY 4.0.
+    """108,501 faces, balanced over seven groups (Kärkkäinen & Joo 2021), CC BY 4.0.
 
-    Ages are bands of years. Official splits: train and val. The label files may lie in the source
+    Ages are bands of years. Official splits: train and val. The label files may be in the source
     or beside it; in a folder with the images' .zip, the .zip is read.
     """
 
@@ -97,7 +97,7 @@ class FairFace(FaceBuilder):
         """File without its ending -> cells.
 
         Raises:
-          UserError: no table, or one in which a spreadsheet has changed a whole band of ages.
+          UserError: no table, or one in which a spreadsheet has changed a whole age band.
         """
         assert self.source is not None
         found = self.files(rf"(?:.*/)?(?:{'|'.join(map(re.escape, TABLES))})")
@@ -119,7 +119,7 @@ class FairFace(FaceBuilder):
 
 
 def _age(text: str) -> float:
-    """The middle of a band, NaN if it is unknown.
+    """The middle of a band, NaN if unknown.
 
     Raises:
       ValueError: no such band.
@@ -132,10 +132,10 @@ def _age(text: str) -> float:
 
 
 def _check_bands(ages: Mapping[str, int], source: pathlib.Path) -> None:
-    """Refuses tables in which a band is missing and something else stands in many rows.
+    """Refuses tables in which a band is missing and many rows hold something else.
 
-    A spreadsheet takes 3-9 and 10-19 for dates; those that cannot be told apart again would all be
-    skipped, and a run would be blind to children.
+    A spreadsheet turns 3-9 and 10-19 into dates. Rows with an ambiguous date would all be skipped,
+    and the run would see no children.
     """
     read = {text: cells.band(text, AGES) for text in ages}
     missing = [band for band in AGES if band not in read.values()]
@@ -150,6 +150,6 @@ def _check_bands(ages: Mapping[str, int], source: pathlib.Path) -> None:
 
 
 def _beside(source: pathlib.Path) -> list[pathlib.Path]:
-    """The label files that lie beside the source."""
+    """The label files beside the source."""
     places = [source.absolute().with_name(name) for name in TABLES]
     return [path for path in places if path.is_file()]

@@ -26,12 +26,12 @@ CLASSES = ("gender", "ethnicity")
 MORE = ("split", "group")
 KNOWN = ("file", *AGES, *CLASSES, *MORE)
 WHERE = "config.data.options"
-FOUND = "labels.csv"  # is read where no table is named
+FOUND = "labels.csv"  # the table that is read if none is named
 NO_LABELS = "none"
 ONE_NUMBER = re.compile(r"\D*(\d+)\D*")
 PLAIN_NUMBER = re.compile(r"\d+(\.0*)?")
 
-Row = dict[str, Any] | str  # the labels of a face, or why they are of no use
+Row = dict[str, Any] | str  # the labels of a face, or why they are unusable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Table:
     """A table with labels.
 
     Attributes:
-      where: what to call it in a message.
-      path: the table's own.
-      column_of: our name of a column -> the table's.
+      where: its name in messages.
+      path: of the table.
+      column_of: our name of a column -> the table's name.
     """
 
     where: str
@@ -50,7 +50,7 @@ class Table:
     column_of: Mapping[str, str]
 
     def __iter__(self) -> Iterator[dict[str, str]]:
-        """The rows, by our names."""
+        """Yields the rows, with our column names."""
         for row in table(self.data, self.where, ()):
             yield {ours: row.get(theirs, "") for ours, theirs in self.column_of.items()}
 
@@ -69,9 +69,9 @@ class ImageFolder(FaceBuilder):
 
     Its columns: the file's path or name (file, file_name, filename, path, image, id and the like),
     and any of age, apparent_age, apparent_age_std (years), gender, ethnicity (names of classes, or
-    numbers from 0), split (train, val, test) and group (what a split must not tear apart). Cells
-    that are empty, or say NA, None, -1 and the like, are unknown labels. Rows that contradict each
-    other are skipped, all of them. A column of pixels holds the images themselves.
+    numbers from 0), split (train, val, test) and group (what a split must not separate). Cells that
+    are empty, or hold NA, None, -1 and the like, are unknown labels. Rows that contradict each
+    other are all skipped. A column of pixels holds the images themselves.
     """
 
     name = "image_folder"
@@ -173,7 +173,7 @@ class ImageFolder(FaceBuilder):
         """The table that the user names, or `FOUND`.
 
         Raises:
-          UserError: it is not there, or is not the only one; or as `_read`.
+          UserError: it is missing or not unique; or as `_read`.
         """
         if self.labels == NO_LABELS:
             return None
@@ -199,10 +199,10 @@ class ImageFolder(FaceBuilder):
         return self._read(where, self.labels, next(iter(inside.values())))
 
     def _read(self, where: str, path: str, data: bytes) -> Table:
-        """A table whose columns are known; on stderr, which of them are not read.
+        """Reads a table and identifies its columns; reports those it does not read on stderr.
 
         Raises:
-          UserError: no rows, or not the columns that are needed; the message names what is there.
+          UserError: no rows, or a needed column is missing; the message names those found.
         """
         header = list(next(table(data, where, ()), ()))
         if not header:
@@ -236,7 +236,7 @@ class ImageFolder(FaceBuilder):
         return Table(where, path, data, column_of)
 
     def _rows(self, labels: Table) -> dict[str, Row]:
-        """File -> labels, or why the row is of no use.
+        """File -> labels, or why the row is unusable.
 
         Raises:
           UserError: as `_learn`.
@@ -249,15 +249,15 @@ class ImageFolder(FaceBuilder):
                 continue
             key, said = pairing.normal(row["file"]), self._labels(row)
             first = rows.setdefault(key, said)
-            if first is not said and repr(first) != repr(said):  # where NaN equals NaN
+            if first is not said and repr(first) != repr(said):  # by repr NaN equals NaN
                 rows[key] = "two rows with different labels"
         return rows
 
     def _learn(self, labels: Table) -> None:
-        """Names the classes of the table's columns, where the user has not.
+        """Names the classes of the table's columns, if the user has not.
 
         Raises:
-          UserError: a column counts its classes otherwise, or has other splits.
+          UserError: a column numbers its classes differently, or has unknown splits.
         """
         counts = labels.count((*CLASSES, "split"))
         for label in CLASSES:
@@ -283,7 +283,7 @@ class ImageFolder(FaceBuilder):
         }
 
     def _labels(self, row: Mapping[str, str]) -> Row:
-        """The labels that cells by our names say, or which of them cannot be."""
+        """The labels in a row's cells (by our names), or which cells are invalid."""
         try:
             labels: dict[str, Any] = {name: cells.years(row.get(name, "")) for name in AGES}
             for label in CLASSES:
@@ -296,7 +296,7 @@ class ImageFolder(FaceBuilder):
         return labels | {"group": "" if cells.is_unknown(group) else group}
 
     def _of_folders(self, files: Sequence[str]) -> dict[str, Row]:
-        """Image -> the labels that its folders say."""
+        """Image -> the labels in the names of its folders."""
         if not self.folders:
             return {}
         levels = len(self.folders)
@@ -308,7 +308,7 @@ class ImageFolder(FaceBuilder):
         }
         for row in said.values():
             if cells.BAND.fullmatch(row.get("age", "")):
-                continue  # "60+" has one number too
+                continue  # "60+" has only one number, too
             if number := ONE_NUMBER.fullmatch(row.get("age", "")):
                 row["age"] = number[1]
         for label in set(CLASSES) & set(self.folders):
@@ -318,7 +318,7 @@ class ImageFolder(FaceBuilder):
         return {file: self._labels(said[file]) if file in said else missing for file in files}
 
     def _of_pixels(self, labels: Table | None) -> Iterator[Face]:
-        """The faces of tables that hold the images themselves, where there are no images."""
+        """The faces of tables that hold the pixels, used where there are no image files."""
         tables = [labels] if labels else []
         if not labels and self.labels != NO_LABELS:
             tables = [
@@ -345,8 +345,8 @@ class ImageFolder(FaceBuilder):
 
 
 def _joined(of_folders: dict[str, Any], of_table: Row) -> Row:
-    """The labels of a table, and of the folders where it knows none."""
+    """The labels of the table, completed by those of the folders."""
     if isinstance(of_table, str):
         return of_table
-    known = {k: v for k, v in of_table.items() if v not in ("", -1) and v == v}  # NaN is not NaN
+    known = {k: v for k, v in of_table.items() if v not in ("", -1) and v == v}  # v == v: not NaN
     return of_folders | known

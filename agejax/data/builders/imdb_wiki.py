@@ -17,19 +17,19 @@ from agejax.errors import DAMAGE, UserError
 from agejax.settings import Group, Setting
 
 MATLAB_DAY_ONE = 366  # MATLAB's day number of 31 December of the year 0, Python's day 0
-DAYS = 365.2425  # of a year
-GENDERS = {1.0: 0, 0.0: 1}  # theirs: 1 male, 0 female, NaN unknown
+DAYS = 365.2425  # per year
+GENDERS = {1.0: 0, 0.0: 1}  # in the file: 1 male, 0 female, NaN unknown
 NUMBERS = ("dob", "photo_taken", "gender", "face_score", "second_face_score")
 TEXTS = ("full_path", "name")
-LISTED = 3  # files of each reason to skip; the others are counted
+LISTED = 3  # files per reason to skip; the others are counted
 
 
 class IMDBWIKI(FaceBuilder):
-    """Up to 523,051 faces of actors and of Wikipedia's people (Rothe et al. 2015), for research.
+    """Up to 523,051 faces of actors and of people in Wikipedia (Rothe et al. 2015), for research.
 
-    The age is the day of the photo less that of birth; of the photo only the year is known, and
-    1 July is taken. Photos without one clear face, or with an impossible age, are skipped, counted
-    by reason. A person, by name, is a group, so no split has one on both sides.
+    The age is the day of the photo minus the day of birth; only the photo's year is known, and
+    1 July is assumed. Photos without one clear face, or with an impossible age, are skipped and
+    counted by reason. A person, by name, is a group, so a split never separates one's photos.
     """
 
     name = "imdb_wiki"
@@ -69,10 +69,10 @@ class IMDBWIKI(FaceBuilder):
                 self.skipped.append(f"and {len(more):,} more: {reason}")
 
     def _rows(self, path: str, data: bytes) -> dict[str, dict[str, Any] | str]:
-        """File -> labels, or why it is of no use.
+        """File -> labels, or why it is unusable.
 
         Raises:
-          UserError: not the table it should be.
+          UserError: an invalid table.
         """
         kind = "imdb" if path.endswith("imdb.mat") else "wiki"
         try:
@@ -100,12 +100,12 @@ class IMDBWIKI(FaceBuilder):
 
 
 def _as_jpeg(file: str) -> str:
-    """The name that the .mat has of an image that was saved as another type."""
+    """The name in the .mat of an image that was saved as another type."""
     return file.rpartition(".")[0] + ".jpg"
 
 
 def _age(born: float, taken: float) -> float:
-    """Years from a MATLAB day number to 1 July of a year, NaN where one is no date."""
+    """Years from a MATLAB day number to 1 July of a year, NaN if one is invalid."""
     try:
         middle = datetime.date(int(taken), 7, 1).toordinal()
     except (ValueError, OverflowError):

@@ -1,6 +1,6 @@
-"""MATLAB's .mat files of version 5 to 7, as far as a table needs: one struct of numbers and texts.
+"""Reads MATLAB's .mat files of version 5 to 7 that hold a table: one struct of numbers and texts.
 
-scipy's reader finds its way in memory by codes in the file, and a damaged one ends the process.
+scipy's reader trusts type codes in the file, so a damaged file can crash the process.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import numpy as np
 
 from agejax.data.builders import archives
 
-HEADER = 128  # bytes, the last two of which tell the order of the others
+HEADER = 128  # bytes; the last two give the byte order
 ORDERS = {b"IM": "<", b"MI": ">"}
 COMPRESSED = 15
 CELLS, STRUCT, TEXT, NUMBERS = 1, 2, 4, range(6, 16)  # classes of arrays
 TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 CODES = {1: "latin-1", 2: "latin-1", 4: "utf-16", 16: "utf-8", 17: "utf-16", 18: "utf-32"}
 
-Value = np.ndarray | str | list["Value"]  # numbers, float64 and flat; cells
+Value = np.ndarray | str | list["Value"]  # numbers (float64, flat); text; cells
 
 
 def read(data: bytes, name: str, fields: Collection[str]) -> dict[str, Value]:
     """Some fields of the struct that a file stores by this name.
 
     Raises:
-      errors.DAMAGE: no such struct or field, or not as MATLAB writes it.
+      errors.DAMAGE: no such struct or field, or bytes that MATLAB would not write.
     """
     order = ORDERS[data[HEADER - 2 : HEADER]]
     for kind, found in _elements(memoryview(data)[HEADER:], order):
@@ -52,7 +52,7 @@ def _elements(data: memoryview, order: str) -> Iterator[Element]:
     while at < len(data):
         kind, size = struct.unpack_from(f"{order}II", data, at)
         start, end = at + 8, at + 8 + size
-        if kind >> 16:  # a small one, whose data takes the place of the size
+        if kind >> 16:  # a small element, which holds its data in place of the size
             kind, size = kind & 0xFFFF, kind >> 16
             start, end = at + 4, at + 4 + size
         if end > len(data):

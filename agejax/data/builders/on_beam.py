@@ -1,4 +1,4 @@
-"""The examples of a builder on Apache Beam: any number of workers, each reading a part."""
+"""A builder's examples by Apache Beam: any number of workers, each of which reads a part."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import apache_beam as beam
 
 
 class Reader(Protocol):
-    """A builder, as a worker uses it.
+    """The part of a builder that a worker uses.
 
     Attributes:
       skipped: "name: reason" of what `examples` could not use.
@@ -21,18 +21,19 @@ class Reader(Protocol):
     skipped: list[str]
 
     def examples(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(id, features) of every example in the builder's part of the images."""
+        """Yields (id, features) of every example in the builder's part of the images."""
         ...
 
 
 class Examples(beam.PTransform[Any, Any]):
-    """A pipeline's beginning -> (id, features) of every example.
+    """The start of a pipeline -> (id, features) of every example.
 
     Args:
       builder: the class.
-      state: the attributes of a builder that its `examples` needs, but for `part`.
-      parts: of the images.
-      unread: a file for what only a worker finds out, JSON lists of "name: reason", one a line.
+      state: the attributes of a builder that its `examples` needs, except `part`.
+      parts: into how many parts the images are divided.
+      unread: a file for what the workers could not read: JSON lists of "name: reason", one per
+        line.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Examples(beam.PTransform[Any, Any]):
 
 
 def read(part: int, builder: type[Reader], state: Mapping[str, Any]) -> Iterator[Any]:
-    """The examples of one part, and what it could not read."""
+    """Yields the examples of one part, and what it could not read."""
     reader = builder.__new__(builder)
     vars(reader).update(copy.deepcopy(dict(state)), part=part)
     yield from reader.examples()

@@ -1,4 +1,4 @@
-"""Which row of a table is about which image file, however people wrote the file's path."""
+"""Pairs the rows of a table with image files, whichever way the table writes a file's path."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from agejax.data.builders import archives, cells
 
-Parts = tuple[str, ...]  # of a path: the file's name, then its folders from the nearest on
+Parts = tuple[str, ...]  # of a path: the file's name, then its folders, the nearest first
 DEEPEST = 16  # parts of a path that are compared
 
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-    """What `pair` found.
+    """The result of `pair`.
 
     Attributes:
       row_of: file -> its row.
-      why_not: file -> why it has no row, of those that nearly have one.
-      doubtful: rows that several files could be, or that share their files with other rows.
+      why_not: file -> why it has no row, for files that nearly match one.
+      doubtful: rows that match several files, or whose files match several rows.
     """
 
     row_of: dict[str, str]
@@ -30,22 +30,22 @@ class Pairs:
 
 
 def normal(path: str) -> str:
-    """A row's path as `pair` takes it: with "/" between its parts, without "./", and composed."""
+    """A row's path in the form for `pair`: "/" between its parts, no "./", composed Unicode."""
     return posixpath.normpath(_composed(path.replace("\\", "/")))
 
 
 def pair(files: Sequence[str], rows: Iterable[str]) -> Pairs:
     """Pairs image files with rows, both given by their paths.
 
-    First, a row that ends a file's path exactly: an archive begins with folders that tables leave
-    out. A row that is the whole path of one file belongs to that file. Then, of what is left, a
-    path that ends with the other: a table may have folders that the archive lacks, leave out the
-    ending of the image type, and differ in case. Then the longest common ending counts, where no
-    file or row that is paired already has it; only a file in a folder "val" is not paired with a
-    row in a folder "train". Where several rows or files share an ending, none of them is paired.
+    First come rows that are exactly the end of a file's path, since archives begin with folders
+    that tables leave out. A row that is the whole path of a file belongs to that file. Next, among
+    the rest, one path is the end of the other: a table may have folders that the archive lacks,
+    leave out the ending of the image type, and differ in case. Last, the longest common ending
+    counts, unless a paired file or row has it too; but a file in a folder "val" is not paired with
+    a row in a folder "train". If several rows or files share an ending, none of them is paired.
 
     Args:
-      rows: as `normal` gives them. Files may spell accents in either form of Unicode.
+      rows: as returned by `normal`. Files may spell accents in either form of Unicode.
     """
     known = set(rows)
     pairs = Pairs({}, {}, set())
@@ -83,10 +83,10 @@ def _loosely(
     pairs: Pairs,
     taken: Collection[Parts] | None = None,
 ) -> None:
-    """Moves what has the longest endings in common from `files` and `rows` to `pairs`.
+    """Moves the files and rows with the longest common endings to `pairs`.
 
     Args:
-      taken: endings that tell nothing, as others have them; None: one path must be the ending of
+      taken: endings that do not count, since others have them; None: one path must be the end of
         the other.
     """
     whole = taken is None
@@ -128,7 +128,7 @@ def _loosely(
 
 
 def _composed(path: str) -> str:
-    """The path with each accent and its letter as one character: macOS writes two."""
+    """The path with each accented letter as one character: macOS writes two."""
     return unicodedata.normalize("NFC", path)
 
 
@@ -139,7 +139,7 @@ def _endings(path: str) -> Iterator[str]:
 
 
 def _parts(path: str) -> Parts:
-    """The parts of a path in one case, composed, and without the ending of an image type."""
+    """The parts of a path, case-folded, composed, and without the ending of an image type."""
     *folders, name = _composed(path).casefold().split("/")
     if archives.IMAGE.fullmatch(name):
         name = name.rpartition(".")[0]
@@ -147,7 +147,7 @@ def _parts(path: str) -> Parts:
 
 
 def _of_different_splits(file: Parts, row: Parts) -> bool:
-    """Whether the nearest folders in which two paths differ name two splits."""
+    """Whether the nearest folders in which two paths differ are named after two splits."""
     for a, b in zip(file, row, strict=False):
         if a != b:
             splits = cells.SPLITS.get(a), cells.SPLITS.get(b)

@@ -1,4 +1,4 @@
-"""Images that a table holds itself: a column of grey values, as Kaggle's UTKFace has it."""
+"""Images inside a table: a column of grey values, as in Kaggle's UTKFace."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def encoded(text: str) -> bytes:
     """A cell "128 127 ..." of S x S grey values, row by row -> a grey PNG file of S x S pixels.
 
     Raises:
-      ValueError: not such numbers, or not as many as a square has.
+      ValueError: other text, or a number of values that does not fill a square.
     """
     try:
         values = np.array(text.split(), np.uint8)

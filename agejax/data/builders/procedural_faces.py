@@ -1,4 +1,4 @@
-"""Drawn faces as a data set, that of the quickstart and the tests, and as files.
+"""Drawn faces as a data set, for the quickstart and the tests, and as files.
 
 python -m agejax.data.builders.procedural_faces --output=docs/procedural_faces.png
 """
@@ -39,8 +39,8 @@ class ProceduralFaces(FaceBuilder):
     """Faces drawn by a program: stylised, deterministic, with UTKFace's long-tailed ages.
 
     Age shows in proportions, wrinkles, spots and hair; gender in hair, jaw, brows and beard;
-    "ethnicity" is the colouring of skin, hair and eyes. Apparent age is the age a face is drawn
-    with, a few years off its age. The same OpenCV gives the same bytes.
+    "ethnicity" is the colouring of skin, hair and eyes. Apparent age is the age that a face is
+    drawn with, a few years off its age. The same version of OpenCV gives the same bytes.
     """
 
     name = "procedural_faces"
@@ -69,7 +69,7 @@ class ProceduralFaces(FaceBuilder):
 
 
 def write(folder: pathlib.Path, count: int, seed: int = 0, size: int = SIZE) -> None:
-    """Writes the first faces of the data set as files without labels, such as a generator's."""
+    """Writes the data set's first faces as files without labels, like a generator's output."""
     folder.mkdir(parents=True, exist_ok=True)
     for face in ProceduralFaces(count=count, seed=seed, size=size).faces():
         (folder / f"{face.id}.jpg").write_bytes(face.image)

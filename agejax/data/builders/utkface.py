@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from agejax.data.builders import archives, pixels
 from agejax.data.builders.base import Face, FaceBuilder, table
 
-# To 116 years. The public set has a few names without a race. Chips are of an image file.
+# Ages up to 116 years. The public set has a few names without a race. A "chip" is a face crop.
 NAME = re.compile(
     r"(\d{1,2}|10\d|11[0-6])_([01])_(?:([0-4])_\d+|\d{8,})"
     r"(?:\.(?:jpe?g|png|bmp|webp|tiff?))?(?:\.chip)?",
@@ -22,9 +22,9 @@ COLUMNS = ("age", "ethnicity", "gender", "img_name", pixels.COLUMN)  # of the se
 class UTKFace(FaceBuilder):
     """Faces in the wild of 0 to 116 years (Zhang, Song & Qi 2017), for non-commercial research.
 
-    Labels are read from the file names; a name that lacks the race has its age and gender, and
-    names that do not follow the pattern are skipped. The set as one table of grey pixels (columns
-    age, ethnicity, gender, img_name, pixels) is read too, where there is no image.
+    Labels are read from the file names; a name without a race still gives age and gender, and files
+    whose names do not follow the pattern are skipped. If there are no images, one table of grey
+    pixels (columns age, ethnicity, gender, img_name, pixels) is read.
     """
 
     name = "utkface"
@@ -40,7 +40,7 @@ class UTKFace(FaceBuilder):
         seen: set[str] = set()
         for path, match, data in self.images(NAME, "[age]_[gender]_[race]_[time].jpg"):
             name = path.rsplit("/", 1)[-1]
-            if name not in seen:  # the public archive has some in two folders
+            if name not in seen:  # the public archive has some images in two folders
                 seen.add(name)
                 age, gender, race = (
                     -1 if label is None else int(label) for label in match.groups()
@@ -56,7 +56,7 @@ class UTKFace(FaceBuilder):
             for number, row in enumerate(table(data, path, COLUMNS), 1):
                 labels = "_".join(row[label] for label in ("age", "gender", "ethnicity"))
                 name = row["img_name"] or str(number)
-                if not name.startswith(f"{labels}_"):  # the labels were cut off
+                if not name.startswith(f"{labels}_"):  # the name lacks its labels
                     name = f"{labels}_{name}"
                 match = NAME.fullmatch(f"{labels}_0")
                 if match is None:

@@ -1,5 +1,5 @@
-"""Stylised faces drawn with OpenCV, with age, gender and colouring to be read from them.
+"""Stylised faces drawn with OpenCV, in which age, gender and colouring are visible.
 
-No picture of a person is in it. `people` says who is seen, `parts` draws them on a `canvas`, and
-`drawing` makes the image.
+They use no picture of a person. `people` chooses who is drawn, `parts` draws them on a `canvas`,
+and `drawing` makes the image.
 """

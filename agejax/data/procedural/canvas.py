@@ -59,13 +59,13 @@ class Canvas:
         self.colour = background
         side = background.shape[0]
         self.fine = np.zeros((side, side), np.uint8)  # darkness of lines
-        self.soft = np.full((side // 4, side // 4, 3), 128, np.uint8)  # 128 leaves as is
+        self.soft = np.full((side // 4, side // 4, 3), 128, np.uint8)  # 128 changes nothing
         self.pose, self.shift, self.turn = pose * 16, shift * 16, turn @ pose * 16
         self.maps: dict[float, tuple[Array, Array]] = {}  # depth → matrix on (x, y, x²), offset
         self.pixels = float(np.sqrt(abs(np.linalg.det(pose))))
 
     def _place(self, points: Array, depth: float, scale: float = 1.0) -> Array:
-        """Pixels in 1/16; depth 1 lies on the face's front and turns with the head, 0 does not."""
+        """Points to 1/16 pixels; depth 1 is the face's front, which turns with the head, 0 not."""
         terms = np.empty((len(points), 3))
         terms[:, :2] = points
         terms[:, 2] = points[:, 0] ** 2
@@ -83,18 +83,18 @@ class Canvas:
         cv2.fillPoly(self.colour, [self._place(points, depth)], colour.tolist(), cv2.LINE_AA, 4)
 
     def stroke(self, points: Array, colour: Array, width: float, depth: float = 1.0) -> None:
-        """A curve [n, 2], or several at once [m, n, 2]."""
+        """Draws a curve [n, 2], or several at once [m, n, 2]."""
         flat = self._place(points.reshape(-1, 2), depth).reshape(-1, *points.shape[-2:])
         px = max(1, round(width * self.pixels))
         cv2.polylines(self.colour, list(flat), False, colour.tolist(), px, cv2.LINE_AA, 4)
 
     def line(self, points: Array, dark: float, width: float = 0.02) -> None:
-        """A wrinkle: darkens by dark (0 to 1)."""
+        """Draws a wrinkle: darkens by dark (0 to 1)."""
         px = max(1, round(width * self.pixels))
         at = [self._place(points, 1.0)]
         cv2.polylines(self.fine, at, False, min(255 * dark, 255), px, cv2.LINE_AA, 4)
 
     def shade(self, points: Array, factor: float | Array, depth: float = 1.0) -> None:
-        """Soft-edged area whose brightness is multiplied by factor (a number or RGB)."""
+        """Multiplies the brightness of a soft-edged area by factor (a number or RGB)."""
         value = [128.0 * factor] * 3 if isinstance(factor, float) else (128.0 * factor).tolist()
         cv2.fillPoly(self.soft, [self._place(points, depth, 0.25)], value, cv2.LINE_AA, 4)

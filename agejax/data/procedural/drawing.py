@@ -15,7 +15,7 @@ from agejax.errors import UserError
 from agejax.paths import expand
 
 SIZE = 112
-SMALLEST = 32  # pixels; lines and soft shade have no room below
+SMALLEST = 32  # pixels; smaller images have no room for lines and soft shade
 SHEET_AGES = (2, 5, 9, 14, 19, 25, 32, 40, 48, 56, 65, 75, 85, 95)
 
 Array = np.ndarray
@@ -24,9 +24,9 @@ Array = np.ndarray
 def draw_face(
     rng: np.random.Generator, looks: float, gender: int, colouring: int, size: int = SIZE
 ) -> Array:
-    """An RGB face, uint8 [size, size, 3]; the same generator state gives the same picture.
+    """Draws an RGB face, uint8 [size, size, 3]; the same generator state gives the same picture.
 
-    Two calls that differ in looks (years) only draw one person at two ages, in one pose and light.
+    Two calls that differ only in looks (years) draw one person at two ages, in one pose and light.
     """
     f = draw_traits(rng, looks, gender, colouring)
     scale = size * 2 * 0.325 * math.exp(0.05 * rng.standard_normal())
@@ -82,7 +82,7 @@ def draw_face(
 
 
 def draw(seed: int, index: int, size: int = SIZE) -> tuple[Array, Labels]:
-    """Face number index of a seed: RGB uint8 [size, size, 3] and its labels, from these alone."""
+    """Draws face number index: RGB uint8 [size, size, 3] and labels, from seed and index alone."""
     rng = generator(seed, index)
     labels = draw_labels(rng)
     return draw_face(rng, labels.looks, labels.gender, labels.colouring, size), labels
@@ -93,7 +93,7 @@ def generator(seed: int, index: int) -> np.random.Generator:
 
 
 def contact_sheet(path: str | pathlib.Path, seed: int = 0, size: int = SIZE) -> None:
-    """Writes a picture of eight people, a man and a woman of each colouring, one a row, each
+    """Writes a picture of eight people, a man and a woman of each colouring, one per row, each
     ageing from 2 to 95 years.
 
     Raises:

@@ -187,7 +187,7 @@ def hair_front(c: Canvas, f: Traits, rng: np.random.Generator, part: float) -> N
     grey = np.minimum(f.hair + 60 * f.grey + 26, 255)
     if f.style == "bald":
         c.shade(ellipse(0.1, -1.0, 0.3, 0.12), 1.18)
-        if f.looks > 10:  # a ring of hair is left
+        if f.looks > 10:  # a ring of hair remains
             for side in (-1, 1):
                 tuft = closed((w * 0.9, -0.62), (w + 0.09, -0.4), (w + 0.08, 0.12), (w, 0.1))
                 c.fill(tuft * (side, 1), f.hair, 0)
@@ -209,7 +209,7 @@ def hair_front(c: Canvas, f: Traits, rng: np.random.Generator, part: float) -> N
     halves = [(curve(*p[:k]), curve(*p[:k - 1:-1])) for p in (right, left)]  # fmt: skip
     ring = np.concatenate([halves[0][0], halves[0][1][::-1], halves[1][1], halves[1][0][::-1]])
     c.fill(ring, f.hair, 0.25)
-    # strands from the hairline outwards, light ones the greyer the older
+    # strands from the hairline outwards; the light ones turn grey with age
     u = np.sort(rng.random((2, 22)), 1)
     for at, (edge, line) in zip(u, halves, strict=True):
         a = line[(at * (len(line) - 1)).astype(int)]

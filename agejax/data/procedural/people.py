@@ -38,10 +38,10 @@ class Labels:
 
 
 def draw_labels(rng: np.random.Generator) -> Labels:
-    """Labels of one face; ages long-tailed.
+    """Draws the labels of one face; ages are long-tailed.
 
-    A face looks 0.5 years + 10 % of its age (at most 4.5 years) younger or older, one standard
-    deviation, so that no predictor comes much under a mean absolute error of 2.5 years.
+    The standard deviation of looks around age is 0.5 years + 10 % of the age, at most 4.5 years, so
+    that no predictor can have a mean absolute error much below 2.5 years.
     """
     _, kind, a, b = AGE_MIXTURE[_choice(rng, [share for share, *_ in AGE_MIXTURE])]
     if kind == "exponential":
@@ -130,8 +130,8 @@ class Traits:
 
 
 def draw_traits(rng: np.random.Generator, looks: float, gender: int, colouring: int) -> Traits:
-    """A face that looks that many years old; hair, jaw and brows overlap between genders, skin
-    tones between colourings, and greying and balding vary by person."""
+    """Draws the traits of a face that looks that many years old; hair, jaw and brows overlap
+    between genders, skin tones between colourings, and greying and balding vary by person."""
 
     def n(scale: float = 1.0) -> float:
         return float(rng.standard_normal() * scale)
