@@ -1,4 +1,4 @@
-"""An audit of a data set: useless files, duplicates, contradicting labels, leaks and outliers."""
+"""An audit of a data set: unusable files, duplicates, contradicting labels, leaks and outliers."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from agejax.reporting import audit_figures, audit_page
 
 Splits = Mapping[str, np.ndarray]  # name -> rows int64
 AGE_BIN = 5  # years, of the histograms
-CONFLICT = 5.0  # years; copies that differ by more are counted apart
+CONFLICT = 5.0  # years; copies that differ by more are counted separately
 OLDEST = 110.0  # years; about one person in ten million reaches it
-# Of the grey image, 0..255; chosen on UTKFace, where each but the greys finds under 0.5 %.
+# Limits on the grey image, 0..255. On UTKFace each except GREY flags under 0.5 % of the images.
 FLAT, DARK, BRIGHT = 10.0, 40.0, 220.0  # standard deviation; mean
 BLURRED = 10.0  # variance of the Laplacian at looking.SHARPNESS_EDGE
 GREY = 1.0  # mean difference between two colour channels
@@ -32,10 +32,10 @@ GREY = 1.0  # mean difference between two colour channels
 
 @dataclasses.dataclass(frozen=True)
 class Pixels:
-    """What the decoded images say by themselves, each [N].
+    """Properties of the decoded images, each [N].
 
     Attributes:
-      digest: str; equal ones are equal pixels.
+      digest: str; equal digests mean equal pixels.
       mean, contrast: mean and standard deviation of the grey values, 0..255.
       sharpness: variance of their Laplacian.
       colour: mean difference between two channels, the larger of two pairs.
@@ -69,17 +69,17 @@ def _look(image: np.ndarray) -> tuple[str, float, float, float, float]:
 
 
 def audit(source: Source, ways: Mapping[str, Splits]) -> dict[str, Any]:
-    """Everything that index.html shows, as audit.json has it.
+    """Everything that index.html shows, in the form of audit.json.
 
     Args:
-      ways: {way of splitting: {split: rows}}; within one way, leaks between splits are looked for.
+      ways: {way of splitting: {split: rows}}; leaks are searched between the splits of one way.
 
     Returns:
       {dataset, fingerprint, images, image_size, skipped, duplicates, conflicts, leakage,
       distribution, outliers}; images are named by their ids.
     """
     pixels = Pixels.of(source)
-    # A builder may leave duplicates alone; equal pixels are copies all the same.
+    # Some builders search no duplicates; images with equal pixels are copies even there.
     same = (pixels.digest.tolist(), source.groups.astype(str).tolist())
     source = dataclasses.replace(source, groups=duplicates.groups(len(source.ids), None, same))
     copies = _members(source.groups)
@@ -98,7 +98,7 @@ def audit(source: Source, ways: Mapping[str, Splits]) -> dict[str, Any]:
 
 
 def skipped(source: Source) -> dict[str, Any]:
-    """{n, reasons: {reason: files}, files: ["name: reason"]} of the files that are no use."""
+    """{n, reasons: {reason: files}, files: ["name: reason"]} of the unusable files."""
     reasons = Counter(line.rpartition(": ")[2] for line in source.skipped)
     return {
         "n": len(source.skipped),
@@ -110,7 +110,7 @@ def skipped(source: Source) -> dict[str, Any]:
 def find_duplicates(
     source: Source, copies: Sequence[np.ndarray], digest: np.ndarray
 ) -> dict[str, Any]:
-    """Groups of copies; exact are those in which all decoded images are equal, pixel by pixel."""
+    """Groups of copies; in an exact group all decoded images are equal, pixel by pixel."""
     exact = [len(set(digest[rows])) == 1 for rows in copies]
 
     def count(kind: bool) -> dict[str, int]:
@@ -132,7 +132,7 @@ def find_duplicates(
 
 
 def find_conflicts(source: Source, copies: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Groups whose copies have other labels, largest difference of age first."""
+    """Groups whose copies have different labels, the largest age difference first."""
     counts = {"groups": 0, "age": 0, "age_over_5_years": 0, "gender": 0, "ethnicity": 0}
     listed = []
     for rows in copies:
@@ -158,12 +158,12 @@ def find_conflicts(source: Source, copies: Sequence[np.ndarray]) -> dict[str, An
 
 
 def find_leaks(source: Source, digest: np.ndarray, parts: Splits) -> dict[str, Any]:
-    """Images of one picture in two splits.
+    """Copies of one picture in two splits.
 
     Returns:
-      {splits: {name: images}, groups: torn ones in all, pairs: for each two splits {splits, groups:
-      torn, exact: of these with equal pixels on both sides, images: {name: concerned}, shared:
-      images that are in both, listed: [{name: ids}]}}.
+      {splits: {name: images}, groups: number in more than one split, pairs: for each two splits
+      {splits, groups: number in both, exact: how many of these have equal pixels on both sides,
+      images: {name: affected images}, shared: images in both, listed: [{name: ids}]}}.
     """
     pairs, groups = [], source.groups
     for pair in itertools.combinations(parts, 2):
@@ -195,12 +195,12 @@ def find_leaks(source: Source, digest: np.ndarray, parts: Splits) -> dict[str, A
 
 
 def distribution(source: Source) -> dict[str, Any]:
-    """Who is in it.
+    """Counts the images by label, age, and group.
 
     Returns:
-      {known: {label: images with it}, age: {min, mean, median, max}, edges: years, of the
-      histograms' bins, histograms: {label: {group: images in each bin}}, decades: names, table:
-      {group of gender x ethnicity: images in each decade, and last those of unknown age}}.
+      {known: {label: images with it}, age: {min, mean, median, max}, edges: bin edges of the
+      histograms, years, histograms: {label: {group: images per bin}}, decades: names, table:
+      {group of gender x ethnicity: images per decade, and last those of unknown age}}.
     """
     age = source.labels["age"].astype(float)
     known = np.isfinite(age)
@@ -243,7 +243,7 @@ def distribution(source: Source) -> dict[str, Any]:
 
 
 def find_outliers(source: Source, pixels: Pixels) -> dict[str, Any]:
-    """{kind: {what: the criterion, n, ids}}; nearly uniform images are nothing else."""
+    """{kind: {what: the criterion, n, ids}}; a nearly uniform image counts as no other kind."""
     age = source.labels["age"]
     flat = pixels.contrast < FLAT
     kinds = {
@@ -282,10 +282,10 @@ def _class_name(source: Source, label: str, value: int) -> str | None:
 def ways_to_split(
     source: Source, files: Mapping[str, str], fractions: Mapping[str, float], seed: int
 ) -> tuple[dict[str, Splits], list[str]]:
-    """The ways of splitting to look for leaks in, and what is to be said about them.
+    """The ways of splitting to search for leaks, and remarks about them.
 
-    The data set's own splits, those of `files`, and those by `fractions`: as agejax makes them, and
-    as a split makes them that does not know of duplicates.
+    They are the data set's own splits, those of `files`, and those by `fractions`, made once as
+    agejax makes them and once without regard to duplicates.
 
     Raises:
       UserError: as `splits.read_file` and `splits.by_fraction`, or a file without a known name.
@@ -312,7 +312,7 @@ def ways_to_split(
 
 
 def write(report: Mapping[str, Any], output: pathlib.Path) -> None:
-    """audit.json and index.html, each written whole or not at all."""
+    """Writes audit.json and index.html, each completely or not at all."""
     report = files.clean(report)
     files.write_json(output / "audit.json", report)
     figures = audit_figures.draw(report)
@@ -320,7 +320,7 @@ def write(report: Mapping[str, Any], output: pathlib.Path) -> None:
 
 
 def summary(report: Mapping[str, Any]) -> str:
-    """The counts, to be printed."""
+    """The counts as text to print."""
     copies, conflicts = report["duplicates"], report["conflicts"]
     lines = [
         f"{report['dataset']}: {report['images']:,} images, {report['skipped']['n']:,} files "

@@ -1,4 +1,4 @@
-"""Which groups a config's sampling draws, beside their shares of the data."""
+"""Which groups a config's sampling draws, compared with their shares of the data."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from agejax.data.sources import Source
 from agejax.errors import UserError
 from agejax.evaluation import metrics
 
-CHUNK = 2**20  # draws computed together
+CHUNK = 2**20  # draws computed at a time
 Table = dict[str, dict[str, float]]  # group -> n, share, expected, drawn, distinct, copies
 
 
 def measure(
     config: Any, source: Source, rows: np.ndarray, seed: int, epochs: int
 ) -> dict[str, Any]:
-    """Counts what `config.sampling` draws of the training rows int64 [N], before its `keep`.
+    """Counts what `config.sampling` draws from the training rows int64 [N], before its `keep`.
 
     Returns:
-      {rows, draws (an epoch), epochs, tables: {decade, gender, ethnicity, gender x ethnicity, part:
-      {group: {n: images, share: of the images, expected: share of the draws, drawn: share of the
-      draws made, distinct: images drawn, copies: draws made of an image already drawn in its
-      epoch}}}}. A label's table is left out where nobody knows it.
+      {rows, draws (per epoch), epochs, tables: {decade, gender, ethnicity, gender x ethnicity,
+      part: {group: {n: images, share: of the images, expected: share of the draws, drawn: share of
+      the draws made, distinct: images drawn, copies: draws of an image already drawn in its
+      epoch}}}}. The table of a label that no image has is left out.
 
     Raises:
       UserError: as `draws.keep` and `draws.weigh`, or fewer epochs than 1.
@@ -79,7 +79,7 @@ def partitions(source: Source, rows: np.ndarray) -> dict[str, dict[str, np.ndarr
 
 
 def text(measured: Mapping[str, Any], title: str) -> str:
-    """The tables of `measure`, to be printed."""
+    """The tables of `measure` as text to print."""
     epochs = measured["epochs"]
     lines = [
         f"{title}: {measured['rows']:,} training images, {measured['draws']:,} draws an epoch, "
