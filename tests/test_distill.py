@@ -510,7 +510,7 @@ def test_a_model_is_refused_where_nobody_knows_what_it_has_seen(config_of, forei
 def test_a_model_without_onnxruntime_is_one_line(config_of, foreign, monkeypatch):
     config = with_model(config_of(), foreign, probabilities={"gender": "second"})
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"onnxruntime is missing; pip install 'agejax\[onnx\]'"):
+    with pytest.raises(UserError, match=r"onnxruntime is missing; pip install -e '\.\[onnx\]'"):
         setup.check(config.distill, config.heads)
 
 
