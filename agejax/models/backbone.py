@@ -1,4 +1,4 @@
-"""What every backbone is: images to feature maps and pooled features, or to published logits."""
+"""The base of all backbones: images to feature maps and pooled features, or to published logits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flax import nnx
 
 
 class Features(NamedTuple):
-    """What heads build on.
+    """The inputs of heads.
 
     maps: [B, h, w, C], before pooling; C is the backbone's `feature_dim`.
     pooled: [B, C], float32.
@@ -22,7 +22,7 @@ class Features(NamedTuple):
 
     @classmethod
     def of_pooled(cls, pooled: jax.Array) -> Features:
-        """Pooled features [B, C] that were kept without their maps: they become maps of 1 px."""
+        """Features from pooled ones [B, C] that were kept without maps: maps of 1 px."""
         return cls(pooled[:, None, None], pooled)
 
 
@@ -46,8 +46,8 @@ class Backbone(nnx.Module):
     def layer_paths(self) -> Sequence[Sequence[str]]:
         """The layers from input to output: the paths of the modules and parameters of each.
 
-        As in timm, a layer is a block with all that follows it up to the next; the first one is
-        the stem. The published classifier belongs to none.
+        As in timm, a layer is a block with all that follows it up to the next; the first layer is
+        the stem. The published classifier belongs to no layer.
         """
         raise NotImplementedError
 
@@ -60,7 +60,7 @@ class Backbone(nnx.Module):
     def __call__(
         self, x: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None
     ) -> jax.Array:
-        """Pooled features, or logits where there is a classifier."""
+        """Pooled features, or logits if the model has a classifier."""
         features = self.embed(x, train=train, rngs=rngs)
         if self.num_classes is None:
             return features.pooled
@@ -73,29 +73,29 @@ class Backbone(nnx.Module):
         train: bool,
         rngs: nnx.Rngs | None = None,
     ) -> jax.Array:
-        """Returns block(*args, train=train), with `rngs` too where they are given.
+        """Returns block(*args, train=train), with `rngs` too if they are given.
 
         With `remat`, training keeps only `args` for the backward pass, and runs the block again
         there (Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost). Dropout draws the
-        same masks, and batch-norm statistics move once.
+        same masks, and batch-norm statistics are updated once.
 
         Args:
           block: a module, or a function.
-          args: for a function its modules first; then the activations.
+          args: the activations; for a function, its modules before them.
         """
         given = {} if rngs is None else {"rngs": rngs}
         if not (train and self.remat):
             return block(*args, train=train, **given)
-        if isinstance(block, nnx.Module):  # modules must be arguments, so that their state moves
+        if isinstance(block, nnx.Module):  # as arguments, so that the modules' state is updated
             block, args = type(block).__call__, (block, *args)
         inputs = tuple(x for x in args if isinstance(x, jax.Array))
         nodes: dict[str, Any] = {"modules": args[: len(args) - len(inputs)], "given": given}
         graphdef, state = nnx.split(nodes)
-        arrays, tree = jax.tree.flatten(state)  # plain arrays: no module may move one in place
+        arrays, tree = jax.tree.flatten(state)  # plain arrays: no module may update one in place
 
         @recomputed
         def pure(arrays: list[jax.Array], inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, Any]:
-            # Constants come as arrays of numpy, which a random stream would count up in place.
+            # Constants arrive as numpy arrays, which a random stream would increment in place.
             arrays = [jnp.asarray(x) for x in arrays]
             copies: dict[str, Any] = nnx.merge(graphdef, jax.tree.unflatten(tree, arrays))
             y = block(*copies["modules"], *inputs, train=True, **copies["given"])
@@ -108,12 +108,12 @@ class Backbone(nnx.Module):
 
 
 def recomputed(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes (arrays, inputs) -> (y, arrays) keep its arguments alone for the backward pass.
+    """Makes (arrays, inputs) -> (y, arrays) keep only its arguments for the backward pass.
 
-    jax.checkpoint does so with barriers, which XLA:CPU takes away before it looks for equal
-    computations: what was recomputed is then shared with the forward pass, and all memory is kept.
-    Here the backward pass adds 0 times the cotangent to the inputs, so that nothing can be shared,
-    or computed before the cotangent is there.
+    jax.checkpoint uses barriers, which XLA:CPU removes before it merges equal computations: the
+    recomputed part is then merged with the forward pass, and no memory is saved. Here the backward
+    pass adds 0 times the cotangent to the inputs, so that nothing can be merged, or computed before
+    the cotangent is known.
     """
 
     def forward(arrays: Any, inputs: tuple[jax.Array, ...]) -> tuple[Any, Any]:
@@ -131,12 +131,12 @@ def recomputed(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def heights(backbone: Backbone, names: Sequence[str]) -> dict[str, int]:
-    """Parameter -> how far its layer lies below the heads: 1 for the last layer of the backbone.
+    """Parameter -> how many layers below the heads it is: 1 for the backbone's last layer.
 
-    0 for parameters outside of the backbone's layers: heads, necks, the hidden layer.
+    0 for parameters outside the backbone's layers: heads, necks, the hidden layer.
 
     Args:
-      names: flat names of parameters, those of the backbone under `backbone/`.
+      names: flat names of parameters; the backbone's begin with `backbone/`.
     """
     result = dict.fromkeys(names, 0)
     for height, paths in enumerate(reversed(backbone.layer_paths()), 1):

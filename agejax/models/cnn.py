@@ -1,4 +1,4 @@
-"""A small convolutional network from scratch: the trunk that system E's age and gender share."""
+"""A small convolutional network without published weights: the trunk of system E."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from agejax.models.lowerings.pool import max_pool
 
 
 class CNN(Backbone):
-    """Images [B, H, W, 3] -> maps [B, H / 2^n, W / 2^n, C] of n rounds, and their means.
+    """Images [B, H, W, 3] -> maps [B, H / 2^n, W / 2^n, C] after n rounds, and their means.
 
     A round is a 3x3 convolution, ReLU, a 2x2 max pool, batch norm and dropout.
 

@@ -1,6 +1,6 @@
 """EfficientNet-B0 (Tan & Le 2019) and EfficientNet-Lite0 to 2, with ReLU6 and no squeeze-excite.
 
-Numerics are timm's and torchvision's, or with options those of the weights from TensorFlow.
+Numerics are those of timm and torchvision, or with options those of TensorFlow's weights.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from agejax.models.layers import (
 )
 from agejax.models.mobilenet_v3 import PADDINGS, ConvNorm, divisible
 
-# blocks, kernel, stride of the first block, how much wider inside, outputs
+# blocks, kernel, stride of the first block, expansion factor, outputs
 Stage = tuple[int, int, int, int, int]
 B0: tuple[Stage, ...] = (
     (1, 3, 1, 1, 16),
@@ -43,7 +43,7 @@ STEM, TOP = 32, 1280  # channels
 def scaled(stages: tuple[Stage, ...], width: float, depth: float) -> tuple[Stage, ...]:
     """The stages of a larger Lite network: `width` times the channels, `depth` times the blocks.
 
-    As in all of them the first and the last stage keep their depth, and stem and top their width
+    In all of them the first and the last stage keep their depth, and stem and top their width
     (tensorflow/tpu, efficientnet_lite_builder.py: fix_head_stem).
     """
     ends = (0, len(stages) - 1)
@@ -58,7 +58,7 @@ LITES = (B0, scaled(B0, 1.0, 1.1), scaled(B0, 1.1, 1.2))  # Lite0, Lite1, Lite2
 
 
 def places(stages: tuple[Stage, ...]) -> list[tuple[int, int]]:
-    """The stage of every block and its number there, for the names of the libraries."""
+    """The stage of every block and its number within it, from which libraries make names."""
     return [(i, j) for i, (depth, *_) in enumerate(stages) for j in range(depth)]
 
 
@@ -66,8 +66,8 @@ class MBConv(nnx.Module):
     """Expand, depthwise, squeeze-excite, project.
 
     Args:
-      squeeze: channels inside of squeeze-excite; 0: there is none.
-      make: a `ConvNorm`, given its widths, size, stride, groups and activation.
+      squeeze: channels inside squeeze-excite; 0: no squeeze-excite.
+      make: makes a `ConvNorm`, given its widths, size, stride, groups and activation.
       drop_path: rate at which training drops the residual branch of an example.
     """
 
@@ -111,7 +111,7 @@ class EfficientNet(Backbone):
 
     Args:
       stages: B0, or one of LITES.
-      lite: ReLU6 for swish, and no squeeze-excite.
+      lite: ReLU6 instead of swish, and no squeeze-excite.
       padding: "torch" pads half of the kernel on every side; "same" is TensorFlow's.
       epsilon: of the batch norms: 1e-5 in timm and torchvision, 1e-3 in TensorFlow.
       drop_path: rate of the last block's `DropPath`; it grows from 0 at the first.
@@ -141,7 +141,7 @@ class EfficientNet(Backbone):
         rates = drop_path_rates(drop_path, sum(depth for depth, *_ in stages))
         for depth, size, stride, wider, outputs in stages:
             for i in range(depth):
-                # A quarter of what goes into the block, not of what it widens to.
+                # A quarter of the block's inputs, not of its expanded channels.
                 squeeze = 0 if lite else channels // 4
                 block: Callable[..., MBConv] = functools.partial(
                     MBConv, squeeze=squeeze, act=act, make=make, drop_path=rates[len(blocks)],

@@ -1,4 +1,4 @@
-"""The whole network: a backbone, what heads share or own above it, and one output per head."""
+"""The whole network: a backbone, shared or own layers above it, and one output per head."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from agejax.models.inputs import luminance
 from agejax.models.necks import Neck, NeckOptions
 
 Output = Callable[[int, nnx.Rngs], nnx.Module]
-POOLED = "backbone/pooled"  # the entry of pooled features beside the heads' outputs
+POOLED = "backbone/pooled"  # the key of pooled features among the heads' outputs
 
 
 class FaceModel(nnx.Module):
     """Images [B, H, W, 3] in 0..1 -> {head: raw outputs [B, width], float32}.
 
     Args:
-      outputs: head -> its last layer, made of (number of inputs, rngs).
-      necks: of the heads that have their own; the others share `hidden` and `dropout`.
-      smoothing: of the heads whose features are smoothed over ages in training.
-      mean, std: of RGB in 0..1, what the backbone wants images to be normalised with.
+      outputs: head -> makes its last layer from (number of inputs, rngs).
+      necks: for heads with a neck of their own; the others share `hidden` and `dropout`.
+      smoothing: for heads whose features are smoothed over ages in training.
+      mean, std: of RGB in 0..1, with which the backbone expects images to be normalised.
       hidden: width of the dense layer between backbone and heads; 0: none.
     """
 
@@ -73,10 +73,10 @@ class FaceModel(nnx.Module):
         epoch: jax.Array | None = None,
         pooled: bool = False,
     ) -> dict[str, jax.Array]:
-        """Images, or what the backbone has made of them, to the outputs of every head.
+        """Computes the outputs of every head from images, or from the backbone's features of them.
 
-        In training, `ages` ([B] of each head that smooths) and the epoch's number are needed. With
-        `pooled` the backbone's pooled features [B, C] come too, as `POOLED`.
+        In training, heads with smoothing need `ages` ([B] per head) and the epoch's number. With
+        `pooled` the result also holds the backbone's pooled features [B, C], as `POOLED`.
         """
         seen: dict[bool, Features] = {}  # greyscale or not -> features, each computed once
         if isinstance(images, Features):
@@ -101,7 +101,7 @@ class FaceModel(nnx.Module):
             if train and name in self.smoothing:
                 assert ages is not None
                 assert epoch is not None
-                # Before dropout, as the authors do: its zeros would enter the statistics.
+                # Before dropout, as in the paper's code: its zeros would enter the statistics.
                 x = self.smoothing[name](x, ages[name], epoch)
                 x = dropout(x, train=train, rngs=rngs)
             elif neck is not None:
@@ -112,7 +112,7 @@ class FaceModel(nnx.Module):
                 x = dropped
             outputs[name] = head(x)
         if pooled:
-            # Where every head sees grey images, so does the backbone.
+            # If every head uses grey images, the backbone has only those features.
             outputs[POOLED] = (seen.get(False) or seen[True]).pooled.astype(jnp.float32)
         return outputs
 

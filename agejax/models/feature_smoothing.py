@@ -1,7 +1,7 @@
 """Feature distribution smoothing (FDS; Yang et al. 2021, Delving into Deep Imbalanced Regression).
 
-Faces of near ages should have features of near means and variances. For every year of age running
-statistics are kept; in training, features are moved from their own age's statistics to those
+Faces of similar ages should have features of similar mean and variance. Running statistics are kept
+for every year of age; in training, features are shifted from their own age's statistics to those
 smoothed over the neighbouring ages, so that rare ages borrow from common ones.
 """
 
@@ -20,7 +20,7 @@ from agejax.errors import UserError
 from agejax.labels.density import lds_window
 from agejax.settings import Group, Setting
 
-LEAST, MOST = 0.1, 10.0  # of the ratio of variances
+LEAST, MOST = 0.1, 10.0  # limits on the ratio of variances
 
 
 # config.heads.NAME.fds.
@@ -53,7 +53,7 @@ class SmoothingOptions:
 
     @classmethod
     def of(cls, given: Mapping[str, Any], where: str) -> SmoothingOptions:
-        """Raises `UserError` for an unknown key or a value that cannot be."""
+        """Raises `UserError` for an unknown key or an invalid value."""
         SETTINGS.check(given, where)
         options = cls(**SETTINGS.defaults() | dict(given))
         if options.size % 2 == 0 or options.size > options.oldest:
@@ -67,10 +67,10 @@ class SmoothingOptions:
 class FeatureSmoothing(nnx.Module):
     """Features [B, C] of ages [B] -> features [B, C]; the head's dropout comes after it.
 
-    Statistics of an epoch are gathered while it lasts, from the features as they are before they
-    are moved, and take effect in the next. (The authors make a pass over the data of its own at the
-    end of each epoch, with the weights of that moment.) Ages that were never seen lend nothing to
-    their neighbours; there, too, the authors' code goes another way: it lends a mean of 0.
+    Statistics are collected during an epoch, from the features before smoothing, and take effect in
+    the next. (The authors make a separate pass over the data at the end of each epoch, with the
+    weights at that time.) Ages that were never seen do not contribute to their neighbours; in the
+    authors' code they contribute a mean of 0.
     """
 
     def __init__(self, options: SmoothingOptions, channels: int) -> None:
@@ -83,7 +83,7 @@ class FeatureSmoothing(nnx.Module):
         self.var = nnx.BatchStat(jnp.ones(shape, jnp.float32))
 
     def __call__(self, x: jax.Array, ages: jax.Array, epoch: jax.Array) -> jax.Array:
-        """NaN ages are left alone. `epoch` is the current one's number, int []."""
+        """Smooths; rows of NaN age stay unchanged. `epoch`: number of the current one, int []."""
         self._finish(epoch)
         known = jnp.isfinite(ages)
         at = jnp.where(known, jnp.clip(jnp.round(jnp.nan_to_num(ages)), 0, self.options.oldest), 0)
@@ -95,14 +95,14 @@ class FeatureSmoothing(nnx.Module):
 
         mean, var = self.mean[...], self.var[...]
         smooth_mean, smooth_var = self._smooth(mean), self._smooth(var)
-        # A channel that never moved has no scale to change.
+        # A constant channel has no scale to change.
         ratio = jnp.where(var > 0, jnp.clip(smooth_var / jnp.maximum(var, 1e-12), LEAST, MOST), 1)
         moved = (x - mean[at]) * jnp.sqrt(ratio)[at] + smooth_mean[at]
         ready = known & (epoch >= self.options.first_epoch) & (self.seen[...][at, 0] > 0)
         return jnp.where(ready[:, None], moved, x)
 
     def _finish(self, epoch: jax.Array) -> None:
-        """Turns what an epoch gathered into running statistics, when the next one begins."""
+        """Updates the running statistics with those of an epoch, when the next one begins."""
         new, first = epoch > self.epoch[...], self.epoch[...] == 0
         count = self.count[...]
         mean = self.sum[...] / jnp.maximum(count, 1)
@@ -119,13 +119,13 @@ class FeatureSmoothing(nnx.Module):
         self.epoch.set_value(jnp.asarray(epoch, jnp.float32))
 
     def _smooth(self, x: jax.Array) -> jax.Array:
-        """Means over the window of what was seen: [ages, C] -> [ages, C]."""
+        """Means over the window, of seen ages only: [ages, C] -> [ages, C]."""
         seen = self.seen[...]
         lent = self._convolve(seen)
         return jnp.where(lent > 0, self._convolve(seen * x) / jnp.maximum(lent, 1e-12), x)
 
     def _convolve(self, x: jax.Array) -> jax.Array:
-        """With the window over ages, reflected at both ends."""
+        """Convolves with the window over ages, reflected at both ends."""
         window = lds_window(self.options.sigma, self.options.size)
         half = self.options.size // 2
         padded = jnp.pad(x, ((half, half), (0, 0)), mode="reflect")

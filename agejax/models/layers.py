@@ -29,7 +29,7 @@ class Conv(nnx.Module):
 
     Args:
       padding: on every side, as in torch; None for size // 2; "same" for TensorFlow's, which at
-        stride 2 depends on the input's size and is one more after than before.
+        stride 2 depends on the input's size and may be one larger after than before.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class Conv(nnx.Module):
 class BatchNorm(nnx.Module):
     """Batch norm with torch's conventions: momentum is the new value's share, variance unbiased.
 
-    `frozen` makes it use, and keep, its running statistics in training too. `observing` makes it
-    use them there, and move them all the same.
+    With `frozen` it uses its running statistics in training too, and does not update them. With
+    `observing` it uses and updates them.
     """
 
     def __init__(self, features: int, *, epsilon: float = 1e-5, momentum: float = 0.1) -> None:
@@ -93,8 +93,8 @@ class BatchNorm(nnx.Module):
             y, mean, variance = batch_norm(x, scale, bias, self.epsilon)
         n = x.size // x.shape[-1]
         unbiased = variance * (n / max(n - 1, 1))
-        # Not `self.mean[...] = `: flax then looks for a sharding, which JAX searches all that has
-        # been traced for, so that tracing a deep network takes four times as long.
+        # Not `self.mean[...] = `: flax then asks for a sharding, for which JAX searches everything
+        # traced so far, so that tracing a deep network takes four times as long.
         self.mean.set_value((1 - self.momentum) * self.mean[...] + self.momentum * mean)
         self.var.set_value((1 - self.momentum) * self.var[...] + self.momentum * unbiased)
         return y
@@ -160,9 +160,9 @@ class Dropout(nnx.Module):
 
 
 class DropPath(Dropout):
-    """Stochastic depth (Huang et al. 2016): drops a residual branch, for each example of its own.
+    """Stochastic depth (Huang et al. 2016): drops a residual branch for random examples.
 
-    What is kept is scaled up, so that the expectation stays, as in timm.
+    The kept ones are scaled up, so that the expectation stays the same, as in timm.
     """
 
     def mask_shape(self, x: jax.Array) -> tuple[int, ...]:
@@ -170,13 +170,13 @@ class DropPath(Dropout):
 
 
 def drop_path_rates(rate: float, blocks: int) -> list[float]:
-    """The rate of each block: 0 for the first, linearly up to `rate` for the last, as in timm."""
+    """The rate of each block: from 0 for the first linearly to `rate` for the last, as in timm."""
     rates: list[float] = np.linspace(0, rate, blocks).tolist()
     return rates
 
 
 class SqueezeExcite(nnx.Module):
-    """Channel attention (Hu et al. 2018): `act` inside, and `gate` on what multiplies."""
+    """Channel attention (Hu et al. 2018): `act` inside, and `gate` on the multipliers."""
 
     def __init__(
         self,
@@ -189,7 +189,7 @@ class SqueezeExcite(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         self.act, self.gate = act, gate
-        # 1x1 convolutions in torchvision, so drawn as its convolutions are.
+        # 1x1 convolutions in torchvision, so initialised like its convolutions.
         make = functools.partial(Linear, init=kaiming_fan_out, dtype=dtype, rngs=rngs)
         self.fc1, self.fc2 = make(features, squeezed), make(squeezed, features)
 

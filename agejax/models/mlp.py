@@ -1,4 +1,4 @@
-"""A multilayer perceptron: the baseline that knows nothing of where in the image a pixel is."""
+"""A multilayer perceptron: the baseline without any knowledge of a pixel's place in the image."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from agejax.models.layers import BatchNorm, Dropout, Linear
 class MLP(Backbone):
     """Images [B, H, W, 3], flattened -> features [B, C] of the last width; maps are [B, 1, 1, C].
 
-    A layer is dense, batch norm, ReLU and dropout. Most parameters are the first layer's: 3 H W
+    A layer is dense, batch norm, ReLU and dropout. Most parameters are in the first layer: 3 H W
     times its width.
 
     Args:
       widths: of the hidden layers.
-      image_size: H and W, pixels; no other size will do.
+      image_size: H and W, pixels; other sizes do not work.
 
     Raises:
-      UserError: no width at all.
+      UserError: `widths` is empty.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """MobileNetV1 (Howard et al. 2017): a stem and 13 depthwise-separable blocks, ReLU6 throughout.
 
-Numerics are TensorFlow's. With `folded` it has the layout of networks that were exported for use,
-where each batch norm is merged into the convolution before it.
+Numerics are TensorFlow's. With `folded` it has the layout of exported networks, where each batch
+norm is merged into the convolution before it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BLOCKS = (
 
 
 class ConvReLU6(nnx.Module):
-    """A convolution with batch norm, or with a bias where the norm is folded into it; ReLU6."""
+    """A convolution with batch norm, or with a bias if the norm is folded into it; ReLU6."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class MobileNetV1(Backbone):
 
     Args:
       width: multiplier of every layer's channels.
-      folded: biases in place of batch norms.
+      folded: biases instead of batch norms.
       padding: "same" is TensorFlow's; "torch" pads half of the kernel on every side.
       epsilon, norm_momentum: of the batch norms.
     """

@@ -1,6 +1,6 @@
 """MobileNetV3 Small and Large (Howard et al. 2019), with torchvision's names.
 
-Numerics are torchvision's, or with options timm's and Keras'.
+Numerics are torchvision's, or with options those of timm and Keras.
 """
 
 from __future__ import annotations
@@ -59,20 +59,20 @@ LARGE: tuple[Row, ...] = (
     (5, 960, 160, True, "hard_swish", 1),
 )
 ACTIVATIONS: dict[str, Activation] = {"relu": jax.nn.relu, "hard_swish": jax.nn.hard_swish}
-# The option `padding` -> what `Conv` calls it.
+# The option `padding` -> the argument of `Conv`.
 PADDINGS: dict[str, Literal["same"] | None] = {"torch": None, "same": "same"}
 
 
 def minimal(rows: tuple[Row, ...]) -> tuple[Row, ...]:
-    """The minimalistic variant: 3x3 kernels and ReLU everywhere, squeeze-excite nowhere."""
+    """The minimalistic variant: only 3x3 kernels and ReLU, no squeeze-excite."""
     return tuple((3, row[1], row[2], False, "relu", row[5]) for row in rows)
 
 
 def block_parts(rows: tuple[Row, ...]) -> list[list[str]]:
-    """The layers of every block in order, for the names of the libraries."""
+    """The layers of every block in order, from which libraries make names."""
     return [
         [
-            *(["expand"] if i else []),  # the first block is as wide inside as outside
+            *(["expand"] if i else []),  # the first block does not expand
             "depthwise",
             *(["squeeze_excite"] if row[3] else []),
             "project",
@@ -82,7 +82,7 @@ def block_parts(rows: tuple[Row, ...]) -> list[list[str]]:
 
 
 def divisible(channels: float, by: int = 8) -> int:
-    """The nearest multiple of `by` that is not more than a tenth below, as in all MobileNets."""
+    """The nearest multiple of `by` that is at most a tenth smaller, as in all MobileNets."""
     rounded = max(by, int(channels + by / 2) // by * by)
     return rounded if rounded >= 0.9 * channels else rounded + by
 
@@ -119,7 +119,7 @@ class InvertedResidual(nnx.Module):
     """Expand, depthwise, squeeze-excite, project; `block` is in torchvision's order.
 
     Args:
-      make: a `ConvNorm`, given its widths, size, stride, groups and activation.
+      make: makes a `ConvNorm`, given its widths, size, stride, groups and activation.
       drop_path: rate at which training drops the residual branch of an example.
     """
 
@@ -167,8 +167,8 @@ class MobileNetV3(Backbone):
       minimalistic: the variant without squeeze-excite, hard swish and 5x5 kernels.
       padding: "torch" pads half of the kernel on every side; "same" is TensorFlow's, as in Keras.
       epsilon: of the batch norms: 1e-3 in torchvision and Keras, 1e-5 in timm.
-      norm_momentum: the new value's share in the batch-norm statistics. torchvision's 0.01 is for
-        long runs: after 450 steps from scratch, val MAE was 15.6 years where training had 9.
+      norm_momentum: the new value's share in the batch-norm statistics. torchvision's 0.01 suits
+        long runs: after 450 steps from scratch, val MAE was 15.6 years, but training MAE 9.
       drop_path: rate of the last block's `DropPath`; it grows from 0 at the first.
     """
 

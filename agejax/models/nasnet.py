@@ -1,7 +1,7 @@
 """NASNet-A (Zoph et al. 2018) and PNASNet-5 (Liu et al. 2018): cells found by search, as tables.
 
-Numerics are timm's, or with an option Keras'. TensorFlow's "same" padding everywhere but in the
-first convolution, which has none.
+Numerics are timm's, or with an option Keras'. All layers use TensorFlow's "same" padding, except
+the first convolution, which has none.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from agejax.models.layers import (
 from agejax.models.lowerings.pool import max_pool, mean_pool
 from agejax.models.lowerings.windows import pad_same
 
-# What a branch starts from: the input before the last, the last, or the sum of an earlier block.
+# The start of a branch: the input before the last, the last input, or an earlier block's sum.
 Source = Literal["previous", "current"] | int
 P: Literal["previous"] = "previous"
 H: Literal["current"] = "current"
@@ -33,7 +33,7 @@ Branch = tuple[Source, Literal["separable", "mean", "max", "identity"], int]  # 
 
 
 class Design(NamedTuple):
-    """A cell: each block is the sum of two branches, `joined` are the channels of the output."""
+    """A cell: each block is the sum of two branches; `joined` lists the parts of the output."""
 
     blocks: tuple[tuple[Branch, Branch], ...]
     joined: tuple[Source, ...]
@@ -60,7 +60,7 @@ NASNET_REDUCTION = Design(
     ),
     (1, 2, 3, 4),
 )
-# Figure 1 of PNASNet, which has but one cell.
+# Figure 1 of PNASNet, which has only one cell.
 PNASNET = Design(
     (
         ((P, "separable", 5), (P, "max", 3)),
@@ -89,7 +89,7 @@ class ReluConvNorm(nnx.Module):
 
 
 class FactorizedReduction(nnx.Module):
-    """ReLU, and half of the channels each from the even and the odd pixels, which halves maps."""
+    """ReLU; halves maps: half of the channels come from even pixels, half from odd ones."""
 
     def __init__(self, inputs: int, outputs: int, *, conv: MakeConv, norm: MakeNorm) -> None:
         self.paths = nnx.List([conv(inputs, outputs // 2, 1) for _ in range(2)])
@@ -106,7 +106,7 @@ Adjust = type[ReluConvNorm] | type[FactorizedReduction]
 
 
 class SeparableConv(nnx.Module):
-    """ReLU, a filter for every channel, 1x1 convolution, batch norm."""
+    """ReLU, depthwise convolution, 1x1 convolution, batch norm."""
 
     def __init__(
         self, inputs: int, outputs: int, size: int, *, stride: int, conv: MakeConv, norm: MakeNorm
@@ -119,7 +119,7 @@ class SeparableConv(nnx.Module):
 
 
 class Separable(nnx.Module):
-    """Two separable convolutions, the first of which strides."""
+    """Two separable convolutions; the first one has the stride."""
 
     def __init__(self, inputs: int, outputs: int, size: int, *, stride: int, **make: Any) -> None:
         first = SeparableConv(inputs, outputs, size, stride=stride, **make)
@@ -132,10 +132,10 @@ class Separable(nnx.Module):
 
 
 class Pool(nnx.Module):
-    """Maximum or mean, and where the width changes 1x1 convolution and batch norm.
+    """Maximum or mean; if the width changes, also a 1x1 convolution and batch norm.
 
     Args:
-      border: what maxima are padded with.
+      border: padding value of maxima.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class Pool(nnx.Module):
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         if self.kind == "mean":
-            # Keras and timm pad before they pool with a stride.
+            # Keras and timm pad before pooling with a stride.
             x = mean_pool(x, self.size, self.stride, count_padding=self.stride > 1)
         else:
             x = max_pool(pad_same(x, self.size, self.stride, self.border), self.size, self.stride)
@@ -173,15 +173,15 @@ class Identity(nnx.Module):
 
 
 class Cell(nnx.Module):
-    """Two maps to one, by a design.
+    """Computes one map from two, by a design.
 
     Args:
       filters: channels of every block.
       previous, current: channels of the inputs.
-      stride: 2 in a reduction cell, taken by all that starts from the inputs.
-      adjust: what brings the input before the last to `filters` and to the size of the last;
-        None leaves it as it is.
-      border: what maxima are padded with.
+      stride: 2 in a reduction cell, for all branches that start from the inputs.
+      adjust: how the input before the last gets `filters` channels and the size of the last; None
+        leaves it as it is.
+      border: padding value of maxima.
     """
 
     def __init__(
@@ -234,12 +234,12 @@ class NASNet(Backbone):
       stem: channels of the first convolution.
       filters: of the first stage's cells; each further stage has twice as many.
       repeats: normal cells in each stage.
-      skip_reduction: whether the cell after a reduction cell looks past it, at the same input
+      skip_reduction: whether the cell after a reduction cell skips it, and has the same input
         before the last as the reduction cell itself.
-      zero_padded_max: Keras pads with zeros before maxima, which win over negative values; timm
-        and TensorFlow leave the padding out.
-      norm_momentum: the new value's share in the batch-norm statistics; Keras' 0.0003 is for very
-        long runs, and lags behind in one of some thousand steps.
+      zero_padded_max: Keras pads with zeros before maxima, and zeros win over negative values;
+        timm and TensorFlow ignore the padding.
+      norm_momentum: the new value's share in the batch-norm statistics; Keras' 0.0003 suits very
+        long runs, and lags behind in a run of a few thousand steps.
     """
 
     def __init__(
@@ -265,7 +265,7 @@ class NASNet(Backbone):
         self.norm = make["norm"](stem)
         rows = cell_rows(filters, repeats)
         self.previous = previous_maps([stride for _, stride in rows], skip_reduction)
-        channels = [stem]  # of the stem's map, and then of every cell's
+        channels = [stem]  # of the stem's map, then of each cell's
         cells: list[Cell] = []
         for (width, stride), before in zip(rows, self.previous, strict=True):
             design = normal if stride == 1 else reduction
@@ -306,14 +306,14 @@ class NASNet(Backbone):
 
 
 def adjustment(before: list[Cell]) -> Adjust | None:
-    """For the next cell's input before the last; the first cell has but one input, seen twice."""
+    """For the next cell's input before the last; the first cell gets its only input twice."""
     if not before:
         return None
     return FactorizedReduction if before[-1].stride == 2 else ReluConvNorm
 
 
 def cell_rows(filters: int, repeats: tuple[int, ...]) -> list[tuple[int, int]]:
-    """(filters, stride) of every cell: two halving ones of the stem, then the stages."""
+    """(filters, stride) of every cell: two halving cells of the stem, then the stages."""
     rows = [(filters // 4, 2), (filters // 2, 2)]
     for stage, normal in enumerate(repeats):
         width = filters * 2**stage
@@ -330,7 +330,7 @@ def previous_maps(strides: list[int], skip_reduction: bool) -> tuple[int, ...]:
 
 
 NASNET_A = functools.partial(NASNet, NASNET_NORMAL, NASNET_REDUCTION)
-MOBILE, LARGE, PNASNET5_LARGE = (4, 4, 4), (6, 6, 6), (4, 3, 3)  # normal cells of the stages
+MOBILE, LARGE, PNASNET5_LARGE = (4, 4, 4), (6, 6, 6), (4, 3, 3)  # normal cells per stage
 nasnet_mobile = functools.partial(NASNET_A, 32, 44, MOBILE, False)
 nasnet_large = functools.partial(NASNET_A, 96, 168, LARGE, True)
 pnasnet5_large = functools.partial(NASNet, PNASNET, PNASNET, 96, 216, PNASNET5_LARGE, False)

@@ -1,4 +1,4 @@
-"""What a head may put between the backbone and its output: convolutions, dense layers, dropout."""
+"""A head's own layers between backbone and output: convolutions, dense layers, dropout."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class NeckOptions:
 
     @classmethod
     def of(cls, given: Mapping[str, Any], where: str) -> NeckOptions:
-        """Raises `UserError` for an unknown key or a value that cannot be."""
+        """Raises `UserError` for an unknown key or an invalid value."""
         SETTINGS.check(given, where)
         values = SETTINGS.defaults() | dict(given)
         return cls(**values | {k: tuple(values[k]) for k in ("convs", "hidden")})
@@ -81,8 +81,8 @@ class NeckOptions:
 class Neck(nnx.Module):
     """`Features` -> the inputs [B, width] of one head's linear output, float32.
 
-    The last dropout, the one before the output, is left to the caller: what smooths features
-    (`FeatureSmoothing`) comes before it.
+    The caller applies the last dropout, before the output: feature smoothing (`FeatureSmoothing`)
+    comes before it.
 
     Args:
       maps: shape [h, w, C] of the backbone's maps.
@@ -119,7 +119,7 @@ class Neck(nnx.Module):
         self.width = inputs
 
     def _pools(self, height: int, width: int) -> bool:
-        # A map of one pixel has nothing left to pool.
+        # A map of one pixel cannot be pooled further.
         return self.options.max_pool and min(height, width) > 1
 
     def __call__(

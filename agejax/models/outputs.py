@@ -1,6 +1,6 @@
 """The last layers of heads: features [B, C] to raw outputs [B, width], always float32.
 
-Logits must not lose digits, whatever the backbone computes in.
+Logits must not lose digits, whatever the backbone's dtype.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ def linear(inputs: int, width: int, rngs: nnx.Rngs, bias: jax.typing.ArrayLike =
 
 
 class Ranks(nnx.Module):
-    """One score for all ranks and a bias for each (CORAL, Cao et al. 2020): [B, C] -> [B, K - 1].
+    """One score for all ranks, a bias for each (CORAL, Cao et al. 2020): [B, C] -> [B, K - 1].
 
     Shared weights keep the ranks' probabilities in order.
 
     Args:
-      bias: [K - 1], where the biases start, in falling order. coral-pytorch's, evenly from 1 to 0,
+      bias: [K - 1], initial values, in falling order. Those of coral-pytorch, evenly from 1 to 0,
         are too close together for a hundred ages.
     """
 
@@ -39,10 +39,10 @@ class Ranks(nnx.Module):
 
 
 class Cosine(nnx.Module):
-    """Cosines between the features and a vector of each class: [B, C] -> [B, K] in -1..1."""
+    """Cosines between the features and a vector per class: [B, C] -> [B, K] in -1..1."""
 
     def __init__(self, inputs: int, width: int, rngs: nnx.Rngs) -> None:
-        init = jax.nn.initializers.normal(1.0)  # its length does not matter
+        init = jax.nn.initializers.normal(1.0)  # the vectors' length does not matter
         self.kernel = nnx.Param(init(rngs.params(), (inputs, width), jnp.float32))
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -50,9 +50,9 @@ class Cosine(nnx.Module):
 
 
 class Noisy(nnx.Module):
-    """A dense layer, and a learned log deviation of the noise that is the same for every row.
+    """A dense layer, and a learned log standard deviation of the noise, the same for every row.
 
-    [B, C] -> [B, 2]: the prediction, and the logarithm of the noise.
+    [B, C] -> [B, 2]: the prediction, and the log standard deviation.
     """
 
     def __init__(self, inputs: int, rngs: nnx.Rngs, bias: jax.Array, noise: jax.Array) -> None:
@@ -65,5 +65,5 @@ class Noisy(nnx.Module):
 
 
 def _unit(x: jax.Array, axis: int) -> jax.Array:
-    # The square root's slope is infinite at 0, which dropout or dead units can reach.
+    # The square root's slope is infinite at 0; dropout or dead units can make vectors of zeros.
     return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis, keepdims=True) + 1e-12)

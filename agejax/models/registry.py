@@ -1,5 +1,5 @@
-"""The backbones by name. To add one, write a module and enter it in `MODELS`; its new options go to
-`OPTIONS`."""
+"""The backbones by name. To add one, write a module and enter it in `MODELS`; add its new options
+to `OPTIONS`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from agejax.models import (
 from agejax.models.backbone import Backbone
 from agejax.settings import Group, Setting
 
-# Called with num_classes, dtype, rngs, the config's options, and image_size where it is wanted.
+# Called with num_classes, dtype, rngs, the config's options, and image_size where the model has it.
 MODELS: dict[str, functools.partial[Any]] = {
     "mlp": functools.partial(mlp.MLP),
     "cnn": functools.partial(cnn.CNN),
@@ -67,7 +67,7 @@ MODELS: dict[str, functools.partial[Any]] = {
     "vit_b16": vit.b16,
     "vit_l16": vit.l16,
 }
-# The options that backbones have, each some of them. A default here is replaced by the backbone's.
+# The options of all backbones; each has some of them. A backbone's default replaces the one here.
 OPTIONS: dict[str, Setting] = {
     "widths": Setting((32, 64, 128), "Width of each layer.", limits=(1, 2**16)),
     "width": Setting(1.0, "Multiplier of all widths.", limits=(0.1, 10)),
@@ -93,7 +93,7 @@ OPTIONS: dict[str, Setting] = {
         0.0, "Largest rate of dropped blocks (stochastic depth).", limits=(0, 0.99)
     ),
 }
-# Options that change how a network trains, and neither its arrays nor what it predicts.
+# Options that change how a network trains, but neither its arrays nor its predictions.
 OF_TRAINING = ("dropout", "drop_path", "norm_momentum")
 OURS = ("num_classes", "dtype", "rngs", "image_size")  # given by `create`, not by options
 
@@ -107,11 +107,11 @@ def create(
     num_classes: int | None = None,
     **options: Any,
 ) -> Backbone:
-    """A backbone.
+    """Creates a backbone.
 
     Args:
-      image_size: edge of the images it will see, pixels.
-      dtype: of the computation; parameters, batch-norm statistics and what it returns are float32.
+      image_size: edge of its input images, pixels.
+      dtype: of the computation; parameters, batch-norm statistics and results are float32.
       num_classes: None for features [B, feature_dim], else logits of the published classifier.
       options: the model's own, as in config.model.options.
 
@@ -129,7 +129,7 @@ def create(
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Raises `UserError` for an unknown model, or options that are not its own or cannot be."""
+    """Raises `UserError` for an unknown model, options of other models, or invalid values."""
     options_of(name).check(options, "config.model.options")
 
 

@@ -1,6 +1,6 @@
 """ResNet (He et al. 2015), ResNeXt (Xie et al. 2017), SE-ResNet and SE-ResNeXt (Hu et al. 2018).
 
-Numerics and names are torchvision's and timm's; `senet50` and `legacy_*` are the ones from Caffe.
+Numerics and names are those of torchvision and timm; `senet50` and `legacy_*` come from Caffe.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Block(nnx.Module):
     """A residual branch and a shortcut; subclasses write the branch.
 
     Args:
-      squeeze: how much squeeze-excite at the branch's end reduces its channels; 0: there is none.
+      squeeze: factor by which squeeze-excite at the branch's end reduces channels; 0: none.
       drop_path: rate at which training drops the branch of an example.
     """
 
@@ -69,7 +69,7 @@ class Block(nnx.Module):
 
 
 class Basic(Block):
-    """Two 3x3 convolutions; the first one strides, whatever `stride_first` says."""
+    """Two 3x3 convolutions; the first one has the stride, whatever `stride_first` is."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class Bottleneck(Block):
     """1x1, 3x3 in groups, 1x1 convolutions; four times as many outputs as `width`.
 
     Args:
-      groups, group_width: of the 3x3 where `width` is 64; other widths scale with it.
+      groups, group_width: of the 3x3 if `width` is 64; they scale with other widths.
     """
 
     def __init__(
@@ -135,11 +135,11 @@ class ResNet(Backbone):
 
     Args:
       block: called with inputs, width and stride.
-      depths: blocks of each of the four stages.
-      ceil_pool: the stem's max pool as in Caffe: no padding, and a last window that the image does
-        not fill counts too. False: one pixel of padding on every side.
-      stride_first: the first 1x1 of a bottleneck strides, as in the paper, in Caffe and in Keras.
-        False: its 3x3, which is called v1.5.
+      depths: blocks in each of the four stages.
+      ceil_pool: the stem's max pool as in Caffe: no padding, and a last window that extends past
+        the image counts too. False: one pixel of padding on every side.
+      stride_first: the first 1x1 of a bottleneck has the stride, as in the paper, Caffe and Keras.
+        False: its 3x3 has it, which is called v1.5.
       drop_path: rate of the last block's `DropPath`; it grows from 0 at the first.
     """
 

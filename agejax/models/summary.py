@@ -1,16 +1,16 @@
 """python -m agejax.models.summary [--model=NAME] [--measure=forward|memory|train] [--remat] ...
 
-What the backbones cost: parameters, multiply-accumulates and memory, and how fast they are here.
+The cost of each backbone: parameters, multiply-accumulates, memory, and its speed on this machine.
 
-    parameters  trainable ones, of the features alone unless --num_classes is given
-    MACs        of one image forwards: convolutions and matrix products, as traced
-    kept        bytes that one more image adds to what autodiff keeps for the backward pass; XLA,
-                which computes cheap things again, took 0.6 to 1.2 times that on a CPU
+    parameters  trainable ones, without the classifier unless --num_classes is given
+    MACs        forward pass of one image: convolutions and matrix products, as traced
+    kept        bytes per image that autodiff keeps for the backward pass; XLA, which recomputes
+                cheap operations, took 0.6 to 1.2 times that on a CPU
     forward     images/s of inference
-    step        images/s of forward and backward pass and plain gradient descent
-    XLA         memory of that step besides its arguments, as the compiler has laid it out
+    step        images/s of forward pass, backward pass and plain gradient descent
+    XLA         memory of that step besides its arguments, as planned by the compiler
 
-`--measure=memory` compiles the step and does not run it. `--remat` recomputes the activations of
+`--measure=memory` compiles the step but does not run it. `--remat` recomputes the activations of
 blocks in the backward pass, as config.model.remat does.
 """
 
@@ -40,19 +40,19 @@ from agejax.errors import UserError, nearest
 from agejax.models import lowerings, registry
 from agejax.process.command import run_command
 
-# Edge in pixels of the images that published weights were trained on, where it is not 224.
+# Edge in pixels of the images that published weights were trained on, if not 224.
 IMAGE_SIZES = {
     "efficientnet_lite1": 240, "tf_efficientnet_lite1": 240,
     "efficientnet_lite2": 260, "tf_efficientnet_lite2": 260,
     "nasnet_large": 331, "pnasnet5_large": 331,
 }  # fmt: skip
-SMALLEST = 32  # every network has halved its maps five times by its end
+SMALLEST = 32  # every network halves its maps five times
 SECONDS = 2.0  # how long a speed is measured
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One backbone; what was not measured, and what XLA does not tell, is None."""
+    """One backbone; None where nothing was measured or XLA gives no value."""
 
     model: str
     image_size: int
@@ -69,8 +69,8 @@ class Network:
     """A backbone as functions of its arrays, which may be abstract.
 
     Attributes:
-      graphdef: what merges with `params` and `rest`.
-      params: what is trained.
+      graphdef: merges with `params` and `rest` to the module.
+      params: the trainable arrays.
       rest: batch-norm statistics.
     """
 
@@ -85,7 +85,7 @@ class Network:
         return cls(graphdef, params, rest)
 
     def forward(self, params: Any, rest: Any, x: jax.Array) -> jax.Array:
-        """Features or logits [B, C] of inference."""
+        """Features or logits [B, C] at inference."""
         y: jax.Array = nnx.merge(self.graphdef, params, rest)(x)
         return y
 
@@ -102,9 +102,9 @@ class Network:
 
 
 def count_macs(network: Network, image_size: int) -> int:
-    """Multiply-accumulates of one image's inference."""
+    """Multiply-accumulates at inference, per image."""
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    # The lowerings for a CPU are other operations, with the multiplications of zeros left out.
+    # The lowerings for a CPU are other operations, and leave out multiplications by zero.
     with lowerings.plain():
         traced = jax.make_jaxpr(network.forward)(network.params, network.rest, image)
     return _macs(traced.jaxpr)
@@ -115,7 +115,7 @@ def _macs(jaxpr: core.Jaxpr) -> int:
     for equation in jaxpr.eqns:
         name = equation.primitive.name
         if name == "conv_general_dilated":
-            kernel = _shape(equation.invars[1])  # groups have made it smaller
+            kernel = _shape(equation.invars[1])  # smaller with groups
             outputs = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
             total += math.prod(_shape(equation.outvars[0])) * math.prod(kernel) // outputs
         elif name == "dot_general":
@@ -146,7 +146,7 @@ def _jaxprs(values: Iterable[Any]) -> Iterator[core.Jaxpr]:
 
 
 def kept_bytes_per_image(network: Network, image_size: int) -> int:
-    """How much more autodiff keeps for the backward pass with one more image."""
+    """The bytes that autodiff keeps for the backward pass, per image."""
     one, two = (_kept_bytes(network, image_size, batch) for batch in (1, 2))
     return two - one
 
@@ -172,13 +172,13 @@ def describe(
     batch_size: int = 8,
     remat: bool = False,
 ) -> Row:
-    """What one backbone costs.
+    """The cost of one backbone.
 
     Args:
       image_size: edge of the images, pixels; default: what its published weights expect.
-      num_classes: of the published classifier, None for the features alone.
-      measure: "forward" and "train", whose speed is wanted, and "memory", what XLA takes.
-      batch_size: of what is measured; all else is for one image.
+      num_classes: of the published classifier; None for features only.
+      measure: any of "forward" and "train" for speed, and "memory" for XLA's memory.
+      batch_size: of the measurements; all other values are per image.
       remat: whether a training step recomputes the activations of blocks.
 
     Raises:
@@ -231,7 +231,7 @@ def describe(
 
 
 def _seconds(run: Callable[[], Any]) -> float:
-    """The median of as many runs as fit, three at least, after one that warms up."""
+    """The median of as many runs as fit into the time, at least three, after a warm-up run."""
     jax.block_until_ready(run())
     seconds: list[float] = []
     while len(seconds) < 3 or sum(seconds) < SECONDS:
@@ -262,12 +262,12 @@ MEASURES = {
     "none": (), "forward": ("forward",), "memory": ("memory",),
     "train": ("forward", "train", "memory"),
 }  # fmt: skip
-# What stands before, between and after the cells of a line.
+# What comes before, between and after the cells of a line.
 BORDERS = {"text": ("", "  ", ""), "md": ("| ", " | ", " |")}
 
 
 def table(rows: Iterable[Row], measure: Sequence[str], form: str) -> Iterator[str]:
-    """The lines of a table, each as its row comes.
+    """Yields the lines of a table, each as soon as its row is known.
 
     Args:
       measure: as in `describe`.
@@ -292,7 +292,7 @@ def table(rows: Iterable[Row], measure: Sequence[str], form: str) -> Iterator[st
 
 
 def describe_all(**options: Any) -> Iterator[Row]:
-    """A row of each model; those that do not take such images are named on stderr."""
+    """Yields a row per model; reports models that do not take such images on stderr."""
     for name in registry.MODELS:
         try:
             yield describe(name, **options)

@@ -81,7 +81,7 @@ class VGG(Backbone):
 def _stage(
     convs: Sequence[Conv], norms: Sequence[BatchNorm], x: jax.Array, *, train: bool
 ) -> jax.Array:
-    """Convolutions up to a max pool; `norms` is empty where there are none."""
+    """Convolutions up to a max pool; `norms` is empty without batch norm."""
     for i, conv in enumerate(convs):
         x = conv(x)
         if norms:
@@ -91,7 +91,7 @@ def _stage(
 
 
 def adaptive_mean(x: jax.Array, size: int) -> jax.Array:
-    """[B, H, W, C] -> [B, C, size, size] flattened as torch does, each cell a mean of its part."""
+    """[B, H, W, C] -> [B, C, size, size], flattened as in torch; each cell is its part's mean."""
 
     def parts(n: int) -> jax.Array:
         # Cell i averages floor(i n / size) up to ceil((i + 1) n / size).

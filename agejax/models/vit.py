@@ -1,7 +1,7 @@
 """Vision transformers (Dosovitskiy et al. 2021), patches of 16; timm's names and numerics.
 
-Its `deit_*` are the same networks. With `gelu="tanh"` the numerics are those of vision_transformer
-and big_vision in JAX, which published them first.
+timm's `deit_*` are the same networks. With `gelu="tanh"` the numerics are those of
+vision_transformer and big_vision in JAX, which published them first.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ class ViT(Backbone):
     """Images [B, H, W, 3] -> the normalised class token [B, dim], or logits.
 
     Args:
-      image_size: edge of the images, pixels, a multiple of 16: positions are learned. At another
-        size, a multiple too, they are resized.
-      gelu: itself, or its approximation by a tanh, which is up to 5e-4 off.
-      drop_path: rate of the last block's `DropPath`, of attention and MLP each; it grows from 0
+      image_size: edge of the images, pixels, a multiple of 16, for which positions are learned.
+        For images of another multiple of 16 they are resized.
+      gelu: exact, or its approximation by a tanh, which is up to 5e-4 off.
+      drop_path: rate of the last block's `DropPath`, for attention and MLP each; it grows from 0
         at the first block.
     """
 
@@ -121,7 +121,7 @@ class ViT(Backbone):
         x = self.dropout(x, train=train, rngs=rngs)
         for block in self.blocks:
             x = self.run(block, x, train=train, rngs=rngs)
-        # Two calls: where nobody asks for the maps, they are dead code.
+        # Two calls: if nobody uses the maps, they are dead code.
         maps = self.norm(x[:, 1:]).reshape(batch, height // PATCH, width // PATCH, -1)
         return Features(maps, self.norm(x[:, 0].astype(jnp.float32)))
 
@@ -138,11 +138,10 @@ class ViT(Backbone):
 
 
 def resize_positions(positions: jax.Array, height: int, width: int) -> jax.Array:
-    """Learned positions for another grid: [1, 1 + n * n, D] -> [1, 1 + height * width, D].
+    """Resizes learned positions to another grid: [1, 1 + n * n, D] -> [1, 1 + height * width, D].
 
-    The class token's, which is the first one, stays. The others are resized in rows and columns:
-    bicubic (Keys 1981, a = -1/2), antialiased where the grid shrinks, as in timm's
-    `resample_abs_pos_embed`.
+    The first one, of the class token, stays. The others are resized in rows and columns: bicubic
+    (Keys 1981, a = -1/2), antialiased if the grid shrinks, as in timm's `resample_abs_pos_embed`.
     """
     side, dim = math.isqrt(positions.shape[1] - 1), positions.shape[2]
     if (height, width) == (side, side):

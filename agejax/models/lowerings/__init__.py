@@ -1,17 +1,18 @@
 """Operations with a faster form than XLA's own, and the switch back to XLA's.
 
-Every function computes the values of the operation that it is named after. There are two kinds:
+Every function computes the same values as the operation that it is named after. There are two
+kinds:
 
 - Chosen when a program is lowered (`lax.platform_dependent`), so that a program exported for a GPU
   has XLA's own: convolutions (`conv`, `depthwise`), `attention.attention` and `pool.max_pool`. On a
-  CPU they are shifted multiply-adds and matrix products, since XLA:CPU has no fast convolution in
-  groups, and is slow at 1x1 convolutions backwards, small maps and the gradient of a maximum.
+  CPU they are shifted multiply-adds and matrix products, since XLA:CPU has no fast grouped
+  convolution, and is slow at 1x1 convolutions backwards, small maps and the gradient of a maximum.
 - The same on every platform: the gradients of batch norm, layer norm and GELU (`norm`,
   `activation`), which read their inputs less often than autodiff's do, `pool.mean_pool` and
   `conv.matmul`.
 
-With `plain()` all of them are what JAX makes without this package. Whether each still pays is
-measured by `python -m experiments.benchmarks.lowerings`.
+With `plain()` JAX's own operations replace all of them. Whether each still pays off is measured by
+`python -m experiments.benchmarks.lowerings`.
 """
 
 from __future__ import annotations
@@ -28,21 +29,21 @@ _batch_parts: ContextVar[int] = ContextVar("batch_parts", default=1)
 
 
 def plain() -> contextlib.AbstractContextManager[None]:
-    """While active, all that is traced uses JAX's own operations and gradients on every platform.
+    """While active, tracing uses JAX's own operations and gradients on every platform.
 
-    Only tracing looks at it: a jitted function that has been traced keeps what it has.
+    It affects only tracing: a jitted function that was traced before stays as it is.
     """
     return _set(_plain, True)
 
 
 def by_platform() -> contextlib.AbstractContextManager[None]:
-    """While active, what is traced uses the form that suits the platform: the default."""
+    """While active, tracing uses the form that suits the platform: the default."""
     return _set(_plain, False)
 
 
 @contextlib.contextmanager
 def batch_split(parts: int) -> Iterator[None]:
-    """While active, what is traced keeps apart the equal parts of the batch on `parts` devices."""
+    """While active, tracing keeps the equal parts of the batch on `parts` devices separate."""
     with _set(_batch_parts, parts):
         yield
 
@@ -53,7 +54,7 @@ def is_plain() -> bool:
 
 
 def batch_parts() -> int:
-    """On how many devices the batch is, as `batch_split` was told."""
+    """The number of devices that hold the batch, as given to `batch_split`."""
     return _batch_parts.get()
 
 

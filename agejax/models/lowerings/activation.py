@@ -1,4 +1,4 @@
-"""GELU, with a gradient that keeps nothing but the input."""
+"""GELU, with a gradient that keeps only the input."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from agejax.models import lowerings
 def gelu(x: jax.Array) -> jax.Array:
     """x times the normal distribution function of x (Hendrycks and Gimpel 2016), within 1e-7 |x|.
 
-    By erf, as PyTorch has it: JAX's erfc is better far below zero, where the result is nearly none,
-    and takes XLA:CPU twice as long. Of the forward pass only x is kept.
+    Uses erf, as PyTorch does: JAX's erfc is more exact far below zero, where the result is nearly
+    0, but takes XLA:CPU twice as long. The forward pass keeps only x.
     """
     return x * _normal_cdf(x) if lowerings.is_plain() else _gelu(x)
 

@@ -1,4 +1,4 @@
-"""Attention of all heads of a transformer's layer."""
+"""Attention of all heads of a transformer layer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from agejax.models import lowerings
 
 
 def attention(qkv: jax.Array) -> jax.Array:
-    """softmax(q k^T / sqrt(D)) v of every head: [B, T, 3, H, D] -> [B, T, H, D]."""
+    """softmax(q k^T / sqrt(D)) v for every head: [B, T, 3, H, D] -> [B, T, H, D]."""
 
     def plain(qkv: jax.Array) -> jax.Array:
         return jax.nn.dot_product_attention(*jnp.moveaxis(qkv, 2, 0))
@@ -23,7 +23,7 @@ def attention(qkv: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def by_heads(qkv: jax.Array) -> jax.Array:
-    """Attention whose products have their axes side by side: two thirds of XLA:CPU's time."""
+    """Attention with contiguous axes in its products: takes two thirds of XLA:CPU's time."""
     return _forward(qkv)[0]
 
 
@@ -41,8 +41,8 @@ def _backward(kept: tuple[jax.Array, ...], dy: jax.Array) -> tuple[jax.Array]:
     dy = dy.swapaxes(1, 2)
     dv = jnp.einsum("bhts,bhtd->bhsd", shares, dy)
     dshares = jnp.einsum("bhtd,bhsd->bhts", dy, v, preferred_element_type=jnp.float32)
-    # The sum over all keys of shares * dshares is that over the few channels of y * dy (Dao et al.
-    # 2022, FlashAttention, appendix B.2), which saves a pass over what is largest here.
+    # The sum of shares * dshares over all keys equals that of y * dy over the few channels (Dao et
+    # al. 2022, FlashAttention, appendix B.2), which saves a pass over the largest array here.
     inner = jnp.sum(y.astype(jnp.float32) * dy, axis=-1, keepdims=True)
     dscores = (shares * (dshares - inner)).astype(v.dtype)
     dq = jnp.einsum("bhts,bhsd->bhtd", dscores, k) * q.shape[-1] ** -0.5

@@ -1,4 +1,4 @@
-"""Convolutions, and the matrix product that a 1x1 convolution is."""
+"""Convolutions, and the matrix product for 1x1 convolutions."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from agejax.models import lowerings
 from agejax.models.lowerings.depthwise import depthwise_conv
 from agejax.models.lowerings.windows import keeping_inputs, pad, plain_conv, taps
 
-# Where XLA:CPU's own convolution is slower than one matrix product of all taps (im2col): an RGB
-# stem's few input channels, or few output pixels, which may be more where the channels are many.
+# Where XLA:CPU's own convolution is slower than one matrix product of all taps (im2col): few input
+# channels (an RGB stem), or few output pixels; the more channels, the more pixels.
 FEW_CHANNELS = 4
 FEW_PIXELS = 9
 MANY_CHANNELS, THEIR_PIXELS = 384, 49
 # Output pixels of a batch beyond which the kernel's gradient is summed tap by tap.
 TAP_GRADIENT_MIN_PIXELS = 2**13
-TILE_BYTES = 2**18  # worked on together, to stay in a core's cache
+TILE_BYTES = 2**18  # processed together, to stay in a core's cache
 
 
 def conv(
     x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0, groups: int = 1
 ) -> jax.Array:
-    """As `plain_conv`, in the form that suits the platform and the shape.
+    """Computes `plain_conv` in the form that suits the platform and the shape.
 
     Depthwise (groups = C = F), other groups, 1x1, few input channels (an RGB stem) and small maps
-    have their own lowering, other kernels their own gradient.
+    have their own lowering, other convolutions their own gradient of the kernel.
     """
     size, _, inputs, outputs = kernel.shape
     if lowerings.is_plain():
@@ -52,8 +52,8 @@ def conv(
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x [..., C], kernel [C, F] -> [..., F], as one product of two matrices.
 
-    XLA:CPU copies x's gradient into another order where several axes are summed over for the
-    kernel's: 6 times as long for 64 images of 32 x 32 pixels from 16 to 72 channels.
+    If the kernel's gradient sums over several axes, XLA:CPU copies x's gradient into another order:
+    6 times as long for 64 images of 32 x 32 pixels from 16 to 72 channels.
     """
     if lowerings.is_plain():
         return x @ kernel
@@ -81,11 +81,11 @@ def grouped(x: jax.Array, kernel: jax.Array, stride: int, padding: int, groups: 
 
 
 def _is_small(x: jax.Array, size: int, stride: int, padding: int) -> bool:
-    """Whether few pixels come out of a dense convolution for the channels that go in.
+    """Whether a dense convolution has few output pixels for its number of input channels.
 
     XLA:CPU is slow there: 64 images of 2 x 2 pixels from 512 to 512 channels and back take 2.4 s,
-    as one product 0.04 s; 16 of 7 x 7 take 0.16 and 0.09 s. From 256 channels to 4 x 4 pixels, or
-    from 64 to 16 x 16, it is faster than the product.
+    but 0.04 s as one product; 16 images of 7 x 7 take 0.16 and 0.09 s. With 256 channels and 4 x 4
+    output pixels, or 64 and 16 x 16, XLA is faster than the product.
     """
     rows, columns = ((n + 2 * padding - size) // stride + 1 for n in x.shape[1:3])
     pixels = rows * columns
@@ -97,7 +97,7 @@ def _is_small(x: jax.Array, size: int, stride: int, padding: int) -> bool:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def dense(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
-    """XLA's own convolution, whose kernel has `kernel_gradient` where that is faster."""
+    """XLA's own convolution, with `kernel_gradient` for the kernel where that is faster."""
     return plain_conv(x, kernel, stride, padding)
 
 
@@ -129,8 +129,8 @@ def kernel_gradient(
 ) -> jax.Array:
     """Each tap of padded x, transposed, times dy: f32 [size, size, C, F].
 
-    Of more than `TAP_GRADIENT_MIN_PIXELS` pixels, XLA:CPU's own takes 1.4 to 3 times as long, 31
-    GFLOP/s. A few images at a time, at most `tile_bytes` of them, so that their taps stay in the
+    For more than `TAP_GRADIENT_MIN_PIXELS` pixels, XLA:CPU's own takes 1.4 to 3 times as long (31
+    GFLOP/s). Processes at most `tile_bytes` of images at a time, so that their taps stay in the
     cache.
     """
     batch, rows, columns, outputs = dy.shape

@@ -12,7 +12,7 @@ from jax import lax
 from agejax.models import lowerings
 from agejax.models.lowerings.windows import keeping_inputs, pad, plain_conv, taps
 
-ROWS_PER_SUM = 16  # fewer are not vectorised, more take long to compile
+ROWS_PER_SUM = 16  # fewer are not vectorised, more compile slowly
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -49,8 +49,8 @@ depthwise_conv.defvjp(keeping_inputs(depthwise_conv), _backward)
 
 
 def by_taps(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
-    """The sum of x's taps, each times the kernel's entry."""
-    # Unrolled, XLA fuses all taps into one pass over the output.
+    """The sum of x's taps, each times its entry of the kernel."""
+    # Unrolled, so that XLA fuses all taps into one pass over the output.
     tapped = taps(pad(x, padding), kernel.shape[0], stride)
     return functools.reduce(jnp.add, (tap * kernel[i, j, 0] for (i, j), tap in tapped))
 
@@ -62,7 +62,7 @@ def _backward_by_taps(
     span_h, span_w = (stride * (n - 1) + 1 for n in dy.shape[1:3])
     before = size - 1 - padding
 
-    # dx: the transposed convolution, as taps of dy spread out by the stride.
+    # dx: the transposed convolution, as taps of dy dilated by the stride.
     spread = lax.pad(
         dy,
         jnp.zeros((), dy.dtype),
@@ -85,11 +85,11 @@ def _backward_by_taps(
 def kernel_gradient(
     padded: jax.Array, dy: jax.Array, size: int, stride: int, rows_per_sum: int
 ) -> jax.Array:
-    """What each tap of padded x gives when multiplied with dy and summed: f32 [size, size, C].
+    """The sum of each tap of padded x times dy: f32 [size, size, C].
 
-    XLA:CPU takes one number after the other in such a sum. Written as additions of whole rows, it
-    vectorises them: `rows_per_sum` rows at a time, of a few images that stay in the cache, for the
-    taps of one row of the kernel. A scan over the kernel's rows keeps the program short.
+    XLA:CPU computes such a sum one number at a time. Additions of whole rows it vectorises:
+    `rows_per_sum` rows at a time, of a few images that stay in the cache, for the taps of one row
+    of the kernel. A scan over the kernel's rows keeps the program short.
     """
     batch, rows, columns, channels = dy.shape
     parts = math.gcd(batch, lowerings.batch_parts())

@@ -17,11 +17,11 @@ def batch_norm(
     """Normalises by the batch's own statistics (Ioffe & Szegedy 2015).
 
     Args:
-      x: [B, H, W, C]. Under jit the batch is the global one, on however many devices.
+      x: [B, H, W, C]. Under jit this is the global batch, on any number of devices.
       scale, bias: float32 [C].
 
     Returns:
-      y as x, and mean and biased variance, float32 [C], which carry no gradient.
+      y, like x; mean and biased variance, float32 [C], which carry no gradient.
     """
     if lowerings.is_plain():
         x32 = x.astype(jnp.float32)
@@ -42,7 +42,7 @@ def _batch_norm_forward(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
     x32, n = x.astype(jnp.float32), x.size // x.shape[-1]
-    # Both sums in one pass; float32 sums of squares may end up a little below zero.
+    # Both sums in one pass; in float32 the variance may come out slightly below zero.
     mean = jnp.sum(x32, axis=(0, 1, 2)) / n
     variance = jnp.maximum(jnp.sum(x32 * x32, axis=(0, 1, 2)) / n - mean * mean, 0.0)
     inverse = lax.rsqrt(variance + epsilon)
@@ -58,7 +58,7 @@ def _batch_norm_backward(
     x32 = x.astype(jnp.float32)
     dbias = jnp.sum(dy, axis=(0, 1, 2))
     dscale = (jnp.sum(dy * x32, axis=(0, 1, 2)) - mean * dbias) * inverse
-    # dx is one multiply-add of dy and x, with everything else a constant of the channel.
+    # dx is one multiply-add of dy and x; everything else is a constant per channel.
     a = scale * inverse
     b = -a * inverse * dscale / n
     dx = a * dy + b * x32 - (a * dbias / n + b * mean)

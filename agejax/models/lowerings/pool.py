@@ -20,10 +20,10 @@ def max_pool(
     """Maximum over windows, padded with -inf as in torch.
 
     Args:
-      ceil: whether a last window that the padded image does not fill counts too.
+      ceil: whether a last window that extends past the padded image counts too.
 
     Raises:
-      UserError: fewer pixels are left than a window has.
+      UserError: the padded image is smaller than a window.
     """
     if min(x.shape[1:3]) + 2 * padding < size:
         raise UserError(
@@ -36,8 +36,8 @@ def max_pool(
     pads = ((0, 0), height, width, (0, 0))
 
     def plain(x: jax.Array) -> jax.Array:
-        # A constant of numpy's: a traced one hides from JAX that this is a maximum, which it could
-        # then not differentiate.
+        # A numpy constant: with a traced one JAX would not recognise a maximum, and could not
+        # differentiate it.
         lowest = np.array(-np.inf, x.dtype)
         y: jax.Array = lax.reduce_window(
             x, lowest, lax.max, (1, size, size, 1), (1, stride, stride, 1), pads
@@ -45,8 +45,8 @@ def max_pool(
         return y
 
     def on_cpu(x: jax.Array) -> jax.Array:
-        # The first of equal ones has the gradient, as above, which XLA:CPU scatters one number
-        # after the other: 10 times as long.
+        # The first of equal values gets the gradient, as above; XLA:CPU scatters it one number at
+        # a time, which takes 10 times as long.
         padded = jnp.pad(x, pads, constant_values=-np.inf)
         tapped = (tap for _, tap in taps(padded, size, stride))
         return functools.reduce(lambda y, tap: jnp.where((tap > y) | (tap != tap), tap, y), tapped)
@@ -58,10 +58,10 @@ def max_pool(
 
 
 def mean_pool(x: jax.Array, size: int, stride: int, *, count_padding: bool) -> jax.Array:
-    """Mean over windows, padded with zeros as TensorFlow's "same".
+    """Mean over windows, padded with zeros like TensorFlow's "same".
 
     Args:
-      count_padding: whether windows at the border are divided by `size` squared all the same.
+      count_padding: whether windows at the border are divided by `size` squared too.
 
     Returns:
       [B, ceil(H / stride), ceil(W / stride), C].
@@ -72,7 +72,7 @@ def mean_pool(x: jax.Array, size: int, stride: int, *, count_padding: bool) -> j
         zero, window = np.zeros((), x.dtype), (1, size, size, 1)
         sums = lax.reduce_window(padded, zero, lax.add, window, (1, stride, stride, 1), "VALID")
     else:
-        # XLA:CPU computes the gradient of `reduce_window` several times slower.
+        # XLA:CPU takes several times as long for the gradient of `reduce_window`.
         sums = functools.reduce(jnp.add, (tap for _, tap in taps(padded, size, stride)))
     if count_padding:
         return sums / (size * size)
@@ -81,7 +81,7 @@ def mean_pool(x: jax.Array, size: int, stride: int, *, count_padding: bool) -> j
 
 
 def _inside(n: int, size: int, stride: int) -> np.ndarray:
-    """How many entries of each "same" window over an axis of length `n` are not padding."""
+    """The number of entries that are not padding in each "same" window over `n` entries."""
     ones = np.pad(np.ones(n), same_pads(n, size, stride))
     windows = np.lib.stride_tricks.sliding_window_view(ones, size)[::stride]
     counts: np.ndarray = windows.sum(axis=1)

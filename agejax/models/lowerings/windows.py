@@ -1,4 +1,4 @@
-"""What operations on windows of an image share: padding, taps and XLA's own convolution."""
+"""Shared parts of operations on windows of an image: padding, taps, XLA's own convolution."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ def pad(x: jax.Array, padding: int) -> jax.Array:
 
 
 def same_pads(n: int, size: int, stride: int) -> tuple[int, int]:
-    """Padding before and after an axis of length `n` that TensorFlow calls "same"."""
+    """TensorFlow's "same" padding before and after an axis of length `n`."""
     total = max((-(-n // stride) - 1) * stride + size - n, 0)
     return total // 2, total - total // 2
 
 
 def pad_same(x: jax.Array, size: int, stride: int, value: float = 0.0) -> jax.Array:
-    """x [B, H, W, C] padded as TensorFlow's "same" does for a window of `size` x `size`."""
+    """x [B, H, W, C] with TensorFlow's "same" padding for windows of `size` x `size`."""
     height, width = (same_pads(n, size, stride) for n in x.shape[1:3])
     return jnp.pad(x, ((0, 0), height, width, (0, 0)), constant_values=value)
 
 
 def taps(x: jax.Array, size: int, stride: int) -> Iterator[tuple[tuple[int, int], jax.Array]]:
-    """Yields ((i, j), what the kernel's entry i, j is multiplied with) of padded x."""
+    """Yields ((i, j), the part of padded x that the kernel's entry i, j multiplies)."""
     batch, height, width, channels = x.shape
     rows, columns = ((n - size) // stride * stride + 1 for n in (height, width))
     for i in range(size):
