@@ -9,7 +9,7 @@
     faces = agejax.load("runs/mine").predict("photos/")
     print(faces[0]["age"], faces[0]["gender"])
 
-These functions are those of `agejax.api`. Importing agejax changes nothing in the process: commands
+These functions are those of `agejax.api`. Importing agejax changes nothing in the process; commands
 do that (`agejax.process.start`). JAX is imported when the first function is used.
 """
 
@@ -38,10 +38,10 @@ def __getattr__(name: str) -> Any:
 
 
 class _Package(types.ModuleType):
-    """The package, in which the names of functions stay theirs.
+    """The package; in it, modules never replace the functions of the same name.
 
-    agejax.train is a function, and the module of the loop. When a module is imported, Python binds
-    it to its name in the package, and `agejax.train(...)` would fail from then on. Neither
+    agejax.train is both a function and the module of the loop. When a module is imported, Python
+    binds it to its name in the package, and `agejax.train(...)` would fail from then on. Neither
     `from agejax.train import ...` nor `python -m agejax.evaluate` needs that binding.
     """
 

@@ -11,7 +11,7 @@ from agejax.errors import UserError, nearest
 from agejax.process.command import run_command
 from agejax.version import __version__
 
-# Name -> the module that runs it, and what it does.
+# Command -> (its module, what it does).
 COMMANDS = {
     "train": ("agejax.main", "train what a config describes, then score it"),
     "evaluate": ("agejax.evaluate", "score a run: metrics, predictions and a report"),
@@ -30,11 +30,11 @@ COMMANDS = {
     "distribution": ("agejax.data.distribution", "show which groups a config's sampling draws"),
     "align": ("agejax.data.align", "copy a data set, framed as a run's training images"),
 }
-OF_DATA = "prepare"  # the first command of those about data
+OF_DATA = "prepare"  # the first command about data
 
 
 def overview() -> str:
-    """The commands, one line each."""
+    """Lists the commands, one line each."""
     lines = ["usage: agejax COMMAND [ARGUMENT ...]", "", "Models:"]
     for name, (_, what) in COMMANDS.items():
         if name == OF_DATA:
@@ -71,7 +71,7 @@ def main() -> None:
         sys.exit(run_command(show, sys.argv[1:]))
     sys.argv[1:] = arguments
     if not sys.flags.safe_path:
-        sys.path.insert(0, os.getcwd())  # a config may import a module beside it
+        sys.path.insert(0, os.getcwd())  # a config may import a module next to it
     runpy.run_module(COMMANDS[name][0], run_name="__main__", alter_sys=True)
 
 

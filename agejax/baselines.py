@@ -1,7 +1,7 @@
 """python -m agejax.baselines --workdir=RUN [--estimator=svm] [--features=pretrained]
 
-Classical estimators on a frozen backbone's features: what the network itself is worth beside them.
-Trained on the run's own training images, chosen on its val, reported as evaluate reports a run.
+Fits a classical estimator to a frozen backbone's features, for comparison with the network itself.
+It is trained on the run's training images, tuned on its val, and reported like a run by evaluate.
 """
 
 from __future__ import annotations

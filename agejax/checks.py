@@ -1,4 +1,4 @@
-"""What can be wrong with a run, found as early as it can be: before the data, or just after it."""
+"""Checks of a run's settings, as early as possible: before the data is read, or just after."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ DURATIONS = ("total", "log_every", "eval.every", "checkpoint.every")
 
 
 def before_data(config: Any, *, resumes: bool = False) -> None:
-    """Raises `UserError` for every setting that is wrong whatever the data is.
+    """Raises `UserError` for a setting that is wrong with any data.
 
-    All that a run builds from its config is built here once, from stand-in labels and without
-    arrays: it takes half a second, and a wrong setting is found before hours of preparing.
+    Builds all that a run builds from its config, from stand-in labels and without arrays: it takes
+    half a second, and finds a wrong setting before hours of preparation.
 
     Args:
       config: as `pretrained.settle` returns it.
-      resumes: it goes on from its own checkpoint, and pretrained weights are not needed again.
+      resumes: the run resumes from its checkpoint, and needs no pretrained weights.
     """
     splits.way_of(config.data.split)
     distillation.check(config.distill, config.heads)
@@ -46,7 +46,7 @@ def before_data(config: Any, *, resumes: bool = False) -> None:
             duration = duration[key]
         (duration_of_run if name == "total" else to_steps)(duration, name)
     weights.switches(config.heads, to_steps)
-    # How many steps a run has is not known yet: any warm-up fits this one.
+    # The number of steps is not known yet: any warm-up fits this one.
     optim.lr_scale(config)
     optim.create_schedule(config.schedule, 2, lambda d, name: min(to_steps(d, name), 1))
 
@@ -98,7 +98,7 @@ def with_data(config: Any, rows: Mapping[str, np.ndarray]) -> None:
 def _stand_in(heads: Mapping[str, Any]) -> sources.Source:
     """A source with every label and every age, of images of one pixel.
 
-    A label has two classes where a head asks for two, else five: the data's number is not known.
+    A label has two classes where a head needs two, else five: the true number is not known yet.
     """
     years = np.arange(ages.MOST_YEARS + 1)
     binary = {
@@ -124,7 +124,7 @@ def _stand_in(heads: Mapping[str, Any]) -> sources.Source:
 
 
 def _perfect_scores(heads: Mapping[str, heads_lib.Head], source: sources.Source) -> dict[str, Any]:
-    """`metrics.evaluate` of predictions that equal the labels: the same names as any."""
+    """`metrics.evaluate` of perfect predictions: it has the same names as any evaluation."""
     labels, names = heads_lib.derive(heads, source.labels, source.label_names)
     targets = {head.label for head in heads.values()} | (labels.keys() - source.labels.keys())
     predictions = {

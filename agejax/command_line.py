@@ -17,7 +17,7 @@ from agejax.paths import config_file
 from agejax.settings import Setting
 
 FLAGS = flags.FLAGS
-_ARGV: list[str] = []  # what ml_collections reads settings from, while `parse` runs
+_ARGV: list[str] = []  # where ml_collections reads settings while `parse` runs
 CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
@@ -27,13 +27,13 @@ CONFIG = config_flags.DEFINE_config_file(
 
 
 def parse(argv: Sequence[str], usage: str = "") -> ml_collections.ConfigDict:
-    """The config of a command line. Where it asks for help, prints that and exits.
+    """Reads the config from a command line. Where help is requested, prints it and exits.
 
     Args:
       usage: the first lines of the help: how to call the command, and what it does.
 
     Raises:
-      UserError: absl or the config objects to it, its file raises an error or has no config, or a
+      UserError: absl or the config rejects it, its file raises an error or has no config, or a
         setting is not what `agejax.config.check` allows.
     """
     if (topic := _help_topic(argv[1:])) is not None:
@@ -45,7 +45,7 @@ def parse(argv: Sequence[str], usage: str = "") -> ml_collections.ConfigDict:
         _ARGV[:] = argv
         extra = FLAGS(argv)[1:]
         if CONFIG.value is not None:
-            getattr(CONFIG.value, "keys", None)  # a file that cannot be read says so now
+            getattr(CONFIG.value, "keys", None)  # raises now if the file cannot be read
     except (Exception, SystemExit) as error:
         if path and (where := line_in(path, error)):
             raise UserError(f"--config={path}, {where}") from error
@@ -54,7 +54,7 @@ def parse(argv: Sequence[str], usage: str = "") -> ml_collections.ConfigDict:
                 f"--config={path} has no get_config(); write one that returns "
                 "agejax.config.default() with your changes"
             ) from error
-        if isinstance(error, OSError):  # the config's own, which quotes the first error
+        if isinstance(error, OSError):  # the config's own error, which quotes the first one
             reason = str(error).strip().splitlines()[-1].strip()
             raise UserError(f"--config={path} cannot be loaded: {reason}") from error
         if not isinstance(error, _OF_ABSL):
@@ -84,7 +84,7 @@ _OF_ABSL = (flags.Error, AttributeError, KeyError, TypeError, ValueError)
 
 
 def _with_config_file(argv: Sequence[str]) -> list[str]:
-    """The command line with the path of the config file in place of its name."""
+    """The command line with the config file's path in place of its name."""
     found = list(argv)
     for i, argument in enumerate(argv):
         if argument.startswith("--config="):
@@ -95,7 +95,7 @@ def _with_config_file(argv: Sequence[str]) -> list[str]:
 
 
 def _config_path(argv: Sequence[str]) -> str | None:
-    """The config file that is named last; a part after a colon goes to its get_config()."""
+    """The config file named last; the part after a colon goes to its get_config()."""
     found = None
     for argument, following in zip(argv, [*argv[1:], ""], strict=True):
         name, equals, value = argument.lstrip("-").partition("=")
@@ -105,7 +105,7 @@ def _config_path(argv: Sequence[str]) -> str | None:
 
 
 def _help_topic(arguments: Sequence[str]) -> str | None:
-    """What help is asked for: "" for the command's, a path such as "config.schedule", or None."""
+    """Which help is requested: "" for the command's, a path such as "config.schedule", or None."""
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         if argument in ("-h", "-help", "--help"):
             return following if following.partition(".")[0] == "config" else ""
@@ -115,7 +115,7 @@ def _help_topic(arguments: Sequence[str]) -> str | None:
 
 
 def _flags_help() -> str:
-    """The flags of the command that runs, and how settings are given."""
+    """The flags of the running command, and how to give settings."""
     lines = ["flags:"]
     for module, found in FLAGS.flags_by_module_dict().items():
         if module == sys.argv[0] or module.startswith("agejax."):
@@ -136,7 +136,7 @@ settings:
 
 
 def _wrong_value(message: str) -> str | None:
-    """Says what a setting may be, for absl's message of a value that it cannot read."""
+    """Names a setting's allowed values, for absl's message about a value that it cannot read."""
     found = re.match(r"flag --config\.([\w.]+)=(.*?): ", message, re.DOTALL)
     setting = dict(SETTINGS.walk("config")).get(f"config.{found[1]}") if found else None
     if found is None or not isinstance(setting, Setting):
@@ -145,7 +145,7 @@ def _wrong_value(message: str) -> str | None:
 
 
 def _unknown_setting(message: str, argv: Sequence[str]) -> str | None:
-    """Names the argument of an unknown key, of which the config's message gives the key only."""
+    """Names the argument with an unknown key, where the config's message gives only the key."""
     key = re.match(r"[\\'\"]+(\w+)", message)
     for flag in (argument.partition("=")[0] for argument in argv):
         if key and flag.startswith("--config.") and key[1] in flag.split("."):

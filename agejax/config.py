@@ -1,4 +1,4 @@
-"""Every setting of a run, with its default and one sentence; a config file changes what differs.
+"""Every setting of a run, with its default and a sentence of help; a config file changes some.
 
 `default()` makes a `ConfigDict` of them. docs/config.md and `python -m agejax.main --help=config`
 show the same, with the options of heads, backbones and data sets.
@@ -388,12 +388,12 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def from_json(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """The config that a run has stored.
+    """Makes a config from the JSON data that a run has stored.
 
-    Settings that it lacks came to be since it was stored; they stay missing.
+    Settings that were added since it was stored stay missing.
 
     Raises:
-      UserError: it is damaged, or a later version's.
+      UserError: it is damaged, or of a later version.
     """
     try:
         config = ml_collections.ConfigDict(values)
@@ -404,7 +404,7 @@ def from_json(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
 
 
 def completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """A copy with defaults for settings that are missing, as in runs from before there were any."""
+    """A copy with defaults for missing settings, which are newer than the run."""
     copy: ml_collections.ConfigDict = _completed(
         config.copy_and_resolve_references(), default(), SETTINGS
     )
@@ -424,7 +424,7 @@ def open_dict(path: str) -> tuple[Setting, tuple[str, ...], tuple[str, ...]] | N
     """The open dict at or above a path, its own path, and the rest of the path; None without one.
 
     Args:
-      path: such as "heads.age.loss", of which the open dict is "heads".
+      path: such as "heads.age.loss", whose open dict is "heads".
     """
     parts = tuple(path.split("."))
     found: Setting | Group | None = SETTINGS
@@ -438,12 +438,12 @@ def open_dict(path: str) -> tuple[Setting, tuple[str, ...], tuple[str, ...]] | N
 def replaced(
     config: ml_collections.ConfigDict, values: Mapping[str, Any]
 ) -> ml_collections.ConfigDict:
-    """A copy with the settings at dotted paths replaced; what is a dict becomes a part of it.
+    """A copy with the settings at dotted paths replaced; a dict becomes a part of the config.
 
     A path such as "total.steps" replaces the unit of a duration.
 
     Raises:
-      UserError: a path that is not there.
+      UserError: a path that does not exist.
     """
     copy = config.copy_and_resolve_references()
     with copy.unlocked():

@@ -1,7 +1,7 @@
 """python -m agejax.distill --workdir=RUN --output=FILE.npz [--views=plain,flip]
 
-Writes what a trained run or ensemble answers for the images of a data set, to teach another run:
-config.distill.files names the file. A teacher in a file costs nothing while its student trains.
+Writes the outputs of a trained run or ensemble for the images of a data set, to teach another run:
+config.distill.files names the file. A teacher in a file costs no time while its student trains.
 """
 
 from __future__ import annotations

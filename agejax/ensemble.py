@@ -1,9 +1,9 @@
-"""python -m agejax.ensemble --output=DIR RUN[@STEP] RUN2 ... [--weights=.4,.6 | --weights=fit]
+"""python -m agejax.ensemble --output=DIR RUN[@STEP] RUN2 ... [--weights=0.4,0.6 | --weights=fit]
 
-Several trained runs as one, which evaluate, predict and pseudo_label take as --workdir: the
-weighted mean of what they say (--combine=predictions), also over views of each image (--views), or
-one network of the mean of their weights (--combine=weights), such as checkpoints of one run. Its
-batch-norm statistics are averaged too, or computed on training images (--statistics=anew).
+Combines trained runs into one, which evaluate, predict and pseudo_label take as --workdir: the
+weighted mean of their predictions (--combine=predictions), also over views of each image (--views),
+or one network with the mean of their weights (--combine=weights), such as checkpoints of one run.
+Its batch-norm statistics are averaged too, or computed on training images (--statistics=anew).
 """
 
 from __future__ import annotations

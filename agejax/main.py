@@ -1,7 +1,7 @@
 """python -m agejax.main --config=FILE [--workdir=DIR] [--config.x.y=VALUE ...]
 
 Trains what a config describes, and scores the best checkpoint on the final split. The same command
-again goes on with a run that was stopped. For example:
+resumes a run that was stopped. For example:
 
     python -m agejax.main --config=configs/quickstart.py --config.total.steps=200
 """
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
     if jax.process_count() == 1:
         results.evaluate(workdir, split=config.eval.final_split)
         return
-    # Scoring takes one process, and a fresh one: this one is bound to all the others.
+    # One new process does the scoring: this one is bound to all the others.
     first = jax.process_index() == 0
     peers.leave()
     jax.distributed.shutdown()

@@ -1,8 +1,8 @@
-"""Settings on the command line whose names no config lists: a duration's unit, a head's options.
+"""Command-line settings whose names no config lists: a duration's unit, a head's options.
 
 `--config.total.steps=200`, `--config.heads.gender.smoothing=0.1` and the like lead below an open
-dict (`agejax.settings`), where ml_collections knows only what a config file has written down. Here
-they are taken off the command line, and set in the config that the rest of it gives.
+dict (`agejax.settings`), where ml_collections knows only the keys in the config file. This module
+takes them off the command line, and sets them in the config that the rest gives.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _FLAG = re.compile(r"--?config\.([^=]+)(?:=(.*))?", re.DOTALL)
 
 @dataclasses.dataclass(frozen=True)
 class Override:
-    """One such argument.
+    """A command-line setting below an open dict.
 
     Attributes:
       flag: such as "--config.heads.gender.smoothing".
       setting: the open dict that it leads below.
       at: the path of that dict, such as ("heads",).
       below: the rest of the path, such as ("gender", "smoothing").
-      text: the value as it was given.
+      text: the value as given.
     """
 
     flag: str
@@ -43,11 +43,11 @@ class Override:
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[Override]]:
-    """The arguments that ml_collections can take, and the others.
+    """Splits arguments into those that ml_collections can take, and the others.
 
     Raises:
-      UserError: an argument without a value, a whole dict after a part of it, or something else
-        than a dict in its place.
+      UserError: an argument without a value, a whole dict after a part of it, or a value that is
+        not a dict in place of one.
     """
     rest: list[str] = []
     found: list[Override] = []
@@ -74,11 +74,11 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[Override]]:
 
 
 def apply(config: ml_collections.ConfigDict, overrides: Sequence[Override]) -> None:
-    """Sets them in the config.
+    """Sets the overrides in the config.
 
     Raises:
-      UserError: a unit that durations do not have, two units of one duration, a head that is not
-        there, or a part of what is no dict.
+      UserError: an unknown unit, two units of one duration, a head that does not exist, or a part
+        of something that is not a dict.
     """
     heads = tuple(config.heads)
     units: dict[tuple[str, ...], Override] = {}
@@ -105,21 +105,21 @@ def apply(config: ml_collections.ConfigDict, overrides: Sequence[Override]) -> N
 
 
 def _form(flag: str, setting: Setting, text: str) -> str:
-    """How to set a part of an open dict."""
+    """The form in which to set a part of an open dict."""
     if isinstance(setting, Duration):
         return f"{flag}.steps={text}, or .epochs, .examples or .percent"
     return f"{flag}.NAME=VALUE, or a dict such as {flag}=\"{{'NAME': VALUE}}\""
 
 
 def _at(config: Any, path: Sequence[str]) -> Any:
-    """What the config has at a path; None for nothing."""
+    """The config's value at a path; None where there is none."""
     for part in path:
         config = config.get(part) if isinstance(config, ml_collections.ConfigDict) else None
     return config
 
 
 def _set(config: ml_collections.ConfigDict, path: Sequence[str], value: Any, flag: str) -> None:
-    """Sets what lies at a path, whatever type it had; dicts on the way are made."""
+    """Sets the value at a path, whatever its old type; creates dicts on the way."""
     *groups, key = path
     group = config
     try:
@@ -137,10 +137,10 @@ def _set(config: ml_collections.ConfigDict, path: Sequence[str], value: Any, fla
 
 
 def _value(text: str, old: Any) -> Any:
-    """A value as it is given on a command line: a literal of Python's, or a text without quotes.
+    """Reads a value from the command line: a Python literal, or a text without quotes.
 
     Args:
-      old: what it replaces, whose type it takes where it can.
+      old: the value that it replaces; its type is kept where possible.
     """
     try:
         value = ast.literal_eval(text.capitalize() if text in ("true", "false") else text)

@@ -7,17 +7,17 @@ import pathlib
 
 from agejax.errors import UserError, nearest
 
-CONFIGS = pathlib.Path(__file__).parent / "configs"  # those that agejax comes with
+CONFIGS = pathlib.Path(__file__).parent / "configs"  # the configs that come with agejax
 
 
 def expand(path: str | os.PathLike[str]) -> pathlib.Path:
-    """The path with the home folder in place of a leading ~, or ~USER, as a shell writes it.
+    """Replaces a leading ~ or ~USER by the home folder, as a shell does.
 
-    A shell does so only at the start of a word, and not in `--output=~/x` or in a config file.
-    A name that merely begins with ~ and is no user's stays as it is.
+    A shell does so only at the start of a word, not in `--output=~/x` or in a config file. A name
+    that begins with ~ but names no user is not changed.
 
     Raises:
-      UserError: nobody knows the home folder (no HOME, and a user without an account).
+      UserError: the home folder is unknown (no HOME, and a user without an account).
     """
     path = pathlib.Path(path)
     try:
@@ -48,13 +48,13 @@ def cache_folder(given: str | os.PathLike[str] | None = None) -> pathlib.Path:
 
 
 def config_file(given: str) -> str:
-    """The config file that a user names: by its path, or by name one that agejax comes with.
+    """Finds the config file that a user names, by path or by the name of one in agejax.
 
     "quickstart" is configs/quickstart.py, wherever agejax is installed. A file of that name in the
-    current folder comes first. What follows a colon goes to the file's get_config().
+    current folder comes first. The part after a colon goes to the file's get_config().
 
     Raises:
-      UserError: a name, without folder and suffix, of neither; or as `expand`.
+      UserError: a name without folder and suffix that matches no file; or as `expand`.
     """
     name, colon, argument = given.partition(":")
     path = expand(name)

@@ -1,7 +1,7 @@
-"""python -m agejax.pseudo_label --workdir=RUN --source=FOLDER --output=DIR [--keep=.8]
+"""python -m agejax.pseudo_label --workdir=RUN --source=FOLDER --output=DIR [--keep=0.8]
 
-Labels the faces of a folder, an archive or a data set with a trained run or ensemble, keeps what it
-is surest of, and writes labels.csv with the lines of a config that train on it beside real faces.
+Labels the faces of a folder, an archive or a data set with a trained run or ensemble, keeps those
+that it is most certain of, and writes labels.csv and config lines to train on it with real faces.
 """
 
 from __future__ import annotations

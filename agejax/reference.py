@@ -1,4 +1,4 @@
-"""Lists every setting, with its default, what it may be, and one sentence.
+"""Lists every setting with its default, its allowed values, and a sentence of help.
 
     python -m agejax.reference > docs/config.md
 
@@ -20,8 +20,8 @@ from agejax.errors import UserError, nearest
 from agejax.process.command import run_command
 from agejax.settings import Duration, Group, Setting
 
-# A group, the place of its settings, such as "config.heads.NAME", and what they belong to, such as
-# "kind ordinal".
+# (The place of a group's settings, such as "config.heads.NAME", what they belong to, such as
+# "kind ordinal", and the group.)
 Section = tuple[str, str, Group]
 
 HEAD = """\
@@ -49,7 +49,7 @@ def text(path: str) -> str:
       UserError: there are none.
     """
     lines: list[str] = []
-    # The options of heads and the like are a page each: of "config", its own settings alone.
+    # Options of heads and the like have pages of their own; "config" lists only its own settings.
     for where, title, group in _config() if path == "config" else sections(path):
         inside = [entry for entry in group.walk(where) if _meets(path, entry[0])]
         if inside and (title or _meets(path, where)):
@@ -106,7 +106,7 @@ def _paragraph(setting: Setting) -> str:
 
 
 def _allowed(setting: Setting) -> str:
-    """What it may be, as a sentence; "" for a dict, whose help says it."""
+    """The allowed values, as a sentence; "" for a dict, whose help describes them."""
     if isinstance(setting, Duration):
         return "A duration."
     if setting.wanted == "a dict":
@@ -152,7 +152,7 @@ def _data_sets() -> Iterator[Section]:
 def _backbones() -> Iterator[Section]:
     from agejax.models import registry
 
-    alike: dict[str, list[str]] = {}  # the options, as text -> the backbones that have them
+    alike: dict[str, list[str]] = {}  # options, as text -> the backbones with these options
     for name in registry.MODELS:
         alike.setdefault(repr(registry.options_of(name).defaults()), []).append(name)
     for names in alike.values():
@@ -179,7 +179,7 @@ def _onnx() -> Iterator[Section]:
     yield "config.distill.onnx.NAME", "", onnx_models.SETTINGS
 
 
-# Place -> its sections. Each is imported when it is asked for: some take seconds.
+# Place -> its sections, imported only on demand: some take seconds.
 _SECTIONS: dict[str, Callable[[], Iterator[Section]]] = {
     "config": _config,
     "config.data.options": _data_sets,

@@ -1,8 +1,8 @@
-"""What a setting is: its default, its type, what it may be set to, and one sentence of help.
+"""The definition of a setting: its default, type, allowed values, and one sentence of help.
 
-Every group of settings is defined once, as a `Group`: the config in `agejax.config`, augmentation,
-heads, necks, and the options of backbones and data sets beside the code that uses them. The
-`ConfigDict`, the checks, the help of the command line and docs/config.md all come from it.
+Every group of settings is defined once, as a `Group`: the config in `agejax.config`; augmentation,
+heads, necks, and the options of backbones and data sets next to the code that uses them. The
+`ConfigDict`, the checks, the command line's help and docs/config.md all come from it.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from agejax.errors import UserError, check_keys, is_number
 class Setting:
     """One setting.
 
-    A whole number may stand for a real one, and a list for a tuple.
+    A whole number is accepted as a real one, and a list as a tuple.
 
     Attributes:
-      default: where it is None, None stays allowed. A dict is open: its keys are the user's, and
-        the code that uses them checks them.
+      default: where it is None, None is allowed. A dict is open: users choose its keys, and the
+        code that uses them checks them.
       help: one sentence.
-      kind: the type of the value; that of the default where this is None.
-      item: the type of a tuple's items; that of the default's first item where this is None.
-        Items without a type, and tuples in a tuple, are checked where they are used.
-      choices: the only values allowed.
-      limits: the lowest and the highest number allowed, of the value or of a tuple's items; None
-        for no limit.
-      above, below: numbers that the value must be above or below.
+      kind: the type of the value; None: that of the default.
+      item: the type of a tuple's items; None: that of the default's first item. Items without a
+        type, and tuples in a tuple, are checked where they are used.
+      choices: the allowed values.
+      limits: the lowest and the highest allowed number, for the value or a tuple's items; None for
+        no limit.
+      above, below: exclusive limits.
       length: how many items a tuple must have.
-      rising: no item of a tuple is smaller than the one before.
+      rising: no item of a tuple may be smaller than the one before.
       unit: such as "years".
     """
 
@@ -54,7 +54,7 @@ class Setting:
     unit: str = ""
 
     def check(self, value: Any, where: str) -> None:
-        """Raises `UserError`, which names the place `where`, for a value that it must not have."""
+        """Raises `UserError`, which names the place `where`, for a value that is not allowed."""
         if value is None and self.default is None:
             return
         if not self._is_of_kind(value) or not all(map(self._is_within, self._numbers(value))):
@@ -64,7 +64,7 @@ class Setting:
 
     @property
     def wanted(self) -> str:
-        """What its value must be, such as "a whole number in 0..14"."""
+        """Describes the allowed values, such as "a whole number in 0..14"."""
         if self.choices:
             return f"one of {_listed(self.choices)}"
         kind, item = self._kind, self._item_kind
@@ -138,7 +138,7 @@ class Duration(Setting):
 
 
 class Group(dict[str, Union[Setting, "Group"]]):
-    """Settings, and groups of settings, by name, in the order in which they are read.
+    """Settings and groups of settings by name, in reading order.
 
     Args:
       help: one sentence.
@@ -156,7 +156,7 @@ class Group(dict[str, Union[Setting, "Group"]]):
         }
 
     def config(self) -> ml_collections.ConfigDict:
-        """A `ConfigDict` of the defaults, which knows the types of those that are None."""
+        """A `ConfigDict` of the defaults, with the types of those that are None."""
         config = ml_collections.ConfigDict()
         for key, setting in self.items():
             if isinstance(setting, Group):
@@ -170,12 +170,12 @@ class Group(dict[str, Union[Setting, "Group"]]):
         return config
 
     def check(self, given: Any, where: str, *, complete: bool = False) -> None:
-        """Raises `UserError` for a setting that is unknown, or set to what it must not be.
+        """Raises `UserError` for a setting that is unknown or has a value that is not allowed.
 
         Args:
-          given: {name: value}, any of them absent.
+          given: {name: value}; names may be absent.
           where: their place, such as "config.schedule".
-          complete: none may be absent.
+          complete: no name may be absent.
         """
         if not hasattr(given, "items"):
             names = ", ".join(self)
@@ -200,7 +200,7 @@ class Group(dict[str, Union[Setting, "Group"]]):
                 yield from setting.walk(f"{where}.{key}")
 
 
-# Type -> what one and several of its values are called.
+# Type -> names for one and for several of its values.
 _NAMES: dict[type, tuple[str, str]] = {
     bool: ("True or False", "True or False"),
     int: ("a whole number", "whole numbers"),
@@ -210,7 +210,7 @@ _NAMES: dict[type, tuple[str, str]] = {
 
 
 def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """A config, or a part of one, as what JSON gives back: dicts, lists, numbers, strings."""
+    """A config, or a part of one, as JSON would return it: dicts, lists, numbers, strings."""
     value: dict[str, Any] = json.loads(config.to_json_best_effort())
     return value
 

@@ -2,8 +2,8 @@
 
 Searches a config's settings for the best validation metric. A space is a Python file whose
 get_space() returns {"optim.weight_decay": {"low": 1e-4, "high": 1.0, "log": True},
-"heads.age.loss": {"choices": ["l1", "huber"]}, ...}. The same command goes on with a study that was
-stopped, and any number of workers, on any number of machines, may be given it at once.
+"heads.age.loss": {"choices": ["l1", "huber"]}, ...}. The same command continues a stopped study,
+and any number of workers, on any number of machines, may run it at once.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     settings = space.read_space(args.space)
     config = command_line.parse([argv[0], *rest])
     firsts = {k: v["choices"][0] if "choices" in v else v["low"] for k, v in settings.items()}
-    replaced(config, firsts)  # raises where a setting is not there
+    replaced(config, firsts)  # raises where a setting does not exist
     if not config.data.split.val_of_train:
         raise UserError(
             "config.data.split.val_of_train: 0 leaves no val split to compare trials on; set it "
@@ -66,14 +66,14 @@ def main(argv: Sequence[str]) -> None:
         config.eval.best_mode,
     )
     search(config, settings, folder, created, args.trials)
-    if (folder / "best.json").exists():  # else all were pruned
+    if (folder / "best.json").exists():  # else all trials were pruned
         best = json.loads((folder / "best.json").read_text())
         print(f"best of {args.trials}: {config.eval.best} {best['value']:.4f} with {best['flags']}")
     print(f"written to {folder}/: index.html, trials.csv, best.json")
 
 
 def _quiet() -> None:
-    """Raises `UserError` without Optuna; with it, errors are printed and nothing else."""
+    """Makes Optuna print errors only. Raises `UserError` where it is not installed."""
     try:
         import optuna
     except ImportError as error:

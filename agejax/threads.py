@@ -1,4 +1,4 @@
-"""Work that threads do ahead of its use."""
+"""Threads that work ahead of the use of their results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
-AHEAD = 16  # items a thread, begun or done before their results are asked for
+AHEAD = 16  # items per thread, begun or done before their results are used
 
 
 def ahead(
@@ -17,7 +17,7 @@ def ahead(
 ) -> Iterator[tuple[T, Future[R]]]:
     """Yields every item with the future of `work(item)`, in order.
 
-    Items are taken as threads need them, so that results do not fill the memory. A future's
+    Takes items only as threads need them, so that results do not fill the memory. A future's
     `result()` raises what the work raised.
     """
     with ThreadPoolExecutor(workers) as pool:

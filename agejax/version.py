@@ -1,3 +1,3 @@
-"""The version of agejax, below all that write it into their files."""
+"""The version of agejax, in a module that all others may import."""
 
 __version__ = "0.1.0"

@@ -1,18 +1,18 @@
-"""Files of targets: probabilities and features that were computed before, an .npz archive of
+"""Files of targets, probabilities and features computed before: an .npz archive of
 
     ids                    [N], texts: the images' names, as agejax lists them (`id` in
-                           predictions.csv), those of a mixture with the part's name and "/" before
-    probabilities/HEAD     [N, K], or [V, N, K] for V views, whose mean is taken; of the natural
-                           world: what a head would say that was trained on evenly drawn images
+                           predictions.csv); in a mixture with the part's name and "/" in front
+    probabilities/HEAD     [N, K], or [V, N, K] for V views, which are averaged; under the natural
+                           prior: those of a head trained on uniformly drawn images
     outcomes/HEAD          [K], texts: ages in years ("0", "1", ...), or names of classes; may be
-                           left out where they are as the student has them
+                           left out where the student has the same
     features               [N, D], or [V, N, D]
     facts                  [], a text: JSON that `python -m agejax.distill` writes, with "images"
-                           (the fingerprint of the data that the ids are of), "trained_on" (the
+                           (the fingerprint of the data that the ids belong to), "trained_on" (the
                            data sets, fingerprints and splits that the teacher, its start and its
                            teachers were trained on), ...
 
-All but `ids` may be left out. A row of NaN is unknown.
+All but `ids` are optional. A row of NaN is unknown.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from agejax.paths import expand
 from agejax.training.teaching import Target
 
 PROBABILITIES, OUTCOMES = "probabilities/", "outcomes/"
-SUM_TOLERANCE = 0.02  # of probabilities, which may be float16
+SUM_TOLERANCE = 0.02  # of a row of probabilities, which may be float16
 REMEDY = "write it again with python -m agejax.distill, or as docs/training.md says"
 
 
@@ -49,9 +49,9 @@ class TargetFile:
     Attributes:
       ids: str [N].
       probabilities: head -> float [N, K].
-      outcomes: head -> the names of its K outcomes, for those that are named.
+      outcomes: head -> the names of its K outcomes, for heads that name them.
       features: float [N, D], or None.
-      facts: as above; empty for a file of another program.
+      facts: as above; empty for a file from another program.
     """
 
     path: pathlib.Path
@@ -63,7 +63,7 @@ class TargetFile:
 
     @classmethod
     def read(cls, path: str | pathlib.Path) -> TargetFile:
-        """Raises `UserError` where there is no such file, or its arrays do not fit together."""
+        """Reads a file. Raises `UserError` where it is missing or its arrays do not match."""
         path = expand(path)
         where = f"config.distill.files: {path}"
         try:
@@ -73,7 +73,7 @@ class TargetFile:
             if error.errno not in REMEDIES:
                 raise UserError(f"{where} is no .npz archive; {REMEDY}") from error
             raise UserError(f"{where} cannot be read: {reason(error)}") from error
-        except (*DAMAGE, AttributeError, zipfile.BadZipFile) as error:  # a lone .npy has no files
+        except (*DAMAGE, AttributeError, zipfile.BadZipFile) as error:  # a plain .npy has no files
             raise UserError(f"{where} is no .npz archive, or a damaged one; {REMEDY}") from error
         ids = arrays.get("ids")
         if ids is None or ids.ndim != 1 or ids.dtype.kind != "U" or not len(ids):
@@ -119,7 +119,7 @@ class TargetFile:
         return cls(path, ids, probabilities, outcomes, features, facts)
 
     def write(self) -> None:
-        """Writes the file in one go. Raises `UserError` where it cannot be written."""
+        """Writes the file atomically. Raises `UserError` where it cannot be written."""
         arrays: dict[str, Any] = {"ids": self.ids, "facts": json.dumps(files.clean(self.facts))}
         arrays |= {f"{PROBABILITIES}{k}": v for k, v in self.probabilities.items()}
         arrays |= {f"{OUTCOMES}{k}": np.array(v) for k, v in self.outcomes.items()}
@@ -139,7 +139,7 @@ class TargetFile:
     def rows_of(self, source: Source) -> np.ndarray:
         """The file's row of each image of a source, int64 [N]; -1 where it has none.
 
-        Where the file was written for the data of one part of a mixture, its ids are that part's.
+        A file written for the data of one part of a mixture is matched to that part's ids.
         """
         names = source.ids.copy()
         if source.part is not None and isinstance(source.images, Gathered):
@@ -158,7 +158,7 @@ class TargetFile:
 
 @dataclasses.dataclass(frozen=True)
 class FileTeacher:
-    """Targets of a file, matched to the images of a source; see `Teacher`."""
+    """Targets from a file, matched to the images of a source; see `Teacher`."""
 
     name: str
     columns: Mapping[str, np.ndarray]  # target -> [N, ...] of the source, NaN where unknown
@@ -185,14 +185,14 @@ class FileTeacher:
         heads: Mapping[str, Head],
         ratios: Mapping[str, Sequence[float]],
     ) -> FileTeacher:
-        """A file as the teacher of a student.
+        """Makes a file the teacher of a student.
 
         Args:
           source: the student's data.
-          heads, ratios: the student's, its ratios as `training.log_ratios` gives them.
+          heads, ratios: the student's heads, and their `training.log_ratios`.
 
         Raises:
-          UserError: its outcomes of a head are others than the student's.
+          UserError: a head has other outcomes in the file than in the student.
         """
         rows = file.rows_of(source)
         columns = {}
@@ -200,7 +200,7 @@ class FileTeacher:
             order = _order(file, name, heads[name].outcomes)
             p = file.probabilities[name][:, order].astype(np.float64)
             if len(ratios[name]):
-                p = p * np.exp(-np.array(ratios[name]))  # to the world of the student's sampler
+                p = p * np.exp(-np.array(ratios[name]))  # to the prior of the student's sampler
             p = p / p.sum(axis=1, keepdims=True)
             columns[name] = _spread(p.astype(np.float32), rows)
         taught = dict.fromkeys(columns, 1.0)
@@ -211,7 +211,7 @@ class FileTeacher:
 
 
 def _mean_view(where: str, array: np.ndarray, n: int) -> np.ndarray:
-    """[N, K] of [N, K] or [V, N, K]."""
+    """Averages over views: [N, K] or [V, N, K] -> [N, K]."""
     if array.dtype.kind != "f" or array.ndim not in (2, 3) or array.shape[-2] != n:
         raise UserError(
             f"{where} is {array.dtype} {list(array.shape)}; it must be real numbers, [{n}, K] or "
@@ -221,7 +221,7 @@ def _mean_view(where: str, array: np.ndarray, n: int) -> np.ndarray:
 
 
 def _order(file: TargetFile, head: str, wanted: tuple[str, ...]) -> list[int]:
-    """The file's column of each of a head's outcomes."""
+    """The file's column for each of a head's outcomes."""
     given = file.outcomes.get(head)
     where = f"config.distill.files: {file.path} has no head {head} with the same classes; "
     if given is None:

@@ -1,8 +1,8 @@
-"""Runs and ensembles of agejax as teachers: they see each image as it is augmented for the student.
+"""Runs and ensembles of agejax as teachers: they see each image as augmented for the student.
 
 "Consistent teaching" in Beyer et al. 2022, "Knowledge distillation: A good teacher is patient and
-consistent". A teacher's view has its own size: the same draws, made once more, and no image that
-was resized twice.
+consistent". A teacher's view has its own size: the same random draws are applied again, so that no
+image is resized twice.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from agejax.training.optim import Flat
 from agejax.training.state import Model
 from agejax.training.teaching import Target
 
-FLOAT_VIEWS = ("plain", "flip")  # of `ensembles.VIEWS`, those of images in 0..1 too
+FLOAT_VIEWS = ("plain", "flip")  # those of `ensembles.VIEWS` that also work on images in 0..1
 
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """How a teacher's probabilities become those that a student learns.
+    """Converts a teacher's probabilities to those that a student learns.
 
     Attributes:
-      order: of the teacher's outcomes, [K].
-      shift: what its logits gain, in the new order, `priors.between`; () for nothing.
+      order: the teacher's outcome for each of the student's, [K].
+      shift: added to the logits in the new order, `priors.between`; () for nothing.
     """
 
     order: tuple[int, ...]
@@ -47,8 +47,8 @@ class Network:
     """A trained network that teaches; see `Teacher`.
 
     Attributes:
-      views: of `FLOAT_VIEWS`; its answers to them are averaged.
-      ways: head -> how its probabilities are given.
+      views: some of `FLOAT_VIEWS`; the outputs for them are averaged.
+      ways: head -> how its probabilities are converted.
     """
 
     name: str
@@ -88,12 +88,12 @@ class Network:
 
 
 def opened(path: str, devices: int) -> list[tuple[Run, Mapping[str, float], tuple[str, ...]]]:
-    """The networks in the folder of a run or an ensemble: (run, head -> its weight, views).
+    """Opens the networks of a run or an ensemble: (run, head -> its weight, views).
 
-    The weights of all sum to 1 for each head.
+    For each head the weights sum to 1 over the networks.
 
     Raises:
-      UserError: neither, a damaged one, or an ensemble with views that cannot be taken here.
+      UserError: neither of both, damaged, or an ensemble with views other than `FLOAT_VIEWS`.
     """
     members, shares, views = ensembles.networks(path, devices)
     if unknown := [view for view in views if view not in FLOAT_VIEWS]:
@@ -122,7 +122,7 @@ def of_run(
     ways: Mapping[str, Columns],
     size: int,
 ) -> Network:
-    """A run as a teacher of the heads in `ways`, on images of `size` pixels."""
+    """Makes a run a teacher of the heads in `ways`, on images of `size` pixels."""
     assert run.model is not None
     return Network(
         name=str(run.workdir),
@@ -137,7 +137,7 @@ def of_run(
 
 
 def natural(run: Run, weights: Mapping[str, float]) -> dict[str, Columns]:
-    """Head -> the run's probabilities, as its data has the labels."""
+    """Head -> the conversion of the run's probabilities to the natural prior."""
     ratios = training.log_ratios(run.config.heads, run.facts)
     return {
         name: Columns(tuple(range(len(outcomes(head)))), priors.between(ratios[name], ()))
@@ -153,17 +153,17 @@ def for_student(
     ratios: Mapping[str, Sequence[float]],
     sampling: Any,
 ) -> dict[str, Columns]:
-    """Head -> the run's probabilities, as a student's sampler shows the labels to it.
+    """Head -> the conversion of the run's probabilities to the prior of a student's sampler.
 
     Args:
-      heads, ratios, sampling: the student's, its ratios as `training.log_ratios` gives them.
+      heads, ratios, sampling: the student's; ratios as `training.log_ratios` gives them.
 
     Raises:
-      UserError: a head of one name has other outcomes there, or no probabilities.
+      UserError: the run's head of the same name has other outcomes, or no probabilities.
     """
     theirs = training.log_ratios(run.config.heads, run.facts)
     if not run.facts.priors and to_json(run.config.sampling) == to_json(sampling):
-        # From before priors were kept, and drawn as the student is.
+        # A run from before priors were stored, with the student's sampler.
         theirs = {name: tuple(ratio) for name, ratio in ratios.items()}
     ways = {}
     for name, head in heads.items():

@@ -1,6 +1,6 @@
-"""Any ONNX model as a teacher: it sees each image as it is augmented, through onnxruntime.
+"""Any ONNX model as a teacher: it sees each image as augmented, and runs in onnxruntime.
 
-A model of another library says little of what it expects, so config.distill.onnx does:
+A model of another library tells little about its input, so config.distill.onnx describes it:
 
     config.distill.onnx = {"faceres": {"path": "faceres.onnx", "channels": "BGR",
                                        "mean": (103.9, 116.8, 123.7),
@@ -69,10 +69,10 @@ class Answer:
 
     Attributes:
       output: its name.
-      kind: of `KINDS`.
-      order: the column of each of the student's outcomes.
-      shift: `priors.between`, from the natural world to that of the student's sampler.
-      ages: [K], of kind years.
+      kind: one of `KINDS`.
+      order: the column for each of the student's outcomes.
+      shift: `priors.between`, from the natural prior to that of the student's sampler.
+      ages: [K], years; for kind years.
     """
 
     output: str
@@ -83,7 +83,7 @@ class Answer:
     sigma: float
 
     def target(self, values: jax.Array) -> jax.Array:
-        """An output [B, ...] -> probabilities [B, K]."""
+        """Converts an output [B, ...] to probabilities [B, K]."""
         if self.kind == "years":
             q = losses.gaussian_targets(values[:, 0], jnp.array(self.ages), self.sigma)
             return jax.nn.softmax(priors.corrected(jnp.log(q + 1e-30), self.shift))
@@ -101,9 +101,9 @@ class OnnxTeacher:
     """An ONNX model that teaches; see `Teacher`.
 
     Attributes:
-      model: runs it.
-      answers: head -> how it is answered.
-      output: of the features, where it gives any.
+      model: the network.
+      answers: head -> how its target is made.
+      output: name of the features' output, where there is one.
     """
 
     name: str
@@ -142,12 +142,12 @@ class OnnxModel:
     """An ONNX model with one image input: float32 RGB images in 0..1 in, its outputs out.
 
     Attributes:
-      size: edge of its images, pixels.
-      widths: output -> numbers for each image.
+      size: edge of its input images, pixels.
+      widths: output -> numbers per image.
     """
 
     def __init__(self, where: str, options: Mapping[str, Any]) -> None:
-        """Raises `UserError` where it cannot be read or run, or its input is no image."""
+        """Raises `UserError` where it cannot be read or run, or its input is not an image."""
         import onnxruntime
 
         settings = onnxruntime.SessionOptions()
@@ -165,7 +165,7 @@ class OnnxModel:
             given = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
             raise UserError(f"{where}: needs one input of images, [B, H, W, 3]; it has {given}")
         self._layout = options["layout"] or ("NCHW" if shape[1] == 3 else "NHWC")
-        edge = shape[2]  # the same place in both
+        edge = shape[2]  # at this index in both layouts
         self.size = int(options["size"] or (edge if isinstance(edge, int) else 0))
         if not self.size:
             raise UserError(f"{where}.size: the model takes images of any size; set one, in pixels")
@@ -181,7 +181,7 @@ class OnnxModel:
         self.widths = {name: values.shape[1] for name, values in outputs.items()}
 
     def __call__(self, images: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Images f32 [B, size, size, 3] -> outputs [B, ...] as float32 [B, width]."""
+        """Runs images f32 [B, size, size, 3]: output's name -> float32 [B, width]."""
         x = self._scale * np.asarray(images)
         x = (x[..., ::-1] if self._bgr else x) - self._mean
         x /= self._std
@@ -204,7 +204,7 @@ class OnnxModel:
 
 
 def check(models: Mapping[str, Any], heads: Mapping[str, Any]) -> None:
-    """Raises `UserError` for settings of config.distill.onnx that are wrong whatever the data is.
+    """Raises `UserError` for settings of config.distill.onnx that are wrong with any data.
 
     Args:
       heads: config.heads.
@@ -236,14 +236,14 @@ def opened(
     heads: Mapping[str, Head],
     ratios: Mapping[str, Sequence[float]],
 ) -> OnnxTeacher:
-    """The model of config.distill.onnx.NAME as a teacher.
+    """Opens the model of config.distill.onnx.NAME as a teacher.
 
     Args:
-      heads: the student's that have probabilities.
-      ratios: of its heads, `training.log_ratios`.
+      heads: the student's heads with probabilities.
+      ratios: their `training.log_ratios`.
 
     Raises:
-      UserError: as `OnnxModel`; or it has no such output, or one of another width.
+      UserError: as `OnnxModel`; or an output is missing, or has another width.
     """
     where = f"{WHERE}.{name}"
     options = SETTINGS.defaults() | dict(given)

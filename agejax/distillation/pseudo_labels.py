@@ -1,4 +1,4 @@
-"""Labels that a trained run gives to unlabelled faces, those it is surest of."""
+"""Pseudo-labels: labels that a trained run gives to the unlabelled faces it is most certain of."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ def pseudo_label(
     keep: float = 0.8,
     probability: float = 0.9,
 ) -> dict[str, Any]:
-    """Writes labels.csv and labels.json to `output`.
+    """Labels images with a run; writes labels.csv and labels.json to `output`.
 
-    How sure the run is of an age is what it says itself (`age_sigma`), or else how far apart its
-    answers to the image and its mirror image are, and those of an ensemble's members.
+    The uncertainty of an age is the predicted one (`age_sigma`), or else the spread of the
+    predictions for the image and its mirror image, and of an ensemble's members.
 
     Args:
       source_path: a folder or archive of face crops, framed as the run's training images; None:
-        the data set's builder looks.
+        where the data set's builder looks.
       dataset: a builder's name.
-      labels: of `LABELS`, those to write.
-      keep: the share of the images that stay, those of the surest ages; 1 keeps all.
-      probability: below it a class is left unknown.
+      labels: which of `LABELS` to write.
+      keep: the share of images to keep, those with the most certain ages; 1 keeps all.
+      probability: a class with a smaller probability is left unknown.
 
     Returns:
-      {"images", "kept", "labelled": {label: images}, "uncertainty": years, of the least sure image
-      kept, "config": lines to copy}.
+      {"images", "kept", "labelled": {label: images}, "uncertainty": of the least certain image
+      kept, years, "config": lines to copy}.
 
     Raises:
       UserError: no run, no image, or a share outside (0, 1].
@@ -95,14 +95,14 @@ def pseudo_label(
 
 
 def twice(run: Run) -> Run:
-    """The run, asked of every image and of its mirror image."""
+    """The run with predictions averaged over each image and its mirror image."""
     return ensembles.join(
         run.workdir, [run], "predictions", ensembles.equal_weights([run]), ["plain", "flip"]
     )
 
 
 def uncertainty_of(said: Mapping[str, np.ndarray]) -> np.ndarray:
-    """[N], the lower the surer: of the age, years, or without one 1 - the largest probability."""
+    """Uncertainties [N]: of the age, years, or without one 1 - the largest probability."""
     for name in ("age_sigma", "age_spread"):
         if name in said:
             return said[name]
@@ -112,7 +112,7 @@ def uncertainty_of(said: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def config_lines(run: Run, dataset: str, source_path: str | None, labels: pathlib.Path) -> str:
-    """A mixture of the run's data and the labelled images; of a data set, its own labels edited."""
+    """Config lines that mix the images into the run's data, or that give a data set new labels."""
     place = None if source_path is None else str(expand(source_path).absolute())
     if dataset != "image_folder":
         lines = {"name": dataset, "source": place, "edits.labels": str(labels.absolute())}

@@ -1,4 +1,4 @@
-"""Whether a teacher has trained on images that its student is judged on: it knows their answers."""
+"""Whether a teacher has trained on images that its student is judged on: it knows their labels."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from agejax.runs import lineage
 from agejax.runs.run import Run
 from agejax.settings import to_json
 
-CHOOSES = ("val", splits.CALIBRATION)  # what a run looks at, and does not train on
-KNOWN = ("names", "fingerprint", "split")  # of a run's data in its lineage
-Data = Mapping[str, Any] | None  # what a network was trained on, by `KNOWN`; None: nobody knows
+CHOOSES = ("val", splits.CALIBRATION)  # splits that a run uses, but does not train on
+KNOWN = ("names", "fingerprint", "split")  # what a lineage tells about a run's data
+Data = Mapping[str, Any] | None  # what a network was trained on, by `KNOWN`; None: unknown
 
 
 def trained_on(run: Run) -> list[dict[str, Any] | None]:
-    """The data of a run, of the runs that it started from, and of its and their teachers."""
+    """The training data of a run, of the runs that it started from, and of all their teachers."""
     return [*of_lineage(lineage.of(run))]
 
 
 def of_lineage(node: Mapping[str, Any]) -> Iterator[dict[str, Any] | None]:
-    """`trained_on` of a lineage. The data of weights files that a run started from is left out."""
+    """Yields `trained_on` of a lineage. Leaves out the data of weights files."""
     if node["kind"] != "run":
         return
     yield {key: node["data"][key] for key in KNOWN}
@@ -42,17 +42,17 @@ def of_lineage(node: Mapping[str, Any]) -> Iterator[dict[str, Any] | None]:
 def count(
     source: Source, config: Any, rows: Mapping[str, np.ndarray], data: Sequence[Data]
 ) -> int | None:
-    """How many of the images that a student is judged on, or copies of them, a teacher has learned.
+    """Counts the images that a student is judged on and a teacher has trained on, or on copies.
 
-    Images that a teacher was chosen by count where they are in a test split.
+    Images that were used to choose the teacher count where they are in a test split.
 
     Args:
-      source, config, rows: the student's data, its config.data and its splits.
-      data: of the teacher, as `trained_on` gives it.
+      source, config, rows: the student's data, config.data and splits.
+      data: the teacher's, as `trained_on` gives it.
 
     Returns:
-      None where nobody knows: some of it is unknown, or is another version or part of a data set
-      that the student uses.
+      None where it cannot be known: some data is unknown, or is another version or part of a data
+      set that the student uses.
     """
     seen = np.zeros(len(source.ids), bool)
     for each in data:
@@ -76,18 +76,18 @@ def count(
 
 
 def _splits(source: Source, ours: Any, data: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A teacher's splits, as rows of the student's source; None where its data is not in there.
+    """A teacher's splits as rows of the student's source; None where it lacks the teacher's data.
 
     Args:
       ours: config.data.split of the student.
     """
-    # A run older than a setting was split as its default does.
+    # A run older than a setting was split by its default.
     values = to_json(default().data.split) | data["split"]
     if values["files"] and values["files"] == lineage.split_of(ours)["files"]:
         values["files"] = to_json(ours)["files"]  # the paths of these digests
     split = ml_collections.ConfigDict(values)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # its remarks are of another run's splits
+        with contextlib.redirect_stderr(io.StringIO()):  # warns about another run's splits
             if source.fingerprint == data["fingerprint"]:
                 return splits.make(source, split)
             images = source.images
@@ -99,6 +99,6 @@ def _splits(source: Source, ours: Any, data: Mapping[str, Any]) -> dict[str, Any
                         name: np.flatnonzero((images.source == i) & np.isin(images.row, rows))
                         for name, rows in splits.make(part, split).items()
                     }
-    except (UserError, *DAMAGE, AttributeError):  # such as lists of names that are gone
+    except (UserError, *DAMAGE, AttributeError):  # such as missing lists of names
         pass
     return None

@@ -1,4 +1,4 @@
-"""config.distill -> the teachers of a run."""
+"""Opens and checks the teachers that config.distill names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WHERE = "config.distill"
 
 
 def check(config: Any, heads: Mapping[str, Any]) -> None:
-    """Raises `UserError` for settings of config.distill that are wrong whatever the data is.
+    """Raises `UserError` for settings of config.distill that are wrong with any data.
 
     Args:
       heads: config.heads.
@@ -62,16 +62,17 @@ def open_teachers(
     source: Source,
     rows: Mapping[str, np.ndarray],
 ) -> Teachers:
-    """The teachers of a run; `Teachers()` where config.distill names none.
+    """Opens the teachers of a run; `Teachers()` where config.distill names none.
 
     Args:
       config: the whole config of the student.
       heads, facts: the student's, as `training.prepare` returns them.
-      source, rows: its data and splits.
+      source, rows: the student's data and splits.
 
     Raises:
-      UserError: no such run or file, a teacher that may have seen what the student is judged on,
-        a head with other classes or without probabilities, or a training image without a target.
+      UserError: no such run or file; a teacher that may have seen images that the student is
+        judged on; a head with other classes or without probabilities; or a training image
+        without a target.
     """
     c = config.distill
     if not c.runs and not c.files and not c.onnx:
@@ -88,7 +89,7 @@ def open_teachers(
                 f"distribution, categorical, binary or buckets, or {WHERE}.probabilities.weight=0"
             )
     ratios = training.log_ratios(config.heads, facts)
-    found: list[tuple[str, Teacher, dict[str, Any]]] = []  # as it is named, it, and its facts
+    found: list[tuple[str, Teacher, dict[str, Any]]] = []  # (name, teacher, facts)
     for path in c.runs:
         for run, weights, views in networks.opened(path, config.sharding.devices):
             where = f"{WHERE}.runs: {run.workdir}"
@@ -101,7 +102,7 @@ def open_teachers(
         given = FileTeacher.of(file, source, taught, ratios)
         found.append((path, given, {"name": str(file.path), "digest": file.digest()} | known))
     for name, options in c.onnx.items():
-        # A model says nothing of what it has seen.
+        # A model does not tell what it was trained on.
         known = _judge(f"{WHERE}.onnx.{name}", [None], source, config, rows)
         model = onnx_models.opened(name, options, taught, ratios)
         digest = onnx_models.digest(options.path)
@@ -128,10 +129,10 @@ def open_teachers(
 
 
 def check_same(workdir: pathlib.Path, meta: Mapping[str, Any], teachers: Teachers) -> None:
-    """Raises `UserError` where a run resumes with teachers that have changed since it began.
+    """Raises `UserError` where a run resumes with other teachers than it began with.
 
     Args:
-      meta: of its checkpoint; runs from before teachers were kept have nothing to compare.
+      meta: of its checkpoint; a run from before teachers were stored is not checked.
     """
     if meta.get("distill", teachers.facts) != teachers.facts:
         raise UserError(
@@ -141,13 +142,13 @@ def check_same(workdir: pathlib.Path, meta: Mapping[str, Any], teachers: Teacher
 
 
 def _without_features(member: Any) -> Any:
-    """A teacher that does not give its features, and does not compute or carry them."""
+    """The teacher without its features, which are then neither computed nor carried."""
     columns = {k: v for k, v in member.columns.items() if k != FEATURES}
     return dataclasses.replace(member, features=0, columns=columns)
 
 
 def _giver(config: Any, names: Sequence[str], members: Sequence[Teacher]) -> int | None:
-    """Which of the teachers gives the features; None for none."""
+    """Which teacher gives the features; None for none."""
     if not config.weight:
         return None
     having = [i for i, member in enumerate(members) if member.features]
@@ -171,10 +172,10 @@ def _check_complete(
     train: np.ndarray,
     config: Any,
 ) -> None:
-    """Raises `UserError` where training images lack a target, unless that was allowed.
+    """Raises `UserError` where training images lack a target, unless config.distill allows it.
 
     Args:
-      heads: those that are to be taught.
+      heads: the heads to be taught.
     """
     for name in [*heads, FEATURES] if teachers.width else heads:
         giving = [
@@ -205,7 +206,7 @@ def _check_complete(
 
 
 def _of_file(file: TargetFile) -> list[Any]:
-    """What the teachers of a file were trained on, as `seen.trained_on`; [None] if it is unsaid."""
+    """What a file's teachers were trained on, as `seen.trained_on`; [None] if it is unknown."""
     given = file.facts.get("trained_on")
     known = isinstance(given, list) and all(
         isinstance(each, dict) and isinstance(each.get("split"), dict) and "fingerprint" in each
@@ -221,14 +222,14 @@ def _judge(
     config: Any,
     rows: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
-    """{"seen": how many of the images that the student is judged on the teacher has learned}.
+    """Checks that a teacher has not trained on images that the student is judged on.
 
     Args:
-      data: of the teacher, as `seen.trained_on` gives it.
+      data: the teacher's, as `seen.trained_on` gives it.
       config: the student's.
 
     Raises:
-      UserError: it has learned some, or nobody knows (None), and that was not allowed.
+      UserError: it has trained on some, or that is unknown, and config.distill does not allow it.
     """
     counted = seen.count(source, config.data, rows, data)
     if counted == 0:

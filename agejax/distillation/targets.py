@@ -1,4 +1,4 @@
-"""Answers of a trained run, written to a file of targets that teaches another one."""
+"""Writes the outputs of a trained run to a file of targets that teaches another run."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ def write_targets(
     views: Sequence[str] = ("plain",),
     targets: Sequence[str] = TARGETS,
 ) -> TargetFile:
-    """Writes a file of targets, as agejax/distillation/files.py describes it.
+    """Writes a file of targets; `agejax.distillation.files` describes the format.
 
-    Probabilities are of the natural world: the sampler of the run's training is undone. Those of an
-    ensemble are the weighted mean of its members', which have no features in common.
+    Probabilities are under the natural prior: the effect of the run's sampler is undone. Those of
+    an ensemble are the weighted mean over its members, which share no features.
 
     Args:
-      dataset, source_path, options: the images, as of `results.evaluate`.
-      split: which of the run's splits; "all" is every image.
-      views: of `ensembles.VIEWS`, whose answers are averaged, beside those of the ensemble.
-      targets: of `TARGETS`.
+      dataset, source_path, options: the images, as for `results.evaluate`.
+      split: which of the run's splits; "all" for every image.
+      views: of `ensembles.VIEWS`, averaged, in addition to those of the ensemble.
+      targets: which of `TARGETS`.
 
     Raises:
       UserError: no run, no such data or split, or a run without such targets.
@@ -62,7 +62,7 @@ def write_targets(
     rows = _rows(source, first.config, first.fingerprint, split)
     members = []
     for run, weights, own_views in opened:
-        size = image_sizes.of_evaluation(run.config)  # no crop enlarges these faces
+        size = image_sizes.of_evaluation(run.config)  # no random crop enlarges these faces
         ways = networks.natural(run, weights) if "probabilities" in targets else {}
         members.append(networks.of_run(run, weights, own_views, ways, size))
     heads = dict.fromkeys(name for member in members for name in member.heads)
@@ -128,7 +128,7 @@ def _rows(source: Source, config: Any, fingerprint: str, split: Sequence[str]) -
 
 
 def _small(values: np.ndarray) -> np.ndarray:
-    """As float16, where that can hold the values."""
+    """The values as float16, where they fit."""
     half = values.astype(np.float16)
     return half if np.isfinite(half).all() else values.astype(np.float32)
 

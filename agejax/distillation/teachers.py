@@ -1,4 +1,4 @@
-"""What a train step asks of teachers: the targets of a batch, and the loss terms of a student.
+"""What a train step needs of teachers: the targets of a batch, and the student's loss terms.
 
 The loss is
 
@@ -24,8 +24,8 @@ from agejax.training import feature_map
 from agejax.training.augment import Mix
 from agejax.training.teaching import Target
 
-FEATURES = "features"  # the target beside the heads' probabilities
-PREFIX = "teacher/"  # of a batch's columns that a teacher reads
+FEATURES = "features"  # the target in addition to the heads' probabilities
+PREFIX = "teacher/"  # of the batch's columns that a teacher reads
 LOSSES = {"cosine": losses.cosine_distance, "l2": losses.mean_squared}
 
 
@@ -33,11 +33,11 @@ class Teacher(Protocol):
     """One source of targets.
 
     Attributes:
-      name: what messages call it.
-      size: edge of the images that it sees, pixels; 0: it sees none, and its targets are of the
-        images as they are before they are mixed.
-      arrays: what the jitted step is given of it.
-      columns: what batches are given of it: name -> [N, ...], a row for each image of the source.
+      name: its name in messages.
+      size: edge of the images that it sees, pixels; 0: it sees none, and its targets belong to the
+        images before they are mixed.
+      arrays: its inputs to the jitted step.
+      columns: its columns of the batches: name -> [N, ...], a row for each image of the source.
       heads: the student's heads that it teaches -> its weight among their teachers.
       features: how many features it gives; 0: none.
     """
@@ -58,20 +58,20 @@ class Teacher(Protocol):
     def teach(
         self, arrays: Any, images: jax.Array | None, columns: Mapping[str, jax.Array]
     ) -> dict[str, Target]:
-        """Head -> its target, in the order of the student's outcomes and in the world that its
-        sampler shows; and `FEATURES`, if it gives any. `images` are float32 [B, size, size, 3] in
+        """Head -> its target, in the student's order of outcomes and under the prior of its
+        sampler; also `FEATURES`, if it gives any. `images` are float32 [B, size, size, 3] in
         0..1."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Teachers:
-    """The teachers of a run, a `training.teaching.Teaching`; without any, nothing is taught.
+    """The teachers of a run, a `training.teaching.Teaching`; may be empty.
 
     Attributes:
-      share, probabilities, features, temperature: as config.distill has them.
-      distance: of features, a key of `LOSSES`.
-      facts: {"features": how many a teacher gives, "teachers": [what is known of each]}, kept with
+      share, probabilities, features, temperature: as in config.distill.
+      distance: the loss of features, a key of `LOSSES`.
+      facts: {"features": how many a teacher gives, "teachers": [the facts of each]}, stored with
         every checkpoint.
     """
 
@@ -99,7 +99,7 @@ class Teachers:
 
     @property
     def sizes(self) -> set[int]:
-        """The sizes of the images that they see."""
+        """The sizes of the images that teachers see, pixels."""
         return {member.size for member in self.members if member.size}
 
     @property
@@ -110,12 +110,12 @@ class Teachers:
     def targets(
         self, batch: Mapping[str, Any], see: Callable[[int], jax.Array], mix: Mix | None
     ) -> dict[str, Target]:
-        """What a batch is taught: head -> the mean of its teachers' probabilities, and `FEATURES`.
+        """The targets of a batch: head -> the mean of its teachers' probabilities; and `FEATURES`.
 
         Args:
           batch: with `arrays` as its entry "teachers", and with `columns`.
           see: size -> the batch's augmented images of that size.
-          mix: as they were mixed.
+          mix: how the images were mixed.
         """
         if not self.members:
             return {}
@@ -144,11 +144,11 @@ class Teachers:
         params: Mapping[str, jax.Array],
         targets: Mapping[str, Target],
     ) -> dict[str, tuple[float, jax.Array]]:
-        """Target -> (its weight in the loss, the loss of each image [B]).
+        """Target -> (its weight in the loss, the loss per image [B]).
 
         Args:
-          outputs: the student's, with `POOLED` where it learns features.
-          params: all parameters, with those of the feature map.
+          outputs: the student's, including `POOLED` where it learns features.
+          params: all parameters, including the feature map's.
           targets: as `targets` gives them.
         """
         result = {}
@@ -166,7 +166,7 @@ class Teachers:
 
 
 def _mean(parts: Sequence[tuple[float, Target]]) -> Target:
-    """The weighted mean of those targets that are known."""
+    """The weighted mean of the known targets."""
     weights = [weight * target.known.astype(jnp.float32) for weight, target in parts]
     total = sum(weights[1:], weights[0])
     shares = [weight / jnp.maximum(total, 1e-30) for weight in weights]

@@ -1,4 +1,4 @@
-"""Charts of an audit: ages by label, and how far apart the ages of copies are. No faces."""
+"""Charts of an audit: ages by label, and age differences between copies. No faces."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from agejax.reporting.plots import BLUE, GRID, ORANGE, TEXT, Chart, tidy
 
 
 def draw(report: Mapping[str, Any]) -> dict[str, Chart]:
-    """The charts that an audit's JSON gives rise to; without ages there are fewer, or none."""
+    """Draws the charts of an audit's JSON; without ages there are fewer, or none."""
     shown = report["distribution"]
     charts = {}
     if shown["known"]["age"]:
@@ -28,7 +28,7 @@ def draw(report: Mapping[str, Any]) -> dict[str, Chart]:
 
 
 def _ages(edges: np.ndarray, groups: Mapping[str, Sequence[int]], label: str) -> Chart:
-    """A panel for each group, all on one scale of age; each with its own scale of images."""
+    """A panel per group; all share the axis of ages, and each has its own axis of counts."""
     figure = Figure(figsize=(7.5, 1 + 1.5 * len(groups)), layout="constrained")
     panels = figure.subplots(len(groups), 1, sharex=True, squeeze=False).ravel()
     words = []

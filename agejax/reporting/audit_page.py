@@ -1,4 +1,4 @@
-"""An audit as one HTML page: needs no script and no other file, and shows no face."""
+"""An audit as one HTML page without scripts, other files or faces."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from agejax.reporting.plots import Chart
 
 
 def audit(report: Mapping[str, Any], charts: Mapping[str, Chart]) -> str:
-    """The page of an audit's JSON and its charts."""
+    """Renders the page from an audit's JSON and charts."""
     copies, conflicts = report["duplicates"], report["conflicts"]
     body = [
         paragraph(

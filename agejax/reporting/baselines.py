@@ -1,4 +1,4 @@
-"""A baseline, fitted, scored and reported as a run is."""
+"""Fits a baseline, and scores and reports it like a run."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def evaluate_baseline(
     *,
     write_report: bool = True,
 ) -> dict[str, Any]:
-    """Fits a classical estimator to the features of a run's backbone, scores it and reports it.
+    """Fits a classical estimator to a run's backbone features, scores it and reports it.
 
     Args:
       estimator: a name of `baselines.ESTIMATORS`.
-      which: of `baselines.FEATURES`.
+      which: one of `baselines.FEATURES`.
       split: the split to score.
-      output: default: baselines/ESTIMATOR-FEATURES-SPLIT below `Run.results`.
+      output: None: baselines/ESTIMATOR-FEATURES-SPLIT below `Run.results`.
       write_report: as in `results.evaluate`.
 
     Returns:

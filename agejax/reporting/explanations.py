@@ -1,4 +1,4 @@
-"""Explanations of image files, written as a figure and arrays each."""
+"""Explains image files, and writes a figure and arrays for each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from agejax.reporting.plots import TEXT
 from agejax.runs.run import Run
 
 COLOURS = "RdBu_r"  # red raises, blue lowers
-# How figures call methods and checks.
+# Names of methods and checks in figures.
 TITLES = {"lime": "LIME", "integrated_gradients": "integrated gradients", "grad_cam": "Grad-CAM"}
 CHECKS = {
     "r2": "local R² {:.2f}",
@@ -40,12 +40,12 @@ def explain(
     seed: int = 0,
     output: str | pathlib.Path | None = None,
 ) -> pathlib.Path:
-    """Writes NAME.png and NAME.npz of every image that can be read; names the others on stderr.
+    """Writes NAME.png and NAME.npz for every readable image; names the others on stderr.
 
-    The arrays are those of `Explanation`, its checks each as a number, and `image`.
+    The arrays are those of `Explanation`, each check as a number, and `image`.
 
     Args:
-      output: default: WORKDIR/explanations/TARGET-METHOD.
+      output: None: WORKDIR/explanations/TARGET-METHOD.
 
     Returns:
       The folder written to.
@@ -104,10 +104,10 @@ def save_figure(
     method: Method,
     unit: str,
 ) -> None:
-    """The face, and the face in grey under its heat map, as one PNG.
+    """Saves the face beside itself in grey under its heat map, as one PNG.
 
-    Shares of pixels are shown as a density, those of integrated gradients, which are noisy,
-    smoothed; `heat` has them as they are.
+    Shares of pixels are shown as a density. Those of integrated gradients are noisy, so they are
+    shown smoothed; `heat` has the raw ones.
     """
     heat, per = explanation.heat, "segment"
     if method != "lime":
@@ -120,7 +120,7 @@ def save_figure(
     left, right = figure.subplots(1, 2)
     left.imshow(image)
     right.imshow(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cmap="gray", vmin=0, vmax=255)
-    # Clear where the heat is nothing, so that the face is seen.
+    # Transparent where the heat is 0, so that the face is visible.
     shown = right.imshow(
         heat, cmap=COLOURS, norm=Normalize(-limit, limit), alpha=0.8 * np.sqrt(np.abs(heat) / limit)
     )
@@ -132,7 +132,7 @@ def save_figure(
 
 
 def _unused(stem: str, names: set[str]) -> str:
-    """`stem`, numbered where another folder's image has taken it; remembers it."""
+    """`stem`, numbered where an image of another folder has the name; records it."""
     name, i = stem, 1
     while name in names:
         i += 1

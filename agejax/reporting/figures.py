@@ -1,7 +1,7 @@
-"""Charts of an evaluation: who a model fails, how far, and how sure it may be.
+"""Charts of an evaluation: errors, by group too, and how far predictions can be trusted.
 
-Each is drawn without a display, so narrow that its text is still read 360 pixels wide on a phone,
-and says in its alternative text what it shows.
+Each is drawn without a display, is narrow enough to be readable 360 pixels wide on a phone, and
+describes in its alternative text what it shows.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from agejax.evaluation.metrics import SMALLEST_GROUP, decades
 from agejax.reporting.plots import BLUE, GRID, ORANGE, TEXT, Chart, shaded_table, tidy
 
 Rows = Sequence[Mapping[str, Any]]
-WIDTH = 5.2  # inches: 10 points are 9.6 pixels high where a phone shows it 360 pixels wide
+WIDTH = 5.2  # inches: shown 360 pixels wide on a phone, 10 points are 9.6 pixels high
 PALE = "#b9c4cc"
 SMALL = 10  # points, of text within a chart
-NAME = 18  # characters of a group's name on a line
-CHARACTER = 0.68 * SMALL  # points, the width of one on the average, a little generous
-SHOWN_AGES = (-20.0, 140.0)  # years; a prediction beyond is drawn at the border
+NAME = 18  # characters of a group's name per line
+CHARACTER = 0.68 * SMALL  # points, the average width of one, a little generous
+SHOWN_AGES = (-20.0, 140.0)  # years; predictions outside are drawn at the border
 MISSING = "–"
 
 
@@ -39,7 +39,7 @@ MISSING = "–"
 def predicted_against_true(true: np.ndarray, predicted: np.ndarray) -> Chart:
     """The density of (true, predicted), years [N], and the median of each decade."""
     figure, axes = _figure(4.6)
-    shown = np.clip(predicted, *SHOWN_AGES)  # a diverged model must not ask for a million cells
+    shown = np.clip(predicted, *SHOWN_AGES)  # else a diverged model would need a million cells
     low = 2 * math.floor(min(0.0, float(shown.min(initial=0))) / 2)
     edges = np.arange(low, max(true.max(initial=18), shown.max(initial=18)) + 4, 2.0)
     counts, *_ = np.histogram2d(true, shown, bins=(edges, edges))
@@ -49,7 +49,7 @@ def predicted_against_true(true: np.ndarray, predicted: np.ndarray) -> Chart:
         edges,
         np.ma.masked_equal(counts.T, 0),
         cmap="Blues",
-        norm=LogNorm(0.4, most),  # one image is pale, but not white
+        norm=LogNorm(0.4, most),  # one image is pale, not white
         rasterized=True,
     )
     bar = figure.colorbar(image, ax=axes, label="images in 2 x 2 years", shrink=0.7, pad=0.03)
@@ -80,7 +80,7 @@ def predicted_against_true(true: np.ndarray, predicted: np.ndarray) -> Chart:
 
 
 def bias_by_decade(rows: Rows) -> Chart:
-    """Bars of predicted - true; rows {"name", "n", "bias"}."""
+    """Bars of predicted - true, years; rows {"name", "n", "bias"}."""
     known = _known(rows, "bias")
     figure, axes = _lines(
         rows,
@@ -106,7 +106,7 @@ def bias_by_decade(rows: Rows) -> Chart:
 
 
 def cumulative_score(errors: Mapping[str, np.ndarray]) -> Chart:
-    """The share of images whose error, years [N] of each group, is k at most."""
+    """The share of images with an error of at most k years; group -> errors, years [N]."""
     figure, axes = _figure(3.8)
     years = np.arange(0, 15.01, 0.25)
     styles = itertools.cycle(
@@ -126,7 +126,7 @@ def cumulative_score(errors: Mapping[str, np.ndarray]) -> Chart:
     axes.set(xlabel="error of k years at most", xlim=(0, 15), ylim=(0, 100))
     axes.yaxis.set_major_formatter(FuncFormatter(_percent))
     axes.grid(color=GRID, linewidth=0.6)
-    # Every label beside the end of its line, or as near as the other labels let it be.
+    # Each label beside the end of its line, or as near as the other labels allow.
     gaps = [7.0 * (1 + text.count("\n")) for text, *_ in lines]
     for (text, style, colour), end, y in zip(lines, ends, _apart(ends, gaps), strict=True):
         axes.annotate(
@@ -144,12 +144,12 @@ def cumulative_score(errors: Mapping[str, np.ndarray]) -> Chart:
 
 
 def error_by_group(title: str, rows: Rows, key: str, everybody: float) -> Chart:
-    """A row a group: its mean with a 95 % interval, against that of all.
+    """A row per group: its mean with a 95 % interval, against that of all images.
 
     Args:
       rows: {"name", "n", KEY, f"{KEY}_ci95"}.
-      key: "mae", in years, or "accuracy", a share; what a row's figure is called.
-      everybody: the same figure of all images.
+      key: "mae", years, or "accuracy", a share.
+      everybody: the figure of all images.
     """
     years = key == "mae"
     scale, unit = (1, "MAE (years)") if years else (100, "accuracy (%)")
@@ -170,7 +170,7 @@ def error_by_group(title: str, rows: Rows, key: str, everybody: float) -> Chart:
         colour = _pale(rows[y], ORANGE if y == worst else BLUE)
         _dot(axes, y, scale * rows[y][key], (low, high), colour)
         ends += [scale * rows[y][key], *(end for end in (low, high) if math.isfinite(end))]
-    # Errors count from 0, so that lengths compare; shares of 80 and 90 % would not be told apart.
+    # Errors start at 0, so that lengths compare; shares do not: 80 and 90 % would look alike.
     limits = (0, 1.06 * max(ends) or 1) if years else (min([*ends, 90]) - 2, min(max(ends), 99) + 2)
     axes.set(xlabel=unit, xlim=limits)
     axes.grid(axis="x", color=GRID, linewidth=0.6)
@@ -192,7 +192,7 @@ def error_by_group(title: str, rows: Rows, key: str, everybody: float) -> Chart:
 
 
 def paired_differences(target: str, rows: Rows, unit: str) -> Chart:
-    """A row a group: the difference of two models' errors, below 0 where this one is better.
+    """A row per group: the difference of two models' errors, below 0 where this one is better.
 
     Args:
       rows: {"name", "n", "difference", "difference_ci95"}.
@@ -218,7 +218,7 @@ def paired_differences(target: str, rows: Rows, unit: str) -> Chart:
         verdict = "better" if better else "worse" if worse else "no difference shown"
         words.append(f"{row['name']} {row['difference']:+.3f}, {verdict}")
     low, high = axes.get_xlim()
-    least = 0.3 * max(-low, high)  # of both sides there is something to see
+    least = 0.3 * max(-low, high)  # both sides stay visible
     axes.set(xlabel=f"difference ({unit})", xlim=(min(low, -least), max(high, least)))
     axes.set_title("← better", loc="left", fontsize=SMALL, color=BLUE)
     axes.set_title("worse →", loc="right", fontsize=SMALL, color=ORANGE)
@@ -228,7 +228,7 @@ def paired_differences(target: str, rows: Rows, unit: str) -> Chart:
 
 
 def confusion(label: str, true: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> Chart:
-    """Of each true class [N], what it was taken for [N]."""
+    """The confusion matrix of true [N] and predicted [N] classes."""
     k = len(names)
     counts = np.zeros((k, k), int)
     np.add.at(counts, (true.astype(int), predicted.astype(int)), 1)
@@ -256,7 +256,7 @@ def confusion(label: str, true: np.ndarray, predicted: np.ndarray, names: Sequen
 
 
 def reliability(label: str, before: Rows, after: Rows) -> Chart:
-    """How often the first guess was right against how sure it was; `uncertainty.reliability`."""
+    """Accuracy against confidence, before and after scaling; rows of `uncertainty.reliability`."""
     figure = Figure(figsize=(WIDTH, 5.4), layout="constrained")
     top, below = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
     top.plot([0, 100], [0, 100], "--", color=TEXT, linewidth=1, label="exactly as sure as right")
@@ -288,10 +288,10 @@ def reliability(label: str, before: Rows, after: Rows) -> Chart:
 
 
 def interval_coverage(rows: Rows, claimed: float) -> Chart:
-    """A row a group: how often its intervals held the truth, over the band that chance allows.
+    """A row per group: how often its intervals held the truth, and the band that chance allows.
 
     Args:
-      rows: {"name", "n", "coverage", "band95", "width"}, of `uncertainty.coverage`.
+      rows: {"name", "n", "coverage", "band95", "width"}, from `uncertainty.coverage`.
     """
     known = _known(rows, "coverage")
     figure, axes = _lines(
@@ -324,7 +324,7 @@ def interval_coverage(rows: Rows, claimed: float) -> Chart:
 
 
 def risk_coverage(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Chart:
-    """The mean error, years, of the share that is kept; curve -> (share [n], error [n])."""
+    """The mean error, years, of the share of images kept; curve -> (share [n], error [n])."""
     figure, axes = _figure(3.8)
     styles = itertools.cycle([("-", BLUE), ("--", TEXT), (":", ORANGE)])
     words = []
@@ -332,7 +332,7 @@ def risk_coverage(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Chart:
         if not len(share):
             words.append(f"{name}: no image")
             continue
-        shown = share >= min(0.02, share[-1])  # the mean of a handful is noise
+        shown = share >= min(0.02, share[-1])  # the mean of a few images is noise
         axes.plot(100 * share[shown], risk[shown], style, color=colour, linewidth=2, label=name)
         half = risk[np.searchsorted(share, 0.5)]
         words.append(f"{name}: {half:.2f} years of the surest half, {risk[-1]:.2f} of all")
@@ -346,7 +346,7 @@ def risk_coverage(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Chart:
 
 
 def challenge(rows: Rows) -> Chart:
-    """Who looks T years or older, of minors and of adults; rows of `uncertainty.challenge`."""
+    """The shares of minors and adults who look T or older; rows of `uncertainty.challenge`."""
     figure, axes = _figure(3.9)
     x = [row["threshold"] for row in rows]
     words = []
@@ -378,7 +378,7 @@ def challenge(rows: Rows) -> Chart:
 
 
 def error_by_quality(tables: Mapping[str, Rows], everybody: float) -> Chart:
-    """A panel a measure: the MAE, years, in each bin of it; rows {"name", "n", "mae"}."""
+    """A panel per quality measure: the MAE, years, in each bin; rows {"name", "n", "mae"}."""
     heights = [_height(rows) for rows in tables.values()] or [1.0]
     figure = Figure(figsize=(WIDTH, 0.6 + sum(heights) + 0.45 * len(heights)), layout="constrained")
     panels = figure.subplots(
@@ -418,7 +418,7 @@ QUALITY = {
 
 
 def faces(kind: str, images: np.ndarray, captions: Sequence[str], columns: int = 3) -> Chart:
-    """A grid of faces, uint8 [N, S, S, 3], each with its lines."""
+    """A grid of faces, uint8 [N, S, S, 3], each with its caption."""
     titles = [_lines_of(caption, WIDTH / columns) for caption in captions]
     lines = 1 + max((title.count("\n") for title in titles), default=0)
     rows = max(-(-len(images) // columns), 1)
@@ -442,15 +442,15 @@ def saliency(images: np.ndarray, heats: np.ndarray, captions: Sequence[str]) -> 
     panels = figure.subplots(rows, 4, squeeze=False)
     for axes in panels.ravel():
         axes.set_axis_off()
-    scale = Normalize(-1, 1)  # of the hottest place of all images
+    scale = Normalize(-1, 1)  # 1 is the largest heat of all images
     limit = float(np.abs(heats).max(initial=0)) or 1.0
     pairs = panels.reshape(-1, 2)
     for pair, image, heat, caption in zip(pairs, images, heats / limit, captions, strict=False):
         pair[0].imshow(image)
-        # Over both, from the left.
+        # Over both images, from the left.
         pair[0].set_title(_lines_of(caption, WIDTH / 2), fontsize=9, color=TEXT, loc="left")
         pair[1].imshow(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cmap="gray", vmin=0, vmax=255)
-        # Clear where the heat is nothing, so that the face is seen.
+        # Transparent where the heat is 0, so that the face is visible.
         pair[1].imshow(heat, cmap="RdBu_r", norm=scale, alpha=0.8 * np.sqrt(np.abs(heat)))
     bar = figure.colorbar(
         ScalarMappable(scale, "RdBu_r"), ax=panels, location="bottom", aspect=40, shrink=0.9,
@@ -459,7 +459,7 @@ def saliency(images: np.ndarray, heats: np.ndarray, captions: Sequence[str]) -> 
     takes, _, adds = bar.ax.set_xticklabels(
         ["takes years off", "nothing", "adds years"], fontsize=9, color=TEXT
     )
-    takes.set_horizontalalignment("left")  # within the bar's ends
+    takes.set_horizontalalignment("left")  # within the bar
     adds.set_horizontalalignment("right")
     bar.outline.set_visible(False)
     words = "; ".join(caption.replace("\n", ", ") for caption in captions)
@@ -468,7 +468,7 @@ def saliency(images: np.ndarray, heats: np.ndarray, captions: Sequence[str]) -> 
 
 
 def _lines_of(caption: str, inches: float) -> str:
-    """The caption's lines of 9 points, broken where they are longer than their place is wide."""
+    """The caption, in 9 points, with its lines wrapped to a width."""
     at_most = max(int(inches * 72 / 5.6), 8)
     lines = [
         part
@@ -478,7 +478,7 @@ def _lines_of(caption: str, inches: float) -> str:
     return "\n".join(_wrapped(line, at_most) for line in lines)
 
 
-# ---------------------------------------------------------------------------------- what all do
+# ------------------------------------------------------------------------------------ shared
 
 
 def _figure(height: float, width: float = WIDTH) -> tuple[Figure, Axes]:
@@ -487,30 +487,30 @@ def _figure(height: float, width: float = WIDTH) -> tuple[Figure, Axes]:
 
 
 def _legend(figure: Figure, columns: int) -> None:
-    """Above the axes, where it covers no data."""
+    """Puts the legend above the axes, where it covers no data."""
     if any(axes.get_legend_handles_labels()[0] for axes in figure.axes):
         figure.legend(loc="outside upper left", frameon=False, labelcolor=TEXT, ncols=columns,
                       fontsize=SMALL)  # fmt: skip
 
 
 def _lines(rows: Rows, columns: Mapping[str, Sequence[str]]) -> tuple[Figure, Axes]:
-    """A figure as high as its rows need, its axes labelled by `_label`."""
+    """A figure as high as its rows need, with axes labelled by `_label`."""
     figure, axes = _figure(0.95 + _height(rows))
     _label(axes, rows, columns)
     return figure, axes
 
 
 def _height(rows: Rows) -> float:
-    """Inches that these rows take: each as many as that whose name has the most lines."""
+    """The height of the rows, inches: all are as high as the one with the most lines of name."""
     lines = 1 + max((_wrapped(row["name"], NAME).count("\n") for row in rows), default=0)
     return (0.11 + 0.17 * lines) * max(len(rows), 1)
 
 
 def _label(axes: Axes, rows: Rows, columns: Mapping[str, Sequence[str]]) -> None:
-    """A row of the chart for each group, top down: its name, and at its right what is known of it.
+    """Labels a row per group, top down: its name, and at its right the columns.
 
     Args:
-      columns: heading -> the text of each row; the figures of a group without images are left out.
+      columns: heading -> the text of each row; left out for groups without images.
     """
     axes.set_yticks(range(len(rows)), [_wrapped(row["name"], NAME) for row in rows], fontsize=SMALL)
     axes.set(ylim=(max(len(rows), 1) - 0.4, -0.6))
@@ -539,12 +539,12 @@ def _dot(axes: Axes, y: int, value: float, bounds: tuple[float, float], colour: 
 
 
 def _known(rows: Rows, key: str) -> list[int]:
-    """The rows that have a figure; of no image there is none."""
+    """The indices of rows that have a figure; a group without images has none."""
     return [y for y, row in enumerate(rows) if row["n"] and math.isfinite(row[key])]
 
 
 def _apart(centres: Sequence[float], sizes: Sequence[float], top: float = 100.0) -> list[float]:
-    """Where labels of these sizes go: below `top` and clear of each other, near their centres."""
+    """Places labels of these sizes near their centres: below `top`, without overlap."""
     placed = list(centres)
     ceiling = top + max(sizes, default=0) / 2
     for i in sorted(range(len(placed)), key=lambda i: -centres[i]):
@@ -558,7 +558,7 @@ def _wrapped(text: str, characters: int) -> str:
 
 
 def _pale(row: Mapping[str, Any], colour: str) -> str:
-    """The colour of a row: few images have measured little."""
+    """The colour of a row, paler where the group has few images."""
     return colour if row["n"] >= SMALLEST_GROUP else PALE
 
 

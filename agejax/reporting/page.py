@@ -1,4 +1,4 @@
-"""HTML pages of one file: no script, nothing loaded, readable on a phone and in the dark."""
+"""Self-contained HTML pages: no script, nothing loaded, readable on a phone and in dark mode."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from agejax.reporting.plots import Chart
 
-ROWS = 100  # of a list on a page; the JSON beside it has them all
+ROWS = 100  # of a list on a page; the JSON beside it has all
 
 PAGE = string.Template("""<!doctype html>
 <html lang="en">
@@ -56,7 +56,7 @@ $body
 
 
 def page(title: str, sections: Iterable[str]) -> str:
-    """The whole page of what the functions below return."""
+    """Renders a page from sections, which the functions below make."""
     return PAGE.substitute(title=html.escape(title), body="\n".join(sections))
 
 
@@ -69,7 +69,7 @@ def paragraph(text: str) -> str:
 
 
 def cards(figures: Mapping[str, Any]) -> str:
-    """The headline figures: name -> number or text."""
+    """Renders the headline figures: name -> number or text."""
     items = "".join(
         f"<li><b>{_text(value)}</b>{html.escape(name)}</li>" for name, value in figures.items()
     )
@@ -77,10 +77,10 @@ def cards(figures: Mapping[str, Any]) -> str:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Numbers are set to the right, with commas."""
+    """Renders a table; numbers are right-aligned, with commas."""
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>\n" for row in rows)
     head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in heads)
-    # What scrolls must be reached by the keyboard, and then have a name.
+    # A scrolling region must be reachable by keyboard, and then needs a name.
     wide = f'class="wide" tabindex="0" role="region" aria-label="table of {html.escape(heads[-1])}"'
     return f"<div {wide}><table><thead><tr>{head}</tr></thead>\n{body}</table></div>\n"
 
@@ -97,7 +97,7 @@ def _text(value: Any) -> str:
 def listing(
     what: str, heads: Sequence[str], rows: Sequence[Sequence[Any]], shown: int = ROWS
 ) -> str:
-    """A table that opens on a click, of the first `shown` rows; nothing where there are none."""
+    """Renders a collapsed table of the first `shown` rows; "" where there are no rows."""
     if not rows:
         return ""
     most = f", the first {shown:,} of {len(rows):,}" if len(rows) > shown else f" ({len(rows):,})"

@@ -1,4 +1,4 @@
-"""What charts share, and the charts of a run: drawn without a display or any global state."""
+"""What charts share, and the charts of a run; drawn without a display or global state."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from matplotlib.ticker import FuncFormatter
 
 from agejax.errors import is_number
 
-# Of Okabe & Ito, told apart by everybody; and two greys for what is not data.
+# Okabe & Ito's, safe for colour-blind readers; and two greys for everything but data.
 BLUE, ORANGE = "#0072b2", "#d55e00"
 TEXT, GRID = "#444444", "#dddddd"
-SHOWN_CURVES = ("loss", "/mae", "/accuracy", "learning_rate")  # how their names end
+SHOWN_CURVES = ("loss", "/mae", "/accuracy", "learning_rate")  # ends of their names
 
 
 class Chart(NamedTuple):
-    """A PNG, what it shows in one line, and in words for who cannot see it."""
+    """A PNG, its title in one line, and its alternative text."""
 
     png: bytes
     caption: str
@@ -37,10 +37,10 @@ class Chart(NamedTuple):
 
 
 def training_curves(metrics_jsonl: pathlib.Path) -> Chart:
-    """A run's metrics.jsonl: a panel for each quantity named in `SHOWN_CURVES`."""
+    """Draws a run's metrics.jsonl: a panel for each quantity in `SHOWN_CURVES`."""
     entries = []
     for line in metrics_jsonl.read_text(encoding="utf-8", errors="replace").splitlines():
-        # The last line of a run that is going on, or was killed, may be cut; others be damaged.
+        # The last line of a running or killed run may be cut off; others may be damaged.
         with contextlib.suppress(ValueError, RecursionError):
             entry = json.loads(line)
             if isinstance(entry, dict) and is_number(entry.get("step")):
@@ -79,7 +79,7 @@ def training_curves(metrics_jsonl: pathlib.Path) -> Chart:
 
 
 def save_distribution_figure(measured: Mapping[str, Any], file: BinaryIO, *, title: str) -> None:
-    """Each group's share of the data, of the expected draws and of those made, as one PNG.
+    """Saves each group's share of the data, of the expected and of the actual draws, as one PNG.
 
     Args:
       measured: as `agejax.auditing.distribution.measure` gives it; a panel for each of its tables.
@@ -115,7 +115,7 @@ def save_distribution_figure(measured: Mapping[str, Any], file: BinaryIO, *, tit
 def shaded_table(
     axes: Axes, shades: np.ndarray, texts: Sequence[Sequence[str]], size: float
 ) -> None:
-    """Draws a table of cells, such as a confusion matrix: the larger its shade, the darker a cell.
+    """Draws a table of cells, such as a confusion matrix; a larger shade is darker.
 
     Args:
       shades: [R, C], 0 to 1.
@@ -133,7 +133,7 @@ def shaded_table(
 
 
 def ink(shade: float) -> str:
-    """Black or white, whichever is read better on this shade of blue, 0 to 1.
+    """Black or white, whichever is easier to read on this shade of blue, 0 to 1.
 
     Their contrasts are equal at a luminance of 0.18 (WCAG 2), which `Blues` has at 0.71.
     """
@@ -141,7 +141,7 @@ def ink(shade: float) -> str:
 
 
 def tidy(axes: Axes) -> None:
-    """The look that all charts share."""
+    """Applies the look that all charts share."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["bottom", "left"]].set_color(TEXT)
     axes.tick_params(colors=TEXT)

@@ -1,4 +1,4 @@
-"""report.html of an evaluation, one file that opens offline, and its charts under figures/."""
+"""An evaluation's report.html, one file that opens offline, and its charts under figures/."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def write(
     """Writes report.html and figures/NAME.png.
 
     Args:
-      result: the contents of metrics.json, of which the page takes every figure.
+      result: the contents of metrics.json, the source of every figure on the page.
     """
     charts = draw(scored, result, calibration)
     files.write_text(output / FILE, build(scored, result, charts))
@@ -56,7 +56,7 @@ def write(
 def draw(
     scored: Scored, result: Mapping[str, Any], calibration: Calibration | None
 ) -> dict[str, Chart]:
-    """Every chart that the predictions give rise to, by the name of its file."""
+    """Draws every chart that the predictions allow; file name -> chart."""
     charts: dict[str, Chart] = {}
     for target, groups in result["groups"].items():
         for by, rows in groups.items():
@@ -155,12 +155,12 @@ def _compared(result: Mapping[str, Any]) -> dict[str, Chart]:
 
 
 def _faces(scored: Scored) -> dict[str, Chart]:
-    """The best, the typical and the worst, and what the age of the worst rests on."""
+    """Faces with the best, typical and worst ages, and what the worst ages rest on."""
     age, predicted = scored.labels.get("age"), scored.predictions.get("age")
     if age is None or predicted is None or not np.isfinite(age).any():
         return {}
     error = np.abs(predicted - age)
-    alone = np.zeros(len(age), bool)  # one of each group of copies
+    alone = np.zeros(len(age), bool)  # the first of each group of copies
     alone[np.unique(scored.duplicates, return_index=True)[1]] = True
     rows = np.flatnonzero(np.isfinite(age) & alone)
     order = rows[np.argsort(error[rows], kind="stable")]
@@ -183,7 +183,7 @@ def _faces(scored: Scored) -> dict[str, Chart]:
     try:
         explain_one = explainer(scored.run, "age", "grad_cam")
         heats = np.stack([explain_one(image)[0].heat for image in images])
-    except UserError as error:  # a network without maps, an estimator without a network
+    except UserError as error:  # no feature maps, or no network
         print(f"no saliency: {error}", file=sys.stderr)
         return charts
     captions = [_caption(scored, i) for i in explained]
@@ -191,7 +191,7 @@ def _faces(scored: Scored) -> dict[str, Chart]:
 
 
 def _caption(scored: Scored, i: int) -> str:
-    """True and predicted, in two lines."""
+    """True and predicted labels, in two lines."""
     lines = [f"true {scored.labels['age'][i]:.0f}", f"said {scored.predictions['age'][i]:.0f}"]
     for label in ("gender", "ethnicity"):
         names, p = scored.label_names.get(label), scored.predictions.get(label)
@@ -208,7 +208,7 @@ def _caption(scored: Scored, i: int) -> str:
 
 
 def build(scored: Scored, result: Mapping[str, Any], charts: Mapping[str, Chart]) -> str:
-    """The page."""
+    """Renders report.html."""
     sections = [
         page.paragraph(ABOUT),
         page.cards(_headline(result)),
@@ -290,7 +290,7 @@ def _groups(result: Mapping[str, Any], charts: Mapping[str, Chart]) -> str:
     return text
 
 
-# What val is not fit for, and does unless config.data.split.calibration_of_val says otherwise.
+# A flaw of val, which calibrates unless config.data.split.calibration_of_val splits it.
 CHOSEN = ". They have also chosen the checkpoint, which makes intervals a little too narrow"
 
 
@@ -384,7 +384,7 @@ def _comparison(result: Mapping[str, Any], charts: Mapping[str, Chart]) -> str:
 
 
 def _section(title: str, text: str, charts: Mapping[str, Chart], names: Sequence[str]) -> str:
-    """A heading, a line, and the charts there are; nothing without a chart."""
+    """A heading, a line, and those of the charts that exist; "" without any."""
     there = [charts[name] for name in names if name in charts]
     if not there:
         return ""

@@ -1,4 +1,4 @@
-"""Evaluations written to a folder: metrics.json, predictions.csv and the report."""
+"""Writes evaluations to a folder: metrics.json, predictions.csv and the report."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from agejax.runs.ensembles import open_run
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found, and where it is written.
+    """An evaluation's metrics and files.
 
     Attributes:
       metrics: the contents of metrics.json.
-      folder: holds metrics.json, predictions.csv and, where one was asked for, the report.
+      folder: holds metrics.json, predictions.csv and, where requested, the report.
     """
 
     metrics: dict[str, Any]
@@ -36,7 +36,7 @@ class Evaluation:
 
     @property
     def report(self) -> pathlib.Path:
-        """The page, which opens offline."""
+        """The path of report.html, which opens offline."""
         return self.folder / report.FILE
 
 
@@ -55,21 +55,20 @@ def evaluate(
     """Scores the run's best checkpoint and writes the results to `output`.
 
     Args:
-      dataset: a builder's name; default: the one the run was trained on.
-      source_path: where its files lie; default: where the run's config says.
-      split: train, val, test or another of the run's splits, or all. Default: test on the run's own
-        data, all on other data, where the run's splits mean nothing.
-      output: default: evaluation/DATASET-SPLIT below `Run.results`.
-      compare_with: another run's folder, whose predictions of the same images are set beside.
-      write_report: without it there are only `metrics.evaluate`'s figures and predictions.csv.
-      options: of the data set, as config.data.options; those that it was trained with and that are
-        not named here stay.
-      image_size: pixels; scores the images at this size, to choose config.eval.image_size by. The
+      dataset: a builder's name; None: the one the run was trained on.
+      source_path: where its files lie; None: where the run's config says.
+      split: train, val, test or another of the run's splits, or all. None: test on the run's own
+        data, all on other data, where the run's splits do not apply.
+      output: None: evaluation/DATASET-SPLIT below `Run.results`.
+      compare_with: the folder of another run, to compare on the same images.
+      write_report: without it, only `metrics.evaluate`'s figures and predictions.csv are written.
+      options: of the data set, as config.data.options; options not named here stay as in the run.
+      image_size: pixels; scores the images at this size, to choose config.eval.image_size. The
         default split is then val, and nothing is calibrated. The results go to a folder of their
         own, WORKDIR/evaluation/DATASET-SPLIT-SIZEpx.
 
     Raises:
-      UserError: no run, no such data or split, or data without any label that the run predicts.
+      UserError: no run, no such data or split, or data without a label that the run predicts.
     """
     if output is not None:
         files.check_folder(expand(output), "--output")
@@ -141,7 +140,7 @@ def publish(
 
 
 def warn_of_frame(scored: Scored, calibration: Calibration | None) -> None:
-    """Warns on stderr where other data frames faces otherwise than the run's own."""
+    """Warns on stderr where other data frames faces differently from the run's own."""
     step = max(len(scored.rows) // detection.CHECKED, 1)
     some = scored.source.take(scored.rows[::step][: detection.CHECKED])
     geometry = calibration.geometry if calibration else None
@@ -152,14 +151,14 @@ def warn_of_frame(scored: Scored, calibration: Calibration | None) -> None:
 def write_predictions(
     path: pathlib.Path, scored: Scored, calibration: Calibration | None = None
 ) -> None:
-    """One CSV row an image: id, duplicate group, each target's label, prediction and, of an age,
-    interval (_low, _high); probabilities are _p<class>. Then the labels of what was not predicted.
+    """Writes a CSV row per image: id, duplicate group, each target's label and prediction, an age's
+    interval (_low, _high) and a class's probabilities (_p<class>); then labels not predicted.
     """
     source, rows = scored.source, scored.rows
     columns: dict[str, np.ndarray] = {"id": source.ids[rows], "group": source.groups[rows]}
     intervals = calibration.intervals(scored.predictions) if calibration else {}
     for name, predicted in scored.predictions.items():
-        if name not in scored.labels:  # such as age_sigma, which nobody knows the truth of
+        if name not in scored.labels:  # such as age_sigma, which has no true value
             columns[name] = predicted
             continue
         columns[name] = scored.labels[name]

@@ -1,4 +1,4 @@
-"""The page of a sweep: its trials, how the best came about, and which settings matter."""
+"""The page of a sweep: its trials, the best value over time, and which settings matter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from agejax.reporting import page
 from agejax.reporting.plots import BLUE, GRID, ORANGE, TEXT, Chart, tidy
 
-Rows = Sequence[Mapping[str, Any]]  # of trials.csv, in the order of their numbers
+Rows = Sequence[Mapping[str, Any]]  # of trials.csv, by trial number
 
 
 def sweep(
@@ -21,7 +21,7 @@ def sweep(
     importances: Mapping[str, float],
     minimise: bool = True,
 ) -> str:
-    """The whole page.
+    """Renders the page of a sweep.
 
     Args:
       rows: {"number", "state", "value", "steps", "error" and a value for each setting}.
@@ -56,7 +56,7 @@ STATES = ("complete", "pruned", "fail")
 
 
 def history(rows: Rows, minimise: bool) -> Chart:
-    """Each trial's value, and the best complete one so far."""
+    """Draws each trial's value, and the best complete one so far."""
     figure = Figure(figsize=(7.2, 3.4), layout="constrained")
     axes = figure.subplots()
     for state, marker, colour in (("complete", "o", BLUE), ("pruned", "x", TEXT)):
@@ -81,7 +81,7 @@ def history(rows: Rows, minimise: bool) -> Chart:
 
 
 def settings(rows: Rows) -> Chart:
-    """A panel a setting: the value of each complete trial against it."""
+    """Draws a panel per setting: the values of complete trials against it."""
     names, complete = settings_of(rows), [row for row in rows if row["state"] == "complete"]
     lines = -(-len(names) // 2)
     figure = Figure(figsize=(7.2, 2.3 * lines), layout="constrained")
@@ -103,7 +103,7 @@ def settings(rows: Rows) -> Chart:
 
 
 def settings_of(rows: Rows) -> list[str]:
-    """The settings that were searched, once a trial is complete."""
+    """The settings that were searched; known once a trial is complete."""
     complete = [row for row in rows if row["state"] == "complete"]
     known = ("number", "state", "value", "steps", "error")
     return [name for name in complete[0] if name not in known] if complete else []

@@ -1,1 +1,1 @@
-"""A run's folder: opened to read, claimed to train, joined with others, and what it has seen."""
+"""A run's folder: open it, claim it for training, combine runs, and trace their training data."""

@@ -1,4 +1,4 @@
-"""Batch-norm statistics of training images: for averaged weights, and for norms given back."""
+"""Batch-norm statistics of training images: for averaged weights, and for restored norms."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ def training_batches(config: Any, source: Source, rows: np.ndarray, count: int) 
 def anew(run: Run, count: int = BATCHES) -> dict[str, np.ndarray]:
     """Computes the batch statistics of a run's weights on its training images.
 
-    Averaged weights want statistics of their own (Izmailov et al. 2018, SWA). They are the means
-    over `count` batches, augmented as in training, of each batch's mean and unbiased variance, as
-    in torch.optim.swa_utils.update_bn.
+    Averaged weights need statistics of their own (Izmailov et al. 2018, SWA): the means, over
+    `count` batches augmented as in training, of each batch's mean and unbiased variance, as in
+    torch.optim.swa_utils.update_bn.
 
     Returns:
-      Flat name -> float32, of the batch norms that train: empty where there is none.
+      Flat name -> float32, for the batch norms that train; empty where there are none.
 
     Raises:
-      UserError: the training images are not here.
+      UserError: the training images are missing.
     """
     assert run.model is not None
     network = run.model.network(run.params, run.batch_stats)
@@ -76,11 +76,11 @@ def anew(run: Run, count: int = BATCHES) -> dict[str, np.ndarray]:
 def measure(
     model: Model, params: Flat, batch_stats: Flat, batches: Batches, *, observe: bool = False
 ) -> dict[str, np.ndarray]:
-    """Measures what goes into the batch norms of a network in training mode.
+    """Measures the inputs of a network's batch norms in training mode.
 
     Args:
-      observe: batch norms, frozen ones too, normalise by `batch_stats`, as in evaluation. Default:
-        by each batch itself, as in training; frozen ones are left out.
+      observe: all batch norms, frozen ones too, normalise by `batch_stats`, as in evaluation. Else
+        they normalise by each batch, as in training, and frozen ones are left out.
 
     Returns:
       Flat names of batch statistics -> float32, the mean over `batches`.
@@ -97,7 +97,7 @@ def measure(
             images,
             train=True,
             rngs=nnx.Rngs(dropout=key),
-            # Smoothing of features comes after all batch norms, and before its first epoch is off.
+            # Feature smoothing comes after all batch norms, and is off before its first epoch.
             ages=dict.fromkeys(model.heads, jnp.zeros(len(images))),
             epoch=jnp.int32(0),
         )
@@ -120,7 +120,7 @@ def measure(
 def calibrated(
     model: Model, params: Flat, batch_stats: Flat, batches: Batches
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Gives batch norms the statistics of `batches` and leaves what the network computes as it is.
+    """Gives batch norms the statistics of `batches` without changing what the network computes.
 
     y = scale (x - mean) / σ + bias, with σ² = var + epsilon, stays the same function of x when mean
     and σ become mean' and σ', and

@@ -1,17 +1,17 @@
-"""Released models, and those that agejax comes with.
+"""Released models, and the box: those that come with agejax.
 
-A released model is a folder that `Run.open` takes like a run's. It has no checkpoints, but one
+`Run.open` opens the folder of a released model like a run's. In place of checkpoints it has one
 file of weights:
 
-  config.json          the settings of the run, without its paths
+  config.json          the run's settings, without its paths
   release.json         its step, facts and origin, and the SHA-256 of every file beside it
   weights.safetensors  parameters and batch statistics by flat name
-  calibration.json     its intervals, temperatures and framing of faces
-  summary.json         how large its splits were
+  calibration.json     intervals, temperatures and framing of faces
+  summary.json         the sizes of its splits
   evaluation/          metrics.json of each evaluation
   card.md              all of this in words
 
-`release` writes it. Those in agejax/weights/ have names: `box:NAME`, and `box` for the first one.
+`release` writes it. Those in agejax/weights/ are named `box:NAME`, and `box` is the first one.
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ from agejax.models import pretrained
 from agejax.paths import expand
 
 FOLDER = pathlib.Path(__file__).parents[1] / "weights"
-BOX, FIRST = "box", "small"  # what names start with, and the model that `box` alone names
+BOX, FIRST = "box", "small"  # the prefix of names, and the model that `box` names
 RELEASE, WEIGHTS = "release.json", "weights.safetensors"
-KEYS = {"format", "step", "fingerprint", "facts", "lineage", "files"}  # of release.json, at least
+KEYS = {"format", "step", "fingerprint", "facts", "lineage", "files"}  # that release.json must have
 FORMAT = 1
 REMEDY = "get this model again"
 
 
 def is_name(given: str | os.PathLike[str]) -> bool:
-    """Whether it names a model of the box: the text `box` or `box:NAME`, not a `pathlib.Path`."""
+    """Whether it names a model of the box: a text `box` or `box:NAME`, not a `pathlib.Path`."""
     return isinstance(given, str) and given.partition(":")[0] == BOX
 
 
 def names() -> list[str]:
-    """The names of the models that agejax comes with, the first choice first."""
+    """The names of the models that come with agejax, the first choice first."""
     found = sorted(path.name for path in FOLDER.iterdir() if is_release(path))
     return sorted(found, key=lambda name: name != FIRST)
 
 
 def locate(given: str | os.PathLike[str], where: str = "--workdir") -> pathlib.Path:
-    """The folder of a run as users name it: its path, `box` or `box:NAME`.
+    """Finds the folder of a run that a user names by path, `box` or `box:NAME`.
 
-    A folder of the user's own that is called box is written `./box`.
+    A user's own folder named box is written `./box`.
 
     Args:
-      where: what the name was given for; a message begins with it.
+      where: the flag or setting that gave the name; messages begin with it.
 
     Raises:
       UserError: there is no such model in the box.
@@ -75,20 +75,20 @@ def locate(given: str | os.PathLike[str], where: str = "--workdir") -> pathlib.P
 
 
 def name_of(folder: pathlib.Path) -> str:
-    """How a user names this folder of a run or of a released model."""
+    """The name or path by which a user names the folder of a run or a released model."""
     return f"{BOX}:{folder.name}" if folder.parent == FOLDER else str(folder)
 
 
 def is_release(folder: pathlib.Path) -> bool:
-    """Whether it is the folder of a released model."""
+    """Whether the folder is that of a released model."""
     return (folder / RELEASE).exists()
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
-    """release.json, when every file beside it is the one that was released.
+    """Reads release.json, and checks that every file beside it is the released one.
 
     Raises:
-      UserError: a file is missing or changed, or a later version of agejax has written it.
+      UserError: a file is missing or changed, or a later version of agejax wrote it.
     """
     path = folder / RELEASE
     release = files.read_json(path, dict, REMEDY)
@@ -109,13 +109,13 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def arrays(folder: pathlib.Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """The parameters and batch statistics of a released model by flat name, float32.
+    """Reads a released model's parameters and batch statistics by flat name, float32.
 
     Args:
       shapes: of the network that its config builds.
 
     Raises:
-      UserError: the file is damaged, or the network of this version of agejax is another one.
+      UserError: the file is damaged, or this version of agejax builds another network.
     """
     path = folder / WEIGHTS
     tensors = pretrained.files.read(str(path), str(path))

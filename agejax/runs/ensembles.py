@@ -1,4 +1,4 @@
-"""Several trained runs as one: means of what they say, or of their weights; and views of images."""
+"""Ensembles: the mean of several runs' predictions or weights; also over views of images."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from agejax.runs import box
 from agejax.runs.run import Run
 
 FILE = "ensemble.json"
-STATISTICS_FILE = "batch_stats.safetensors"  # those that were made anew
+STATISTICS_FILE = "batch_stats.safetensors"  # statistics computed anew
 COMBINE = ("predictions", "weights")
 STATISTICS = ("averaged", "anew")
 KEYS = ("members", "combine", "weights", "views", "statistics")
 CROP = 0.9  # of the image's edge
-# name -> uint8 images [B, S, S, 3] -> the views of them that it stands for.
+# Name -> a function from uint8 images [B, S, S, 3] to views of them.
 VIEWS: dict[str, Callable[[jax.Array], list[jax.Array]]] = {
     "plain": lambda images: [images],
     "flip": lambda images: [images[:, :, ::-1]],
@@ -34,10 +34,10 @@ VIEWS: dict[str, Callable[[jax.Array], list[jax.Array]]] = {
 def networks(
     workdir: str | pathlib.Path, devices: int = 0
 ) -> tuple[list[Run], dict[str, list[float]], list[str]]:
-    """The single networks in a run's folder or an ensemble's.
+    """Opens the single networks of a run or an ensemble.
 
     Returns:
-      (runs, label -> the share of each, summing to 1, the views whose answers are averaged).
+      (runs, label -> the share of each, summing to 1, the views whose predictions are averaged).
 
     Raises:
       UserError: as `open_run`.
@@ -61,13 +61,13 @@ def networks(
 
 
 def open_run(workdir: str | pathlib.Path) -> Run:
-    """Opens a run's folder, a released model's or an ensemble's.
+    """Opens the folder of a run, a released model or an ensemble.
 
     Args:
       workdir: as `box.locate` takes it.
 
     Raises:
-      UserError: none of these, or a member that is missing or predicts other things than the first.
+      UserError: none of these, or a member that is missing or has other classes than the first.
     """
     workdir = box.locate(workdir)
     if not (workdir / FILE).exists():
@@ -79,7 +79,7 @@ def open_run(workdir: str | pathlib.Path) -> Run:
 
 
 def _read_spec(workdir: pathlib.Path) -> dict[str, Any]:
-    """An ensemble's file. Raises `UserError` where it is damaged."""
+    """Reads an ensemble's file. Raises `UserError` where it is damaged."""
     path, remedy = workdir / FILE, "make the ensemble again"
     spec = files.read_json(path, dict, remedy)
     check_keys(spec, KEYS, str(path))
@@ -90,10 +90,10 @@ def _read_spec(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def _statistics(workdir: pathlib.Path, spec: Mapping[str, Any], like: Run) -> Mapping[str, Any]:
-    """The batch statistics that were made anew for an ensemble; empty where they are averages.
+    """The batch statistics computed anew for an ensemble; empty where they are averages.
 
     Raises:
-      UserError: their file is missing, damaged, or of another network than `like`.
+      UserError: the file is missing, damaged, or of another network than `like`.
     """
     if spec["statistics"] != "anew":
         return {}
@@ -105,7 +105,7 @@ def _statistics(workdir: pathlib.Path, spec: Mapping[str, Any], like: Run) -> Ma
 
 
 def _is_right(key: str, spec: Mapping[str, Any]) -> bool:
-    """Whether a part of an ensemble's file is as `ensemble.create` writes it."""
+    """Whether a part of an ensemble's file is valid, as `ensembling.create` writes it."""
     value = spec.get(key)
     match key:
         case "members":
@@ -116,10 +116,10 @@ def _is_right(key: str, spec: Mapping[str, Any]) -> bool:
             return value in STATISTICS
         case "views":
             return _all(value, lambda view: isinstance(view, str) and view in VIEWS)
-    members = spec["members"]  # is right: it comes first
+    members = spec["members"]  # valid: it is checked first
 
     def shares(given: Any) -> bool:
-        """One for each member, none below 0, and not all 0."""
+        """Whether there is one for each member, none below 0, and not all 0."""
         right = _all(given, lambda share: is_number(share) and share >= 0)
         return right and len(given) == len(members) and sum(given) > 0
 
@@ -127,7 +127,7 @@ def _is_right(key: str, spec: Mapping[str, Any]) -> bool:
 
 
 def _all(values: Any, is_right: Callable[[Any], bool]) -> bool:
-    """Whether it is a list of at least one, all of which are right."""
+    """Whether it is a non-empty list of valid items."""
     return isinstance(values, list) and bool(values) and all(map(is_right, values))
 
 
@@ -139,15 +139,15 @@ def join(
     views: Sequence[str],
     statistics: Mapping[str, np.ndarray] | None = None,
 ) -> Run:
-    """Runs as one.
+    """Combines runs into one.
 
-    Images come in the size of the largest member's; each member resizes them to its own. Ages are
-    weighted means, and their sigma that of the mixture; probabilities are weighted means. Where a
-    member gives no sigma, LABEL_spread says how far the answers are apart, a deviation in years.
+    Images have the size of the largest member's; each member resizes them to its own. Ages and
+    probabilities are weighted means; an age's sigma is that of the mixture. Where a member gives no
+    sigma, LABEL_spread is the standard deviation of the predictions, years.
 
     Args:
-      weights: label -> the share of each member; a label's members are those with a share above 0.
-      views: of `VIEWS`; what is said of them is averaged.
+      weights: label -> the share of each member; a member with share 0 does not predict it.
+      views: of `VIEWS`; predictions are averaged over them.
       statistics: batch statistics of the averaged network, in place of averaged ones.
     """
     check_alike(members)
@@ -170,7 +170,7 @@ def join(
                         said.setdefault(label, []).append((share[label][i] / len(seen), one))
         return {name: mean for label, parts in said.items() for name, mean in _mean(label, parts)}
 
-    # Where one has trained on what another was tested on, no split is left to test on.
+    # Where one member has trained on another's test images, no split is left for tests.
     alike = all(run.has_splits(first.fingerprint, first.config) for run in given)
     return dataclasses.replace(
         first,
@@ -190,7 +190,7 @@ def join(
 
 
 def check_alike(members: Sequence[Run]) -> None:
-    """Raises `UserError` where members give one label other classes."""
+    """Raises `UserError` where members have different classes for a label."""
     for member in members:
         for label, names in member.facts.label_names.items():
             theirs = tuple(members[0].facts.label_names.get(label, names))
@@ -211,7 +211,7 @@ def equal_weights(members: Sequence[Run]) -> dict[str, list[float]]:
 def _mean(
     label: str, parts: Sequence[tuple[float, Mapping[str, jax.Array]]]
 ) -> list[tuple[str, jax.Array]]:
-    """[(name, weighted mean)] of a label and of what else all say of it, such as its sigma."""
+    """[(name, weighted mean)] of a label, and of what all predict beside it, such as its sigma."""
     names = [
         name
         for name in parts[0][1]
@@ -219,7 +219,7 @@ def _mean(
     ]
     means = {name: jnp.sum(jnp.stack([w * said[name] for w, said in parts]), 0) for name in names}
     if means[label].ndim == 1 and len(parts) > 1:
-        # The deviation of a mixture: that of each part, and that of their means.
+        # The variance of a mixture: that of each part, plus that of their means.
         sigma, spread = f"{label}_sigma", f"{label}_spread"
         name = sigma if sigma in means else spread
         squares = [
@@ -278,7 +278,7 @@ def _resized(images: jax.Array, size: int) -> jax.Array:
 
 
 def open_member(given: str, devices: int = 0) -> Run:
-    """RUN, or RUN@STEP."""
+    """Opens RUN, or RUN@STEP."""
     path, at, step = given.rpartition("@")
     if at and step.isdigit():
         return Run.open(path, devices, int(step))

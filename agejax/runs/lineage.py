@@ -1,11 +1,11 @@
-"""Where a model comes from: the training data of it, of what it started from, and of its teachers.
+"""Where a model comes from: its training data, its start, its teachers, and their training data.
 
 A lineage is JSON, so that a released model carries it. A run is {"kind": "run", "name", "backbone",
-"image_size", "step" (None of an ancestor), "data": {"names", "fingerprint", "split", "examples"},
+"image_size", "step" (None for an ancestor), "data": {"names", "fingerprint", "split", "examples"},
 "settings": those that differ from the defaults, "start": lineage or None, "teachers": [lineage],
-"members": names of the checkpoints whose weights were averaged, none for one alone}; its split is
-config.data.split with the SHA-256 of files in place of their paths. A file is {"kind": "file",
-"name", "sha256", "library"}. What is not there any more is {"kind": "missing", "name"}.
+"members": names of the checkpoints whose weights were averaged, none for a single one}; its split
+is config.data.split with the SHA-256 of files in place of their paths. A file is {"kind": "file",
+"name", "sha256", "library"}. What no longer exists is {"kind": "missing", "name"}.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PLACES = re.compile(
 
 
 def of(run: Run) -> Lineage:
-    """The lineage of a run or a released model. Ancestors that were deleted are "missing"."""
+    """The lineage of a run or a released model. Deleted ancestors are "missing"."""
     if box.is_release(run.workdir):
         lineage: Lineage = box.read(run.workdir)["lineage"]
         return lineage
@@ -54,14 +54,14 @@ def of(run: Run) -> Lineage:
 
 
 def runs(lineage: Lineage) -> Iterator[Lineage]:
-    """The runs of a lineage: the model itself, then what it started from and was taught by."""
+    """Yields the runs of a lineage: the model itself, then its start and its teachers."""
     for node in nodes(lineage):
         if node["kind"] == "run":
             yield node
 
 
 def nodes(lineage: Lineage) -> Iterator[Lineage]:
-    """All that a lineage names, the model itself first."""
+    """Yields everything that a lineage names, the model itself first."""
     yield lineage
     for parent in (lineage.get("start"), *lineage.get("teachers", ())):
         if parent is not None:
@@ -71,13 +71,13 @@ def nodes(lineage: Lineage) -> Iterator[Lineage]:
 def may_have_seen(
     lineage: Lineage, config: ml_collections.ConfigDict, source: Source
 ) -> str | None:
-    """What the model or an ancestor was trained on, if a new run may be scored on such images.
+    """Describes what the model or an ancestor was trained on, if a new run may be scored on it.
 
     Args:
       config, source: of the new run.
 
     Returns:
-      Words for a message; None where all of them have seen its training split at most.
+      Words for a message; None where they have seen at most the new run's training split.
     """
     for node in runs(lineage):
         if (seen := _overlap(node["data"], config.data, source)) is not None:
@@ -87,16 +87,16 @@ def may_have_seen(
 
 
 def known_to_ancestors(lineage: Lineage, source: Source, rows: np.ndarray) -> dict[str, int]:
-    """Counts the images that what a model started from, or its teachers, were trained on.
+    """Counts the images on which a model's ancestors, its start and teachers, were trained.
 
-    Copies of an image count as that image. Ancestors of other data, or split by lists of names, are
-    left out: they cannot be counted.
+    Copies of an image count as that image. Ancestors with other data, or split by lists of names,
+    are left out: nothing can be counted for them.
 
     Args:
       source, rows: the images, rows int [N] of the data that the model was trained on.
 
     Returns:
-      The name of each ancestor that was trained on some of them -> how many.
+      Name of each ancestor trained on some of the images -> how many.
     """
     found = {}
     for node in runs(lineage):
@@ -105,7 +105,7 @@ def known_to_ancestors(lineage: Lineage, source: Source, rows: np.ndarray) -> di
             continue
         if data["split"].get("files") or same_splits(data["split"], lineage["data"]["split"]):
             continue
-        with contextlib.redirect_stderr(io.StringIO()):  # what is to say about another run's split
+        with contextlib.redirect_stderr(io.StringIO()):  # warnings about another run's split
             learned = splits.make(source, ml_collections.ConfigDict(data["split"]))["train"]
         count = int(np.isin(source.groups[rows], source.groups[learned]).sum())
         if count:
@@ -129,12 +129,12 @@ def _of_run(
 ) -> Lineage:
     """
     Args:
-      descendants: the folders on the way to it; a folder may have been used again since.
+      descendants: folders already on the path, since a folder may have been reused.
     """
     way = (*descendants, folder.resolve())
     values = portable(config)
     examples: Any = {}
-    with contextlib.suppress(OSError, UserError, *DAMAGE):  # a run that is not finished has none
+    with contextlib.suppress(OSError, UserError, *DAMAGE):  # an unfinished run has none
         examples = files.read_json(folder / "summary.json", dict, "")["examples"]
     start = config.model.pretrained
     return {
@@ -174,7 +174,7 @@ def split_of(split: Any) -> dict[str, Any]:
     """config.data.split with the SHA-256 of its files in place of their paths."""
     values = to_json(split)
     for name, path in values.get("files", {}).items():
-        with contextlib.suppress(OSError):  # else the path itself tells it from others
+        with contextlib.suppress(OSError):  # else the path itself identifies it
             values["files"][name] = box.sha256(expand(path).read_bytes())
     return values
 
@@ -186,11 +186,11 @@ def names(data: Any) -> list[str]:
 
 
 def _ancestors(path: str, backbone: str | None, way: tuple[pathlib.Path, ...]) -> list[Lineage]:
-    """The lineage of what a run started from or was taught by; one for each member of an ensemble.
+    """The lineage of a run's start or teacher; one for each member of an ensemble.
 
     Args:
       path: a run's folder, a released model, an ensemble, a weights file for `backbone`, or a file
-        of a teacher's answers.
+        of targets.
     """
     missing = {"kind": "missing", "name": pathlib.PurePath(path).name}
     try:
@@ -219,7 +219,7 @@ def _of_file(
     path: pathlib.Path, backbone: str | None, way: tuple[pathlib.Path, ...]
 ) -> list[Lineage]:
     if backbone is None:
-        # `python -m agejax.distill` writes which run the answers are of.
+        # `python -m agejax.distill` records which run made the targets.
         with contextlib.suppress(OSError, *DAMAGE), np.load(path, allow_pickle=False) as archive:
             return _ancestors(json.loads(str(archive["facts"]))["run"], None, way)
     library = None
@@ -234,7 +234,7 @@ def _of_file(
 
 
 def portable(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """A config as JSON data, with names in place of paths, which tell of its author's machine."""
+    """A config as JSON data, with names in place of paths, which are private to a machine."""
     values = to_json(config)
     values["data"]["cache_dir"] = None
     placeless: dict[str, Any] = _without_places(values, "")
@@ -256,7 +256,7 @@ def _without_places(value: Any, path: str) -> Any:
 
 
 def differing(values: Mapping[str, Any]) -> dict[str, Any]:
-    """{"schedule.lr": 0.002, ...}: what a stored config sets otherwise than `config.default`."""
+    """{"schedule.lr": 0.002, ...}: where a stored config differs from `config.default`."""
     return dict(_differing(values, to_json(default()), SETTINGS, ""))
 
 

@@ -1,7 +1,7 @@
 """Starting from the weights of a run or a released model, which config.model.pretrained names.
 
-The data, the recipe and the length are the new run's. From the other run come the backbone, what
-stands between backbone and heads, and the heads that fit, converted so that they predict the same.
+The data, the recipe and the length are the new run's. From the other run come the backbone, the
+layers between backbone and heads, and the heads that fit, converted to predict the same.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def settle(
     workdir: pathlib.Path,
     stored: ml_collections.ConfigDict | None,
 ) -> ml_collections.ConfigDict:
-    """`pretrained.settle` for a run in `workdir`, whose weights may come from another run.
+    """Like `pretrained.settle`, for a run in `workdir` that may start from another run.
 
     The options that heads leave out are written down, as they were when a run there began.
 
@@ -50,7 +50,7 @@ def settle(
         run without a checkpoint, an ensemble, a name that is not in the box, or `workdir` itself.
     """
     resumes, given = stored is not None, config.model.pretrained
-    # A run that resumes needs no weights, and they may be gone.
+    # A run that resumes needs no pretrained weights, and they may be gone.
     path = _locate(given) if given and not (resumes and box.is_name(given)) else None
     if path is not None and path.resolve() == workdir.resolve():
         raise UserError(
@@ -72,13 +72,13 @@ def of(
 ) -> state_lib.Start | None:
     """Returns what `state.create` starts from; None where a weights file, or nothing, is enough.
 
-    That is a run that config.model.pretrained names, or a weights file and images, where batch
-    norms are given back to a network that had them folded into its convolutions.
+    That is a run that config.model.pretrained names, or a weights file and images, where a
+    network's batch norms were folded into its convolutions and are restored.
 
     Args:
       heads, source: the new run's.
-      rows: int64 [N] of `source` that it trains on; None where it will not train, and batch norms
-        need no statistics to predict.
+      rows: int64 [N] of `source` that it trains on; None where it will not train, so that batch
+        norms need no statistics.
     """
     path = config.model.pretrained
     if not path:
@@ -98,7 +98,7 @@ def _give_norms_back(
     params: Flat,
     batch_stats: Flat,
 ) -> tuple[state_lib.Arrays, state_lib.Arrays]:
-    """Loads folded weights, and gives the batch norms the statistics of augmented images."""
+    """Loads folded weights, and restores batch norms with the statistics of augmented images."""
     loaded = state_lib.from_file(config.model, params, batch_stats)
     model, _ = state_lib.create_model(config, heads)
     batches = batch_statistics.training_batches(config, source, rows, CALIBRATION)
@@ -118,7 +118,7 @@ def _start(
     params: Flat,
     batch_stats: Flat,
 ) -> tuple[Arrays, Arrays]:
-    """Replaces initialised arrays by those of the run's best step, and prints which."""
+    """Replaces initial arrays by those of the run's best step, and reports which."""
     run = Run.open(config.model.pretrained, config.sharding.devices)
     theirs = {k: np.asarray(v) for k, v in (run.params | run.batch_stats).items()}
     fresh = {k: np.asarray(v) for k, v in (params | batch_stats).items()}
@@ -152,7 +152,7 @@ def adapt(
 ) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
     """Makes the arrays of a new run from those of a trained one.
 
-    A head is taken where all that it reads is taken too. Statistics of feature smoothing stay
+    A head is taken only if all layers that it reads are taken. Statistics of feature smoothing stay
     fresh, since they count the epochs of their own run.
 
     Args:
@@ -160,7 +160,7 @@ def adapt(
       fresh: the new run's, as initialised.
 
     Returns:
-      (all arrays of the new run, the parts that were taken, the parts that stay fresh and why).
+      (all arrays of the new run, the parts taken, the parts that stay fresh and why).
 
     Raises:
       UserError: a backbone that does not fit.
@@ -215,7 +215,7 @@ def _backbone(theirs: Arrays, fresh: Arrays, where: str) -> dict[str, np.ndarray
     """The backbone's arrays, with a transformer's positions for this run's image size.
 
     Raises:
-      UserError: other arrays or other shapes.
+      UserError: arrays or shapes differ.
     """
     taken, wrong = {}, []
     for name, ours in fresh.items():
@@ -244,7 +244,7 @@ def _fits(theirs: Arrays, ours: Arrays) -> bool:
 
 
 def _neck(config: Any, name: str) -> dict[str, Any] | None:
-    """A head's own neck without what trains it only; None for the shared one."""
+    """A head's own neck without the options for training only; None for the shared one."""
     given = config.heads[name].get("neck")
     if given is None:
         return None
@@ -270,10 +270,10 @@ def _is_of_run(config: ml_collections.ConfigDict | None) -> bool:
 
 
 def _config_of(path: pathlib.Path) -> ml_collections.ConfigDict | None:
-    """The config of the run in a folder to start from; None where it is no run's folder.
+    """The config of the run in a folder to start from; None where it is not a run's folder.
 
     Raises:
-      UserError: an ensemble, a folder inside of a run, or a run without a checkpoint.
+      UserError: an ensemble, a folder inside a run's, or a run without a checkpoint.
     """
     where = f"config.model.pretrained: {path}"
     if (path / "ensemble.json").exists():

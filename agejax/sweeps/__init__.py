@@ -1,1 +1,1 @@
-"""Searches for settings: the space, the study, its workers, and the search."""
+"""Hyperparameter search: the space, the study, its workers, and the search."""

@@ -1,4 +1,4 @@
-"""The search: trials are trained until enough of them are complete."""
+"""The search: trains trials until enough are complete."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from agejax.sweeps.space import Space, suggest
 from agejax.sweeps.workers import Worker, go_on_with, revive
 from agejax.train import train
 
-FAILURES_IN_A_ROW = 3  # of trials, after which it is not their settings that are wrong
-POLL = 2.0  # seconds between two looks at the trials of others
+FAILURES_IN_A_ROW = 3  # failed trials, after which something else than their settings is wrong
+POLL = 2.0  # seconds between two checks of other workers' trials
 
 
 def search(
@@ -28,16 +28,16 @@ def search(
 ) -> None:
     """Runs trials until `trials` are complete or pruned, and writes the study's page after each.
 
-    Every trial trains in FOLDER/trials/NUMBER. If its settings make it fail, for example by a loss
-    that is not finite, the trial has failed and the study goes on. If its worker was killed, its
-    settings are tried again, from the last checkpoint. No more trials are started than are
-    missing: at the end a worker waits for the trials of the others.
+    Every trial trains in FOLDER/trials/NUMBER. If its settings make it fail, for example with a
+    loss that is not finite, the trial counts as failed and the study continues. If its worker was
+    killed, its settings are tried again, from the last checkpoint. No more trials are started than
+    are missing: at the end a worker waits for the trials of the others.
 
     Raises:
-      UserError: the first trial of all failed: then the config is wrong, not a setting; or
+      UserError: the very first trial failed: then the config is wrong, not a setting; or
         `FAILURES_IN_A_ROW` trials failed for another reason than a loss that is not finite, such as
         a full disk; or more than `trials` failed in all.
-      SystemExit: a signal stopped it; the same command goes on.
+      SystemExit: a signal stopped it; the same command continues.
     """
     import optuna
 
@@ -51,7 +51,7 @@ def search(
         nonlocal failed, stopped, begun, in_a_row, failures
         trial.set_user_attr("worker", worker.name)
         if trial.number != begun:
-            # Another worker is at it, or was: the seed would draw its random points again.
+            # Another worker uses, or used, this seed: it would draw the same random points.
             study.sampler.reseed_rng()
         begun += 1
         values = {name: suggest(trial, name, given) for name, given in space.items()}
@@ -78,21 +78,21 @@ def search(
             failed = error
             if isinstance(error, UserError):
                 failures += 1
-                # A loss that is not finite is its settings' own failure: the machine has trained.
+                # A loss that is not finite is caused by the settings: the machine works.
                 in_a_row = 0 if isinstance(error, NotFiniteError) else in_a_row + 1
             trial.set_user_attr("error", str(error))
             print(f"trial {trial.number}: {error}", file=sys.stderr)
             raise
         finally:
-            jax.clear_caches()  # many trials would fill the memory with programs
+            jax.clear_caches()  # else compiled programs of many trials fill the memory
         if pruned:
             raise optuna.TrialPruned
         return float(summary["best"]["value"])
 
     def after(study: Any, trial: Any) -> None:
         study_lib.write(study, folder, space)
-        # The first trial's failure is the config's, not a setting's. That of one trial after the
-        # other is the machine's: each of the trials that replace them would fail as well.
+        # If the first trial fails, the config is wrong, not a setting. If trial after trial fails,
+        # the machine is at fault: the trials that replace them would fail too.
         if isinstance(failed, UserError) and (
             in_a_row >= FAILURES_IN_A_ROW
             or failures > trials

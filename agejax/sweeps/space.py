@@ -1,4 +1,4 @@
-"""The settings that a sweep searches, and a value of each."""
+"""The settings that a sweep searches, and how their values are drawn."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ Space = Mapping[str, Mapping[str, Any]]
 
 
 def read_space(path: str) -> dict[str, dict[str, Any]]:
-    """get_space() of a Python file.
+    """Reads get_space() of a Python file.
 
     Raises:
-      UserError: no such file, no get_space() in it, or a range that makes no sense.
+      UserError: no such file, no get_space() in it, or an invalid range.
     """
     file = expand(path)
     if not file.is_file():
         raise UserError(f"--space={path}: no such file")
-    loader = importlib.machinery.SourceFileLoader("space", str(file))  # whatever its name ends in
+    loader = importlib.machinery.SourceFileLoader("space", str(file))  # with any suffix
     spec = importlib.util.spec_from_loader("space", loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
@@ -50,9 +50,9 @@ def read_space(path: str) -> dict[str, dict[str, Any]]:
 
 
 def suggest(trial: Any, name: str, given: Mapping[str, Any]) -> Any:
-    """A value of a setting: of its choices, or a whole or real number of its range."""
+    """Draws a setting's value: one of its choices, or a whole or real number in its range."""
     if "choices" in given:
-        # By number: Optuna keeps names and numbers only, and a choice may be a table.
+        # By number: Optuna stores texts and numbers only, and a choice may be a dict.
         k = trial.suggest_categorical(name, list(range(len(given["choices"]))))
         return given["choices"][k]
     whole = all(isinstance(given[key], int) for key in ("low", "high"))

@@ -1,4 +1,4 @@
-"""A study of trials, kept by Optuna, and what is written of it."""
+"""A study: trials stored by Optuna, and the files written about them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ PRUNERS = ("none", "asha", "hyperband", "median")
 
 
 def create_study(folder: pathlib.Path, storage: str, sampler: Any, pruner: Any, mode: str) -> Any:
-    """A study to go on with, or a new one.
+    """Opens a study to continue, or creates one.
 
     Raises:
-      UserError: the database is none of Optuna's, of another version of it, or cannot be opened,
-        or its study searches in the other direction.
+      UserError: the database is not one of Optuna's, is of another version or cannot be opened, or
+        its study searches in the other direction.
     """
     import optuna
     import sqlalchemy
@@ -62,7 +62,7 @@ def create_study(folder: pathlib.Path, storage: str, sampler: Any, pruner: Any, 
 
 
 def _check_database(path: pathlib.Path) -> None:
-    """Raises `UserError` for an SQLite file of something else, to which Optuna would add tables."""
+    """Raises `UserError` for another program's SQLite file: Optuna would add tables to it."""
     if not path.is_file() or not path.stat().st_size:
         return
     try:
@@ -77,7 +77,7 @@ def _check_database(path: pathlib.Path) -> None:
 
 
 def create_sampler(name: str, start: int, seed: int) -> Any:
-    """`start` random points first, then the sampler's own."""
+    """A sampler that draws `start` random points first."""
     import optuna
 
     if name == "tpe":
@@ -99,7 +99,7 @@ def create_pruner(name: str) -> Any:
 
 
 def write(study: Any, folder: pathlib.Path, space: Space) -> None:
-    """trials.csv, best.json and index.html of what there is so far."""
+    """Writes trials.csv, best.json and index.html about the trials so far."""
     rows = [
         {
             "number": trial.number,
@@ -117,7 +117,7 @@ def write(study: Any, folder: pathlib.Path, space: Space) -> None:
     tables.write(text, header, ([row.get(name, "") for name in header] for row in rows))
     files.write_text(folder / "trials.csv", text.getvalue())
     best = None
-    with contextlib.suppress(ValueError):  # no trial is complete yet
+    with contextlib.suppress(ValueError):  # no complete trial yet
         trial = study.best_trial
         settings = trial.user_attrs["settings"]
         best = {
@@ -137,8 +137,8 @@ def write(study: Any, folder: pathlib.Path, space: Space) -> None:
 
 
 def importances(study: Any) -> dict[str, float]:
-    """Setting -> its share of what differs between trials (fANOVA, Hutter et al. 2014); {} before
-    there are enough."""
+    """Setting -> its share of the variance between trials (fANOVA, Hutter et al. 2014); {} while
+    there are too few."""
     import optuna
 
     complete = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))

@@ -1,4 +1,4 @@
-"""Workers of a study: which of them have died, and trials that go on where those were cut off."""
+"""Workers of a study: detects dead ones, and continues their trials."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import socket
 import time
 from typing import Any
 
-HEARTBEAT = 60  # seconds; a worker that has been silent for twice as long is dead
+HEARTBEAT = 60  # seconds; a worker silent for twice as long is dead
 
 
 class Worker:
-    """This process as a worker of a study: it holds a locked file as long as it lives.
+    """This process as a worker of a study: it locks a file as long as it lives.
 
-    So whoever shares the folder, on the same machine, sees at once that it has died. On other
-    machines its silence tells, after two minutes: Optuna's heartbeat.
+    So other workers on the same machine see at once that it has died. On other machines Optuna's
+    heartbeat shows it after two minutes.
     """
 
     def __init__(self, folder: pathlib.Path) -> None:
@@ -30,18 +30,18 @@ class Worker:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def has_died(self, name: str) -> bool:
-        """Whether a worker is known to have died; False as well where nothing is known of it."""
+        """Whether a worker is known to have died; False where nothing is known of it."""
         if not name.startswith(f"{socket.gethostname()}-"):
             return False
         try:
             with (self._folder / name).open("r+") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # alive, or its folder is elsewhere
+        except OSError:  # alive, or in a folder elsewhere
             return False
         return True
 
     def forget(self, name: str) -> None:
-        """Removes the file of a worker that has left no trial behind."""
+        """Removes the file of a worker without an unfinished trial."""
         (self._folder / name).unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -49,20 +49,20 @@ class Worker:
 
 
 def revive(study: Any, worker: Worker) -> None:
-    """Fails the trials whose workers have died, and queues their settings before all others."""
+    """Marks trials of dead workers as failed, and queues their settings before all others."""
     import optuna
 
     optuna.storages.fail_stale_trials(study)
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
         name = trial.user_attrs.get("worker")
-        if name is None:  # killed in its first moment
+        if name is None:  # killed right after its start
             silent = datetime.datetime.now() - trial.datetime_start
             dead = silent > datetime.timedelta(seconds=2 * HEARTBEAT)
         else:
             dead = worker.has_died(name)
         if not dead:
             continue
-        # Of several workers that notice it, one comes first.
+        # Several workers may notice it; only one of them succeeds.
         with contextlib.suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):
             study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
             go_on_with(study, trial)
@@ -71,6 +71,6 @@ def revive(study: Any, worker: Worker) -> None:
 
 
 def go_on_with(study: Any, trial: Any) -> None:
-    """Puts a trial that was cut off in front of all others, in the folder that it began."""
+    """Queues an interrupted trial before all others, in its own folder."""
     number = trial.user_attrs.get("goes_on", trial.number)
     study.enqueue_trial(trial.params, user_attrs={"goes_on": number})

@@ -1,4 +1,4 @@
-"""The models that agejax comes with, one folder each: `agejax.runs.box` finds them.
+"""The models that come with agejax, one folder each; `agejax.runs.box` finds them.
 
 `python -m agejax.release --workdir=RUN --output=agejax/weights/NAME` makes one.
 """
