@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from agejax.errors import UserError
 from agejax.evaluation import metrics
 from agejax.heads import ages, weights
 from agejax.labels import LABELS
+from agejax.logging import console
 from agejax.models import pretrained
 from agejax.runs import box
 from agejax.training import augment, durations, frozen, image_sizes, optim, state
@@ -88,10 +88,9 @@ def with_data(config: Any, rows: Mapping[str, np.ndarray]) -> None:
             f"'' for none, not {final!r}"
         )
     if "val" not in rows:
-        print(
+        console.note(
             "no val split: nothing is evaluated while it trains, the last checkpoint counts as the "
-            "best, and nothing is calibrated",
-            file=sys.stderr,
+            "best, and nothing is calibrated"
         )
 
 

@@ -24,6 +24,7 @@ from agejax.errors import NotFiniteError
 from agejax.evaluation import metrics
 from agejax.evaluation.validation import Validation
 from agejax.heads import training, weights
+from agejax.logging import console
 from agejax.logging.profile import Profile
 from agejax.logging.stopwatch import Stopwatch
 from agejax.logging.train_log import TrainLog
@@ -130,9 +131,9 @@ def _train(
         saved_step = step if meta["evaluated"] else step - 1
         best = Best.resumed(meta["best"], checkpoints, saved_step, eval_every)
         if best not in (Best(**meta["best"]), summaries.best(workdir)):
-            print(f"the best checkpoint is lost; from now on it is {best}", flush=True)
+            console.result(f"the best checkpoint is lost; from now on it is {best}")
         clock.add(meta["seconds"])
-        print(f"resuming {workdir} at step {step:,}", flush=True)
+        console.result(f"resuming {workdir} at step {step:,}")
     else:
         with clock("compile"):
             trained = warm_start.of(config, data.heads, data.source, data.rows["train"])
@@ -223,7 +224,7 @@ def _train(
 
     # ---- 8. the end -----------------------------------------------------------------------------
     if stop.requested:
-        print(f"stopped by a signal at step {step:,}; the same command goes on from there")
+        console.result(f"stopped by a signal at step {step:,}; the same command goes on from there")
         return None
     return summaries.write(
         workdir, kept, step=step, batch_size=batch_size, epoch_size=sampler.size, best=best,

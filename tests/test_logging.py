@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import errno
+import functools
 import io
 import json
 import os
@@ -22,7 +24,7 @@ from hypothesis import strategies as st
 
 from agejax import files
 from agejax.errors import NotFiniteError, UserError
-from agejax.logging import metrics_file, progress, tensorboard
+from agejax.logging import console, metrics_file, progress, tensorboard
 from agejax.logging import watchdog as watchdog_lib
 from agejax.logging.stopwatch import Stopwatch
 from agejax.logging.train_log import TrainLog, ratios
@@ -532,3 +534,41 @@ def test_the_holder_removes_what_killed_writes_left_but_not_what_is_being_writte
 def test_ratios_divide_sums_by_counts():
     sums = {"loss": np.array([6.0, 4.0]), "age/mae": (9.0, 3), "ethnicity/accuracy": (0.0, 0)}
     assert ratios(sums) == {"loss": 1.5, "age/mae": 3.0}
+
+
+# ---- lines about what is going on ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("level", "out", "err"),
+    [
+        ("INFO", "resuming\nepoch   1.0/2  step  5/10  val mae 4.000\n", "preparing\nset aside\n"),
+        ("WARNING", "", "set aside\n"),
+        ("ERROR", "", ""),
+    ],
+)
+def test_the_level_of_a_logger_decides_what_a_run_prints(level, out, err, capsys, request):
+    request.addfinalizer(functools.partial(console.logger.setLevel, console.logger.level))
+    console.logger.setLevel(level)
+    console.result("resuming")
+    console.note("preparing")
+    console.warning("set aside")
+    progress.Progress(total_steps=10, start_step=0, steps_per_epoch=5).evaluation(5, {"mae": 4.0})
+    progress.Count("decoded", 1).add()
+    said = capsys.readouterr()
+    assert (said.out, said.err) == (out, err)
+
+
+def test_rooms_print_by_the_logger_alone():
+    """Commands print their results, and what must be heard whatever the level is."""
+    package = pathlib.Path(__file__).parents[1] / "agejax"
+    free = ("process", "logging", "configs")
+    rooms = [p for p in package.glob("*/**/*.py") if p.relative_to(package).parts[0] not in free]
+    bare = [
+        f"{path.relative_to(package)}:{node.lineno}"
+        for path in (*rooms, package / "train.py", package / "checks.py")
+        if "run_command(main" not in path.read_text()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
+    ]
+    assert bare == []

@@ -16,7 +16,6 @@ import json
 import os
 import pathlib
 import shutil
-import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from typing import Any, TypeVar
 from agejax import files
 from agejax.errors import DAMAGE, UserError, brief
 from agejax.files import full_disk
+from agejax.logging import console
 from agejax.paths import cache_folder
 
 WHOLE = "whole.json"
@@ -78,7 +78,7 @@ def cached(
             try:
                 return opened()  # another process may have made it meanwhile
             except Damaged as error:
-                print(f"{folder} is damaged ({error}) and is made again", file=sys.stderr)
+                console.warning(f"{folder} is damaged ({error}) and is made again")
                 _remove(folder)
             except Absent:
                 pass
@@ -174,7 +174,7 @@ def _compare(folder: pathlib.Path, sizes: dict[str, int]) -> None:
         raise Damaged(f"{DIGESTS} lists other files")
     total = sum(sizes.values())
     if total > LONG:
-        print(f"{folder}: checking {total / 1e9:.1f} GB", file=sys.stderr)
+        console.note(f"{folder}: checking {total / 1e9:.1f} GB")
     found = _checksums(folder, names, stored["chunk"])
     for name, values in stored["crc32"].items():
         if found[name] != values:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 
 from agejax.data.sources import Source
 from agejax.errors import UserError, check_keys, nearest
+from agejax.logging import console
 from agejax.paths import expand
 
 MAJORITY = "majority"  # stands for the largest class
@@ -62,10 +62,7 @@ def apply(source: Source, config: Any) -> Source:
     if not removed:
         return source
     counts = ", ".join(f"{rows.sum():,} ({reason})" for reason, rows in removed.items())
-    print(
-        f"{source.name}: {stays.sum():,} of {len(stays):,} images stay; removed {counts}",
-        file=sys.stderr,
-    )
+    console.note(f"{source.name}: {stays.sum():,} of {len(stays):,} images stay; removed {counts}")
     if not stays.any():
         raise UserError(f"{WHERE}: no image of {source.name} is left; removed {counts}")
     if not stays.all():
@@ -136,10 +133,9 @@ def relabelled(source: Source, path: str) -> Source:
                 raise UserError(f"{where}, line {number}: {error}") from error
     if not changed:
         raise UserError(f"{where}: no image of {source.name} in it, such as {source.ids[0]}")
-    print(
+    console.note(
         f"{source.name}: {', '.join(given)} of {changed:,} of {len(source.ids):,} images "
-        f"from {path}",
-        file=sys.stderr,
+        f"from {path}"
     )
     digest = hashlib.sha256(data).hexdigest()
     fingerprint = hashlib.sha256(f"{source.fingerprint} {digest}".encode()).hexdigest()[:16]

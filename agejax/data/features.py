@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -20,7 +19,7 @@ import numpy as np
 
 from agejax.data.cache import cached
 from agejax.data.mapped import MappedArray
-from agejax.logging import progress
+from agejax.logging import console, progress
 
 ROWS = 1024  # per block
 FILE = "features.f32"
@@ -106,5 +105,5 @@ def load(
             made += sizes[b]
     if made:
         seconds = time.monotonic() - start
-        print(f"{name}: computed {made:,} in {seconds:.0f} s", file=sys.stderr, flush=True)
+        console.note(f"{name}: computed {made:,} in {seconds:.0f} s")
     return CachedFeatures(width, views)

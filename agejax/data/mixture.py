@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import pathlib
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from agejax.data.cache import cached
 from agejax.data.sources import Gathered, Source
 from agejax.errors import UserError
 from agejax.labels import LABELS
+from agejax.logging import console
 from agejax.settings import Group, Setting
 
 SETTINGS = Group(
@@ -89,10 +89,10 @@ def copies_across(
 
     def find(folder: pathlib.Path) -> None:
         names = " and ".join(parts[i].name for i in chosen)
-        print(f"looking for copies of one picture in {names}", file=sys.stderr)
+        console.note(f"looking for copies of one picture in {names}")
         found = duplicates.near_pairs(_thumbnails([parts[i] for i in chosen]), part)
         np.savez(folder / "pairs.npz", pairs=rows[found])
-        print(f"{len(found):,} pairs", file=sys.stderr)
+        console.note(f"{len(found):,} pairs")
 
     known = [(source.fingerprint, source.images.shape) for source in parts]
     key = hashlib.sha256(repr((known, chosen)).encode()).hexdigest()[:16]
@@ -196,10 +196,9 @@ def _same_people(parts: Sequence[Source], part: np.ndarray) -> np.ndarray:
     in_parts = np.unique(np.stack([of_row, part[known]], axis=1), axis=0)
     shared = int((np.bincount(in_parts[:, 0]) > 1).sum())
     if shared:
-        print(
+        console.note(
             f"{shared:,} people (or groups) are in more than one part of the mixture; each stays "
-            "on one side of a split",
-            file=sys.stderr,
+            "on one side of a split"
         )
     return np.stack([known[first[of_row]], known], axis=1)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from agejax.data import edits, mixture, sources
 from agejax.data.sources import Source
 from agejax.errors import UserError
+from agejax.logging import console
 
 
 def open_source(
@@ -73,10 +73,9 @@ def open_other(
         for number, name in enumerate(source.label_names.get(label, ())):
             count = int(np.sum(source.labels[label] == number))
             if name not in names and count:
-                print(
+                console.note(
                     f"{dataset}: the run knows no {label} {name!r}; {count:,} images count as "
-                    "unlabelled in it",
-                    file=sys.stderr,
+                    "unlabelled in it"
                 )
     known = {label: names for label, names in label_names.items() if label in source.label_names}
     return edits.with_classes(source, known)

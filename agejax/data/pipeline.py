@@ -6,7 +6,6 @@ import dataclasses
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections.abc import Generator, Iterator
 from concurrent import futures
@@ -21,6 +20,7 @@ from agejax.data import sampling
 from agejax.data.features import CachedFeatures
 from agejax.data.sources import Source
 from agejax.errors import UserError
+from agejax.logging import console
 from agejax.process import memory
 
 HostBatch = dict[str, np.ndarray]
@@ -96,10 +96,9 @@ class TrainBatches:
                         f"of step {step + 1}, perhaps of memory: set fewer, or 0 to read in threads"
                     ) from error
                 died_at = step
-                print(
-                    f"a worker of the input died before step {step + 1}; new ones go on from there",
-                    file=sys.stderr, flush=True,
-                )  # fmt: skip
+                console.warning(
+                    f"a worker of the input died before step {step + 1}; new ones go on from there"
+                )
 
     def _read(self, start: int, stop: int, workers: int) -> Generator[HostBatch, None, None]:
         steps = grain.MapDataset.range(start, stop).map(self.__getitem__)

@@ -35,7 +35,7 @@ from agejax.data.cache import cached
 from agejax.data.mapped import MappedArray
 from agejax.errors import DAMAGE, UserError, one_line
 from agejax.labels import LABELS
-from agejax.logging import progress
+from agejax.logging import console, progress
 from agejax.paths import cache_folder, expand
 
 if TYPE_CHECKING:
@@ -181,12 +181,12 @@ def load(
         if known is None:
             raise
         missing, (key, files) = error, known
-        print(f"{name}: {files} is gone; what was prepared from it is used", file=sys.stderr)
+        console.note(f"{name}: {files} is gone; what was prepared from it is used")
 
     def prepare(folder: pathlib.Path) -> None:
         if missing is not None:
             raise missing
-        print(f"{name}: preparing" + (f" {files}" if files else ""), file=sys.stderr)
+        console.note(f"{name}: preparing" + (f" {files}" if files else ""))
         _tfds(builder, folder, beam, source=files, **options)
 
     def decode_all(folder: pathlib.Path) -> None:
@@ -348,13 +348,13 @@ def _decode_all(builder: Any, folder: pathlib.Path, image_size: int, place: str)
     }
     (folder / "source.json").write_text(json.dumps(facts, indent=1))
     sizes = np.unique(groups, return_counts=True)[1]
-    print(
+    console.note(
         f"{builder.name}: {len(ids):,} images of {image_size} px in {time.monotonic() - start:.0f} "
         f"s; {(sizes > 1).sum():,} groups of duplicates with {sizes[sizes > 1].sum():,} images; "
-        f"{len(skipped)} skipped" + "".join(f"\n  skipped {line}" for line in skipped[:20])
-        + (f"\n  and {len(skipped) - 20} more" if len(skipped) > 20 else ""),
-        file=sys.stderr,
-    )  # fmt: skip
+        f"{len(skipped)} skipped"
+        + "".join(f"\n  skipped {line}" for line in skipped[:20])
+        + (f"\n  and {len(skipped) - 20} more" if len(skipped) > 20 else "")
+    )
 
 
 def _decoded(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from agejax.data.builders import cells
 from agejax.data.sources import Source
 from agejax.errors import UserError, check_keys, is_number, one_line
 from agejax.labels import DECADES, density
+from agejax.logging import console
 from agejax.paths import expand
 
 AGE_BIN = 5  # years, for stratification
@@ -59,9 +59,8 @@ def make(source: Source, config: Any) -> dict[str, np.ndarray]:
         splits = official(source) if way == "official" else from_files(source, config.files)
     splits = _by_usual_names(splits)
     if not config.val_of_train and "val" in splits:
-        print(
-            f"{WHERE}.val_of_train=0: the {len(splits['val']):,} images of val are trained on",
-            file=sys.stderr,
+        console.note(
+            f"{WHERE}.val_of_train=0: the {len(splits['val']):,} images of val are trained on"
         )
         both = [splits.get("train", np.zeros(0, np.int64)), splits.pop("val")]
         splits["train"] = np.sort(np.concatenate(both))
@@ -141,10 +140,9 @@ def _with_train_only(source: Source, config: Any) -> dict[str, np.ndarray]:
     elsewhere = [rows for name, rows in splits.items() if name != "train"]
     copies = np.isin(source.groups[extra], source.groups[np.concatenate(elsewhere)])
     if copies.any():
-        print(
+        console.note(
             f"{source.name}: {copies.sum():,} images that only train have a copy in another split "
-            "and are left out",
-            file=sys.stderr,
+            "and are left out"
         )
     splits["train"] = np.sort(np.concatenate([splits["train"], extra[~copies]]))
     return splits
@@ -258,12 +256,11 @@ def balanced(
     test = np.concatenate(chosen)
     taken = np.isin(source.groups, source.groups[test])
     copies = int(taken.sum()) - len(test)
-    print(
+    console.note(
         f"{split}: {len(test):,} images, {n} from each of {len(names)} cells; {copies:,} copies of "
         "them are left out of every split"
         + (f"; {len(lines)} cells are short and give at most half:" if lines else "")
-        + "".join(f"\n  {name}: {take} of {count}" for name, take, count in lines),
-        file=sys.stderr,
+        + "".join(f"\n  {name}: {take} of {count}" for name, take, count in lines)
     )
     rest = np.flatnonzero(~taken)
     parts = _deal(source, rest, fractions, seed, f"{WHERE}.fractions")
@@ -286,10 +283,9 @@ def official(source: Source) -> dict[str, np.ndarray]:
         )
     outside = int(np.sum(names == ""))
     if outside:
-        print(
+        console.note(
             f"{source.name}: {outside:,} of {len(names):,} images are in no official split and "
-            "left out",
-            file=sys.stderr,
+            "left out"
         )
     return {str(name): np.flatnonzero(names == name) for name in np.unique(names[names != ""])}
 
@@ -316,7 +312,7 @@ def from_files(source: Source, files: Mapping[str, str]) -> dict[str, np.ndarray
                 f"{path}: {len(unknown):,} of {len(names[split]):,} names are not in the data, "
                 f"the first: {unknown[0]}"
             )
-            print(one_line(line), file=sys.stderr)
+            console.note(one_line(line))
         _filled(split, splits[split], f"{where}: {path}")
     for a, b in itertools.combinations(files, 2):
         both = sorted(names[a] & names[b])
@@ -355,10 +351,9 @@ def without_copies(source: Source, splits: Mapping[str, np.ndarray]) -> dict[str
     train = splits["train"]
     others = [rows for name, rows in splits.items() if name != "train"]
     copies = np.isin(source.groups[train], source.groups[np.concatenate([train[:0], *others])])
-    print(
+    console.note(
         f"train: {copies.sum():,} of {len(train):,} images have a copy in another split and are "
-        "left out",
-        file=sys.stderr,
+        "left out"
     )
     where = f"{WHERE}.drop_copies_from_train"
     return dict(splits) | {"train": _filled("train", train[~copies], where)}
@@ -373,10 +368,9 @@ def torn_groups(source: Source, splits: Mapping[str, np.ndarray]) -> int:
 def _say_torn(source: Source, splits: Mapping[str, np.ndarray]) -> None:
     torn = torn_groups(source, splits)
     if torn:
-        print(
+        console.warning(
             f"{torn:,} groups of duplicates have images in more than one of {', '.join(splits)}; "
-            "scores on them are too good",
-            file=sys.stderr,
+            "scores on them are too good"
         )
 
 

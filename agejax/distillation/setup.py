@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from agejax.distillation.files import FileTeacher, TargetFile
 from agejax.distillation.teachers import FEATURES, Teacher, Teachers
 from agejax.errors import UserError, few
 from agejax.heads import Facts, Head, training
+from agejax.logging import console
 from agejax.paths import expand
 from agejax.runs import box, ensembles
 from agejax.runs.run_folder import opened_config
@@ -184,7 +184,7 @@ def _check_complete(
             if (member.features if name == FEATURES else name in member.heads)
         ]
         if not giving:
-            print(f"{WHERE}: no teacher has head {name}; labels alone teach it", file=sys.stderr)
+            console.note(f"{WHERE}: no teacher has head {name}; labels alone teach it")
             continue
         if any(member.size for member in giving):  # it sees every image
             continue
@@ -202,7 +202,7 @@ def _check_complete(
                 + ("" if lacking.all() else f", or set {WHERE}.missing=labels to do without")
             )
         if jax.process_index() == 0:
-            print(f"{WHERE}: {what}; they learn from their labels alone", file=sys.stderr)
+            console.note(f"{WHERE}: {what}; they learn from their labels alone")
 
 
 def _of_file(file: TargetFile) -> list[Any]:
@@ -248,5 +248,5 @@ def _judge(
             f"{WHERE}.allow_seen=True, which the summary states"
         )
     if jax.process_index() == 0:
-        print(f"warning: {where} {what}; scores on these are too good", file=sys.stderr)
+        console.warning(f"warning: {where} {what}; scores on these are too good")
     return {"seen": counted}

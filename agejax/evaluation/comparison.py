@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from agejax.data import splits
 from agejax.errors import UserError
 from agejax.evaluation import metrics
 from agejax.evaluation.scored import Scored, open_data, score_rows
+from agejax.logging import console
 from agejax.runs.run import Run
 
 
@@ -43,10 +43,9 @@ def score_again(
     if source.fingerprint == run.fingerprint and scored.split != "train":
         learned = splits.make(source, run.config.data.split)["train"]
         if seen := int(np.isin(source.groups[rows], source.groups[learned]).sum()):
-            print(
+            console.warning(
                 f"warning: {run.workdir} was trained on {seen:,} of these {len(rows):,} images, or "
-                "on copies of them: it knows the answers",
-                file=sys.stderr,
+                "on copies of them: it knows the answers"
             )
     return score_rows(run, source, rows, scored.split)
 

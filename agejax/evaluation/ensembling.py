@@ -13,6 +13,7 @@ from agejax import files
 from agejax.errors import UserError
 from agejax.evaluation import calibration, comparison
 from agejax.evaluation.scored import Scored, score
+from agejax.logging import console
 from agejax.paths import expand
 from agejax.runs import batch_statistics, box, ensembles
 from agejax.runs.ensembles import COMBINE, FILE, STATISTICS, STATISTICS_FILE, open_member
@@ -55,9 +56,13 @@ def create(
         averaged = ensembles.average(members, np.array(share) / np.sum(share))
         if anew := batch_statistics.anew(averaged, batches):
             size = averaged.config.data.batch_size
-            print(f"batch statistics: made anew on {batches} batches of {size} training images")
+            console.result(
+                f"batch statistics: made anew on {batches} batches of {size} training images"
+            )
         else:
-            print("batch statistics: no batch norm trains here, so there is nothing to make anew")
+            console.result(
+                "batch statistics: no batch norm trains here, so there is nothing to make anew"
+            )
     output.mkdir(parents=True, exist_ok=True)
     (output / STATISTICS_FILE).unlink(missing_ok=True)
     if anew:

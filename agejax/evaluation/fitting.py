@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from agejax.evaluation.calibration import Calibration
 from agejax.evaluation.scored import score_rows
 from agejax.faces import detection
 from agejax.faces.geometry import Geometry
+from agejax.logging import console
 from agejax.runs import box
 from agejax.runs.run import Run
 
@@ -38,16 +38,16 @@ def calibrate(run: Run, source: Source | None = None) -> Calibration | None:
     try:
         source = source or opening.open_source(run.config.data)
     except UserError as error:
-        print(f"no calibration: the run's validation images are not here: {error}", file=sys.stderr)
+        console.note(f"no calibration: the run's validation images are not here: {error}")
         return None
     if source.fingerprint != run.fingerprint:
-        print("no calibration: the run's validation images are not here", file=sys.stderr)
+        console.note("no calibration: the run's validation images are not here")
         return None
     by_name = splits.make(source, run.config.data.split)
     name = splits.CALIBRATION if splits.CALIBRATION in by_name else "val"
     rows = by_name.get(name)
     if rows is None:
-        print("no calibration: the run was trained without a val split", file=sys.stderr)
+        console.note("no calibration: the run was trained without a val split")
         return None
     held = score_rows(run, source, rows, name)
     fitted = Calibration.fit(held.predictions, held.labels, held.duplicates, run.step)
@@ -59,7 +59,7 @@ def calibrate(run: Run, source: Source | None = None) -> Calibration | None:
     try:
         fitted.save(run.workdir)
     except UserError as error:  # the folder may be another user's
-        print(f"the calibration is used here but not kept: {error}", file=sys.stderr)
+        console.note(f"the calibration is used here but not kept: {error}")
     return fitted
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from agejax.errors import DAMAGE, UserError
 from agejax.evaluation import metrics
 from agejax.evaluation.calibration import Calibration
 from agejax.exporting import quantize
+from agejax.logging import console
 from agejax.runs import box, lineage
 from agejax.runs.run import Run
 from agejax.training import image_sizes
@@ -143,7 +143,7 @@ def evaluations(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
             _heading(run, result)
         except (UserError, *DAMAGE, AttributeError) as error:  # damaged, or of another version
             reason = error if isinstance(error, UserError) else f"{path} is damaged; evaluate again"
-            print(f"left out of the model card: {reason}", file=sys.stderr)
+            console.note(f"left out of the model card: {reason}")
             continue
         yield path.parent.name, result
 

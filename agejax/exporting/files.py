@@ -15,6 +15,7 @@ from agejax.errors import UserError
 from agejax.exporting import card, description, jax_export, onnx_export, quantize
 from agejax.exporting.prediction import any_batch, difference, prediction, random_images
 from agejax.exporting.web import page, runtime
+from agejax.logging import console
 from agejax.paths import expand
 from agejax.runs.run import Run
 
@@ -95,11 +96,13 @@ def export(
         files.write_bytes(output / file, data)
     for one in info["files"].values():
         before = " before int8" if int8 and one["name"] != FILES["jax"] else ""
-        print(f"{output / one['name']}: {one['bytes'] / 1e6:,.1f} MB, differs from the run by "
-              f"{one['parity']:.1e} of the largest value{before}")  # fmt: skip
+        console.result(
+            f"{output / one['name']}: {one['bytes'] / 1e6:,.1f} MB, differs from the run by "
+            f"{one['parity']:.1e} of the largest value{before}"
+        )
     files.write_json(output / "model.json", info)
     files.write_text(output / "model_card.md", card.of_export(run, info))
-    print("written beside it: model.json, model_card.md")
+    console.result("written beside it: model.json, model_card.md")
     return info
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import pathlib
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -22,6 +21,7 @@ from agejax.data.sources import Source
 from agejax.errors import UserError
 from agejax.evaluation import metrics
 from agejax.exporting import onnx_export
+from agejax.logging import console
 from agejax.runs.run import Run
 
 MAX_MAE_CHANGE = 0.1  # years; a larger change is refused unless allowed
@@ -71,10 +71,9 @@ def quantized(
         data = make(model, calibrating)
         targets = _compare(run, source, rows, before, _predictions(data, source, rows))
         lines = {name: describe(name, one) for name, one in targets.items()}
-        print(
+        console.note(
             f"int8 with {activations} activations: {'; '.join(lines.values())}; on {len(rows):,} "
-            "images of val",
-            file=sys.stderr,
+            "images of val"
         )
         ages = {name: one["change"] for name, one in targets.items() if one["metric"] == "mae"}
         figures, worst = "; ".join(lines[name] for name in ages), max(ages.values(), default=0.0)

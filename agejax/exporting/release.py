@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import shutil
-import sys
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from agejax.errors import UserError
 from agejax.evaluation import calibration
 from agejax.exporting import card, description
 from agejax.exporting.prediction import difference, prediction, random_images
+from agejax.logging import console
 from agejax.paths import expand
 from agejax.runs import box, ensembles, lineage
 from agejax.runs.run import Run
@@ -59,15 +59,13 @@ def release(
     size = run.config.eval.get("image_size", 0)
     fitted = calibration.Calibration.read(run.workdir, run.step, size)
     if fitted is None:
-        print(
+        console.warning(
             f"warning: {run.workdir} is not calibrated, so the released model gives no intervals; "
-            "python -m agejax.evaluate calibrates a run that has a val split",
-            file=sys.stderr,
+            "python -m agejax.evaluate calibrates a run that has a val split"
         )
     averaged = (run.workdir / ensembles.FILE).exists()
     if not averaged and not (run.workdir / "summary.json").exists():
-        print(f"warning: {run.workdir} is not finished; its best step so far is released",
-              file=sys.stderr)  # fmt: skip
+        console.warning(f"warning: {run.workdir} is not finished; its best step so far is released")
     with files.new_folder(output) as folder:
         _write(run, fitted, folder, storage)
         again = Run.open(folder, devices=1)
@@ -84,7 +82,7 @@ def release(
         files.write_text(folder / "card.md", text)
         shutil.rmtree(output, ignore_errors=True)
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
-    print(
+    console.result(
         f"{output}: {size / 1e6:,.2f} MB, step {run.step:,} of {run.workdir}, differs from it by "
         f"{written['parity']:.1e} of the largest value; use it as --workdir={output}"
     )

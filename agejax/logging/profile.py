@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from agejax import files
+from agejax.logging import console
 
 WARM_UP = 3  # steps before the trace: the first compiles, the next wait for the readers
 ROWS = 20
@@ -86,7 +87,7 @@ class Profile:
                 newest = max(self._folder.rglob("*.xplane.pb"), key=lambda p: p.stat().st_mtime)
                 text = summary(program, read_trace(newest), steps, seconds, self._batch_size)
                 files.write_text(self._folder / "summary.md", text)
-                print(f"profile of {steps} steps: {self._folder / 'summary.md'}", flush=True)
+                console.result(f"profile of {steps} steps: {self._folder / 'summary.md'}")
 
 
 def read_trace(path: pathlib.Path) -> list[tuple[str, str, float, float]]:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TextIO
 
+from agejax.logging import console
+
 SHOWN = ("/mae", "/accuracy")  # of a window's metrics; the others are in metrics.jsonl
 
 
@@ -71,6 +73,8 @@ class Progress:
             self._open = False
 
     def _write(self, line: str, *, stays: bool) -> None:
+        if not console.wanted():
+            return
         if not stays:
             # A line that wraps could not be rewritten.
             line = line[: shutil.get_terminal_size().columns - 1]
@@ -110,7 +114,8 @@ class Count:
         """Counts images that were done."""
         self._done += images
         now, last = time.monotonic(), self._done >= self._total
-        if now - self._reported > (0.2 if self._live else 10) or (self._live and last):
+        due = now - self._reported > (0.2 if self._live else 10) or (self._live and last)
+        if due and console.wanted():
             self._reported = now
             speed = self._done / (now - self._start)
             text = f"{self._what} {self._done:,} of {self._total:,}, {speed:,.0f} images/s"

@@ -15,6 +15,7 @@ from agejax.errors import UserError
 from agejax.evaluation import baselines
 from agejax.evaluation.calibration import Calibration
 from agejax.evaluation.scored import Scored
+from agejax.logging import console
 from agejax.paths import expand
 from agejax.reporting import results
 from agejax.runs.run import Run
@@ -61,12 +62,12 @@ def evaluate_baseline(
     for label in dict.fromkeys(head.label for head in run.heads.values()):
         y = {name: source.labels[label][rows[name]] for name in ("train", "val")}
         fitted, options = baselines.fit(estimator, x, y)
-        print(f"{label}: {estimator} {options}", flush=True)
+        console.result(f"{label}: {estimator} {options}")
         names = source.label_names.get(label)
         for name in rows:
             predictions[name][label] = baselines.say(fitted, x[name], len(names) if names else None)
     seconds = time.perf_counter() - start
-    print(f"fitted in {seconds:.0f} s")
+    console.result(f"fitted in {seconds:.0f} s")
 
     def scored(name: str) -> Scored:
         return Scored(

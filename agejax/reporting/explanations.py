@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import BinaryIO
 
@@ -17,6 +16,7 @@ from agejax.data import sources
 from agejax.errors import UserError, one_line
 from agejax.explanations.explanation import Explanation
 from agejax.explanations.subject import Method, explainer
+from agejax.logging import console
 from agejax.paths import expand
 from agejax.reporting.plots import TEXT
 from agejax.runs.run import Run
@@ -65,7 +65,7 @@ def explain(
         try:
             image = sources.decode(sources.read_image(path), run.config.data.image_size)
         except (OSError, ValueError) as error:
-            print(one_line(f"skipped {path}: {error}"), file=sys.stderr)
+            console.note(one_line(f"skipped {path}: {error}"))
             continue
         explanation, k = explain_one(image)
         checks = [CHECKS[name].format(value) for name, value in explanation.checks.items()]
@@ -89,7 +89,7 @@ def explain(
                 image, explanation, file, title=f"{path.name}\n{text}",
                 method=method, unit="years" if k is None else "probability",
             )  # fmt: skip
-        print(f"{path}: {text}", flush=True)
+        console.result(f"{path}: {text}")
     if not names:
         raise UserError(f"none of the {len(paths)} file(s) is a readable image")
     return output

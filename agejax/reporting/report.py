@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from agejax.errors import UserError
 from agejax.evaluation import metrics, uncertainty
 from agejax.evaluation.calibration import Calibration
 from agejax.explanations.subject import explainer
+from agejax.logging import console
 from agejax.reporting import figures, page, plots
 from agejax.reporting.plots import Chart
 
@@ -184,7 +184,7 @@ def _faces(scored: Scored) -> dict[str, Chart]:
         explain_one = explainer(scored.run, "age", "grad_cam")
         heats = np.stack([explain_one(image)[0].heat for image in images])
     except UserError as error:  # no feature maps, or no network
-        print(f"no saliency: {error}", file=sys.stderr)
+        console.note(f"no saliency: {error}")
         return charts
     captions = [_caption(scored, i) for i in explained]
     return charts | {"saliency": figures.saliency(images, heats, captions)}

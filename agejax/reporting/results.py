@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import pathlib
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from agejax.evaluation import comparison, findings, fitting, metrics
 from agejax.evaluation.calibration import Calibration
 from agejax.evaluation.scored import Scored, is_known, score
 from agejax.faces import detection
+from agejax.logging import console
 from agejax.paths import expand
 from agejax.reporting import report
 from agejax.runs.ensembles import open_run
@@ -120,10 +120,9 @@ def publish(
     if known := findings.known_to_ancestors(scored):
         result["known_to_ancestors"] = known
         for name, count in known.items():
-            print(
+            console.warning(
                 f"warning: {count:,} of these {len(scored.rows):,} images, or copies of them, "
-                f"trained {name}, which {scored.run.workdir} learned from; its scores are too good",
-                file=sys.stderr,
+                f"trained {name}, which {scored.run.workdir} learned from; its scores are too good"
             )
     if write_report:
         result |= findings.look_closer(scored, calibration)
@@ -132,10 +131,10 @@ def publish(
     output.mkdir(parents=True, exist_ok=True)
     files.write_json(output / "metrics.json", result)
     write_predictions(output / "predictions.csv", scored, calibration)
-    print(metrics.table(result))
+    console.result(metrics.table(result))
     if write_report:
         report.write(output, scored, result, calibration)
-    print(f"written to {output}/")
+    console.result(f"written to {output}/")
     return result
 
 
@@ -145,7 +144,7 @@ def warn_of_frame(scored: Scored, calibration: Calibration | None) -> None:
     some = scored.source.take(scored.rows[::step][: detection.CHECKED])
     geometry = calibration.geometry if calibration else None
     if warning := detection.frame_warning(some, geometry):
-        print(f"{warning}; python -m agejax.data.align makes a copy that is", file=sys.stderr)
+        console.note(f"{warning}; python -m agejax.data.align makes a copy that is")
 
 
 def write_predictions(

@@ -20,6 +20,7 @@ from agejax import files
 from agejax import heads as heads_lib
 from agejax.config import default, from_json
 from agejax.errors import NotFiniteError, UserError, is_number
+from agejax.logging import console
 from agejax.runs import box
 from agejax.settings import to_json
 from agejax.training.checkpoint import Checkpoints
@@ -215,7 +216,7 @@ def roll_back(workdir: pathlib.Path, error: NotFiniteError) -> None:
         raise error
     if jax.process_index() == 0:
         files.write_json(workdir / SKIPPED, sorted(skipped))
-        print(f"{str(error).partition(':')[0]}: rolling back, to pass over it", flush=True)
+        console.result(f"{str(error).partition(':')[0]}: rolling back, to pass over it")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("rolled back")
 

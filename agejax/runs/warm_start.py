@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import pathlib
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +19,7 @@ from agejax import heads as heads_lib
 from agejax.data.sources import Source
 from agejax.errors import UserError
 from agejax.heads import KINDS, Head
+from agejax.logging import console
 from agejax.models import pretrained
 from agejax.models.necks import NeckOptions
 from agejax.models.pretrained import positions
@@ -103,10 +103,9 @@ def _give_norms_back(
     model, _ = state_lib.create_model(config, heads)
     batches = batch_statistics.training_batches(config, source, rows, CALIBRATION)
     calibrated = batch_statistics.calibrated(model, *loaded, batches)
-    print(
+    console.result(
         f"gave the network batch norms with the statistics of {CALIBRATION} batches of training "
-        "images; it predicts as before",
-        flush=True,
+        "images; it predicts as before"
     )
     return calibrated
 
@@ -126,18 +125,15 @@ def _start(
     if jax.process_index() == 0:
         done = "" if (run.workdir / "summary.json").exists() else ", which is not finished"
         name = box.name_of(run.workdir)
-        print(
+        console.result(
             f"starting from step {run.step:,} of {name}{done}: took {', '.join(taken)}"
-            + (f"; fresh: {', '.join(left)}" if left else ""),
-            flush=True,
+            + (f"; fresh: {', '.join(left)}" if left else "")
         )
         how = lineage.may_have_seen(lineage.of(run), config, source)
         if how is not None:
-            print(
+            console.warning(
                 f"warning: {name} was trained on {how}; it may have seen images that this "
-                "run is scored on, and then its scores are too good",
-                file=sys.stderr,
-                flush=True,
+                "run is scored on, and then its scores are too good"
             )
     return {k: arrays[k] for k in params}, {k: arrays[k] for k in batch_stats}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-import sys
 import time
 from typing import Any
 
@@ -14,6 +13,7 @@ import ml_collections
 from agejax import files
 from agejax.config import replaced
 from agejax.errors import NotFiniteError, UserError
+from agejax.logging import console
 from agejax.sweeps import study as study_lib
 from agejax.sweeps.space import Space, suggest
 from agejax.sweeps.workers import Worker, go_on_with, revive
@@ -81,7 +81,7 @@ def search(
                 # A loss that is not finite is caused by the settings: the machine works.
                 in_a_row = 0 if isinstance(error, NotFiniteError) else in_a_row + 1
             trial.set_user_attr("error", str(error))
-            print(f"trial {trial.number}: {error}", file=sys.stderr)
+            console.note(f"trial {trial.number}: {error}")
             raise
         finally:
             jax.clear_caches()  # else compiled programs of many trials fill the memory
@@ -117,7 +117,7 @@ def search(
                 study.optimize(objective, n_trials=1, callbacks=[after], catch=(UserError, Stopped))
                 continue
             if not waits:
-                print(f"waiting for the trials of other workers: {others}", flush=True)
+                console.result(f"waiting for the trials of other workers: {others}")
             waits = True
             time.sleep(POLL)
         worker.forget(worker.name)

@@ -11,7 +11,6 @@ import json
 import math
 import pathlib
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,6 +21,7 @@ from jax.experimental import multihost_utils
 from agejax import files
 from agejax.errors import UserError, brief, of_the_machine
 from agejax.files import full_disk, no_room
+from agejax.logging import console
 from agejax.training.state import TrainState
 
 if TYPE_CHECKING:  # orbax is imported where it is used: a released model is opened without it
@@ -359,7 +359,7 @@ class CheckpointWriter(Checkpoints):
         """Called by all processes at once; it is the first one that moves them."""
         _wait_for_others("damaged checkpoints are found")
         for step, error in damaged.items():
-            print(f"{error}: set aside", file=sys.stderr, flush=True)
+            console.warning(f"{error}: set aside")
             if jax.process_index() == 0:
                 target = self._folder.parent / "damaged"
                 target.mkdir(exist_ok=True)

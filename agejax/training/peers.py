@@ -29,6 +29,7 @@ import jax
 import numpy as np
 
 from agejax.errors import UserError, line_of, one_line
+from agejax.logging import console
 from agejax.process import relay
 from agejax.process.command import report
 from agejax.process.interrupts import INTERRUPTED
@@ -138,10 +139,9 @@ class Peers:
         _start(self._accept, listener)
         deadline = time.monotonic() + timeout
         others = self._processes - 1
-        print(
+        console.result(
             f"waiting for {others} other process{'es' * (others > 1)} at {self._address}, "
-            f"at most {timeout:g} s",
-            flush=True,
+            f"at most {timeout:g} s"
         )
         while len(self._lines) < others:
             try:
@@ -208,8 +208,7 @@ class Peers:
                 )
             if not waits:
                 waits = True
-                print(f"waiting for process 0 at {self._address}, at most {timeout:g} s",
-                      flush=True)  # fmt: skip
+                console.result(f"waiting for process 0 at {self._address}, at most {timeout:g} s")
             time.sleep(min(0.2, max(deadline - time.monotonic(), 0)))
         # Process 0 may have begun to wait only now, and it knows who is missing.
         connection.settimeout(timeout + HELLO)

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from agejax.errors import UserError
 from agejax.heads import Head, ages
+from agejax.logging import console
 from agejax.models import layers, pretrained, registry
 from agejax.models.backbone import Features, heights
 from agejax.models.face_model import FaceModel
@@ -207,7 +208,7 @@ def from_file(config: Any, params: Flat, batch_stats: Flat) -> tuple[Arrays, Arr
     """Replaces the backbone's arrays by those of the weights file that config.model names."""
     shapes = {name: value.shape for name, value in (params | batch_stats).items()}
     loaded = pretrained.load(config.pretrained, config.name, shapes)
-    print(f"{loaded}; images normalised with mean {config.mean} and std {config.std}", flush=True)
+    console.result(f"{loaded}; images normalised with mean {config.mean} and std {config.std}")
     return (
         {name: loaded.arrays.get(name, value) for name, value in params.items()},
         {name: loaded.arrays.get(name, value) for name, value in batch_stats.items()},

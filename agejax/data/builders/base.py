@@ -10,7 +10,6 @@ import json
 import math
 import pathlib
 import re
-import sys
 import unicodedata
 import zlib
 from collections import Counter
@@ -23,6 +22,7 @@ import tensorflow_datasets as tfds
 from agejax import tables
 from agejax.data.builders import archives
 from agejax.errors import UserError, one_line
+from agejax.logging import console
 from agejax.paths import expand
 from agejax.settings import Group
 
@@ -219,7 +219,7 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
     def say(self, what: str) -> None:
         """Prints a line on stderr, only once: all of Beam's workers read the same tables."""
         if self.part == self.parts:
-            print(one_line(f"{self.name}: {what}"), file=sys.stderr)
+            console.note(one_line(f"{self.name}: {what}"))
 
     def _is_image(self, path: str) -> bool:
         """Whether it is an image; counts the files that are not."""
