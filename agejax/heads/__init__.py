@@ -1,4 +1,4 @@
-"""A head is all there is to one target: last layer, loss, decoding and training metrics.
+"""A head holds everything for one target: last layer, loss, decoding and training metrics.
 
 To add one, subclass `Head`, decorate it with `@register("kind")`, and name the kind in a config:
 the loop, the checkpoint, the evaluation and the report do not change.

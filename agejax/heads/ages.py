@@ -1,6 +1,6 @@
-"""Heads of an age: a number, a distribution over ages, ranks, a mean with a variance.
+"""Heads for age: a number, a distribution over ages, ranks, a mean with a variance.
 
-Every one decodes to years, so that all of them compare in one table.
+All of them decode to years, so that one table can compare them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from agejax.heads.head import Adapted, Arrays, Facts, Head, Labels, adapt_column
 from agejax.models import outputs
 from agejax.settings import Group, Setting
 
-MOST_YEARS = 1000  # of a range; an age needs no more outputs
-COMPONENTS = 8  # of the mixture that stands for the training ages in balanced MSE
+MOST_YEARS = 1000  # in a head's range; an age needs no more outputs
+COMPONENTS = 8  # of the mixture fitted to the training ages for balanced MSE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Age(Head):
 
     Attributes:
       low, high: the range of its predictions, years.
-      mean: of the training labels, years; stands in for an unknown one, whose loss does not count.
+      mean: of the training labels, years; replaces an unknown label, whose loss does not count.
     """
 
     low: float
@@ -43,7 +43,7 @@ class Age(Head):
     def fields(
         name: str, label: str, weight: float, options: Mapping[str, Any], facts: Facts
     ) -> dict[str, Any]:
-        """The fields above and `Head`'s. Raises `UserError` for a label or range that cannot be."""
+        """The fields above and `Head`'s. Raises `UserError` for an invalid label or range."""
         where, (low, high) = f"config.heads.{name}", options["range"]
         if low == high:
             raise UserError(f"{where}.range: {options['range']!r}; low must be below high")
@@ -59,7 +59,7 @@ class Age(Head):
         }
 
     def years(self, labels: Labels) -> jax.Array:
-        """The label [B]; an unknown age is NaN, and NaN * 0 is NaN: it must not reach a loss."""
+        """The label [B], the mean if unknown: NaN * 0 is NaN, so NaN must not reach a loss."""
         return jnp.where(self.known(labels), labels[self.label], self.mean)
 
     def metrics(self, output: jax.Array, labels: Labels) -> dict[str, jax.Array]:
@@ -68,7 +68,7 @@ class Age(Head):
 
 
 def by_year(counts: Sequence[float], low: float, high: float) -> np.ndarray:
-    """Counts of each year from 0 on -> counts of each year of low..high, f64 [K].
+    """Counts per year from 0 on -> counts per year of low..high, f64 [K].
 
     Ages outside count as the nearest inside, as in the heads' losses.
     """
@@ -77,16 +77,16 @@ def by_year(counts: Sequence[float], low: float, high: float) -> np.ndarray:
 
 
 def start_counts(counts: Sequence[int], low: float, high: float) -> np.ndarray:
-    """Training images of each year of low..high, f64 [K], and one more of each.
+    """Training images per year of low..high, plus one, f64 [K].
 
-    What an output of K ages starts from: its biases would need long to find the ages' distribution.
+    An output of K ages starts from them: its biases would need long to learn this distribution.
     """
     return by_year(counts, low, high) + 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """The scale that a loss lives on, and the way back to years.
+    """The scale on which a loss is computed, and its inverse to years.
 
     Attributes:
       kind: identity | log (of 1 + years) | unit (the range as 0..1) | standard (mean 0, std 1).
@@ -116,7 +116,7 @@ class Scale:
         return years
 
     def decode(self, value: jax.Array) -> jax.Array:
-        """Clipped to the range."""
+        """Years, clipped to the range."""
         match self.kind:
             case "log":
                 # Clip before expm1: an extreme logit must not become inf.
@@ -130,9 +130,9 @@ class Scale:
         return jnp.clip(years, self.low, self.high)
 
     def line_from(self, other: Scale) -> tuple[float, float] | None:
-        """(a, b): a · value + b means the same years here that `value` means on another scale.
+        """(a, b): a · value + b here stands for the same years as `value` on another scale.
 
-        None where no line leads from one to the other.
+        None if the two scales have no linear relation.
         """
         if self.kind == other.kind == "log":
             return 1.0, 0.0
@@ -157,8 +157,8 @@ class Regression(Age):
     """One real number on a transformed scale.
 
     Attributes:
-      noise: balanced MSE: what its learned deviation starts at, years.
-      counts: training images of each year of age from 0 on.
+      noise: balanced MSE: initial value of its learned standard deviation, years.
+      counts: training images per year of age from 0 on.
     """
 
     scale: Scale
@@ -211,7 +211,7 @@ class Regression(Age):
     def mixture(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Means, variances and weights, [M], of the training labels on the loss's scale.
 
-        Fitted when a loss asks for it: predicting needs none.
+        Fitted only when a loss asks for it: prediction does not need it.
         """
         with jax.ensure_compile_time_eval():
             ages = self.scale.encode(
@@ -220,7 +220,7 @@ class Regression(Age):
         return losses.fit_mixture(np.asarray(ages), COMPONENTS, seed=0)
 
     def output(self, inputs: int, rngs: nnx.Rngs) -> nnx.Module:
-        # Training need not first find the mean.
+        # So training does not have to learn the mean first.
         start = self.scale.encode(jnp.float32(self.mean))
         if self.loss_name in ("bmc", "gai"):
             noise = self.scale.encode(jnp.float32(self.mean + self.noise)) - start
@@ -232,7 +232,7 @@ class Regression(Age):
         if line is None:
             return None
         slope, start = line
-        # The losses with a noise keep kernel and bias one level deeper: outputs.Noisy.
+        # Losses with a learned noise have kernel and bias one level deeper: outputs.Noisy.
         layer = {key.rpartition("/")[2]: array for key, array in theirs.items()}
         layer["kernel"], layer["bias"] = layer["kernel"] * slope, layer["bias"] * slope + start
         if "noise" in layer:
@@ -301,7 +301,7 @@ class Gaussian(Age):
         kernel, bias = np.array(theirs["kernel"]), np.array(theirs["bias"])
         kernel[:, 0] *= slope
         bias[0] = bias[0] * slope + start
-        bias[1] += 2 * np.log(slope)  # the logarithm of a variance
+        bias[1] += 2 * np.log(slope)  # output 1 is a log variance
         return Adapted({"kernel": kernel, "bias": bias})
 
     def decode(self, output: jax.Array) -> jax.Array:
@@ -315,7 +315,7 @@ class Gaussian(Age):
         return losses.gaussian_nll(output[:, 0], self._log_variance(output), target, self.beta)
 
     def _log_variance(self, output: jax.Array) -> jax.Array:
-        # Between 1/400 and 20 of the labels' deviation: beyond, exp has no use for a face's age.
+        # Between 1/400 and 20 times the labels' standard deviation; no face needs more.
         return jnp.clip(output[:, 1], -12.0, 6.0)
 
 
@@ -325,8 +325,8 @@ class Distribution(Age):
     """A probability for every year of age.
 
     Attributes:
-      start: the logarithms of the training ages' shares, where the logits start.
-      votes: where the spread of each image's own votes is, "" for a fixed one.
+      start: initial logits: the logarithms of the training ages' shares.
+      votes: the label with the spread of each image's own votes, "" for a fixed spread.
       prior: what decoding adds to the logits, `priors.log_ratio`; empty for nothing.
     """
 
@@ -413,7 +413,7 @@ class Distribution(Age):
 
     def adapt(self, other: Distribution, theirs: Arrays, fresh: Arrays) -> Adapted | None:
         their_ages, ages = (range(round(h.low), round(h.high) + 1) for h in (other, self))
-        # Decoding adds the prior of each run to its logits, so it moves into the biases.
+        # Decoding adds each run's prior to its logits, so the difference goes into the biases.
         theirs, fresh = shifted(theirs, other.prior), shifted(fresh, self.prior)
         adapted = adapt_columns(theirs, fresh, their_ages, ages, "ages")
         return adapted and Adapted(shifted(adapted.arrays, self.prior, -1), adapted.note)
@@ -455,12 +455,12 @@ class Distribution(Age):
         if not self.votes:
             return self.sigma
         spread = labels[self.votes]
-        # All votes alike, or none known: the fixed one.
+        # If all votes are equal, or none is known: the fixed one.
         return jnp.where(jnp.isfinite(spread) & (spread > 0), spread, self.sigma)
 
 
 def expectation(p: jax.Array, ages: jax.Array) -> jax.Array:
-    """Σ p_j age_j of p [B, K], ages [K] or [B, K] -> [B]. No matmul, which may round to halves."""
+    """Σ p_j age_j for p [B, K], ages [K] or [B, K] -> [B]. No matmul: it may round its inputs."""
     return jnp.sum(p * ages, axis=1)
 
 
@@ -486,8 +486,8 @@ class Ordinal(Age):
     """Whether the age is above each year: K - 1 questions for K ages.
 
     Attributes:
-      start: the logits of the training ages' shares of yes, where the outputs start.
-      prior: of the K ages, as of `Distribution`.
+      start: initial outputs: the logits of the shares of yes among the training ages.
+      prior: of the K ages, as in `Distribution`.
     """
 
     start: tuple[float, ...]
@@ -529,7 +529,7 @@ class Ordinal(Age):
         counts = start_counts(facts.counts[label], **ends)
         above = 1 - np.cumsum(counts)[:-1] / counts.sum()
         asked = np.concatenate([[1.0], above[:-1]]) if options["method"] == "corn" else 1.0
-        yes = above / asked  # corn asks the older ones alone
+        yes = above / asked  # corn asks only those above the year before
         return cls(
             **fields,
             start=tuple(np.log(yes / (1 - yes)).tolist()),
@@ -548,10 +548,10 @@ class Ordinal(Age):
         return outputs.linear(inputs, len(self.start), rngs, jnp.array(self.start))
 
     def adapt(self, other: Ordinal, theirs: Arrays, fresh: Arrays) -> Adapted | None:
-        # CORN's questions take the one before for granted, and the first is about `low`.
+        # Each of CORN's questions assumes a yes to the one before, and the first is about `low`.
         if self.method != other.method or round(self.low) != round(other.low):
             return None
-        shared = {"score"} & theirs.keys()  # CORAL's scores, which are the same for every question
+        shared = {"score"} & theirs.keys()  # CORAL's score, the same for every question
         biases = adapt_columns(
             {k: v for k, v in theirs.items() if k not in shared},
             {k: v for k, v in fresh.items() if k not in shared},
@@ -574,15 +574,15 @@ class Ordinal(Age):
         return round(self.low) + jnp.sum(above, axis=1, dtype=jnp.float32)
 
     def _above(self, output: jax.Array) -> jax.Array:
-        """The probability of an age above each but the last, [B, K - 1]."""
+        """The probability of an age above each year but the last, [B, K - 1]."""
         p = jax.nn.sigmoid(output)
-        if self.method == "corn":  # each question takes the one before for granted
+        if self.method == "corn":  # each question assumes a yes to the one before
             p = jnp.cumprod(p, axis=1)
         if not self.prior:
             return p
         ends = jnp.zeros_like(p[:, :1], jnp.float32)
         p = p.astype(jnp.float32)
         mass = jnp.concatenate([1 + ends, p], axis=1) - jnp.concatenate([p, ends], axis=1)
-        # or_cnn may answer against itself: then a mass is below 0.
+        # or_cnn's answers may contradict each other: then a mass is below 0.
         mass = jnp.maximum(mass, 0) * jnp.exp(jnp.array(self.prior))
         return 1 - jnp.cumsum(mass, axis=1)[:, :-1] / jnp.sum(mass, axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Heads of classes: gender, ethnicity, and buckets of ages."""
+"""Heads for classes: gender, ethnicity, and age buckets."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Binary(Head):
     """Two classes from one logit.
 
     Attributes:
-      classes: their names; the logit is the second one's.
-      prior: of the two classes, as of `Categorical`.
+      classes: their names; the logit is for the second one.
+      prior: of the two classes, as in `Categorical`.
     """
 
     classes: tuple[str, ...]
@@ -120,9 +120,9 @@ class ClassLoss:
     """A loss of K classes.
 
     Attributes:
-      margins: [K], of the rarer classes the larger (LDAM).
-      scale: of cosines or margins' logits.
-      cosine: whether the output is cosines; plain logits otherwise.
+      margins: [K], larger for rarer classes (LDAM).
+      scale: factor on cosines, or on the logits of a loss with margins.
+      cosine: whether the output is cosines; otherwise plain logits.
     """
 
     kind: str
@@ -195,10 +195,11 @@ class ClassLoss:
         names: tuple[Sequence[str], Sequence[str]],
         log_ratios: tuple[Sequence[float], Sequence[float]],
     ) -> Adapted | None:
-        """As `Head.adapt`, of last layers with one output per class.
+        """As `Head.adapt`, for last layers with one output per class.
 
         Args:
-          names, log_ratios: of the classes, and what decoding adds to the logits: theirs, ours.
+          names: of the classes: (theirs, ours).
+          log_ratios: what decoding adds to the logits: (theirs, ours).
         """
         if self.cosine != other.cosine or (self.cosine and self.scale != other.scale):
             return None
@@ -211,7 +212,7 @@ class ClassLoss:
         if adapted is None:
             return None
         logits = shifted(adapted.arrays, ratios, -1)
-        # Cosines have no biases to take up what decoding adds.
+        # Cosines have no biases that could hold what decoding adds.
         differs = "decoded for the new data's classes" * (self.cosine and any(map(len, log_ratios)))
         return Adapted(
             {key: array / self._factor for key, array in logits.items()},
@@ -233,7 +234,7 @@ class ClassLoss:
         return losses.cross_entropy(output, target, self.smoothing)
 
     def logits(self, output: jax.Array) -> jax.Array:
-        """[B, K]. Margins belong to training alone."""
+        """[B, K]. Margins are only for training."""
         return self.scale * output if self.margins else output
 
     @property
@@ -257,7 +258,7 @@ class Categorical(Head):
 
     options: ClassVar[Group] = Group(
         "Several classes.",
-        # Not "natural": who draws classes evenly mostly wants them judged evenly (macro-F1).
+        # Not "natural": users who draw classes evenly mostly want an even score (macro-F1).
         decode_prior=Setting("sampled", priors.HELP, choices=priors.DECODE),
         **ClassLoss.options,
     )
@@ -302,12 +303,12 @@ class Categorical(Head):
 @register("buckets")
 @dataclasses.dataclass(frozen=True)
 class Buckets(Head):
-    """Ages in buckets, as classes. A bucket stands for the mean age of its training images.
+    """Age buckets as classes. A bucket stands for the mean age of its training images.
 
     Attributes:
-      edges: where each bucket but the first begins, years.
-      ages: what each stands for, years.
-      prior: of the buckets, as of `Categorical`.
+      edges: the lower edge of each bucket but the first, years.
+      ages: the age that each bucket stands for, years.
+      prior: of the buckets, as in `Categorical`.
     """
 
     edges: tuple[float, ...]
@@ -413,7 +414,7 @@ class Buckets(Head):
 
 
 def bucket_names(edges: Sequence[float]) -> list[str]:
-    """As in 0-2, 3-9, 10+, of edges 3 and 10."""
+    """Names such as 0-2, 3-9, 10+ for edges 3 and 10."""
     starts = (0.0, *edges)
     inner = [f"{a:g}-{b - 1:g}" for a, b in zip(starts, edges, strict=False)]
     return [*inner, f"{starts[-1]:g}+"]
@@ -422,7 +423,7 @@ def bucket_names(edges: Sequence[float]) -> list[str]:
 def class_ratio(
     options: Mapping[str, Any], facts: Facts, name: str, width: int
 ) -> tuple[float, ...]:
-    """`priors.log_ratio` of `width` classes."""
+    """`priors.log_ratio` for `width` classes."""
     return priors.log_ratio(
         options["decode_prior"],
         facts.priors.get(name),
@@ -432,6 +433,6 @@ def class_ratio(
 
 
 def check_smoothing(where: str, options: Mapping[str, Any]) -> None:
-    """Raises `UserError` for smoothing with a loss that has none."""
+    """Raises `UserError` for smoothing with a loss that does not support it."""
     if options["loss"] != "ce" and options["smoothing"]:
         raise UserError(f"{where}.smoothing: is for the loss ce, not {options['loss']}")

@@ -1,4 +1,4 @@
-"""What a head is, and how config.heads becomes heads."""
+"""The interface of heads, and how config.heads becomes heads."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Arrays = Mapping[str, np.ndarray]  # of a last layer: kernel [C, width], bias [w
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What heads and reports need to know of the training split; kept with every checkpoint.
+    """Facts about the training split for heads and reports; saved with every checkpoint.
 
     labels: the labels that at least one example has.
     means, stds, medians: of each real-valued label among them, years.
     label_names: class names of each categorical label.
-    counts: of each label: examples per year of age from 0 on (rounded), or per class. Empty in runs
-      from before there were kinds of heads that ask for it.
-    priors: head -> {"natural", "sampled": rows and draws, binned as `counts`}, for the heads whose
+    counts: for each label: examples per year of age from 0 on (rounded), or per class. Empty in
+      runs from before any head used it.
+    priors: head -> {"natural", "sampled": rows and draws, binned as `counts`}, for heads whose
       training drew or weighted labels unevenly: agejax/heads/priors.py. Empty in older runs.
     """
 
@@ -80,12 +80,12 @@ class Head:
     label: str
     weight: float
 
-    # Options whose default has changed: what they mean where a run's config.json lacks them, as
-    # JSON has it.
+    # Options whose default has changed: their old default, as JSON, for runs whose config.json
+    # lacks them.
     former: ClassVar[Mapping[str, Any]] = {}
 
     def output(self, inputs: int, rngs: nnx.Rngs) -> nnx.Module:
-        """The last layer: features [B, inputs] -> what the methods below call `output`."""
+        """The last layer: features [B, inputs] -> the `output` of the methods below."""
         raise NotImplementedError
 
     def known(self, labels: Labels) -> jax.Array:
@@ -94,7 +94,7 @@ class Head:
         return jnp.isfinite(label) if jnp.issubdtype(label.dtype, jnp.floating) else label >= 0
 
     def loss(self, output: jax.Array, labels: Labels) -> jax.Array:
-        """Per-example loss [B] of `output` [B, width]; finite also where the label is unknown."""
+        """Per-example loss [B] of `output` [B, width]; finite even if the label is unknown."""
         raise NotImplementedError
 
     def decode(self, output: jax.Array) -> jax.Array:
@@ -106,27 +106,27 @@ class Head:
         raise NotImplementedError
 
     def logits(self, output: jax.Array) -> jax.Array:
-        """[B, K], whose softmax is the distribution that the output stands for, if it does."""
+        """[B, K], whose softmax is the predicted distribution, if the head predicts one."""
         raise NotImplementedError
 
     @property
     def outcomes(self) -> tuple[str, ...]:
-        """The name of what each column of `logits` stands for: a year, a class, a bucket."""
+        """What each column of `logits` stands for, by name: a year, a class, a bucket."""
         raise NotImplementedError
 
     def extras(self, output: jax.Array) -> dict[str, jax.Array]:
-        """What else the output says, by a name that is put behind the label's.
+        """Further predictions from the output, by a suffix to the label's name.
 
-        "sigma": the deviation of the predicted distribution, years [B]. "bucket": probabilities of
-        classes [B, K] that `derived` makes labels of.
+        "sigma": the standard deviation of the predicted distribution, years [B]. "bucket":
+        probabilities [B, K] of the classes for which `derived` makes labels.
         """
         return {}
 
     def adapt(self, other: Any, theirs: Arrays, fresh: Arrays) -> Adapted | None:
         """Turns the trained last layer of `other` into one for this head.
 
-        The result predicts what `other` predicts, although the labels of the new data may have
-        another mean or their classes another order.
+        The result predicts what `other` predicts, even if the labels of the new data have another
+        mean or their classes another order.
 
         Args:
           other: a head of the same class as this one, from another run.
@@ -134,7 +134,7 @@ class Head:
           fresh: this head's last layer as initialised.
 
         Returns:
-          None where nothing of `theirs` can be used.
+          None if nothing of `theirs` can be used.
         """
         same = dataclasses.replace(
             other, name=self.name, label=self.label, weight=self.weight
@@ -154,7 +154,7 @@ class Adapted:
 
     Attributes:
       arrays: by the names of the new head's last layer.
-      note: what is not as it was, such as "4 of 5 classes".
+      note: what has changed, such as "4 of 5 classes".
     """
 
     arrays: Arrays
@@ -164,14 +164,14 @@ class Adapted:
 def adapt_columns(
     theirs: Arrays, fresh: Arrays, their_names: Sequence[Any], our_names: Sequence[Any], unit: str
 ) -> Adapted | None:
-    """Adapts arrays [..., K] whose last axis has one entry per class: those of known classes.
+    """Adapts arrays [..., K] with one entry per class on the last axis: those of known classes.
 
     Args:
       their_names, our_names: what the entries stand for, each name once.
-      unit: what they are in a message, such as "classes".
+      unit: the word for them in a message, such as "classes".
 
     Returns:
-      None where no class is in both.
+      None if no class is in both.
     """
     places = {name: i for i, name in enumerate(their_names)}
     known = [i for i, name in enumerate(our_names) if name in places]
@@ -193,7 +193,7 @@ def shifted(layer: Arrays, log_ratios: Sequence[float], sign: int = 1) -> Arrays
 
 
 KINDS: dict[str, type[Any]] = {}
-# Of every head, beside its kind's own options.
+# The options of every head, besides those of its kind.
 COMMON = Group(
     "Settings of every head.",
     kind=Setting("", "What it learns and how: one of the kinds below."),
@@ -206,7 +206,7 @@ COMMON = Group(
 
 
 def register(kind: str) -> Callable[[type[Any]], type[Any]]:
-    """Makes `config.heads.X.kind = kind` build the decorated class through its `build`."""
+    """Registers the decorated class for `config.heads.X.kind = kind`, built by its `build`."""
 
     def add(cls: type[Any]) -> type[Any]:
         KINDS[kind] = cls
@@ -251,19 +251,19 @@ def create(configs: Mapping[str, Any], facts: Facts) -> dict[str, Head]:
 def write_out(
     configs: Mapping[str, Any], stored: Mapping[str, Any] | None = None, *, former: bool = False
 ) -> None:
-    """Writes the options of `Head.former` into config.heads, in place, where it leaves them out.
+    """Adds the options of `Head.former` to config.heads, in place, where they are missing.
 
-    A run's config.json then says what they were, and a default that changes later does not change
+    A run's config.json then records their values, and a default that changes later does not change
     the run.
 
     Args:
-      stored: the config.heads that the run was started with, whose values win over the defaults.
-      former: `configs` is of a stored run: what it leaves out has its old default.
+      stored: the config.heads that the run was started with; its values override the defaults.
+      former: whether `configs` is of a stored run: missing options then have their old default.
     """
     for name, given in configs.items():
         kind = given.get("kind") if hasattr(given, "items") else None
         if not isinstance(kind, str) or kind not in KINDS:
-            continue  # `create` says what is wrong
+            continue  # `create` reports the error
         for option, old in KINDS[kind].former.items():
             before = (stored or {}).get(name, {})
             value = old if former else before.get(option, KINDS[kind].options[option].default)
@@ -276,7 +276,7 @@ def derive(
     labels: Mapping[str, np.ndarray],
     label_names: Mapping[str, Sequence[str]],
 ) -> tuple[dict[str, np.ndarray], dict[str, Sequence[str]]]:
-    """Labels and class names, with those added that heads derive to score their extras."""
+    """Labels and class names, plus those that heads derive to score their extras."""
     labels, names = dict(labels), dict(label_names)
     for head in heads.values():
         for extra, (values, classes) in head.derived(labels[head.label]).items():

@@ -1,7 +1,7 @@
 """Per-example losses: pure functions [B, ...] -> [B]. Weights and masks are applied outside.
 
-Logits of any float type are computed with in float32. Values and gradients are finite for logits
-of 1e4 and more. Sums over classes are written out: a matmul may round its float32 inputs.
+Logits of any float type are converted to float32. Values and gradients are finite for logits of 1e4
+and more. Sums over classes are written out: a matmul may round its float32 inputs.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-MAX_LOG_VARIANCE = 30.0  # exp(30) times the square of an error of 1e4 is far from float32's end
-MIXTURE_VALUES = 100_000  # more say nothing new about a mixture of eight
+MAX_LOG_VARIANCE = 30.0  # exp(30) times the square of an error of 1e4 is far from overflow
+MIXTURE_VALUES = 100_000  # more add nothing to a fit of eight components
 
 
 def _f32(x: jax.Array) -> jax.Array:
@@ -64,14 +64,14 @@ def balanced_mse_bmc(
     times 2 sigma² (detached).
 
     Args:
-      known: bool [B]; unknown targets are no candidates j. Their own loss is finite, and
-        says nothing.
+      known: bool [B]; unknown targets are no candidates j. Their own loss is finite but
+        meaningless.
       sigma: [], of the noise, learned.
     """
     prediction, noise = _f32(prediction), jnp.square(_f32(sigma))
     # NaN for an unknown target would reach all gradients, through the branch that `where` drops.
     error = prediction[:, None] - jnp.where(known, target, prediction)
-    # An example's own term stays, known or not: without it an unknown one would be infinite.
+    # An example's own term always stays: without it the loss of an unknown one would be infinite.
     candidate = known | jnp.eye(len(target), dtype=bool)
     logits = jnp.where(candidate, -0.5 * jnp.square(error) / noise, -jnp.inf)
     return cross_entropy(logits, jnp.arange(len(target))) * jax.lax.stop_gradient(2 * noise)
@@ -109,12 +109,12 @@ def fit_mixture(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(means, variances, weights), [M] each, of a Gaussian mixture fitted to values [N], all known.
 
-    M is `components`, or the number of distinct values where that is smaller.
+    M is `components`, or the number of distinct values if that is smaller.
     """
-    from sklearn.mixture import GaussianMixture  # slow to import, and rarely wanted
+    from sklearn.mixture import GaussianMixture  # slow to import, and rarely needed
 
     values = np.sort(np.asarray(values, np.float64))
-    values = values[:: -(-len(values) // MIXTURE_VALUES)]  # each n-th has the same distribution
+    values = values[:: -(-len(values) // MIXTURE_VALUES)]  # every n-th has the same distribution
     components = min(components, len(np.unique(values)))
     mixture = GaussianMixture(components, random_state=seed).fit(values[:, None])
     return mixture.means_[:, 0], mixture.covariances_[:, 0, 0], mixture.weights_
@@ -142,7 +142,7 @@ def cross_entropy(logits: jax.Array, target: jax.Array, smoothing: float = 0.0) 
     """
     log_p = jax.nn.log_softmax(_f32(logits))
     loss = -_at(log_p, target)
-    # Not a sum over all where nothing is smoothed: 0 times an infinite -log p would be NaN.
+    # Without smoothing no sum over all classes: 0 times an infinite -log p would be NaN.
     return loss if not smoothing else (1 - smoothing) * loss - smoothing * log_p.mean(axis=-1)
 
 
@@ -176,7 +176,7 @@ def binary_focal(logits: jax.Array, target: jax.Array, gamma: float) -> jax.Arra
 
 
 def _focal(log_p: jax.Array, gamma: float) -> jax.Array:
-    # 1 - p of a p that rounds to 1 is 0, and 0^gamma has no slope for a gamma below 1.
+    # If p rounds to 1, 1 - p is 0, and 0^gamma has no finite slope for a gamma below 1.
     other = jnp.maximum(-jnp.expm1(log_p), 1e-7)
     return jnp.power(other, gamma) * -log_p
 
@@ -184,7 +184,7 @@ def _focal(log_p: jax.Array, gamma: float) -> jax.Array:
 def ldam_margins(counts: Sequence[int] | np.ndarray, max_margin: float) -> np.ndarray:
     """Margins [K] of classes with `counts` examples: the rarest has `max_margin`.
 
-    max_margin · n_c^(-1/4) / max_j n_j^(-1/4); a class without examples is taken to have one.
+    max_margin · n_c^(-1/4) / max_j n_j^(-1/4); a class without examples counts as having one.
     """
     root = np.maximum(np.asarray(counts, np.float64), 1) ** -0.25
     margins: np.ndarray = max_margin * root / root.max()
@@ -211,7 +211,7 @@ def lmf(
     alpha: float,
     beta: float,
 ) -> jax.Array:
-    """alpha · LDAM + beta · focal, [B] (Sadi et al. 2022). Focal sees the logits times the scale.
+    """alpha · LDAM + beta · focal, [B] (Sadi et al. 2022). Focal gets the logits times the scale.
 
     The paper's own code swaps alpha and beta, and applies focal to the mean of the batch; not here.
     """
@@ -294,16 +294,16 @@ def or_cnn(logits: jax.Array, rank: jax.Array) -> jax.Array:
     """Σ_k CE of the two classes of "above rank k", from the logit between them, [B, K - 1] -> [B].
 
     Niu et al. 2016, with importance 1 for every task. The sum is that of `coral`, whose tasks share
-    their weights while these have each their own.
+    their weights, while each of these has its own.
     """
     return coral(logits, rank)
 
 
 def corn(logits: jax.Array, rank: jax.Array) -> jax.Array:
-    """Σ_k BCE of "above k, given above k - 1", over the k the example has a say in, [B].
+    """Σ_k BCE of "above k, given above k - 1", over the k whose condition the example meets, [B].
 
     Shi, Cao & Raschka 2021. coral-pytorch's `corn_loss` divides the batch's sum by the number of
-    its (example, task) pairs, Σ_i min(rank_i + 1, K - 1), where ours divides by that of examples.
+    its (example, task) pairs, Σ_i min(rank_i + 1, K - 1); ours divides by the number of examples.
     """
     tasks = jnp.arange(logits.shape[-1])
     return jnp.sum(jnp.where(tasks <= rank[:, None], _above(logits, rank), 0.0), axis=-1)

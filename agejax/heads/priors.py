@@ -1,7 +1,7 @@
-"""What share each age or class has in the data, and in what training drew and weighted.
+"""The share of each age or class in the data, and in what training drew and weighted.
 
-A sampler or example weights show a head another world than the data's. Its probabilities are right
-in that world, and `config.heads.NAME.decode_prior = "natural"` brings them back (Bayes' rule;
+A sampler or example weights change the distribution that a head sees. Its probabilities are right
+for that distribution, and `config.heads.NAME.decode_prior = "natural"` corrects them (Bayes' rule;
 Saerens et al. 2002, "Adjusting the Outputs of a Classifier to New a Priori Probabilities"):
 
     p(y | image) ~ p_sampled(y | image) · natural(y) / sampled(y)
@@ -15,14 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-DECODE = ("natural", "sampled")  # and what a prior holds
+DECODE = ("natural", "sampled")  # also the keys of a prior
 HELP = (
     "Whose distribution the probabilities follow: the data's (natural), or what the sampler and "
     "the example weights made of it (sampled)."
 )
-FEW = 10  # rows, and draws of an epoch: an age with fewer borrows from its neighbours
+FEW = 10  # rows, and draws per epoch: an age with fewer borrows from its neighbours
 
-Prior = Mapping[str, Sequence[float]]  # {"natural", "sampled"}: of each year from 0 on, or class
+Prior = Mapping[str, Sequence[float]]  # {"natural", "sampled"}: per year from 0 on, or per class
 
 
 def log_ratio(
@@ -32,15 +32,15 @@ def log_ratio(
     *,
     ordered: bool = True,
 ) -> tuple[float, ...]:
-    """log natural / sampled of each of K bins; () where nothing is to be undone.
+    """log natural / sampled for each of K bins; () if there is nothing to correct.
 
     Args:
       decode: "natural" or "sampled".
-      prior: None where training drew and weighted all labels evenly.
+      prior: None if training drew and weighted all labels evenly.
       binned: the prior's counts -> those of the head's bins, f64 [K].
-      ordered: the bins are ages. A bin of fewer than `FEW` rows or draws then has the ratio of the
-        narrowest window around it that holds as many. Classes have no neighbours: a class without
-        a row or a draw has the ratio of all together, which changes nothing.
+      ordered: whether the bins are ages. A bin with fewer than `FEW` rows or draws then gets the
+        ratio of the narrowest window around it with that many. Classes have no neighbours: a class
+        without a row or a draw gets the overall ratio, which changes nothing.
     """
     if decode == "sampled" or prior is None:
         return ()
@@ -59,16 +59,16 @@ def log_ratio(
 
 
 def between(theirs: Sequence[float], ours: Sequence[float]) -> tuple[float, ...]:
-    """What logits learned under one sampler gain, to be as if learned under another.
+    """What to add to logits learned under one sampler, to be as if learned under another.
 
     With p_natural ~ p_theirs · natural / sampled_theirs and p_ours ~ p_natural · sampled_ours /
-    natural, the logarithm of what takes p_theirs to p_ours.
+    natural, this is log p_ours / p_theirs.
 
     Args:
       theirs, ours: `log_ratio` of each of K bins; () for a sampler that prefers none.
 
     Returns:
-      The gains [K], () where there are none.
+      The terms [K], () if there are none.
     """
     width = max(len(theirs), len(ours))
     gains = [np.array(ratio) if len(ratio) else np.zeros(width) for ratio in (theirs, ours)]

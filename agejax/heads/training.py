@@ -1,4 +1,4 @@
-"""The heads of a run that starts: with its example weights, and the priors that they must undo."""
+"""The heads of a new run, with its example weights and the priors that decoding must correct."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def prepare(
     drawn: np.ndarray,
     natural: np.ndarray,
 ) -> tuple[dict[str, Head], Facts, dict[str, np.ndarray]]:
-    """The heads of a run that starts, the facts to keep with it, and its example weights.
+    """The heads of a new run, the facts to save with it, and its example weights.
 
     Args:
       config: config.heads.
       facts: of the training split.
       labels: of all examples, [N] each.
       rows: the training split.
-      drawn, natural: how often an epoch draws each of `rows` on average, f64 [rows]: as the run's
-        sampler does, and as one would that prefers no label.
+      drawn, natural: how often an epoch draws each of `rows` on average, f64 [rows]: with the run's
+        sampler, and with one that prefers no label.
 
     Returns:
       (heads, the facts with their priors, as `weights.of`).
@@ -42,9 +42,9 @@ def prepare(
 
 
 def log_ratios(config: Mapping[str, Any], facts: Facts) -> dict[str, tuple[float, ...]]:
-    """Head -> log natural / sampled of each of its outcomes, () where training moved nothing.
+    """Head -> log natural / sampled for each of its outcomes, () if training changed no prior.
 
-    What `decode_prior` says does not matter here: these are the ratios of a head that undoes it.
+    Independent of `decode_prior`: these are the ratios of a head that corrects the prior.
 
     Args:
       config: config.heads.
@@ -67,10 +67,10 @@ def measure(
     natural: np.ndarray,
     example_weights: Mapping[str, np.ndarray],
 ) -> dict[str, priors.Prior]:
-    """Head -> its prior, for the heads that can undo it and whose training moved it.
+    """Head -> its prior, for heads that can correct it and whose training changed it.
 
-    The arguments are those of `prepare`. Weights that count only later (`after`) count here: it is
-    the end of training that is decoded.
+    The arguments are those of `prepare`. Weights that count only later (`after`) count here:
+    decoding must fit the end of training.
     """
     result: dict[str, priors.Prior] = {}
     for name, head in heads.items():
@@ -80,7 +80,7 @@ def measure(
         if (weight := example_weights.get(weights.PREFIX + name)) is not None:
             sampled = drawn * weight[rows]
         known = np.isfinite(values) if values.dtype.kind == "f" else values >= 0
-        bins = np.rint(values[known]).clip(0).astype(np.int64)  # as `Facts.counts` has them
+        bins = np.rint(values[known]).clip(0).astype(np.int64)  # as in `Facts.counts`
         both = {
             key: np.bincount(bins, of_rows[known])
             for key, of_rows in (("natural", natural), ("sampled", sampled))

@@ -1,7 +1,7 @@
 """Weights of examples in a head's loss: config.heads.NAME.example_weights.
 
 They are computed once, from the labels of the training split, have mean 1 over what the sampler
-draws, and travel in the batch as the label `example_weight/NAME`.
+draws, and are in the batch as the label `example_weight/NAME`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from agejax.labels import density
 from agejax.settings import Group, Setting
 
 PREFIX = "example_weight/"
-# With their options. Each kind also takes `after`, a duration.
+# The kinds with their options. Each kind also takes `after`, a duration.
 KINDS = {
     "dense": Group(
         "DenseWeight of the age; in the loss it is DenseLoss.",
@@ -54,13 +54,13 @@ def of(
     rows: np.ndarray,
     drawn: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """{example_weight/NAME: float32 [N]} of the heads that have any; 1 outside of `rows`.
+    """{example_weight/NAME: float32 [N]} for the heads that have weights; 1 outside `rows`.
 
     Args:
       config: config.heads.
       labels: of all examples, [N] each.
       rows: the training split.
-      drawn: how often each of `rows` is drawn, f64 [rows], in any unit; None: all alike.
+      drawn: how often each of `rows` is drawn, f64 [rows], in any unit; None: all equally often.
 
     Raises:
       UserError: an unknown kind or option, or a label that does not suit it.
@@ -79,7 +79,7 @@ def of(
         weights = np.ones(len(labels[head.label]), np.float32)
         of_rows = _weights(kind, KINDS[kind].defaults() | given, head, values, where)
         if drawn is not None:
-            # Else a sampler that favours the same rows would raise the head's share of the loss.
+            # Or a sampler that favours the same rows would raise the head's share of the loss.
             known = np.isfinite(values) if values.dtype.kind == "f" else values >= 0
             of_rows[known] /= np.average(of_rows[known], weights=drawn[known])
         weights[rows] = of_rows
@@ -90,7 +90,7 @@ def of(
 def switches(
     config: Mapping[str, Any], to_steps: Callable[[Mapping[str, float], str], int]
 ) -> dict[str, int]:
-    """Deferred re-weighting (Cao et al. 2019): head -> the step from which on its weights count.
+    """Deferred re-weighting (Cao et al. 2019): head -> the step from which its weights count.
 
     `example_weights.after` is a duration; without one they count from the start.
     """
@@ -109,7 +109,7 @@ def _weights(
         raise UserError(f"{where}.kind: {kind} is for ages; {head.label!r} has classes")
     match kind:
         case "dense":
-            # The density is that of the scale that the loss lives on.
+            # The density on the scale on which the loss is computed.
             if isinstance(head, Regression):
                 values = np.asarray(head.scale.encode(jnp.asarray(values)))
             return density.dense_weight(values, options["alpha"])

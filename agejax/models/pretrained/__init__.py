@@ -1,6 +1,6 @@
-"""Weights made elsewhere, into our parameters: strict, from safe formats only.
+"""Loads weights trained elsewhere into our parameters: strictly, and only from safe formats.
 
-`settle` makes the config say what the weights expect; `load` fits them to the model.
+`settle` writes what the weights expect into the config; `load` fits them to the model.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from agejax.paths import expand
 
 __all__ = ["Loaded", "gives_norms_back", "identify", "load", "settle"]
 
-# model -> the layouts its weights come in, of every library.
+# model -> the layouts of its weights in all libraries.
 LAYOUTS: dict[str, list[Layout]] = {}
 for library in (torchvision, timm, keras, augreg, lite, faceres):
     for name, layout in library.LAYOUTS.items():
@@ -47,7 +47,7 @@ for library in (torchvision, timm, keras, augreg, lite, faceres):
 def load(
     path: str, model_name: str, shapes: Mapping[str, tuple[int, ...]], prefix: str = "backbone/"
 ) -> Loaded:
-    """The arrays of a weights file by our names.
+    """Reads the arrays of a weights file, by our names.
 
     Args:
       shapes: of all our arrays, parameters and batch statistics, by flat name; only those under
@@ -55,7 +55,7 @@ def load(
 
     Raises:
       UserError: an unreadable file, a model without rules, or keys and shapes that do not match on
-        either side: the first of them are named, and the model that the file looks like.
+        either side; names the first of them, and the model that the file looks like.
     """
     tensors, match = identify(path, model_name)
     ours = {k.removeprefix(prefix): v for k, v in shapes.items() if k.startswith(prefix)}
@@ -99,14 +99,14 @@ def settle(
     stored: ml_collections.ConfigDict | None = None,
     of_run: ml_collections.ConfigDict | None = None,
 ) -> ml_collections.ConfigDict:
-    """Returns a copy of `config` in which config.model leaves nothing open.
+    """Returns a copy of `config` in which every setting of config.model has a value.
 
-    What a run's `stored` config has wins, so that a resumed run needs no weights; else what the
-    weights expect; without weights, ImageNet's mean and standard deviation.
+    First come the values of a run's `stored` config, so that a resumed run needs no weights; then
+    what the weights expect; without weights, ImageNet's mean and standard deviation.
 
     Args:
       stored: the config of the run to resume.
-      of_run: the config of the run that config.model.pretrained names, where it names one.
+      of_run: the config of the run that config.model.pretrained names, if it names one.
 
     Raises:
       UserError: settings that contradict what the weights expect.
@@ -154,7 +154,7 @@ def settle(
 
 
 def gives_norms_back(config: Any) -> bool:
-    """Whether the weights file of config.model has folded batch norms, and its network has not.
+    """Whether the weights file of config.model has folded batch norms, but its network has not.
 
     Raises:
       UserError: as `identify`.
@@ -164,15 +164,15 @@ def gives_norms_back(config: Any) -> bool:
 
 
 def identify(path: str, model_name: str) -> tuple[Tensors, matching.Match]:
-    """The tensors of a weights file, and the backbone in them.
+    """Reads the tensors of a weights file, and finds the backbone in them.
 
     Raises:
       UserError: no such file, an unreadable one, or a model without rules.
     """
     file = str(expand(path))
-    files.check(file, _where(path))  # first: it is wrong whatever the model is
+    files.check(file, _where(path))  # first: a missing file is wrong for any model
     if model_name not in LAYOUTS:
-        registry.options_of(model_name)  # raises where there is no such model
+        registry.options_of(model_name)  # raises if there is no such model
         raise UserError(
             f"{_where(path)}: no rules to read weights of {model_name!r} from a file; name the "
             f"folder of a run to start from its weights, or use one of {few(LAYOUTS)}"

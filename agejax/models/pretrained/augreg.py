@@ -1,7 +1,7 @@
 """The .npz files of vision_transformer (AugReg, Steiner et al. 2022) and of big_vision: ViT.
 
-Both are flax's. big_vision numbers parts differently, may stack all blocks into one array (its
-`scan`), puts `params/` before every name, and adds the positions before the class token.
+Both have flax's layout. big_vision numbers parts differently, may stack all blocks into one array
+(its `scan`), puts `params/` before every name, and adds the positions before the class token.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from agejax.models.pretrained import positions
 from agejax.models.pretrained.layout import HALF, Layout, Rules, Tensors
 
 RULES: Rules = (
-    (r"", ""),  # cls and pos_embedding stand outside of all modules
+    (r"", ""),  # cls and pos_embedding are outside all modules
     (r"Transformer/posembed_input", ""),
     (r"embedding", "patch_embed"),
     (r"Transformer/encoderblock_(\d+)/LayerNorm_0", r"blocks/\1/norm1"),
@@ -26,14 +26,14 @@ RULES: Rules = (
     (r"Transformer/encoder_norm", "norm"),
     (r"head", "head"),
 )
-ROOTS = ("opt/target/", "params/")  # of a whole training state, and of big_vision
+ROOTS = ("opt/target/", "params/")  # in a whole training state, and in big_vision
 HEADS = r".*/MultiHeadDotProductAttention_\d/"
 
 
 def prepare(tensors: Tensors) -> Tensors:
-    """Every block's arrays by its number, heads merged, and query, key and value as one `qkv`.
+    """Names each block's arrays by its number, merges heads, and query, key and value to `qkv`.
 
-    Dense kernels come out as ours: [inputs, outputs].
+    Dense kernels get our shape: [inputs, outputs].
     """
     root = next((root for root in ROOTS if f"{root}embedding/kernel" in tensors), "")
     if f"{root}Transformer/encoder_norm/scale" not in tensors:
@@ -71,7 +71,7 @@ def _unstacked(tensors: Tensors) -> Tensors:
 
 
 def _array(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The patches' kernel [16, 16, 3, D] -> [16 16 3, D]; the rest is ours as it is."""
+    """The patches' kernel [16, 16, 3, D] -> [16 16 3, D]; other arrays stay as they are."""
     return tensor.reshape(-1, tensor.shape[-1]) if name == "patch_embed/kernel" else tensor
 
 

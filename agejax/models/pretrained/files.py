@@ -1,4 +1,4 @@
-"""Reads the arrays of a weights file. Runs no code from it, and needs neither torch nor Keras."""
+"""Reads the arrays of a weights file. Runs no code from it; needs neither torch nor Keras."""
 
 from __future__ import annotations
 
@@ -32,32 +32,31 @@ SAFETENSORS = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
-# What DataParallel and torch.compile put before every key, and what others put inside of keys.
+# What DataParallel and torch.compile put before every key, and others inside keys.
 WRAPPERS = ("module.", "_orig_mod.")
 INNER = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 KERAS_MEMBER = "model.weights.h5"
-INFLATION = 16  # an archive's members may be this many times its size: weights hardly compress
+INFLATION = 16  # an archive may unpack to this many times its size: weights hardly compress
 
 
 def check(path: str, where: str) -> None:
-    """Raises `UserError` where there is no file at `path`; the message begins with `where`."""
+    """Raises `UserError` if there is no file at `path`; the message begins with `where`."""
     if not pathlib.Path(path).is_file():
         raise UserError(f"{where} {foreign.not_a_file(pathlib.Path(path))}")
 
 
 def read(path: str, where: str) -> Tensors:
-    """The arrays of a weights file by the names they have in it, in the file's order.
+    """Reads the arrays of a weights file by their names in it, in the file's order.
 
-    The format is told by the content: safetensors, torch.save (state dicts, alone or in a training
+    The content shows the format: safetensors, torch.save (state dicts, alone or in a training
     checkpoint), .npz, Keras' .h5 and .keras, the JSON manifest of TensorFlow.js. Floats of any
-    width come as float32. What wrappers of torch put before every key is taken off, whatever its
-    order.
+    width become float32. The prefixes of torch's wrappers are removed from all keys, in any order.
 
     Args:
       where: how a message begins.
 
     Raises:
-      UserError: no such file, or one that cannot be read safely and wholly.
+      UserError: no such file, or one that cannot be read safely and completely.
     """
     check(path, where)
     try:
@@ -80,8 +79,8 @@ def _reader(path: str) -> Callable[[str], Tensors]:
         if KERAS_MEMBER in names:
             return _read_keras
         return _read_npz if any(n.endswith(".npy") for n in names) else torch_file.read_zip
-    # Before others: the length before it may look like anything. It ends in a zero byte, which no
-    # JSON has.
+    # Checked first: safetensors begins with a length, which may look like anything. It ends in a
+    # zero byte, which JSON never has.
     if start[7:] == b"\0{":
         return _read_safetensors
     if start.lstrip()[:1] in (b"{", b"["):
@@ -99,7 +98,7 @@ def _line(error: BaseException) -> str:
 
 def _single(array: np.ndarray) -> np.ndarray:
     floating = array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16
-    with np.errstate(over="ignore"):  # what no float32 can hold is refused as not finite
+    with np.errstate(over="ignore"):  # values beyond float32 are refused later as not finite
         return array.astype(np.float32, copy=False) if floating else array
 
 
@@ -125,7 +124,7 @@ def _read_safetensors(path: str) -> Tensors:
 
 
 def _read_keras(path: str) -> Tensors:
-    """The .h5 in Keras 3's archive of a whole model. Nothing else of the archive is looked at."""
+    """Reads the .h5 in Keras 3's archive of a whole model, and nothing else of the archive."""
     with zipfile.ZipFile(path) as archive, tempfile.NamedTemporaryFile(suffix=".h5") as file:
         if archive.getinfo(KERAS_MEMBER).file_size > INFLATION * os.path.getsize(path):
             raise UserError("holds far more than its own size; get it again")
@@ -145,7 +144,7 @@ def _read_npz(path: str) -> Tensors:
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         size = os.path.getsize(path)
-        # zipfile sets aside as much memory as a member claims to have, packed or not.
+        # zipfile allocates as much memory as a member claims to need, compressed or not.
         if sum(m.file_size for m in members) > INFLATION * size:
             raise UserError("holds far more than its own size; get it again")
         if sum(m.compress_size for m in members) > size:
@@ -157,14 +156,14 @@ def _read_npz(path: str) -> Tensors:
 
 
 def _npy(data: bytes, name: str) -> np.ndarray:
-    """One array of an archive. numpy's own reader trusts the shape before it sees the values."""
+    """Reads one array of an archive. numpy's own reader trusts the shape before the values."""
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise UserError(f"has {name} in version {version} of .npy; save it again")
     header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
     shape, fortran, dtype = header(file)
-    if dtype == np.dtype("V2"):  # numpy has no name for it
+    if dtype == np.dtype("V2"):  # how numpy stores bfloat16
         dtype = np.dtype(ml_dtypes.bfloat16)
     if dtype.kind not in "fiub" and dtype != ml_dtypes.bfloat16:
         raise UserError(f"has {name} in {dtype}, which are no weights; leave it out")

@@ -1,4 +1,4 @@
-"""Weights whose batch norms were folded into convolutions, for a network that has batch norms.
+"""Fits weights with batch norms folded into convolutions to a network that has batch norms.
 
 Exported networks have convolutions with a bias. Here that bias becomes the bias of a batch norm
 that changes nothing else; `batch_norms.calibrated` then gives it statistics.
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-# sqrt(var + epsilon) is the scale exactly: epsilon is too small to change the sum in float32.
+# sqrt(var + epsilon) equals the scale exactly: epsilon is too small to change the sum in float32.
 NEUTRAL = {"scale": 2.0**10, "mean": 0.0, "var": 2.0**20}
 
 
@@ -26,7 +26,7 @@ def folded(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
 def unfolded(
     arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
-    """The arrays of a folded network for one of `shapes`, in evaluation the same function."""
+    """Arrays of `shapes` from those of a folded network; the same function at evaluation."""
     result = {}
     for name, shape in shapes.items():
         leaf = name.rpartition("/")[2]

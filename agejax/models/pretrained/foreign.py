@@ -1,4 +1,4 @@
-"""What a path that holds no weights file looks like, and what to do about it."""
+"""Explains what a path without a readable weights file looks like, and what to do about it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".npz", ".h5", ".kera
 KERAS = "save the weights with Keras: model.save_weights('x.weights.h5')"
 TENSORFLOW = re.compile(r".*\.(data-\d+-of-\d+|index|meta)")  # parts of a checkpoint, by name
 
-# How a file begins -> what it is, and the remedy. The first that matches counts.
+# How a file begins -> what it is, and the remedy. The first match counts.
 BEGINNINGS: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
     (re.compile(pattern, re.DOTALL | re.IGNORECASE), text)
     for pattern, text in (
@@ -35,7 +35,7 @@ BEGINNINGS: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
 
 
 def format_of(path: pathlib.Path) -> str:
-    """What a file looks like that is of no format that we read: the rest of a message."""
+    """What a file of an unsupported format looks like: the rest of a message."""
     with path.open("rb") as file:
         start = file.read(512)
     if not start:
@@ -54,7 +54,7 @@ def format_of(path: pathlib.Path) -> str:
 
 
 def _manifests(path: pathlib.Path) -> list[pathlib.Path]:
-    """The JSON files that would name a .bin file as their part."""
+    """The JSON files that may name a .bin file as their part."""
     if path.suffix != ".bin":
         return []
     return [path.with_suffix(".json"), path.with_name("model.json")]
@@ -72,7 +72,7 @@ def not_a_file(path: pathlib.Path) -> str:
         )
     names = sorted(child.name for child in path.iterdir())
     weights = [name for name in names if name.endswith(ENDINGS)]
-    # In place of the parts of a TensorFlow.js model, the file that names them.
+    # Instead of the parts of a TensorFlow.js model, propose the file that names them.
     beside = {name: {m.name for m in _manifests(path / name)} & set(names) for name in weights}
     if weights := sorted(set().union(*(beside[name] or {name} for name in weights))):
         return f"is a folder; name the weights file in it ({few(weights)})"

@@ -1,13 +1,13 @@
-"""Keras' weights: the .h5 of Keras 1 and 2 and of today's `model.save`, and Keras 3's .weights.h5.
+"""Reads Keras' weights: .h5 files of Keras 1, 2 and 3, and Keras 3's .weights.h5.
 
-All get the names of one scheme, "<layer>/<leaf>" with the layer's own name, which may itself have
-slashes (Keras 2's MobileNetV3 has `expanded_conv_1/expand/BatchNorm`), and with Keras 3's leaves:
+All get names of one scheme, "<layer>/<leaf>": the layer's own name, which may contain slashes
+(Keras 2's MobileNetV3 has `expanded_conv_1/expand/BatchNorm`), and Keras 3's leaves:
 
     Conv2D, DepthwiseConv2D, Dense    kernel [h, w, in, out], [h, w, in, 1], [in, out]; bias
     SeparableConv2D                   depthwise_kernel [h, w, in, 1], pointwise_kernel, bias
     BatchNormalization                gamma, beta, moving_mean, moving_variance
 
-Layers inside of layers' models are named alike, without the outer layer's name, in .weights.h5.
+In .weights.h5, layers of a nested model are named the same way, without the outer layer's name.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from agejax.errors import UserError
 if TYPE_CHECKING:
     from agejax.models.pretrained.layout import Tensors  # heavy for the process of `rehearse`
 
-CPU_SECONDS = 10  # to look through a file; one with 2,000 arrays takes 1.3
+CPU_SECONDS = 10  # to look through a file; a file of 2,000 arrays takes 1.3
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
-# What `vars/0`, `vars/1`, ... of a .weights.h5 are, by the class of the layer.
+# The meaning of `vars/0`, `vars/1`, ... in a .weights.h5, by the layer's class.
 LEAVES = {
     "conv2d": ("kernel", "bias"),
     "depthwise_conv2d": ("kernel", "bias"),
@@ -41,18 +41,18 @@ LEAVES = {
     "batch_normalization": ("gamma", "beta", "moving_mean", "moving_variance"),
 }
 VARIABLE = re.compile(r"(?:.+/)?layers/([^/]+?)(?:_\d+)?/vars/(\d+)")
-# `block1_conv1_W_1:0` of Keras 1, in which VGG's weights are still published.
+# `block1_conv1_W_1:0` in Keras 1, whose format VGG's published weights still have.
 KERAS_1 = re.compile(r".+_([Wb])(?:_\d+)?")
 KERAS_1_LEAVES = {"W": "kernel", "b": "bias"}
 
 
 def read(path: str) -> Tensors:
-    """The arrays of a weights file of Keras by the names above.
+    """Reads the arrays of a Keras weights file by the names above.
 
     Raises:
-      UserError: arrays that are not plainly in the file, or names that do not follow Keras; or one
-        that HDF5 does not survive.
-      OSError, RuntimeError, LookupError, ValueError: about damage.
+      UserError: arrays that are not stored plainly in the file, names that do not follow Keras, or
+        a file that crashes HDF5.
+      OSError, RuntimeError, LookupError, ValueError: a damaged file.
     """
     rehearse(path)
     with h5py.File(path, "r") as file:
@@ -60,12 +60,12 @@ def read(path: str) -> Tensors:
 
 
 def rehearse(path: str) -> None:
-    """Looks through the file in another process, of which a damaged one may take all time or life.
+    """Looks through the file in a subprocess, which a damaged file may crash or block.
 
-    HDF5 follows some lists in a file without asking whether they end, and then cannot be stopped.
+    HDF5 follows some lists in a file without checking that they end, and then cannot be stopped.
 
     Raises:
-      UserError: it did.
+      UserError: the subprocess crashed or ran out of time.
     """
     done = subprocess.run(
         [sys.executable, "-P", __file__, path, str(CPU_SECONDS)],
@@ -81,7 +81,7 @@ def rehearse(path: str) -> None:
 
 
 def datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
-    """As `read`, before anything of the arrays is read."""
+    """The datasets for `read`; reads no array yet."""
     stored: dict[str, h5py.Group | h5py.Dataset] = {}
 
     def keep(path: str, found: h5py.Group | h5py.Dataset) -> None:
@@ -105,7 +105,7 @@ def datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
         found[name] = dataset
     if not found:
         raise UserError("is HDF5 without weights of Keras; name a .h5 or .weights.h5 file")
-    # Shapes may claim anything. Keras stores without compression, so this is the limit.
+    # Shapes may claim any size. Keras does not compress, so the file's size is the limit.
     claimed = sum(math.prod(d.shape) * d.dtype.itemsize for d in found.values())
     if claimed > file.id.get_filesize():
         raise UserError("claims arrays larger than itself; get it again")
@@ -130,20 +130,20 @@ def _legacy(
 
 
 def _names(group: h5py.Group, attribute: str) -> list[str]:
-    """Keras cuts lists too long for one attribute: `layer_names0`, `layer_names1`, ..."""
+    """A list of names. Keras splits lists too long for one attribute: `layer_names0`, ..."""
     pieces = [attribute, *(f"{attribute}{i}" for i in range(len(group.attrs)))]
     return [name for piece in pieces if piece in group.attrs for name in _texts(group, piece)]
 
 
 def _texts(group: h5py.Group, attribute: str) -> list[str]:
-    """An attribute that should be text: HDF5 can crash on others where the file is damaged."""
+    """Reads an attribute that must be text: in a damaged file HDF5 can crash on other types."""
     stored = group.attrs.get_id(attribute)
     if math.prod(stored.shape) == 0:  # Keras stores empty lists as numbers
         return []
     if h5py.check_string_dtype(stored.dtype) is None:
         raise UserError(f"is damaged: {attribute} is no text; get it again")
     values = np.ravel(group.attrs[attribute]).tolist()
-    # Encoded first, since h5py gives bytes that are no text as lone surrogates.
+    # Encoded first, since h5py returns bytes that are not text as lone surrogates.
     return [(v if isinstance(v, bytes) else v.encode()).decode() for v in values]
 
 
@@ -157,7 +157,7 @@ def _modern(
     stored: dict[str, h5py.Group | h5py.Dataset],
 ) -> Iterator[tuple[str, h5py.Dataset]]:
     for path, dataset in stored.items():
-        # Others are an optimizer's, or the state of random generators.
+        # Others belong to an optimizer or to random generators.
         match = VARIABLE.fullmatch(path)
         if match is None or not isinstance(dataset, h5py.Dataset):
             continue
@@ -165,7 +165,7 @@ def _modern(
         if "name" not in group.attrs:
             raise UserError("has layers without names; save it with a newer Keras")
         leaves = LEAVES.get(match[1], ())
-        # One number less may be a layer without bias, but in a norm it is anything.
+        # One array less may mean a layer without bias, but in a norm it is ambiguous.
         plain = len(group) == len(leaves) or leaves[len(group) :] == ("bias",)
         leaf = leaves[int(match[2])] if plain else match[2]
         yield f"{_texts(group, 'name')[0]}/{leaf}", dataset
@@ -179,4 +179,4 @@ if __name__ == "__main__":
         with h5py.File(sys.argv[1], "r") as opened:
             datasets(opened)
     except Exception:
-        pass  # will come again where it is told
+        pass  # occurs again in the main process, which reports it

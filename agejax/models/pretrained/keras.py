@@ -1,4 +1,4 @@
-"""keras.applications' weights, legacy .h5 and .weights.h5, by the names that hdf5.py gives them."""
+"""Weights of keras.applications, legacy .h5 and .weights.h5, by the names from hdf5.py."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from agejax.models.pretrained.layout import HALF, Layout, Rules, Tensors
 
 LEAVES = {"gamma": "scale", "beta": "bias", "moving_mean": "mean", "moving_variance": "var"}
 CLASSIFIER = r"(predictions|logits|conv_2|fc\d)/.*"
-# Preprocessing "caffe": the mean of ImageNet is taken off pixels in 0..255, and nothing else.
+# Preprocessing "caffe": only subtracts ImageNet's mean from pixels in 0..255.
 CAFFE_MEAN = (123.68 / 255, 116.779 / 255, 103.939 / 255)
 CAFFE_STD = (1 / 255, 1 / 255, 1 / 255)
 
 
 def array(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Keras' [h, w, in, out] is ours, but a depthwise kernel is [h, w, in, 1] there.
+    """Keras' [h, w, in, out] is ours too, but its depthwise kernels are [h, w, in, 1].
 
-    A 1x1 convolution of theirs may be a dense layer of ours.
+    A 1x1 convolution in Keras may be a dense layer here.
     """
     if tensor.ndim == 4 and len(shape) == 2:
         return tensor.reshape(tensor.shape[2:])
@@ -30,7 +30,7 @@ def array(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def rgb(tensors: Tensors, stem: str) -> Tensors:
-    """Weights for BGR images as weights for RGB ones; others as they are."""
+    """Turns weights for BGR images into weights for RGB; others stay."""
     if stem not in tensors:
         return tensors
     return tensors | {stem: tensors[stem][:, :, ::-1]}
@@ -40,7 +40,7 @@ def rgb(tensors: Tensors, stem: str) -> Tensors:
 
 
 def _mobilenet_v3_names(tensors: Tensors) -> Tensors:
-    """Keras 2's names, which are in the published files, to Keras 3's."""
+    """Turns Keras 2's names, which the published files have, into Keras 3's."""
     if "Conv/kernel" not in tensors:
         return tensors
     names = {}
@@ -80,7 +80,7 @@ def _mobilenet_v3(rows: tuple[Row, ...]) -> Layout:
 
 
 def _vgg_array(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The first dense layer sees [7, 7, 512] flattened there, and [512, 7, 7] here as in torch."""
+    """Keras' first dense layer takes a flattened [7, 7, 512]; ours, as in torch, [512, 7, 7]."""
     if name == "classifier/0/kernel" and tensor.shape == shape:
         return tensor.reshape(7, 7, 512, -1).transpose(2, 0, 1, 3).reshape(shape)
     return array(name, tensor, shape)
@@ -105,7 +105,7 @@ def _vgg(depths: tuple[int, ...]) -> Layout:
 
 
 def _resnet_folded(tensors: Tensors) -> Tensors:
-    """RGB instead of BGR; no biases under batch norms; and epsilon 1e-5 instead of 1.001e-5."""
+    """RGB instead of BGR; no biases before batch norms; epsilon 1e-5 instead of 1.001e-5."""
     if "conv1_conv/kernel" not in tensors:
         return tensors
     folded = {}
@@ -146,7 +146,7 @@ def _resnet(depths: tuple[int, ...]) -> Layout:
 
 # ---- NASNet --------------------------------------------------------------------------------------
 
-# Where the separable convolutions are: block, and left or right of the sum.
+# The places of the separable convolutions: block, and left or right of the sum.
 NASNET_BRANCHES = {
     "normal_left1": "0/0",
     "normal_right1": "0/1",
@@ -184,7 +184,7 @@ SEPARABLE_LEAVES = {
 
 
 def _nasnet(n: int) -> Layout:
-    """Names of `n` normal cells per stage: layers end in a cell's name, ours have its number."""
+    """Names for `n` normal cells per stage: Keras' layers end in a cell's name, not a number."""
     stages = (range(n), [f"reduce_{n}"], range(n + 1, 2 * n + 1), [f"reduce_{2 * n}"],
               range(2 * n + 1, 3 * n + 1))  # fmt: skip
     cells = ["stem_1", "stem_2", *(str(name) for stage in stages for name in stage)]
@@ -213,8 +213,8 @@ def _nasnet(n: int) -> Layout:
 
 # ---- MobileNetV1 ---------------------------------------------------------------------------------
 
-# Before a stride of 2 Keras pads odd maps at their ends alone, where "same" pads both sides; at
-# image sizes that are multiples of 32 there are no odd maps, and the two are alike.
+# Before a stride of 2 Keras pads odd maps only at their ends, but "same" pads both sides; at image
+# sizes that are multiples of 32 there are no odd maps, and the two are equal.
 MOBILENET_V1 = Layout(
     "keras",
     (

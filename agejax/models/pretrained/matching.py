@@ -1,4 +1,4 @@
-"""Which part of a file is the backbone, and which model a file looks like."""
+"""Finds the backbone in a file, and the model that a file looks like."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from agejax.errors import UserError
 from agejax.models import registry
 from agejax.models.pretrained.layout import Layout, Misfit, Tensors, fit
 
-SHARE = 0.2  # of a file's keys, at least, that begin with a prefix before a backbone
-DEPTH = 4  # of modules around a backbone
-ENOUGH = 0.6  # of a file's keys that a layout must know for the file to look like its model
+SHARE = 0.2  # the smallest share of a file's keys that begin with a backbone's prefix
+DEPTH = 4  # how many modules may enclose a backbone
+ENOUGH = 0.6  # the share of keys that a layout must know for a file to look like its model
 TWINS = 20  # keys of a backbone: fewer may be known in two places by chance
 
 
@@ -26,8 +26,8 @@ class Match:
     Attributes:
       layout: the one that knows most keys.
       tensors: the backbone's, without the prefix.
-      prefix: what stands before all of the backbone's keys, such as "model.".
-      beside: keys outside of that.
+      prefix: of all the backbone's keys, such as "model.".
+      beside: keys without this prefix.
       known: how many keys the layout knows.
       twins: other prefixes under which it knows as many.
     """
@@ -41,7 +41,7 @@ class Match:
 
 
 def find(tensors: Tensors, layouts: Sequence[Layout]) -> Match:
-    """The layout and the prefix that together know most keys of a file, the shortest prefix."""
+    """The layout and the (shortest) prefix that together know most keys of a file."""
     counter = sum(key.endswith("num_batches_tracked") for key in tensors)
     best: Match | None = None
     for prefix in _prefixes(tensors):
@@ -63,7 +63,7 @@ def find(tensors: Tensors, layouts: Sequence[Layout]) -> Match:
 
 
 def _prefixes(tensors: Tensors) -> Iterator[str]:
-    """ "", and what many keys begin with, the shortest first."""
+    """Yields "", then prefixes of many keys, the shortest first."""
     yield ""
     counts: Counter[str] = Counter()
     for key in tensors:
@@ -73,7 +73,7 @@ def _prefixes(tensors: Tensors) -> Iterator[str]:
 
 
 def looks_like(tensors: Tensors, layouts: Mapping[str, Sequence[Layout]]) -> list[str]:
-    """The model or models that a file looks like most; none where it looks like none of them.
+    """The model or models that a file resembles most; empty if it resembles none.
 
     Args:
       layouts: of each model.
@@ -90,7 +90,7 @@ def looks_like(tensors: Tensors, layouts: Mapping[str, Sequence[Layout]]) -> lis
 
 
 def _problems(model: str, match: Match) -> int:
-    """How many of its keys and shapes are not the model's."""
+    """How many keys and shapes of the match do not fit the model."""
     network = nnx.eval_shape(lambda: registry.create(model, image_size=224, rngs=nnx.Rngs(0)))
     flat = nnx.to_flat_state(nnx.state(network, nnx.Any(nnx.Param, nnx.BatchStat)))
     shapes = {"/".join(map(str, path)): v.get_value().shape for path, v in flat}

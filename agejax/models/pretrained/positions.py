@@ -1,4 +1,4 @@
-"""The learned positions of a transformer, for another image size than they were learned at."""
+"""Resizes a transformer's learned positions to another image size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from agejax.models.pretrained.layout import Transform
 
 
 def fitted(transform: Transform) -> Transform:
-    """A layout's transform that also brings `pos_embed` to the size of ours."""
+    """The transform of a layout, extended to resize `pos_embed` to the size of ours."""
 
     def transform_all(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         if name == "pos_embed":
@@ -27,7 +27,7 @@ def resize(positions: np.ndarray, tokens: int) -> np.ndarray:
     """[1, 1 + n^2, D] -> [1, tokens, D], as `vit.resize_positions` does.
 
     Raises:
-      UserError: positions that are no square grid after the class token's.
+      UserError: after the class token's, the positions do not form a square grid.
     """
     if positions.ndim != 3 or math.isqrt(positions.shape[1] - 1) ** 2 != positions.shape[1] - 1:
         raise UserError(f"is {positions.shape}: no class token and then a square grid of positions")

@@ -1,8 +1,8 @@
 """Reads TensorFlow.js weights: a JSON manifest, and the binary files that it names beside it.
 
-The format is tfjs-converter's `weightsManifest`, of graph models and of layers models: the arrays
-of a group stand one after another in the group's files. A quantised array holds whole numbers q
-that stand for q * scale + min.
+The format is tfjs-converter's `weightsManifest`, for graph models and layers models: the arrays of
+a group follow one another in the group's files. A quantised array holds whole numbers q that stand
+for q * scale + min.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MAX_MANIFEST = 2**24  # bytes; a graph without its weights is far smaller
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One array of a manifest: what its bytes hold, and the real numbers these stand for."""
+    """One array of a manifest: how its bytes are stored, and the real numbers they stand for."""
 
     name: str
     shape: tuple[int, ...]
@@ -43,7 +43,7 @@ class Entry:
 
     @classmethod
     def of(cls, entry: Any) -> Entry:
-        """Raises UserError where the entry describes no array of numbers."""
+        """Parses an entry; raises UserError if it describes no array of numbers."""
         name, shape, quantised = entry["name"], entry["shape"], entry.get("quantization")
         stored = quantised["dtype"] if quantised else entry["dtype"]
         if not isinstance(name, str):
@@ -65,7 +65,7 @@ class Entry:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def array(self, data: bytes | memoryview) -> np.ndarray:
-        """The array of these bytes; float32 where it is quantised to whole numbers."""
+        """The array in these bytes; float32 if it is quantised to whole numbers."""
         array: np.ndarray = np.frombuffer(data, self.dtype).reshape(self.shape)
         if (self.scale, self.least) == (1.0, 0.0):
             return array
@@ -74,12 +74,12 @@ class Entry:
 
 
 def read(path: str) -> Tensors:
-    """The arrays of a manifest by their names; arrays quantised to whole numbers as float32.
+    """Reads a manifest's arrays by name; arrays quantised to whole numbers become float32.
 
     Raises:
-      UserError: no manifest of TensorFlow.js; a file that it names is missing, lies elsewhere or
-        has another size; two arrays of one name; or an array that is not of numbers. As with all
-        readers, the message goes on after the file's name.
+      UserError: no manifest of TensorFlow.js; a file that it names is missing, elsewhere or of
+        another size; two arrays of one name; or an array that does not hold numbers. As in all
+        readers, the message continues the file's name.
     """
     file = pathlib.Path(path)
     if file.stat().st_size > MAX_MANIFEST:
@@ -104,7 +104,7 @@ def read(path: str) -> Tensors:
 
 
 def _data(files: list[pathlib.Path], entries: list[Entry], parts: set[pathlib.Path]) -> bytes:
-    """The bytes of a group's files, which together must be as long as its arrays.
+    """The bytes of a group's files; together they must be as long as its arrays.
 
     Args:
       parts: the files of all groups so far. Each belongs to one group: naming one file many times

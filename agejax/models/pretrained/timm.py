@@ -1,6 +1,6 @@
 """timm's state dicts.
 
-Its ResNets and ResNeXts are absent: torchvision's layouts read them, for the names are the same.
+timm's ResNets and ResNeXts have the same names as torchvision's, whose layouts read them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LEGACY: Rules = (
     (r"last_linear", "fc"),
 )
 VIT: Rules = (
-    (r"", ""),  # cls_token and pos_embed stand outside of all modules
+    (r"", ""),  # cls_token and pos_embed are outside all modules
     (r"patch_embed\.proj", "patch_embed"),
     (r"blocks\.(\d+)\.(norm[12])", r"blocks/\1/\2"),
     (r"blocks\.(\d+)\.(?:attn|mlp)\.(qkv|proj|fc[12])", r"blocks/\1/\2"),
@@ -52,7 +52,7 @@ VIT_LAYOUT = Layout(
         f"{IMAGENET_STD}"
     ),
 )
-# Where a block of MobileNetV3 widens, and in the first one, which does not.
+# The parts of a MobileNetV3 block that expands, and of the first block, which does not.
 WIDENING = {
     "expand": ("conv_pw", "bn1"),
     "depthwise": ("conv_dw", "bn2"),
@@ -66,7 +66,7 @@ NATIVE: dict[str, Any] = {
         "files of them instead"
     ),
 }
-# The minimalistic ones, which are in timm as tf_mobilenetv3_*_minimal_100 alone.
+# The minimalistic ones, which timm has only as tf_mobilenetv3_*_minimal_100.
 PORTED: dict[str, Any] = {
     "options": {"padding": "same", "epsilon": 1e-3},
     "mean": HALF,
@@ -79,7 +79,7 @@ def _layout(rules: Rules, **options: Any) -> Layout:
 
 
 def _mobilenet_v3(rows: tuple[Row, ...], **fields: Any) -> Layout:
-    """Blocks are numbered by stage, which is all blocks of one width, and in the stage."""
+    """Blocks are numbered by stage (all blocks of one width) and within the stage."""
     widths = [row[2] for row in rows]
     stages = sorted(set(widths))
     end = rf"blocks\.{len(stages)}\.0"
@@ -125,7 +125,7 @@ def _mobilenet_v1() -> Layout:
 
 
 def _efficientnet(stages: tuple[efficientnet.Stage, ...], **fields: Any) -> Layout:
-    """Blocks are named by what they do, the first one's projection as another's expansion."""
+    """Block parts are named by role, but the first block's projection like other expansions."""
     rules = [
         ("conv_stem", "stem/conv"),
         ("bn1", "stem/norm"),
@@ -144,7 +144,7 @@ def _efficientnet(stages: tuple[efficientnet.Stage, ...], **fields: Any) -> Layo
 
 
 def _vgg_array(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The dense layers are convolutions, and ours flatten [512, 7, 7]."""
+    """timm's dense layers are convolutions; ours take a flattened [512, 7, 7]."""
     if tensor.ndim == 4 and len(shape) == 2:
         return tensor.reshape(len(tensor), -1).T
     return torch_array(name, tensor, shape)
@@ -160,7 +160,7 @@ def _vgg(depths: tuple[int, ...], batch_norm: bool) -> Layout:
     )
 
 
-# The parts of NASNet's and PNASNet's cells, and what is in them.
+# The parts of the cells of NASNet and PNASNet, and their modules.
 CELL_PARTS: Rules = (
     (r"conv_1x1", "squeeze"),
     (r"conv_prev_1x1", "adjust"),
@@ -196,7 +196,7 @@ NASNET: Rules = (
 
 
 def _nasnet(cells: Sequence[str]) -> Layout:
-    """`cells`: their names in order, for ours have numbers alone."""
+    """`cells`: timm's names in order; ours have only numbers."""
     numbers = {name: f"cells/{i}" for i, name in enumerate(cells)}
 
     def numbered(tensors: Tensors) -> Tensors:

@@ -1,9 +1,9 @@
-"""State dicts as torch.save writes them, read without torch and without running anything.
+"""Reads state dicts written by torch.save, without torch and without running any code.
 
-A pickle is a program. Here it runs on a machine of our own that can build containers, numbers, text
-and descriptions of tensors, and looks up no name: what it may call is the table in `_call`. All
-other names, and what calls of them would give, become placeholders that do nothing: a training
-checkpoint has such beside its tensors (arguments, optimizers, numpy's numbers).
+A pickle is a program. Here it runs on our own stack machine, which can build containers, numbers,
+text and descriptions of tensors, and looks up no name: the table in `_call` lists what it may call.
+All other names, and the results of calling them, become placeholders that do nothing: a training
+checkpoint has such objects beside its tensors (arguments, optimizers, numpy's numbers).
 
 Two formats: since torch 1.6 a zip archive (`NAME/data.pkl`, `NAME/data/KEY`, all uncompressed);
 before, five pickles (magic number, version, machine, object, storage keys) and the raw storages.
@@ -61,27 +61,27 @@ LITERALS = (
     *("BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES"),
     *("BINBYTES8", "BYTEARRAY8", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
 )
-# What training scripts call the state dict in a larger checkpoint. Where there is a moving average
-# of the weights, it is what was evaluated and published, so it comes first.
+# Names of the state dict in larger checkpoints. A moving average of the weights comes first, since
+# it is what was evaluated and published.
 WRAPPERS = (
     *("state_dict_ema", "model_ema", "ema_state_dict", "ema"),
     *("state_dict", "model_state_dict", "model", "net", "network", "weights", "module"),
 )
-DEPTH = 3  # of dicts in a checkpoint that hold tensors
-LONGEST = 500  # characters of the keys of dicts around a tensor
-ROOM = 4  # tensors may take this many times the file's size, since tied ones share a storage
+DEPTH = 3  # of nested dicts that hold tensors
+LONGEST = 500  # characters of the joined keys of the dicts around a tensor
+ROOM = 4  # tensors may need this many times the file's size, since tied ones share a storage
 
 
 @dataclasses.dataclass(frozen=True)
 class _Global:
-    """A name in the pickle. Never looked up."""
+    """A name in the pickle, which is never looked up."""
 
     name: str
 
 
 @dataclasses.dataclass(frozen=True)
 class _Unknown:
-    """Stands for what a call of an unknown name would give. Takes anything and does nothing.
+    """The placeholder for the result of calling an unknown name. Takes anything, does nothing.
 
     Attributes:
       name: what would be called.
@@ -108,11 +108,11 @@ class _Tensor:
 
 
 def read_zip(path: str) -> Tensors:
-    """The tensors of a state dict in torch's zip format.
+    """Reads the tensors of a state dict in torch's zip format.
 
     Raises:
-      UserError: a file that is damaged, has more than tensors in it, or takes too much room. As of
-        all readers, the message goes on after the file's name.
+      UserError: a file that is damaged, holds more than tensors, or needs too much memory. As in
+        all readers, the message continues the file's name.
     """
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
@@ -126,7 +126,7 @@ def read_zip(path: str) -> Tensors:
         for member in archive.infolist():
             if member.compress_type != zipfile.ZIP_STORED:
                 raise UserError(f"has a compressed member, {member.filename}; torch writes none")
-            # zipfile sets aside as much memory as a member claims to have.
+            # zipfile allocates as much memory as a member claims to need.
             total += max(member.file_size, member.compress_size)
         if total > os.path.getsize(path):
             raise UserError("has members that are larger than itself")
@@ -138,7 +138,7 @@ def read_zip(path: str) -> Tensors:
 
 
 def read_legacy(path: str) -> Tensors:
-    """The tensors of a state dict in torch's format before 1.6; errors as in `read_zip`."""
+    """Reads the tensors of a state dict in torch's format before 1.6; errors as in `read_zip`."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if (first := _Machine().run(data)) != MAGIC:
             raise UserError(f"is a pickle of {_describe(first)}, but not one of torch.save")
@@ -169,13 +169,13 @@ def read_legacy(path: str) -> Tensors:
 
 
 class _Machine:
-    """A pickle's stack machine, of the opcodes that torch.save leads to.
+    """A pickle's stack machine, with the opcodes that torch.save produces.
 
-    Dicts keep text keys only: a state dict has no others, and nested tuples as keys are a known
-    way to hang a reader in their hash.
+    Dicts keep only text keys: a state dict has no others, and hashing nested tuples is a known way
+    to hang a reader.
 
     Attributes:
-      storages: that the pickle refers to, by key.
+      storages: those that the pickle refers to, by key.
     """
 
     def __init__(self) -> None:
@@ -185,7 +185,7 @@ class _Machine:
         self._memo: dict[int, Any] = {}
 
     def run(self, file: IO[bytes] | mmap.mmap) -> Any:
-        """The object of one pickle; the file is left behind its end."""
+        """The object of one pickle; the file is left at the pickle's end."""
         operations = pickletools.genops(file)  # type: ignore[arg-type]
         for i, (opcode, argument, _) in enumerate(operations):
             if opcode.name == "STOP":
@@ -282,7 +282,7 @@ class _Machine:
 
     def _storage(self, identity: Any) -> _Storage | _Unknown:
         match identity:
-            # The last, of the older format, is a part of another storage.
+            # The last form, of the older format, is a part of another storage.
             case (kind, _Global(name), key, _, int(length)) | (
                 kind, _Global(name), key, _, int(length), None
             ) if _text(kind) == "storage" and name in DTYPES:  # fmt: skip
@@ -322,7 +322,7 @@ def _describe(root: Any) -> str:
 
 
 def _call(function: Any, arguments: Any) -> Any:
-    """What a call of an allowed name gives; the only place where names mean something."""
+    """The result of calling an allowed name; the only place where names have a meaning."""
     name = function.name if isinstance(function, (_Global, _Unknown)) else ""
     if isinstance(function, _Unknown) or (name and name not in CALLABLE and name not in DTYPES):
         return _Unknown(name)
@@ -331,7 +331,7 @@ def _call(function: Any, arguments: Any) -> Any:
             return {}
         case "collections.OrderedDict", (list() as pairs,):  # of Python 2
             items = [part for key, value in pairs for part in (key, value)]
-            pairs.clear()  # lest a short pickle have one long list copied again and again
+            pairs.clear()  # so that a short pickle cannot copy one long list again and again
             return _update({}, items)
         case "torch.Size", (tuple() as size,):
             return size
@@ -339,7 +339,7 @@ def _call(function: Any, arguments: Any) -> Any:
             return _Tensor(*arguments)
         case "torch._utils._rebuild_tensor_v2", (_Storage(), _, _, _, _, _):
             return _Tensor(*arguments[:4])
-        # The seventh is {"conj": True} or {"neg": True} for values that are meant otherwise.
+        # The seventh is {"conj": True} or {"neg": True} if values must be conjugated or negated.
         case "torch._utils._rebuild_tensor_v2", (_Storage(), _, _, _, _, _, {**flags}) if not flags:
             return _Tensor(*arguments[:4])
         case (
@@ -347,7 +347,7 @@ def _call(function: Any, arguments: Any) -> Any:
             (_Tensor(), *_),
         ):
             return arguments[0]
-        # A tensor in a storage of a kind that numpy does not have.
+        # A tensor in a storage of a type that numpy does not have.
         case _, (_Unknown() as unknown, *_):
             return unknown
         case _, () if name in EMPTY_TENSORS:
@@ -356,15 +356,15 @@ def _call(function: Any, arguments: Any) -> Any:
 
 
 def _build(instance: Any, state: Any) -> None:
-    """Sets attributes of an object just made: of all, only the place of an empty tensor counts."""
+    """Sets attributes of a new object; only the storage view of an empty tensor matters."""
     match instance, state:
-        # Such as a state dict's _metadata, the versions of its modules.
+        # For example a state dict's _metadata, the versions of its modules.
         case ((dict() | _Unknown()), _):
             pass
         case _Tensor(storage=None), (_Storage() as storage, offset, size, stride):
             instance.storage, instance.offset = storage, offset
             instance.size, instance.stride = size, stride
-        case _Tensor(), (_, _, _):  # of a Variable: requires_grad, volatile, hooks
+        case _Tensor(), (_, _, _):  # a Variable's requires_grad, volatile, hooks
             pass
         case _:
             raise UserError(f"sets the state of a {_kind(instance)}, which no state dict needs")
@@ -411,14 +411,15 @@ def _tensors(described: Mapping[str, _Tensor], data: Callable[[str], bytes], pat
 
 
 def _state_dict(root: Any) -> dict[str, _Tensor]:
-    """The named tensors: of the first wrapper that has any, or else of the dict itself.
+    """The named tensors: of the first wrapper that has any, otherwise of the dict itself.
 
-    Those of dicts in it, such as one for a backbone and one for a head, get its key before theirs.
+    Tensors of nested dicts, such as one for a backbone and one for a head, get the dict's key
+    before theirs.
 
     Raises:
-      UserError: none.
+      UserError: there are no tensors.
     """
-    seen: set[int] = set()  # dicts without tensors: a pickle may have one in itself
+    seen: set[int] = set()  # dicts without tensors: in a pickle one may contain itself
 
     def named(root: Any, prefix: str, depth: int) -> dict[str, _Tensor]:
         if not isinstance(root, dict) or id(root) in seen:
@@ -449,7 +450,7 @@ def _state_dict(root: Any) -> dict[str, _Tensor]:
 
 
 def _view(tensor: _Tensor, values: dict[str, np.ndarray], name: str) -> np.ndarray:
-    """The tensor's part of its storage, no copy."""
+    """A view of the tensor's part of its storage, not a copy."""
     if tensor.storage is None:
         return np.zeros(0, np.float32)
     flat, offset, size, stride = (

@@ -23,7 +23,7 @@ RESNET: Rules = (
     (r"(layer\d)\.(\d+)\.downsample\.([01])", r"\1/\2/downsample/\3"),
 )
 VIT: Rules = (
-    (r"", ""),  # class_token stands outside of all modules
+    (r"", ""),  # class_token is outside all modules
     (r"conv_proj", "patch_embed"),
     (r"encoder", ""),
     (r"encoder\.layers\.encoder_layer_(\d+)\.ln_([12])", r"blocks/\1/norm\2"),
@@ -37,7 +37,7 @@ VIT: Rules = (
 
 
 def vgg_convs(depths: tuple[int, ...], batch_norm: bool) -> Rules:
-    """Names of torchvision and timm, which number every layer, pools and activations too."""
+    """Names in torchvision and timm, which number every layer, even pools and activations."""
     rules, index, i = [], 0, 0
     for depth in depths:
         for _ in range(depth):
@@ -55,7 +55,7 @@ def _vgg(depths: tuple[int, ...], batch_norm: bool) -> Layout:
 
 
 def _efficientnet() -> Layout:
-    """Stages and the parts of a block are numbered, the stem and the top as stages of their own."""
+    """Stages and parts of a block are numbered; the stem and the top count as stages."""
     end = len(efficientnet.B0) + 1
     rules = [(r"classifier\.1", "classifier")]
     for i, layer in enumerate(("conv", "norm")):
