@@ -27,7 +27,7 @@ import numpy as np
 from agejax.errors import UserError
 
 if TYPE_CHECKING:
-    from agejax.models.pretrained.layout import Tensors  # heavy for the process of `rehearse`
+    from agejax.models.pretrained.layout import Tensors  # slow to import in the subprocess
 
 CPU_SECONDS = 10  # to look through a file; a file of 2,000 arrays takes 1.3
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -54,12 +54,12 @@ def read(path: str) -> Tensors:
         a file that crashes HDF5.
       OSError, RuntimeError, LookupError, ValueError: a damaged file.
     """
-    rehearse(path)
+    probe_in_subprocess(path)
     with h5py.File(path, "r") as file:
         return {name: dataset[()] for name, dataset in datasets(file).items()}
 
 
-def rehearse(path: str) -> None:
+def probe_in_subprocess(path: str) -> None:
     """Looks through the file in a subprocess, which a damaged file may crash or block.
 
     HDF5 follows some lists in a file without checking that they end, and then cannot be stopped.
