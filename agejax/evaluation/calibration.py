@@ -91,7 +91,7 @@ class Calibration:
 
         Args:
           by_decade: use one width per decade of the prediction, so that the young and the old are
-          each covered; else one width for all.
+            each covered; else one width for all.
         """
         result = {}
         for name, fitted in self.widths.items():
