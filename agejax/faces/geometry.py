@@ -1,4 +1,4 @@
-"""Where a face lies in an image, and how it is warped to where training images have it.
+"""The position of a face in an image, and how to warp it to its position in training images.
 
 Points are (x, y), x to the right and y down, in pixels or in edges of a square crop; (0, 0) is the
 upper left corner of an image, so that the centre of its first pixel is (0.5, 0.5).
@@ -16,11 +16,11 @@ import numpy as np
 
 from agejax.errors import UserError
 
-FEWEST = 10  # faces that a geometry is measured on
-# Of UTKFace's or AAF's chips, 98 % keep to the three limits measured on 300 others (95 % in the
-# worst of 20 divisions).
+FEWEST = 10  # faces that are enough to measure a geometry
+# Of the chips of UTKFace or AAF, 98 % are within the three limits measured on 300 others (95 % in
+# the worst of 20 divisions).
 LIMIT = 0.995
-# What the detector alone may differ by: over edges of 64 to 256, 19 of 20 chips by less.
+# The detector's own variation: over edges of 64 to 256 pixels, that of 19 of 20 chips is smaller.
 NOISE = {"scale": 1.03, "shift": 0.015, "rotation": 2.0}
 
 
@@ -30,8 +30,8 @@ class Face:
 
     Attributes:
       box: left, top, right, bottom; inside the image.
-      landmarks: float64 [5, 2]: the eye, left as one looks at the image, the other eye, the tip of
-        the nose, the left corner of the mouth, the right one. May lie outside the image.
+      landmarks: float64 [5, 2]: the eye on the left side of the image, the other eye, the tip of
+        the nose, the left corner of the mouth, the right one. May be outside the image.
       score: of the detector, `SCORE` to 1.
     """
 
@@ -41,7 +41,7 @@ class Face:
 
 
 class Finder(Protocol):
-    """What finds faces: a `detection.Detector`."""
+    """The interface of a face detector: `detection.Detector`."""
 
     def find(self, image: np.ndarray) -> list[Face]:
         """The faces in uint8 [H, W, 3] RGB, the largest first."""
@@ -49,14 +49,14 @@ class Finder(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Geometry:
-    """Where faces lie in the square crops a model was trained on.
+    """The position of faces in the square crops that a model was trained on.
 
     Attributes:
       landmarks: float64 [5, 2], in edges of the crop: the medians over the faces found.
       spread: float64 [5, 2], their median absolute deviations.
-      limits: {"scale", "shift", "rotation"}: what `LIMIT` of the faces keep to, each; a ratio of 1
-        or more, edges, degrees. At least `NOISE`.
-      images, found: how many were looked at, and in how many was a face.
+      limits: {"scale", "shift", "rotation"}: for each, the limit that `LIMIT` of the faces keep; a
+        ratio of 1 or more, edges, degrees. At least `NOISE`.
+      images, found: how many images were searched, and in how many a face was found.
     """
 
     landmarks: np.ndarray
@@ -107,7 +107,7 @@ class Geometry:
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The rotation, scale and shift, never a reflection, that move points [K, 2] nearest to others.
+    """The rotation, scale and shift, without reflection, that best map points [K, 2] to others.
 
     Least squares (Umeyama 1991). In the plane such a transform is z -> a z + b of complex numbers,
     so that its closed form by singular values is an ordinary linear fit.
@@ -116,7 +116,7 @@ def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
       float64 [2, 3], for `apply`.
 
     Raises:
-      ValueError: the points of the source are one.
+      ValueError: all source points are the same.
     """
     z, w = (points[:, 0] + 1j * points[:, 1].astype(np.float64) for points in (source, target))
     centred = z - z.mean()
@@ -135,17 +135,17 @@ def apply(transform: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def align(image: np.ndarray, face: Face, geometry: Geometry, size: int) -> np.ndarray:
-    """The crop of uint8 [H, W, 3] in which the face lies as in the training images.
+    """Crops uint8 [H, W, 3] so that the face has its position in the training images.
 
-    The least-squares similarity moves the landmarks onto the geometry's. Where that shrinks, every
-    pixel of the crop is the mean of samples no further apart than the photo's pixels. Beyond the
-    photo its border is replicated: a reflected one would show parts of a second face.
+    The least-squares similarity moves the landmarks onto the geometry's. If that shrinks the photo,
+    every pixel of the crop is the mean of samples no further apart than the photo's pixels. Outside
+    the photo its border is replicated: a reflected one would show parts of a second face.
 
     Returns:
       uint8 [size, size, 3].
     """
     transform = from_crop(face, geometry, size)
-    # Samples a pixel, in x and in y; a crop much larger than the photo needs no more.
+    # Samples per pixel, in x and in y; a crop much larger than the photo needs no more.
     step = min(math.hypot(*transform[:, 0]), max(image.shape[:2]) / size)
     fine = max(math.ceil(step - 1e-6), 1)
     matrix = transform / (fine, fine, 1)
@@ -154,8 +154,8 @@ def align(image: np.ndarray, face: Face, geometry: Geometry, size: int) -> np.nd
         image,
         matrix,
         (fine * size, fine * size),
-        # As `sources` enlarges. Bilinear samples would blur wrinkles: of the gradients of a chip
-        # pasted at half its size 89 % remain, of cubic ones 94 %.
+        # Cubic, as in `sources` for enlarging. Bilinear samples would blur wrinkles: they keep 89 %
+        # of the gradients of a chip pasted at half its size, cubic ones 94 %.
         flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_REPLICATE,
     )
@@ -163,24 +163,24 @@ def align(image: np.ndarray, face: Face, geometry: Geometry, size: int) -> np.nd
 
 
 def from_crop(face: Face, geometry: Geometry, size: int) -> np.ndarray:
-    """[2, 3], from the pixels of `align`'s crop to the image's."""
+    """The transform [2, 3] from the pixels of `align`'s crop to the image's."""
     to_crop = similarity(face.landmarks, geometry.landmarks * size)
     return cv2.invertAffineTransform(to_crop)
 
 
 def mismatch(face: Face, size: int, geometry: Geometry) -> dict[str, float]:
-    """How a face in a square crop of `size` pixels is framed otherwise than the training images.
+    """How the frame of a face in a square crop of `size` pixels differs from training images.
 
     Returns:
-      {"scale": its size over that in the training images, "shift_x", "shift_y": of the middle of
-      the landmarks, in edges, to the right and down, "rotation": degrees, clockwise}. A face that
-      the crop cuts off seems smaller than it is: UTKFace's chips enlarged 1.3-fold measure 1.12.
+      {"scale": its size divided by that in the training images, "shift_x", "shift_y": of the middle
+      of the landmarks, in edges, to the right and down, "rotation": degrees, clockwise}. A face
+      that the crop cuts off seems smaller: UTKFace's chips enlarged 1.3-fold measure 1.12.
     """
     return _framing(face.landmarks / size, geometry.landmarks)
 
 
 def _framing(landmarks: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    """`mismatch` of landmarks [5, 2] in edges."""
+    """`mismatch` for landmarks [5, 2] in edges."""
     transform = similarity(reference, landmarks)
     shift = (landmarks - reference).mean(axis=0)
     return {
@@ -201,8 +201,8 @@ def _sizes(framing: Mapping[str, float]) -> dict[str, float]:
 
 
 def fits(framing: Mapping[str, float], geometry: Geometry) -> bool:
-    """Whether a `mismatch` is within the geometry's limits, as about 98 % of its own images are.
+    """Whether a `mismatch` is within the geometry's limits, as for about 98 % of its own images.
 
-    Judge a set of crops by the share that fits: one crop may be framed as none other, and be fine.
+    Judge a set of crops by the share that fits: a single crop may differ and still be fine.
     """
     return all(size <= geometry.limits[name] for name, size in _sizes(framing).items())

@@ -1,1 +1,1 @@
-"""What the loop is made of: the step, its state, the optimizer, devices, checkpoints, the start."""
+"""The parts of the training loop: step, state, optimizer, devices, checkpoints, starting values."""

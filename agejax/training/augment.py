@@ -1,7 +1,7 @@
 """Augmentation on the device, inside the step: uint8 batches in, float batches in 0..1 out.
 
-Crop, flip, affine and perspective are one map from output to input pixels, sampled once. An
-example's draws depend on the key and its row in the global batch, never on the devices.
+Crop, flip, affine and perspective together are one map from output to input pixels, sampled once.
+An example's random draws depend on the key and its row in the global batch, never on the devices.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from agejax.errors import UserError
 from agejax.models.inputs import eval_images, luminance, shrink
 from agejax.settings import Group, Setting
 
-ERASE_RATIO = 3.0  # an erased box is up to this many times as high as wide, or as wide as high
+ERASE_RATIO = 3.0  # the largest ratio of an erased box's sides
 
-# RandAugment's operations (Cubuk et al. 2020) as torchvision has them, and what magnitude 30 means.
+# RandAugment's operations (Cubuk et al. 2020) as in torchvision, and what magnitude 30 means.
 RAND_OPS = {
     "identity": 0.0,
     "shear_x": 0.3, "shear_y": 0.3,  # slope
     "translate_x": 150 / 331, "translate_y": 150 / 331,  # share of the edge
     "rotate": 30.0,  # degrees
     "brightness": 0.9, "contrast": 0.9, "saturation": 0.9, "sharpness": 0.9,  # factor 1 ± x
-    "posterize": 4.0,  # bits that are cut off
-    "solarize": 255.0,  # values so far below 255 and above are inverted
-    "autocontrast": 0.0, "equalize": 0.0,  # are the same at every magnitude
+    "posterize": 4.0,  # bits that are removed
+    "solarize": 255.0,  # inverts values from 255 minus this upwards
+    "autocontrast": 0.0, "equalize": 0.0,  # the same at every magnitude
 }  # fmt: skip
-RAND_SIGNED = tuple(RAND_OPS)[1:10]  # go either way
+RAND_SIGNED = tuple(RAND_OPS)[1:10]  # their magnitude has a random sign
 RAND_MAGNITUDE = 30.0
-# A histogram is that of about this many pixels along each edge: XLA:CPU counts slowly.
+# Histograms count about this many pixels along each edge: XLA:CPU counts slowly.
 EQUALIZED_EDGE = 64
 
-# One uniform number per image in [0, 1) for each of these, whichever operations are on. New names
-# go to the end: the draws of the others stay as they are.
+# One uniform number per image in [0, 1) for each of these, whichever operations are on. Add new
+# names at the end, so that the draws of the others stay as they are.
 DRAWS = (
     "flip", "crop_area", "crop_ratio", "crop_x", "crop_y", "rotate", "shift_x", "shift_y", "zoom",
     "brightness", "contrast", "saturation", "greyscale",
@@ -51,22 +51,22 @@ DRAWS = (
 
 
 class Mix(NamedTuple):
-    """What mixup and CutMix have done: row i is lam[i] of itself, the rest is of row partner[i].
+    """The result of mixup and CutMix: row i is lam[i] of itself, the rest is of row partner[i].
 
-    That holds for its loss, and for its image: each pixel with mixup, the area with CutMix.
+    This holds for its loss and its image: for each pixel with mixup, for the area with CutMix.
     """
 
     partner: jax.Array  # int32 [B]
     lam: jax.Array  # f32 [B], 0..1; mixup's are 0.5 or more
 
 
-Levels = Mapping[str, jax.Array]  # RandAugment's operations; empty where it is off
+Levels = Mapping[str, jax.Array]  # of RandAugment's operations; empty if it is off
 Draws = Mapping[str, jax.Array]  # name of DRAWS -> f32 [B]
 Recipes = Sequence[ml_collections.ConfigDict]  # of the originals, and of the copies if they differ
 Augment = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Mix | None]]
 
 
-# Magnitudes are the largest of a uniform draw around no change.
+# A magnitude is the largest change; the change is drawn uniformly around none.
 RECIPE = Group(
     "How images are changed; everything is off by default.",
     flip=Setting(0.0, "Probability of a horizontal flip.", limits=(0, 1)),
@@ -150,21 +150,21 @@ SETTINGS = Group(
 
 
 def build(config: Mapping[str, Any], size: int) -> Augment:
-    """The augmentation of a config; an operation that is off costs nothing.
+    """Builds the augmentation of a config; an operation that is off costs nothing.
 
     Args:
-      config: keys of `SETTINGS`, any of them absent.
+      config: keys of `SETTINGS`; any may be absent.
       size: edge of the output images, pixels.
 
     Returns:
       augment(key, images uint8 [B, H, W, 3], strength f32 [B] or [B, 2]) -> (f32 [B, size, size, 3]
       in 0..1, Mix, or None without mixup and CutMix), to be jitted. Strength 0 is `eval_images`, 1
-      as configured, 2 twice as hard: magnitudes (of crops, ratios and zooms their logarithms) and
-      probabilities are multiplied by it; a flip, which has no harder version, is at most as likely
-      as configured, and RandAugment's magnitude is at most 30. Two strengths are of the originals'
-      recipe and of the copies': magnitudes and probabilities add up, so that a row takes one, the
-      other or a blend, and is moved once.
-      Much larger images are first made smaller as in `eval_images`, then moved.
+      as configured, 2 twice as strong: it multiplies magnitudes (for crops, ratios and zooms their
+      logarithms) and probabilities; a flip, which has no stronger version, is at most as likely as
+      configured, and RandAugment's magnitude is at most 30. Two strengths are for the originals'
+      recipe and the copies': magnitudes and probabilities add up, so that a row gets one, the
+      other or a blend, and is warped once.
+      Much larger images are first shrunk as in `eval_images`, then warped.
 
     Raises:
       UserError: an unknown key or a value outside its limits.
@@ -230,12 +230,11 @@ def build(config: Mapping[str, Any], size: int) -> Augment:
 
 
 def _once(compute: Callable[..., Any], *arguments: Any) -> Any:
-    """`compute(*arguments)` as the branch of a condition that always holds.
+    """`compute(*arguments)` as the branch of a condition that is always true.
 
-    XLA:CPU would fuse it into what uses it, and so sample every pixel again for each tap of the
-    first convolution, a quarter of a MobileNetV3 step, and for each use that mixup makes of it.
-    Optimization barriers do not stop it, a branch does. A GPU has no such need, and would wait for
-    the condition.
+    XLA:CPU would fuse it into its users, and so sample every pixel again for each tap of the first
+    convolution, a quarter of a MobileNetV3 step, and for each use in mixup. Optimization barriers
+    do not prevent that; a branch does. A GPU does not need it, and would wait for the condition.
     """
     always = jnp.max(arguments[-1]) >= 0  # strengths are never negative
 
@@ -247,7 +246,7 @@ def _once(compute: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def warp(images: jax.Array, matrix: jax.Array, size: int) -> jax.Array:
-    """Samples images along an affine map or a perspective, bilinearly.
+    """Samples images along an affine or perspective map, bilinearly.
 
     Args:
       images: uint8 0..255 or f32 0..1 [B, H, W, 3].
@@ -256,7 +255,7 @@ def warp(images: jax.Array, matrix: jax.Array, size: int) -> jax.Array:
       size: edge of the output.
 
     Returns:
-      f32 [B, size, size, 3] in 0..1. Outside, the image is mirrored at its edges, once.
+      f32 [B, size, size, 3] in 0..1. Outside, the image is mirrored once at its edges.
     """
     height, width = images.shape[1:3]
     scale = 255 if images.dtype == jnp.uint8 else 1
@@ -271,7 +270,7 @@ def warp(images: jax.Array, matrix: jax.Array, size: int) -> jax.Array:
     def one(image: jax.Array, m: jax.Array) -> jax.Array:
         place = [m[i, 0] * grid + m[i, 1] * grid[:, None] + m[i, 2] for i in range(len(m))]
         if len(m) == 3:
-            # Where w would be 0 or below there is nothing to see: it is behind the horizon.
+            # A place with w of 0 or below is behind the horizon, where nothing is visible.
             w = jnp.maximum(place[2], 1e-3)
             place = [place[0] / w, place[1] / w]
         x, fx = split(place[0], width)
@@ -280,7 +279,7 @@ def warp(images: jax.Array, matrix: jax.Array, size: int) -> jax.Array:
         right, down = min(width - 1, 1), width * min(height - 1, 1)
 
         def tap(offset: int) -> jax.Array:
-            # Whole pixels of uint8: packing or separate channels take 8 times as long.
+            # Whole uint8 pixels: packed or separate channels take 8 times as long.
             return pixels.at[at + offset].get(mode="promise_in_bounds").astype(jnp.float32)
 
         top = tap(0) * (1 - fx) + tap(right) * fx
@@ -298,7 +297,7 @@ def _matrix(
     size: int,
     rand: Levels,
 ) -> jax.Array:
-    """All moves of an image as one map of `warp`, f32 [B, 2, 3] or [B, 3, 3]."""
+    """All geometric changes of an image as one map for `warp`, f32 [B, 2, 3] or [B, 3, 3]."""
     _, height, width, _ = shape
     amount = functools.partial(_amount, recipes, strength)
     area = jnp.exp(amount(lambda c: jnp.log(_between(c.crop, u["crop_area"]))))
@@ -353,12 +352,12 @@ def _rand_moves(rand: Levels, size: int) -> jax.Array:
 
 
 def _perspective(recipes: Recipes, u: Draws, strength: jax.Array) -> jax.Array:
-    """The map from a place to where its content comes from, on a square of edge 1, f32 [B, 3, 3].
+    """The map from an output place to its source, on a square of edge 1, f32 [B, 3, 3].
 
-    Its corners are drawn into the square, each by up to half the distortion along each axis.
+    The corners are drawn into the square, each by up to half the distortion along each axis.
     """
     on = u["perspective_on"] < _amount(recipes, strength, "perspective_prob")
-    # Above 2/3 a corner may pass the line between its neighbours, and the image folds.
+    # Above 2/3 a corner may cross the line between its neighbours, and the image folds.
     far = jnp.where(on, jnp.minimum(_amount(recipes, strength, "perspective"), 0.6), 0) / 2
     (x0, y0), (x1, y1), (x2, y2), (x3, y3) = (
         tuple(start + far * (1 - 2 * start) * u[f"perspective_{axis}{corner}"]
@@ -380,7 +379,7 @@ def _perspective(recipes: Recipes, u: Draws, strength: jax.Array) -> jax.Array:
             (d * h - e * g, b * g - a * h, a * e - b * d),
         )
     )
-    # w is 1 in the middle, which is always within the four corners: so it is positive there.
+    # w is 1 in the middle, which is always inside the four corners: so w is positive inside them.
     middle = inverse[:, 2] @ jnp.array([0.5, 0.5, 1.0])
     return inverse / middle[:, None, None]
 
@@ -404,22 +403,22 @@ def _erase(images: jax.Array, box: jax.Array, fill: jax.Array) -> jax.Array:
     left, right, top, bottom = (box[:, i : i + 1] for i in range(4))
     across = ((centres >= left) & (centres < right)).astype(jnp.float32)
     along = ((centres >= top) & (centres < bottom)).astype(jnp.float32)
-    # Not a selection: XLA:CPU does not vectorise those.
+    # Not jnp.where: XLA:CPU does not vectorise it.
     return images + along[:, :, None, None] * across[:, None, :, None] * (fill - images)
 
 
 def _drawn_levels(recipes: Recipes, u: Draws, strength: jax.Array) -> Levels:
-    """What RandAugment does to each image.
+    """RandAugment's operations for each image.
 
     Returns:
-      operation -> f32 [B]: 0 where it is not drawn, else the magnitude as a share of the largest
-      one, with its sign; or bool [B], of those without a magnitude.
+      operation -> f32 [B]: 0 where it is not drawn, otherwise the signed magnitude as a share of
+      the largest one; or bool [B], for operations without a magnitude.
     """
     amount = functools.partial(_amount, recipes, strength)
     order = jnp.stack([u[f"rand_order_{name}"] for name in RAND_OPS])
 
     def level(name: str) -> jax.Array:
-        rank = jnp.sum(order < u[f"rand_order_{name}"], axis=0)  # the first ones are taken
+        rank = jnp.sum(order < u[f"rand_order_{name}"], axis=0)  # the lowest ranks are applied
         if name in ("autocontrast", "equalize"):
             return u["rand_on"] < amount(lambda c: rank < c.rand_ops)
         share = amount(lambda c: (rank < c.rand_ops) * c.rand_magnitude / RAND_MAGNITUDE)
@@ -430,18 +429,18 @@ def _drawn_levels(recipes: Recipes, u: Draws, strength: jax.Array) -> Levels:
 
 
 def _equalize(images: jax.Array, on: jax.Array) -> jax.Array:
-    """Spreads the values of each channel evenly over 0..255, where `on` [B], as PIL does.
+    """Spreads the values of each channel evenly over 0..255, where `on` [B], as in PIL.
 
-    uint8 [B, H, W, 3] -> uint8. Of large images every n-th row and column is counted.
+    uint8 [B, H, W, 3] -> uint8. In large images every n-th row and column is counted.
     """
     n, height, width, _ = images.shape
     down, across = max(height // EQUALIZED_EDGE, 1), max(width // EQUALIZED_EDGE, 1)
     some = images[:, ::down, ::across]
     values = some.reshape(n, -1, 3).astype(jnp.int32) + 256 * jnp.arange(3)
     counts = jax.vmap(lambda v: jnp.zeros(768, jnp.int32).at[v].add(1))(values.reshape(n, -1))
-    counts = counts.reshape(n, 3, 256) * (down * across)  # as if all were counted
+    counts = counts.reshape(n, 3, 256) * (down * across)  # as if all pixels were counted
     below = jnp.cumsum(counts, axis=-1) - counts
-    # PIL leaves the largest value's pixels out of the sum that a step is a 255th of.
+    # A step is 1/255 of the pixels, of which PIL leaves out those of the largest value.
     step = jnp.max(jnp.where(counts > 0, below, 0), axis=-1, keepdims=True) // 255
     table = jnp.clip((step // 2 + below) // jnp.maximum(step, 1), 0, 255)
     table = jnp.where(on[:, None, None] & (step > 0), table, jnp.arange(256))
@@ -467,7 +466,7 @@ def _posterize(images: jax.Array, level: jax.Array) -> jax.Array:
 def _tone(
     recipes: Recipes, u: Draws, strength: jax.Array, images: jax.Array, rand: Levels
 ) -> jax.Array:
-    """Autocontrast, then sharpness: uint8 [B, H, W, 3] -> uint8, as PIL does both."""
+    """Autocontrast, then sharpness: uint8 [B, H, W, 3] -> uint8, both as in PIL."""
     out = images.astype(jnp.float32)
     if _uses(recipes, "autocontrast") or rand:
         low, high = (f(images, axis=(1, 2), keepdims=True) for f in (jnp.min, jnp.max))
@@ -483,8 +482,8 @@ def _tone(
         factor = _shaped(jnp.where(on, jnp.maximum(1 + by, 0), 1))
         if rand:
             factor *= _shaped(1 + RAND_OPS["sharpness"] * rand["sharpness"])
-        # 3 x 3 ones with a 5 in the middle; the outermost pixels stay. Over whole rows of numbers
-        # and as a window: XLA:CPU would otherwise stretch contrasts anew for each of the nine.
+        # 3 x 3 ones with a 5 in the middle; the outermost pixels stay. On flat rows and as a
+        # window: otherwise XLA:CPU would recompute the contrast for each of the nine pixels.
         lines = out.reshape(*out.shape[:2], -1)
         down = jax.lax.reduce_window(lines, 0.0, jax.lax.add, (1, 3, 1), (1, 1, 1), "VALID")
         around = down[:, :, :-6] + down[:, :, 3:-3] + down[:, :, 6:]
@@ -504,8 +503,8 @@ def _colour(
 ) -> jax.Array:
     """Brightness, contrast about the mean luminance, saturation or greyscale, hue.
 
-    Before the warp, with which it commutes but for rounding: behind it, XLA:CPU would sample anew
-    for each use of a pixel (10 times as long; an optimization barrier does not help).
+    Comes before the warp, with which it commutes except for rounding: after it, XLA:CPU would
+    sample again for each use of a pixel (10 times as long; an optimization barrier does not help).
     Images uint8 [B, H, W, 3] and their mean colour f32 [B, 1, 1, 3] in 0..255 -> uint8.
     """
 
@@ -534,8 +533,8 @@ def _turn_hue(images: jax.Array, turn: jax.Array) -> jax.Array:
     value = jnp.maximum(jnp.maximum(red, green), blue)
     chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
     by = 1 / jnp.where(chroma > 0, chroma, 1)
-    # Which is the largest is not asked of `value`: a compiler may make red anew for each use, and
-    # round it otherwise. Where two are level, so are their hues.
+    # The largest channel is not found by comparing with `value`: a compiler may recompute red for
+    # each use, with another rounding. If two channels are equal, both give the same hue.
     hue = jnp.where(
         (red >= green) & (red >= blue),
         (green - blue) * by,
@@ -554,7 +553,7 @@ def _turn_hue(images: jax.Array, turn: jax.Array) -> jax.Array:
 def _mean(images: jax.Array) -> jax.Array:
     """The mean colour of uint8 [B, H, W, 3], f32 [B, 1, 1, 3] in 0..255."""
     n, height, width, _ = images.shape
-    # In two sums: XLA:CPU does not vectorise over three channels, but over a row's numbers.
+    # In two sums: XLA:CPU vectorises over a row's numbers, but not over three channels.
     columns = jnp.sum(images.reshape(n, height, -1).astype(jnp.int32), axis=1)
     return jnp.sum(columns.reshape(n, 1, width, 3), axis=2, keepdims=True) / (height * width)
 
@@ -566,22 +565,22 @@ def _mix(
     keys: jax.Array,
     size: int,
 ) -> tuple[Mix, jax.Array]:
-    """Mixup, CutMix, or for each image one of the two.
+    """Mixup, CutMix, or one of the two for each image.
 
-    Every row's partner is the row before it: batches are in random order already.
+    Every row's partner is the row before it: batches are already in random order.
 
     Args:
       keys: of the rows.
       size: edge of the images.
 
     Returns:
-      The shares, and that of an image's own in each pixel, f32 [B, 1 or size, 1 or size, 1].
+      The shares, and the image's own share of each pixel, f32 [B, 1 or size, 1 or size, 1].
     """
     strength = strength.sum(axis=1)
     lam, kept = jnp.ones_like(strength), jnp.ones((len(strength), 1, 1, 1))
     if c.mixup > 0:
         lam = jax.vmap(lambda key: jax.random.beta(key, c.mixup, c.mixup))(keys)
-        # The smaller share goes to the partner, so that an example stays mostly itself.
+        # The partner gets the smaller share, so that an example stays mostly itself.
         share = jnp.minimum(strength * jnp.minimum(lam, 1 - lam), 0.5)
         lam = 1 - jnp.where(u["mixup"] < c.mixup_prob * strength, share, 0)
         kept = _shaped(lam)
@@ -597,11 +596,11 @@ def _mix(
 def _cut(
     c: ml_collections.ConfigDict, u: Draws, strength: jax.Array, keys: jax.Array, size: int
 ) -> tuple[jax.Array, jax.Array]:
-    """CutMix (Yun et al. 2019): the box's centre may lie anywhere, and the image cuts it off.
+    """CutMix (Yun et al. 2019): the box's centre may be anywhere; the image's edges clip the box.
 
     Returns:
-      The share of the area that stays, f32 [B], counted in pixels; and which pixels these are, 0 or
-      1, f32 [B, size, size, 1].
+      The share of pixels that stay, f32 [B]; and a mask of these pixels, 0 or 1, f32 [B, size,
+      size, 1].
     """
     lam = jax.vmap(lambda key: jax.random.beta(key, c.cutmix, c.cutmix))(keys)
     area = jnp.where(u["cutmix"] < c.cutmix_prob * strength, strength * (1 - lam), 0)
@@ -628,7 +627,7 @@ def _amount(
     strength: jax.Array,
     of: str | Callable[[ml_collections.ConfigDict], jax.Array],
 ) -> jax.Array:
-    """Each row's magnitude or probability [B]: the recipes', weighed by strength [B, R]."""
+    """Each row's magnitude or probability [B]: the recipes' sum, weighted by strength [B, R]."""
     value = (lambda c: c[of]) if isinstance(of, str) else of
     return functools.reduce(jnp.add, (strength[:, i] * value(c) for i, c in enumerate(recipes)))
 
@@ -652,7 +651,7 @@ def _signed(u: jax.Array) -> jax.Array:
 
 
 def _checked(config: Mapping[str, Any], where: str, group: Group) -> ml_collections.ConfigDict:
-    """The config with its defaults filled in; raises `UserError` for what `build` cannot use."""
+    """The config with defaults filled in; raises `UserError` for what `build` cannot use."""
     mixed = [key for key in config if key.startswith(("mixup", "cutmix"))]
     if group is RECIPE and mixed:
         raise UserError(f"{where}.{mixed[0]}: is one for all images; set it in config.augment")

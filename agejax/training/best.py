@@ -18,7 +18,7 @@ class Best:
     stale: int = 0
 
     def update(self, value: float, step: int, mode: str) -> Best:
-        """The best after one more evaluation; a tie is not better."""
+        """The best after another evaluation; a tie is not better."""
         sign = 1 if mode == "min" else -1
         if self.value is None or sign * value < sign * self.value:
             return Best(value, step)
@@ -28,10 +28,10 @@ class Best:
     def resumed(
         cls, stored: Mapping[str, Any], checkpoints: Checkpoints, step: int, eval_every: int
     ) -> Best:
-        """The best of a run that resumes; of what is left, where the best was set aside as damaged.
+        """The best of a run that resumes; of the rest, if the best was set aside as damaged.
 
         Args:
-          stored: the best as the newest checkpoint has it.
+          stored: the best as recorded in the newest checkpoint.
           step: up to which the run has evaluated.
           eval_every: in steps.
         """

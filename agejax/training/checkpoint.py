@@ -1,8 +1,8 @@
-"""Checkpoints by orbax: the last two and the best; restored onto whatever devices are there.
+"""Checkpoints by orbax: the last two and the best; restored onto any devices.
 
 `Checkpoints` reads a run's checkpoints and changes nothing, so that any number of processes may
-look at a run while it trains. `CheckpointWriter` is for the process that holds the run's claim (or
-the processes of one run): only it saves, removes, cleans up and sets damaged checkpoints aside.
+read a run while it trains. `CheckpointWriter` is for the process that holds the run's claim (or the
+processes of one run): only it saves, removes, cleans up and sets damaged checkpoints aside.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ from agejax.files import full_disk, no_room
 from agejax.logging import console
 from agejax.training.state import TrainState
 
-if TYPE_CHECKING:  # orbax is imported where it is used: a released model is opened without it
+if TYPE_CHECKING:  # orbax is imported where it is used: a released model does not need it
     from orbax.checkpoint import checkpoint_managers as managers
 
-SPARE = 2**20  # bytes that a checkpoint takes beside its arrays
-SIGNS = {"min": 1.0, "max": -1.0}  # what makes the best value the smallest
+SPARE = 2**20  # bytes of a checkpoint besides its arrays
+SIGNS = {"min": 1.0, "max": -1.0}  # factors that make the best value the smallest
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
-DELETED = "deleted"  # where checkpoints go that are about to be removed
-PARTS = ("meta/metadata", "state/_METADATA", "state/manifest.ocdbt")  # in every whole checkpoint
-# What `meta` held before it had a digest.
+DELETED = "deleted"  # the folder to which checkpoints are moved before they are removed
+PARTS = ("meta/metadata", "state/_METADATA", "state/manifest.ocdbt")  # in every complete checkpoint
+# The keys of `meta` before it had a digest.
 KEYS_WITHOUT_DIGEST = {
     "config", "fingerprint", "facts", "best", "evaluated", "seconds", "versions", "checksum",
 }  # fmt: skip
 
-READS = 20  # how often a reader looks for another checkpoint where its own was removed
+READS = 20  # how often a reader tries another checkpoint if its own was removed
 
 Restored = tuple[TrainState, dict[str, Any]]
 T = TypeVar("T")
 
 
 class VanishedError(UserError):
-    """A checkpoint that was removed while it was read: the run that trains keeps the last two."""
+    """A checkpoint was removed while it was read: the training run keeps only the last two."""
 
 
 class Checkpoints:
-    """The checkpoints of one run, each with the items `state` and `meta` (JSON), to read only.
+    """The checkpoints of one run, each with the items `state` and `meta` (JSON), read-only.
 
-    Every call looks at the folder anew, for another process may save and remove checkpoints there.
+    Every call lists the folder again, since another process may save and remove checkpoints there.
 
     Args:
       folder: holds one folder per step.
@@ -62,7 +62,7 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """The steps there are, ascending, without what a killed process left of a removed one."""
+        """The saved steps, ascending, without partly removed ones that a killed process left."""
         leftovers = self._leftovers()
         return [step for step in self._folders() if step not in leftovers]
 
@@ -73,10 +73,10 @@ class Checkpoints:
 
     @property
     def best(self) -> int | None:
-        """The step with the best value, the newest one where none was evaluated.
+        """The step with the best value; the newest one if none was evaluated.
 
-        Of equal values the earliest is the best, as `train.Best` has it. Where the value of an
-        older step is damaged, the newest step knows which is the best.
+        Of equal values the earliest is the best, as in `best.Best`. If the value of an older step
+        is damaged, the newest step records which is the best.
 
         Raises:
           UserError: the value of a step is damaged, and the newest step does not name the best.
@@ -94,7 +94,7 @@ class Checkpoints:
         return ranked[0] if ranked else None
 
     def value(self, step: int) -> float | None:
-        """What config.eval.best named at a step, None where it was not evaluated.
+        """The metric that config.eval.best names, at a step; None if it was not evaluated.
 
         Raises:
           UserError: it is damaged.
@@ -107,7 +107,7 @@ class Checkpoints:
         """The JSON data saved with a step.
 
         Raises:
-          UserError: it is damaged: what it says is not what was saved.
+          UserError: it is damaged: it differs from what was saved.
         """
         meta: dict[str, Any] = self._read(
             step, lambda folder: json.loads((folder / "meta/metadata").read_text())
@@ -129,7 +129,7 @@ class Checkpoints:
 
         Raises:
           UserError: it is damaged.
-          VanishedError: it was removed meanwhile.
+          VanishedError: it was removed in the meantime.
         """
         meta = self.meta(step)
         import orbax.checkpoint as ocp
@@ -148,17 +148,17 @@ class Checkpoints:
         before = _identity(folder)
         try:
             return read(folder)
-        except Exception as error:  # of every kind, as each layer below has its own
+        except Exception as error:  # of any kind, as each layer below raises its own
             if before is None or _identity(folder) != before:
                 raise VanishedError(
                     f"{folder} is not there any more; the run that trains there removed it"
                 ) from error
             if of_the_machine(error):
-                raise  # the checkpoint may be whole
+                raise  # the checkpoint may be intact
             raise self._damaged(step, brief(error)) from error
 
     def _value_beside(self, step: int) -> float | None:
-        """The value in the file that orbax keeps of it."""
+        """The value in orbax's own file."""
 
         def read(folder: pathlib.Path) -> float | None:
             path = folder / "metrics" / "metrics"
@@ -175,9 +175,9 @@ class Checkpoints:
         return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdigit())
 
     def _leftovers(self) -> set[int]:
-        """The steps of which a killed removal left a part.
+        """The steps of which an interrupted removal left a part.
 
-        Nothing removes the newest step or the best one: where these lack a part, they are damaged.
+        Nothing removes the newest step or the best one: if these lack a part, they are damaged.
         """
         steps = self._folders()
         parts = {step for step in steps if not _is_whole(self._folder / str(step))}
@@ -199,10 +199,10 @@ class Checkpoints:
 
 
 def again_if_vanished(read: Callable[[], T]) -> T:
-    """What `read` returns, which is called anew where a checkpoint was removed while it read.
+    """Returns `read()`, called again whenever a checkpoint was removed while it read.
 
     Raises:
-      VanishedError: it was so every time.
+      VanishedError: this happened every time.
     """
     for _ in range(READS - 1):
         try:
@@ -213,10 +213,10 @@ def again_if_vanished(read: Callable[[], T]) -> T:
 
 
 class CheckpointWriter(Checkpoints):
-    """The checkpoints of the run that this process trains; its claim is held already.
+    """The checkpoints of the run that this process trains; it already holds the run's claim.
 
-    Opening removes what a killed process left, and sets aside, in `damaged` beside the folder, the
-    checkpoints whose facts or value are damaged.
+    Opening removes what a killed process left, and moves checkpoints with damaged facts or value to
+    `damaged`, beside the folder.
 
     Args:
       folder, best_mode: as for `Checkpoints`.
@@ -252,13 +252,13 @@ class CheckpointWriter(Checkpoints):
             folder.absolute(),
             item_names=("state", "meta"),
             options=ocp.CheckpointManagerOptions(
-                # best_fn makes orbax keep the metrics; the policy decides what stays.
+                # best_fn makes orbax store the metrics; the policy decides what stays.
                 best_fn=lambda metrics: metrics["value"],
                 preservation_policy=_LastTwoAndBest(best_mode),
-                # Renamed first, and removed then: no reader takes a part for a checkpoint.
+                # Renamed before it is removed, so that no reader takes a part for a checkpoint.
                 todelete_subdir=DELETED,
                 enable_async_checkpointing=True,
-                # orbax asks the wall clock: no jump of it is as wide as this. The watchdog sees
+                # orbax uses the wall clock, which never jumps this far. The watchdog finds
                 # what really hangs.
                 async_options=ocp.AsyncOptions(timeout_secs=10**10),
             ),
@@ -269,10 +269,10 @@ class CheckpointWriter(Checkpoints):
 
         Args:
           meta: JSON data.
-          value: what config.eval.best names, where this step was evaluated.
+          value: the metric that config.eval.best names, if this step was evaluated.
 
         Raises:
-          UserError: the disk is full. Earlier checkpoints stay whole.
+          UserError: the disk is full. Earlier checkpoints stay intact.
         """
         import orbax.checkpoint as ocp
 
@@ -284,9 +284,9 @@ class CheckpointWriter(Checkpoints):
         if step in self._manager.all_steps():
             if value is None:
                 return
-            # Saved when a signal cut its evaluation short; now it has a value.
+            # It was saved when a signal interrupted its evaluation; now it has a value.
             self._manager.delete(step)
-        # Asked first, as what a disk that fills up meanwhile ends is many threads of orbax.
+        # Checked first, since a disk that fills up later fails in many threads of orbax.
         size = sum(shard.data.nbytes for leaf in jax.tree.leaves(state)
                    for shard in leaf.addressable_shards if shard.replica_id == 0)  # fmt: skip
         self.wait()
@@ -297,10 +297,10 @@ class CheckpointWriter(Checkpoints):
             self._manager.save(step, args=items, metrics=metrics, force=True)
 
     def resume(self, like: Any) -> Restored:
-        """(state, meta) of the newest checkpoint that is whole.
+        """(state, meta) of the newest intact checkpoint.
 
-        The best checkpoint is verified as well, for it is what predicts. What is damaged is set
-        aside in `damaged`, beside the folder, and named on stderr.
+        The best checkpoint is verified too, since predictions use it. Damaged ones are moved to
+        `damaged`, beside the folder, and reported on stderr.
 
         Args:
           like: as for `restore`.
@@ -315,9 +315,9 @@ class CheckpointWriter(Checkpoints):
             raise damaged[max(damaged)]
         newest = [step for step in reversed(steps) if step not in damaged]
         if int(restored[0].step) != newest[0]:
-            del restored  # two states may be more than the devices hold
+            del restored  # two states may not fit on the devices
             restored = self._first_whole(like, newest, damaged)
-            assert restored is not None  # the best is
+            assert restored is not None  # the best one is intact
         self._set_aside(damaged)
         if damaged:
             self._manager.reload()
@@ -331,7 +331,7 @@ class CheckpointWriter(Checkpoints):
             self._remove_deleted()
 
     def close(self) -> None:
-        """Waits as `wait` does, and raises what it does."""
+        """Waits and raises like `wait`."""
         with full_disk(*self._full):
             self._manager.close()
         if jax.process_index() == 0:
@@ -349,14 +349,14 @@ class CheckpointWriter(Checkpoints):
         return None
 
     def _check_value(self, step: int) -> None:
-        """Raises `UserError` where a step's facts are damaged, or the value that orbax reads."""
+        """Raises `UserError` if a step's facts, or the value that orbax reads, are damaged."""
         meta, beside = self.meta(step), self._value_beside(step)
         value = meta.get("value", beside)
         if value != beside and not (value is not None and math.isnan(value)):
             raise self._damaged(step, "its value is not the one that was saved")
 
     def _set_aside(self, damaged: Mapping[int, Exception]) -> None:
-        """Called by all processes at once; it is the first one that moves them."""
+        """Moves damaged checkpoints; all processes call it together, and the first one moves."""
         _wait_for_others("damaged checkpoints are found")
         for step, error in damaged.items():
             console.warning(f"{error}: set aside")
@@ -388,7 +388,7 @@ def rank(values: Mapping[int, float | None], mode: str) -> list[int]:
     """Steps, the best first; of equal values the earliest first; those without a value last.
 
     Args:
-      values: step -> its value, None where it was not evaluated; of those the newest comes first.
+      values: step -> its value, None if it was not evaluated; of those the newest comes first.
       mode: "min" or "max".
     """
     known = {step: v for step, v in values.items() if v is not None and not math.isnan(v)}
@@ -397,14 +397,14 @@ def rank(values: Mapping[int, float | None], mode: str) -> list[int]:
 
 
 def checksum(state: Any) -> int:
-    """A number that any changed bit of any array changes, the same however these are sharded.
+    """A number that changes with any bit of any array, and does not depend on the sharding.
 
-    Formats below keep none: a flipped bit in a compressed block comes out as another number.
+    The formats below have no checksum: a flipped bit in a compressed block gives another number.
     """
     total = 0
     for i, leaf in enumerate(jax.tree.leaves(state)):
         for shard in leaf.addressable_shards:
-            if shard.replica_id == 0:  # each part of an array once
+            if shard.replica_id == 0:  # counts each part of an array once
                 data = np.ascontiguousarray(shard.data)
                 words = data.reshape(-1).view(f"u{data.dtype.itemsize}")
                 total += (2 * i + 1) * int(words.sum(dtype=np.uint64))
@@ -423,7 +423,7 @@ def _is_whole(folder: pathlib.Path) -> bool:
 
 
 def _identity(folder: pathlib.Path) -> tuple[int, int] | None:
-    """What tells a folder from another one of its name, None where there is none."""
+    """What distinguishes a folder from another of the same name, None if there is no folder."""
     try:
         state = folder.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""Durations in the unit that suits: steps, epochs, examples or percent of the run, exactly one."""
+"""Durations in exactly one unit: steps, epochs, examples or percent of the run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class ToSteps:
 
     Attributes:
       batch_size: the global batch size.
-      examples: how many training examples an epoch has.
-      total_steps: what percent refers to; None where percent makes no sense.
+      examples: training examples per epoch.
+      total_steps: what percent refers to; None if percent makes no sense.
     """
 
     batch_size: int
@@ -34,8 +34,8 @@ class ToSteps:
           least: steps; fewer are an error.
 
         Raises:
-          UserError: not exactly one known unit, a value that is no number, negative or too large,
-            or percent of an unknown total.
+          UserError: not exactly one known unit, a value that is not a number, negative or too
+            large, or percent of an unknown total.
         """
         if not hasattr(duration, "items"):
             raise UserError(f"config.{name}: {duration!r}; give exactly one of {', '.join(UNITS)}")

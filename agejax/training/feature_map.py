@@ -1,7 +1,7 @@
 """A linear map from a student's pooled features to its teacher's, trained along with the student.
 
-Its arrays lie in the train state beside the network's, under `KERNEL` and `BIAS`. The network does
-not know of them: `Run.open` leaves them out, so nothing that predicts or exports carries them.
+Its arrays are in the train state beside the network's, under `KERNEL` and `BIAS`. The network does
+not use them: `Run.open` leaves them out, so predictions and exports do not contain them.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ KERNEL, BIAS = "distill/features/kernel", "distill/features/bias"
 
 
 def names(outputs: int) -> tuple[str, ...]:
-    """The map's parameters; none where a teacher gives no features (`outputs` 0)."""
+    """The names of the map's parameters; none if a teacher gives no features (`outputs` 0)."""
     return (KERNEL, BIAS) if outputs else ()
 
 
 def added(initialise: Initialise, inputs: int, outputs: int) -> Initialise:
-    """`initialise` of a state that holds the map [inputs, outputs] too; unchanged for 0 outputs.
+    """`initialise` for a state with the map [inputs, outputs] too; unchanged for 0 outputs.
 
-    The network's own arrays are as without it.
+    The network's own arrays are the same as without it.
     """
     if not outputs:
         return initialise

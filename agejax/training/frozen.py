@@ -1,7 +1,7 @@
-"""A frozen backbone computes the features of an image once; the heads then train on them.
+"""A frozen backbone computes each image's features once; the heads then train on them.
 
-config.model.cached_views says of how many views. View 0 is the image as evaluation sees it, the
-others are augmented: view v of image i is a function of (seed, v, i).
+config.model.cached_views sets the number of views. View 0 is the image as in evaluation, the others
+are augmented: view v of image i is a function of (seed, v, i).
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from agejax.training.optim import Flat
 from agejax.training.state import Model, TrainState
 from agejax.version import __version__
 
-FORMAT = 1  # raise it when the same weights would give the same images other features
-# The settings of config.model that decide what a backbone makes of an image.
+FORMAT = 1  # raise it when the same weights would give other features for the same images
+# The settings of config.model that affect a backbone's features of an image.
 MODEL = ("name", "options", "image_size", "dtype", "mean", "std")
 FREEZE = """config.optim.lr_multipliers=(("backbone/.*", None), (".*", 1.0))"""
 Arrays = Mapping[str, np.ndarray]
 
 
 def check(config: Any, model: Model, frozen: Collection[str]) -> None:
-    """Raises `UserError` where the heads cannot train on cached features alone.
+    """Raises `UserError` if the heads cannot train on cached features alone.
 
     Args:
       frozen: the paths of the parameters that never change.
@@ -106,7 +106,7 @@ def check(config: Any, model: Model, frozen: Collection[str]) -> None:
 
 
 def _draws(config: Any, model: Model) -> bool:
-    """Whether the backbone draws random numbers in training, as for dropout."""
+    """Whether the backbone draws random numbers in training, for example for dropout."""
 
     class Asked(Exception):
         pass
@@ -117,7 +117,7 @@ def _draws(config: Any, model: Model) -> bool:
     def embed(params: Flat, batch_stats: Flat, images: jax.Array) -> jax.Array:
         rngs: Any = types.SimpleNamespace(dropout=refuse)
         backbone = model.network(params, batch_stats).backbone
-        backbone.remat = False  # which takes real streams of random numbers
+        backbone.remat = False  # remat would need real random streams
         return backbone.embed(images, train=True, rngs=rngs).pooled
 
     shapes = {k: jax.ShapeDtypeStruct(shape, jnp.float32) for k, shape in model.shapes.items()}
@@ -138,13 +138,13 @@ def compute(
     rows: Mapping[str, np.ndarray],
     mesh: Mesh,
 ) -> features.CachedFeatures | None:
-    """The features that config.model.cached_views asks for; None where it is 0.
+    """The features that config.model.cached_views asks for; None if it is 0.
 
-    They come from the cache; what is missing there is computed, by each process on its own devices.
+    They come from the cache; each process computes missing ones on its own devices.
 
     Args:
-      state: whose backbone computes them.
-      rows: of the splits: "train" is needed in every view, "val" as evaluation sees it.
+      state: its backbone computes them.
+      rows: of the splits: "train" is needed in every view, "val" only in view 0.
       mesh: of the run.
 
     Raises:
@@ -178,7 +178,7 @@ def compute(
         of_view = jax.random.fold_in(jax.random.key(config.seed), view)
 
         def one(image: jax.Array, row: jax.Array) -> jax.Array:
-            # Each image alone: in a batch, its draws would depend on its place there.
+            # Each image alone: in a batch, its draws would depend on its position.
             return augmented(jax.random.fold_in(of_view, row), image[None], strength)[0][0]
 
         return model.network(*arrays).features(jax.vmap(one)(images, rows))
@@ -199,7 +199,7 @@ def compute(
             else:
                 out = embed(on_devices, images)
             running.append(out[: len(part)])
-            if len(running) > 1:  # one batch computes while the next is read
+            if len(running) > 1:  # one batch is computed while the next is read
                 yield np.asarray(running.popleft())
         yield from map(np.asarray, running)
 
@@ -217,7 +217,7 @@ def compute(
 
 
 def _keys(config: Any, arrays: tuple[Arrays, Arrays], source: sources.Source) -> list[str]:
-    """For each view a digest of everything that its features depend on."""
+    """For each view, a digest of everything that its features depend on."""
     weights = hashlib.sha256()
     for name, array in sorted({**arrays[0], **arrays[1]}.items()):
         if name.startswith("backbone/"):

@@ -1,8 +1,8 @@
-"""The sizes of images, in pixels: while a run trains, and when it is scored.
+"""Image sizes, in pixels: in training, and in evaluation.
 
-Smaller images at the start of a run cost less time (progressive learning: Tan and Le 2021). Test
-images somewhat larger than the training images undo the zoom of random crops (FixRes: Touvron et
-al. 2019).
+Smaller images at the start of a run take less time (progressive learning: Tan and Le 2021). Test
+images somewhat larger than the training images compensate for the zoom of random crops (FixRes:
+Touvron et al. 2019).
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ MOST = 4096  # pixels
 
 
 def of_evaluation(config: Any) -> int:
-    """The edge of the images that a run is scored at, and predicts from, in pixels."""
-    # A run that is older than the setting has none.
+    """The edge of a run's images in evaluation and prediction, in pixels."""
+    # The config of an old run may lack this setting.
     return int(config.eval.get("image_size", 0) or config.model.image_size)
 
 
 def stages(config: Any) -> list[tuple[Mapping[str, float], int]]:
-    """The sizes of a run's first images: [(duration from the start, pixels)].
+    """The image sizes at the start of a run: [(duration from the start, pixels)].
 
     Raises:
-      UserError: config.schedule.image_size is something else than pairs of these.
+      UserError: config.schedule.image_size is not a list of such pairs.
     """
     found = []
     for pair in config.schedule.image_size:
@@ -61,7 +61,7 @@ def check(config: Any, model: Model) -> None:
 
 
 def check_fits(model: Model, size: int, where: str, built_for: int) -> None:
-    """Raises `UserError` where a network built for one image size cannot take another one."""
+    """Raises `UserError` if a network built for one image size cannot take another one."""
     arrays = {k: jax.ShapeDtypeStruct(shape, jnp.float32) for k, shape in model.shapes.items()}
     params = {name: arrays.pop(name) for name in model.parameters}
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
@@ -69,7 +69,7 @@ def check_fits(model: Model, size: int, where: str, built_for: int) -> None:
         jax.eval_shape(model.apply, params, arrays, images)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-    except (TypeError, ValueError) as error:  # two shapes that do not fit
+    except (TypeError, ValueError) as error:  # shapes that do not fit
         raise UserError(
             f"{where}: the network has dense layers over all pixels of its {built_for} px and "
             "takes no other size; leave this setting out, or choose a network that pools its maps"
@@ -77,7 +77,7 @@ def check_fits(model: Model, size: int, where: str, built_for: int) -> None:
 
 
 class TrainSteps:
-    """The train steps of a run, one for each image size; the step's number alone chooses.
+    """The train steps of a run, one per image size, chosen by the step's number alone.
 
     Args:
       config: the run's.
@@ -102,14 +102,14 @@ class TrainSteps:
                 "the start of the run; each must be longer than the one before"
             )
         self._final = config.model.image_size
-        # All at once: what is wrong with the config is found before anything is written.
+        # All sizes now, so that errors in the config are found before anything is written.
         sizes = {self._final, *(size for _, size in self._stages)}
         self._made = {size: make(image_size=size) for size in sorted(sizes)}
         self._used: set[int] = set()
         self._size: int | None = None
 
     def size(self, step: int) -> int:
-        """The image size of the step that leads from `step` to `step + 1`."""
+        """The image size of the step from `step` to `step + 1`."""
         return next((size for end, size in self._stages if step < end), self._final)
 
     @property
@@ -120,7 +120,7 @@ class TrainSteps:
 
     @contextlib.contextmanager
     def at(self, step: int, clock: Stopwatch, log: TrainLog) -> Iterator[jax.stages.Wrapped]:
-        """Gives the step function that leads from `step` to `step + 1`, to be called once inside.
+        """Yields the step function from `step` to `step + 1`, to be called once in the context.
 
         A new size is reported in the log, and the time of its first step counts as compiling.
         """

@@ -18,10 +18,10 @@ Flat = dict[str, jax.Array]  # "backbone/features/0/0/kernel" -> array
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """How parameters change.
+    """How parameters are updated.
 
     Attributes:
-      transform: optax, over the trainable parameters only.
+      transform: of optax, for the trainable parameters only.
       schedule: step -> learning rate.
       frozen: paths of the parameters that never change.
     """
@@ -37,10 +37,10 @@ class Optimizer:
 
 
 def lr_scale(config: Any) -> float:
-    """What config.schedule.lr is multiplied with for a batch of another size than it was found for.
+    """The factor on config.schedule.lr for another batch size than the one it was tuned for.
 
-    In proportion for sgd (Goyal et al. 2017), by the square root for adam, whose steps do not grow
-    with the gradient (Malladi et al. 2022). The batch is the global one, on however many devices.
+    Linear for sgd (Goyal et al. 2017), a square root for adam, whose steps do not grow with the
+    gradient (Malladi et al. 2022). The batch is the global one, on any number of devices.
     """
     found_for = config.schedule.lr_batch_size
     times = config.data.batch_size / found_for if found_for else 1.0
@@ -52,14 +52,14 @@ def create_schedule(
 ) -> optax.Schedule:
     """config.schedule -> learning rate of a step.
 
-    one_cycle (Smith & Topin 2018): a cosine from lr / div up to lr, which it reaches at exactly the
-    step where the warm-up ends, then a cosine down to lr / div / final_div. It moves the learning
-    rate alone; torch's OneCycleLR also moves the momentum the other way, unless told not to.
+    one_cycle (Smith & Topin 2018): a cosine from lr / div up to lr, reached exactly at the step
+    where the warm-up ends, then a cosine down to lr / div / final_div. It changes only the learning
+    rate; torch's OneCycleLR also changes the momentum the other way by default.
 
     Args:
       total_steps: of the whole run.
       to_steps: (duration, config key) -> steps.
-      scale: of config.lr, as `lr_scale` says.
+      scale: factor on config.lr, from `lr_scale`.
     """
     lr = scale * config.lr
 
@@ -83,7 +83,7 @@ def create_schedule(
             )
         case "one_cycle":
             # optax.cosine_onecycle_schedule takes the warm-up as a share, and int(share * total)
-            # is one step early for some, such as 29 of 100.
+            # is sometimes one step early, for example for 29 of 100.
             end = 1 / (config.div * config.final_div)
             return optax.piecewise_interpolate_schedule(
                 "cosine", lr / config.div, {warmup(): config.div, total_steps: end}
@@ -94,10 +94,10 @@ def create_schedule(
 def match_groups(
     names: Iterable[str], groups: Sequence[tuple[str, Any]], where: str
 ) -> dict[str, Any]:
-    """The value of the first group whose regex matches each name from its start to its end.
+    """For each name, the value of the first group whose regex matches the whole name.
 
     Raises:
-      UserError: a bad regex, or names that no group covers (all listed).
+      UserError: an invalid regex, or names that no group covers (lists all).
     """
     try:
         compiled = [(re.compile(pattern), value) for pattern, value in groups]
@@ -130,16 +130,16 @@ def create_optimizer(
     """config.optim -> the optimizer.
 
     Decay is decoupled (Loshchilov & Hutter 2019): each step subtracts lr · multiplier · decay · p.
-    A layer's learning rate is multiplied by layer_decay^height too (Clark et al. 2020, ELECTRA; Bao
-    et al. 2022, BEiT).
+    A layer's learning rate is also multiplied by layer_decay^height (Clark et al. 2020, ELECTRA;
+    Bao et al. 2022, BEiT).
 
     Args:
       parameters: flat name of every parameter of the network -> `backbone.heights`.
-      beside: those of other parameters, which change at the full rate and decay, such as the map to
+      beside: flat names of other parameters, which have the full rate and decay, such as the map to
         a teacher's features.
     """
     lr = match_groups(parameters, config.lr_multipliers, "optim.lr_multipliers")
-    layer_decay = config.get("layer_decay", 1.0)  # older runs have none
+    layer_decay = config.get("layer_decay", 1.0)  # older runs lack it
     lr = {k: v if v is None else v * layer_decay ** parameters[k] for k, v in lr.items()}
     frozen = frozenset(name for name, value in lr.items() if value is None)
     if len(frozen) == len(lr):
@@ -168,10 +168,10 @@ def create_optimizer(
 
 
 def create_penalty(config: Any, names: Iterable[str]) -> Callable[[Flat], jax.Array] | None:
-    """config.optim.l1 and .l2 -> parameters -> what they add to the loss, []; None for nothing.
+    """config.optim.l1 and .l2 -> (parameters -> penalty added to the loss, []); None for none.
 
-    The sum over parameters of l1 · |p| + l2 / 2 · p², by the first group that matches, else none.
-    Unlike decay, a penalty goes through the optimizer's moments.
+    The sum of l1 · |p| + l2 / 2 · p² over parameters, with rates of the first group that matches, 0
+    if none does. Unlike decay, a penalty goes through the optimizer's moments.
     """
     groups = {key: [*config[key], (".*", 0.0)] for key in ("l1", "l2")}
     rates = {key: match_groups(names, value, f"optim.{key}") for key, value in groups.items()}
@@ -188,7 +188,7 @@ def create_penalty(config: Any, names: Iterable[str]) -> Callable[[Flat], jax.Ar
 
 
 def ema_decay(decay: float, step: jax.Array) -> jax.Array:
-    """The decay of the parameter average at a step: (1+t)/(10+t) early on, so that it warms up."""
+    """The decay of the parameter average at a step; early on (1+t)/(10+t), as a warm-up."""
     return jax.numpy.minimum(decay, (1.0 + step) / (10.0 + step))
 
 

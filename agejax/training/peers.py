@@ -1,9 +1,9 @@
-"""The processes of one run: they meet, compare what they are about to do, and notice a death.
+"""The processes of one run: they meet, compare their settings, and notice when one dies.
 
-JAX ends a process with a C++ stack when others do not come or die. So processes meet here first:
-process 0 listens at HOST:PORT, and every other process keeps a connection to it, its `Line`. JAX's
-own connections to process 0 run through a relay, which does not close when process 0 dies: JAX then
-sees silence, and the watcher of the line has time to say what happened.
+JAX ends a process with a C++ stack trace when others do not arrive or die. So processes meet here
+first: process 0 listens at HOST:PORT, and every other process keeps a connection to it, its `Line`.
+JAX's own connections to process 0 run through a relay, which does not close when process 0 dies:
+JAX then only sees silence, and the watcher of the line has time to report what happened.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from agejax.process import relay
 from agejax.process.command import report
 from agejax.process.interrupts import INTERRUPTED
 
-# What may differ between the processes of one run: where files lie, and what each does by itself.
+# What may differ between the processes of one run: paths of files, and what each does on its own.
 MAY_DIFFER = re.compile(
     r"config\.(data\.(source|cache_dir|workers|mixture\.\w+\.source)|model\.pretrained|watchdog)"
 )
-HELLO = 10.0  # seconds that a new connection has to say who it is
-# Seconds that this process has to report an error by itself when another process fails: it is
-# often the same error.
+HELLO = 10.0  # seconds in which a new connection must identify itself
+# Seconds in which this process may report its own error when another process fails: often both
+# have the same error.
 GRACE = 2.0
-# Seconds that a failed collective waits for the watcher to report which process is gone.
+# Seconds for which a failed collective waits until the watcher reports which process is gone.
 PATIENCE = 10.0
 MAX_SHOWN, MAX_TEXT, MAX_REASON = 4, 60, 600
 
@@ -51,7 +51,7 @@ class Line:
     """A connection to another process that carries JSON messages, one per line."""
 
     def __init__(self, connection: socket.socket) -> None:
-        # A machine that loses power closes nothing: TCP asks it after 30 s of silence.
+        # A machine that loses power closes no connection: TCP probes it after 30 s of silence.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}.items():
             if hasattr(socket, name):
@@ -60,7 +60,7 @@ class Line:
         self._file = connection.makefile("rb")
 
     def send(self, **message: Any) -> None:
-        with contextlib.suppress(OSError):  # the other is gone, which this line's watcher reports
+        with contextlib.suppress(OSError):  # the line's watcher reports that the other is gone
             self.connection.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self) -> dict[str, Any]:
@@ -73,22 +73,22 @@ class Line:
 
 
 class Peers:
-    """The other processes of this run, once all of them have come.
+    """The other processes of this run, once all of them have arrived.
 
     Attributes:
-      coordinator: HOST:PORT that JAX is to use as the coordinator's address.
-      bind: where JAX's service is to listen in process 0; None in others.
-      process: which one this is, from 0.
+      coordinator: HOST:PORT that JAX must use as the coordinator's address.
+      bind: where JAX's service must listen in process 0; None in others.
+      process: the number of this process, from 0.
 
     Args:
       address: HOST:PORT of process 0.
-      processes: how many there are.
-      process: which of them this one is, from 0.
+      processes: their number.
+      process: the number of this process, from 0.
       timeout: seconds to wait for the others.
 
     Raises:
-      UserError: the address makes no sense, the port is taken, or the others do not come in time
-        or were started differently.
+      UserError: an invalid address, a port in use, or processes that do not arrive in time or were
+        started differently.
     """
 
     def __init__(self, address: str, processes: int, process: int, timeout: float) -> None:
@@ -117,11 +117,11 @@ class Peers:
             _start(self._watch, number, line)
 
     def _gather_all(self, timeout: float) -> None:
-        """Process 0: waits until all others have come."""
+        """In process 0: waits until all others have arrived."""
         ipv6 = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if ipv6 else socket.AF_INET
-        # For JAX's service, a port that is held, not guessed: JAX reuses it, while this socket,
-        # which never listens, keeps it from others.
+        # JAX's service gets a port that is held, not guessed: this socket, which never listens,
+        # keeps it from other programs, but JAX may reuse it.
         self._held = socket.socket(family)
         self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         self._held.bind(("", 0))
@@ -192,7 +192,7 @@ class Peers:
                 connection.close()
 
     def _reach_first(self, timeout: float) -> None:
-        """Any process but 0: connects to process 0 and waits for its word that all have come."""
+        """In other processes: connects to process 0 and waits until it reports that all arrived."""
         deadline = time.monotonic() + timeout
         waits = False
         while True:
@@ -210,7 +210,7 @@ class Peers:
                 waits = True
                 console.result(f"waiting for process 0 at {self._address}, at most {timeout:g} s")
             time.sleep(min(0.2, max(deadline - time.monotonic(), 0)))
-        # Process 0 may have begun to wait only now, and it knows who is missing.
+        # Process 0 may have started to wait only now, and it knows which process is missing.
         connection.settimeout(timeout + HELLO)
         line = Line(connection)
         line.send(process=self.process, processes=self._processes)
@@ -235,12 +235,12 @@ class Peers:
             )  # fmt: skip
 
     def joined(self) -> None:
-        """JAX listens now at the port that process 0 held for it."""
+        """Releases the port that process 0 held, since JAX now listens there."""
         if self.process == 0:
             self._held.close()
 
     def exchange(self, message: str) -> list[str]:
-        """The messages of all processes, in their order; every process must call it."""
+        """The messages of all processes, in order; every process must call it."""
         if self.process:
             self._lines[0].send(message=message)
             messages: list[str] = self._messages[0].get()["messages"]
@@ -270,12 +270,12 @@ class Peers:
                     self._end(f"agejax: error: {reason}", reason)
 
     def leave(self) -> None:
-        """Tells the others that this process has done its part: its end is no failure."""
+        """Tells the others that this process has finished: its end is not a failure."""
         for line in self._lines.values():
             line.send(done=True)
 
     def fail(self, error: BaseException) -> NoReturn:
-        """Ends this process because of `error`, and the others with a line that names it.
+        """Ends this process because of `error`, and the others with a line that names the error.
 
         The line and the exit code are those of `command.run_command`.
         """
@@ -285,19 +285,19 @@ class Peers:
         line = line_of(error) if isinstance(error, Exception) else None
         if line is not None:
             self._end(f"agejax: error: {line}", f"{mine}: {line}")
-        # A collective fails as soon as a peer dies: its watcher reports the cause.
+        # A collective fails as soon as a peer dies; the peer's watcher reports the cause.
         time.sleep(PATIENCE)
         self._end("".join(traceback.format_exception(error)), f"{mine} failed: {error!r}", 1)
 
     def _end(self, reported: str, told: str, code: int = 2) -> NoReturn:
-        """Prints `reported`, tells it to the others in the words `told`, and ends this process."""
+        """Prints `reported`, sends `told` to the others, and ends this process."""
         self._last_word.acquire()
         report(reported)
         for line in self._lines.values():
             line.send(failed=one_line(told)[:MAX_REASON])
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
-        # JAX's own end would wait for all processes, or abort with a stack.
+        # JAX's own shutdown would wait for all processes, or abort with a stack trace.
         os._exit(code)
 
 
@@ -310,19 +310,19 @@ def _some(numbers: list[int]) -> str:
     return shown + (f" and {len(numbers) - MAX_SHOWN} more" if len(numbers) > MAX_SHOWN else "")
 
 
-_peers: Peers | None = None  # as JAX keeps its own, one set per process
+_peers: Peers | None = None  # one per process, as in JAX
 
 
 @contextlib.contextmanager
 def meet(address: str, processes: int, process: int, timeout: float) -> Iterator[Peers]:
-    """Meets the other processes, and then watches them. For the arguments see `Peers`.
+    """Meets the other processes, then watches them. For the arguments see `Peers`.
 
     Yields:
       The peers, whose `coordinator` and `bind` are held until the end of the context.
     """
     global _peers
     _peers = Peers(address, processes, process, timeout)
-    # These run before JAX ends, which waits for all processes to end.
+    # Runs before JAX's shutdown, which waits for all processes.
     atexit.register(_peers.leave)
     sys.excepthook = _fail
     yield _peers
@@ -336,7 +336,7 @@ def _fail(kind: type[BaseException], error: BaseException, trace: TracebackType 
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """An error inside ends all processes of the run, each with one line; alone, it is raised."""
+    """An error inside ends all processes of the run, each with one line; if alone, raises it."""
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
@@ -355,7 +355,7 @@ def agree(**facts: Any) -> None:
     """Compares facts of all processes: numbers, texts, or dicts of them.
 
     Raises:
-      UserError: the processes differ in them; the same error in all processes.
+      UserError: the processes differ; the same error in all processes.
     """
     if jax.process_count() == 1:
         return
@@ -379,12 +379,12 @@ def agree(**facts: Any) -> None:
 
 
 def agree_on_weights(params: Any) -> None:
-    """Compares the parameters of which every process has a whole copy.
+    """Compares the parameters of which every process has a complete copy.
 
-    Each process reads the weights file that it finds at config.model.pretrained by itself.
+    Each process reads the weights file at config.model.pretrained on its own.
 
     Raises:
-      UserError: the processes differ in them; the same error in all processes.
+      UserError: the processes differ; the same error in all processes.
     """
     if jax.process_count() == 1:
         return

@@ -1,4 +1,4 @@
-"""Predictions of many batches: one computes while the next is read."""
+"""Predictions for many batches: one is computed while the next is read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def predict_batches(
     mesh: Mesh,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, np.ndarray] | None:
-    """Predictions of every row with weight > 0, in order; None where `stop()` became true."""
+    """Predictions for every row with weight > 0, in order; None if `stop()` became true."""
     parts: list[dict[str, np.ndarray]] = []
     running: deque[tuple[dict[str, jax.Array], jax.Array]] = deque()
 
@@ -38,7 +38,7 @@ def predict_batches(
             return None
         batch = sharding.put_batch(host_batch, mesh)
         running.append((eval_step(params, batch_stats, batch), batch["weight"]))
-        # One batch computes while the next is read; more would only hold memory.
+        # One batch is computed while the next is read; more would only take memory.
         if len(running) > 2:
             fetch()
     while running:

@@ -1,4 +1,4 @@
-"""Where arrays live: one mesh over all devices, axes (data, fsdp), for any number of processes."""
+"""The placement of arrays: one mesh (data, fsdp) over all devices of any number of processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from agejax.errors import UserError
 from agejax.paths import cache_folder
 from agejax.training import peers
 
-# Smaller parameters are cheaper to keep everywhere than to gather.
+# Smaller parameters are cheaper to replicate than to gather.
 MIN_SHARDED_SIZE = 2**14
 MAX_SHOWN = 4
 
@@ -30,17 +30,17 @@ def join(
 ) -> None:
     """Joins the other processes of a run, before anything asks JAX for its devices.
 
-    Which they are is given, or read from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID, or from SLURM, where `srun` started several tasks. Alone, it does nothing.
+    They are given, or read from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or
+    from SLURM, if `srun` started several tasks. With one process it does nothing.
 
     Args:
       coordinator: HOST:PORT of process 0.
-      processes: how many there are.
-      process: which of them this one is, from 0.
+      processes: their number.
+      process: the number of this process, from 0.
       timeout: seconds to wait for the others.
 
     Raises:
-      UserError: only some of the three are given, the others do not come in time, or they were
+      UserError: only some of the three are given, or the others do not arrive in time or were
         started differently.
     """
     environment = os.environ
@@ -74,11 +74,11 @@ def join(
 def slurm_step(environment: Mapping[str, str]) -> tuple[str, int, int] | None:
     """(HOST:PORT of task 0, number of tasks, this task) of a SLURM step; None: not several tasks.
 
-    The host is the first of the step's nodes. The port is JAX's choice for SLURM: it follows from
-    the job's number, so that two jobs on one node rarely want the same.
+    The host is the first of the step's nodes. The port is chosen as in JAX for SLURM: from the
+    job's number, so that two jobs on one node rarely have the same.
     """
     count = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
-    # Such as "node-a", "node-a,node-b" or "node[001-004,007],other".
+    # For example "node-a", "node-a,node-b" or "node[001-004,007],other".
     first = re.match(r"([^,\[]+)(?:\[(\d+))?", environment.get("SLURM_STEP_NODELIST", ""))
     if count < 2 or first is None:
         return None
@@ -95,16 +95,16 @@ def _number(given: int | None, name: str) -> int | None:
 
 
 def local_gpus(environment: Mapping[str, str]) -> list[int] | None:
-    """This task's share of the GPUs that SLURM lets it see; None: as JAX finds them.
+    """This task's share of the GPUs that SLURM makes visible; None: as JAX finds them.
 
-    Tasks may each see their own GPUs (--gpus-per-task), share those of a node one by one, or have
-    them all (one task a node), where JAX by itself would take one.
+    Each task may see only its own GPUs (--gpus-per-task), take one of the node's GPUs, or have all
+    of them (one task per node), where JAX by default would take one.
     """
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if not visible or "SLURM_LOCALID" not in environment:
         return None
     count = len(visible.split(","))
-    # Such as "4(x2),3": four tasks on each of two nodes, three on the next.
+    # For example "4(x2),3": four tasks on each of two nodes, three on the next.
     tasks = [
         int(number)
         for number, times in re.findall(
@@ -151,7 +151,7 @@ def create_mesh(devices: int, fsdp: int) -> Mesh:
         )
     if fsdp < 1 or count % fsdp:
         raise UserError(f"config.sharding.fsdp: {fsdp} does not divide the {count} devices")
-    # Auto axes: with the default, Explicit, convolutions and batch norm refuse sharded input.
+    # Auto axes: with the default, Explicit, convolutions and batch norm reject sharded input.
     return jax.make_mesh(
         (count // fsdp, fsdp),
         ("data", "fsdp"),
@@ -171,7 +171,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def state_shardings(state: Any, mesh: Mesh) -> Any:
-    """A tree of shardings for a train state: large arrays split over fsdp on their longest axis."""
+    """Shardings for a train state, as a tree: fsdp splits large arrays along their longest axis."""
     fsdp = mesh.shape["fsdp"]
 
     def place(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
@@ -194,7 +194,7 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
 
 
 def _check_batch_size(name: str, batch_size: int, mesh: Mesh, parts: int = 1) -> None:
-    """Raises `UserError` where devices and micro-batches do not divide a global batch."""
+    """Raises `UserError` if devices and micro-batches do not divide a global batch."""
     if parts < 1:
         raise UserError(f"config.optim.accumulate: need at least one micro-batch, got {parts}")
     if batch_size < 1 or batch_size % (mesh.size * parts):

@@ -10,9 +10,9 @@ from jax.experimental import multihost_utils
 
 
 class StopOnSignal:
-    """Turns SIGTERM and SIGINT into a request to stop, while its context lasts.
+    """Turns SIGTERM and SIGINT into a request to stop, inside its context.
 
-    Several processes must stop at the same step: there JAX listens for SIGTERM in their stead.
+    Several processes must stop at the same step: for them JAX listens for SIGTERM.
     """
 
     requested = False
@@ -34,5 +34,5 @@ class StopOnSignal:
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
-        # A second signal means now.
+        # A second signal stops at once.
         signal.signal(number, self._previous[signal.Signals(number)])

@@ -50,7 +50,7 @@ class TrainState:
     ema: dict[str, Flat] | None
 
     def averaged(self) -> tuple[Flat, Flat]:
-        """The (params, batch_stats) to evaluate with: the averages where they are kept."""
+        """The (params, batch_stats) to evaluate with: the averages, if they are kept."""
         if self.ema is None:
             return self.params, self.batch_stats
         return self.ema["params"], self.ema["batch_stats"]
@@ -60,7 +60,7 @@ class TrainState:
 class Model:
     """A network without its arrays, and its heads.
 
-    It takes what is its own of the arrays given to it: a state may hold more, such as the map to a
+    It uses only its own of the arrays given to it: a state may hold more, such as the map to a
     teacher's features.
     """
 
@@ -84,8 +84,8 @@ class Model:
         """Images [B, H, W, 3] in 0..1 -> ({head: outputs [B, width]}, new batch statistics).
 
         Args:
-          images: or what the backbone has made of them.
-          labels: what `FaceModel` takes beside, such as labels in training.
+          images: or the backbone's features of them.
+          labels: other arguments of `FaceModel`, such as labels in training.
         """
         network = self.network(params, batch_stats)
         rngs = nnx.Rngs(dropout=key) if key is not None else None
@@ -107,7 +107,7 @@ class Model:
 def create_model(config: Any, heads: Mapping[str, Head]) -> tuple[Model, Initialise]:
     """config.model and heads -> (model, initialise(key) -> (params, batch_stats))."""
     c = config.model
-    registry.check_options(c.name, c.options)  # before they are arguments beside our own
+    registry.check_options(c.name, c.options)  # before they are passed along with our own
     necks = {
         name: NeckOptions.of(given.neck, f"config.heads.{name}.neck")
         for name, given in config.heads.items()
@@ -152,7 +152,7 @@ def create_model(config: Any, heads: Mapping[str, Head]) -> tuple[Model, Initial
     (params, params_paths), (stats, stats_paths) = _flatten(params), _flatten(stats)
     shapes = {name: array.shape for name, array in (params | stats).items()}
 
-    @jax.jit  # built once for its shapes and its arrays
+    @jax.jit  # built once, for both shapes and arrays
     def initialise(key: jax.Array) -> tuple[Flat, Flat]:
         _, (params, stats) = _split(build(key))
         return _flatten(params)[0], _flatten(stats)[0]
@@ -166,7 +166,7 @@ def create_model(config: Any, heads: Mapping[str, Head]) -> tuple[Model, Initial
 def abstract(
     config: Any, initialise: Initialise, optimizer: optim.Optimizer, mesh: Mesh
 ) -> TrainState:
-    """Shapes, dtypes and shardings of a state, without arrays: what a checkpoint is restored to."""
+    """Shapes, dtypes and shardings of a state, without arrays: to restore a checkpoint to."""
     shapes = jax.eval_shape(
         lambda key: _start(config, optimizer, *initialise(key)), jax.random.key(0)
     )
@@ -185,11 +185,11 @@ def create(
     mesh: Mesh,
     start_from: Start | None = None,
 ) -> TrainState:
-    """A fresh state on the mesh. Everything is made in one jit, each array where it will live.
+    """Creates a new state on the mesh. One jit makes all arrays, each on its own devices.
 
     Args:
       start_from: replaces initialised arrays by trained ones; default: those of the weights file in
-        config.model.pretrained, where it names one.
+        config.model.pretrained, if it names one.
     """
     shardings = jax.tree.map(lambda x: x.sharding, abstract(config, initialise, optimizer, mesh))
     start = functools.partial(_start, config, optimizer)
@@ -239,7 +239,7 @@ def _flatten(state: Any) -> tuple[Flat, dict[str, tuple[Any, ...]]]:
 
 
 def _freeze_batch_norm(network: nnx.Module, groups: Any) -> None:
-    """A frozen batch norm keeps its statistics too: it would drift under frozen weights."""
+    """Freezes the statistics of frozen batch norms too: they would drift under frozen weights."""
     for path, norm in layers.batch_norms(network).items():
         name = f"{path}/scale"
         multiplier = optim.match_groups([name], groups, "optim.lr_multipliers")[name]

@@ -21,7 +21,7 @@ from agejax.training.optim import Flat
 from agejax.training.state import Model, TrainState
 from agejax.training.teaching import Target, Teaching
 
-# name -> array: "image", or the "features" of a frozen backbone, labels, and what teachers read
+# name -> array: "image", or a frozen backbone's "features", labels, and inputs of teachers
 Batch = Mapping[str, Any]
 Sums = dict[str, jax.Array]  # name -> float32 [2]: a sum and its count
 
@@ -43,15 +43,14 @@ def make_train_step(
     same after a restart and on any number of devices.
 
     Args:
-      like: the abstract state; the new state stays where it says.
-      image_size: edge of the images that the network sees, in pixels; None:
-        config.model.image_size.
-      steps_per_epoch: what feature smoothing calls an epoch.
-      switches: head -> the step from which on its example weights count.
-      teachers: what teaches beside the labels. Batches hold what its `targets` read.
+      like: the abstract state; the new state has its shardings.
+      image_size: edge of the network's input images, in pixels; None: config.model.image_size.
+      steps_per_epoch: the length of an epoch for feature smoothing.
+      switches: head -> the step from which its example weights count.
+      teachers: what teaches besides the labels. Batches hold what its `targets` read.
     """
     size = image_size or config.model.image_size
-    # The same draws for every size: the view that a teacher sees is the student's.
+    # The same draws for every size: a teacher sees the same view as the student.
     sizes = {size} if teachers is None else {size, *teachers.sizes}
     views = {s: augment_lib.build(config.augment, s) for s in sizes}
     labels_share = 1.0 if teachers is None else 1 - teachers.share
@@ -78,7 +77,7 @@ def make_train_step(
         for name, head in model.heads.items():
             loss = jnp.zeros_like(part["weight"])
             for labels, share in part["targets"]:
-                # A mixed example has a term from each of its two labels, where that is known.
+                # A mixed example has a term from each of its two labels, if that is known.
                 term = share * head.known(labels) * head.loss(outputs[name], labels)
                 if weights.PREFIX + name in labels:
                     counts_now = step >= after.get(name, 0)
@@ -110,7 +109,7 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         key_augment, key_dropout = jax.random.split(key)
         images: jax.Array | Features
-        if "features" in batch:  # of a frozen backbone; its teachers see no images
+        if "features" in batch:  # of a frozen backbone; teachers then see no images
             images, mix, seen = Features.of_pooled(batch["features"]), None, {}
         else:
             arguments = (key_augment, batch["image"], batch["strength"])
@@ -142,7 +141,7 @@ def make_train_step(
                 )
                 return (jax.tree.map(jnp.add, grads, more), stats), sums
 
-            # Every micro-batch takes each n-th row, so that no row changes its device.
+            # A micro-batch takes every n-th row, so that no row changes its device.
             parts = jax.tree.map(lambda x: x.reshape(-1, micro, *x.shape[1:]).swapaxes(0, 1), whole)
             start = (jax.tree.map(jnp.zeros_like, trainable), state.batch_stats)
             (grads, stats), sums = jax.lax.scan(add, start, (jnp.arange(micro), parts))
@@ -155,7 +154,7 @@ def make_train_step(
             decay = optim.ema_decay(ema, state.step)
             new = {"params": params, "batch_stats": stats}
             mean = jax.tree.map(lambda a, n: decay * a + (1 - decay) * n, average, new)
-            # What is frozen is its own average: a sum would only round it.
+            # A frozen array is its own average: a sum would only round it.
             average = mean | {"params": mean["params"] | {k: average["params"][k] for k in rest}}
         sums["gradient_norm"] = jnp.stack([optax.global_norm(grads), 1.0])
         sums["learning_rate"] = jnp.stack([jnp.float32(optimizer.schedule(state.step)), 1.0])
@@ -169,7 +168,7 @@ def make_train_step(
         return taken, sums | {"skipped": jnp.stack([1.0 - finite, 1.0])}
 
     if size != config.model.image_size:
-        train_step.__name__ += f"_{size}px"  # a profile tells programs apart by name
+        train_step.__name__ += f"_{size}px"  # a profile distinguishes programs by name
     shardings = jax.tree.map(lambda x: x.sharding, like)
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
 
@@ -179,8 +178,8 @@ def make_eval_step(
 ) -> Callable[[Flat, Flat, Batch], dict[str, jax.Array]]:
     """The jitted `eval_step(params, batch_stats, batch) -> {label: predictions}`.
 
-    Years [B] for an age, probabilities [B, K] for classes; a head's extras as LABEL_EXTRA. Where
-    two heads share a label, the first one speaks for it. The images are resized to
+    Years [B] for an age, probabilities [B, K] for classes; a head's extras as LABEL_EXTRA. If two
+    heads share a label, predictions use the first. The images are resized to
     `image_sizes.of_evaluation(config)`.
     """
     size = image_sizes.of_evaluation(config)
@@ -205,8 +204,8 @@ def make_eval_step(
 def _targets(
     model: Model, batch: Batch, mix: augment_lib.Mix | None, taught: Mapping[str, Target]
 ) -> dict[str, Any]:
-    """What the losses need of a batch: [(labels, share [B])], what teachers say, weights, and what
-    to divide by."""
+    """What the losses need from a batch: [(labels, share [B])], the teachers' targets, weights, and
+    counts to divide by."""
     labels = {k: v for k, v in batch.items() if k in LABELS or k.startswith(weights.PREFIX)}
     weight = batch["weight"]
     if mix is None:

@@ -1,4 +1,4 @@
-"""What a train step asks of whatever teaches it beside the labels; `distillation` answers."""
+"""The interface of teachers, which a train step uses besides labels; `distillation` has them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from agejax.training.augment import Mix
 class Target(NamedTuple):
     """What is taught about a batch: probabilities of a head [B, K], or features [B, D].
 
-    values: float32; finite also where they are not known.
+    values: float32; finite even where they are not known.
     known: bool [B].
     """
 
@@ -22,18 +22,18 @@ class Target(NamedTuple):
     known: jax.Array
 
     def mixed(self, mix: Mix) -> Target:
-        """The target of images that were mixed: known where those of both images are."""
+        """The target of mixed images: known where the targets of both images are."""
         lam, partner = mix.lam[:, None], mix.partner
         values = lam * self.values + (1 - lam) * self.values[partner]
         return Target(values, self.known & self.known[partner])
 
 
 class Teaching(Protocol):
-    """Targets of a batch, and the loss terms that a student learns them by."""
+    """Targets of a batch, and the loss terms by which a student learns them."""
 
     @property
     def share(self) -> float:
-        """The share of the loss that is not the labels'."""
+        """The share of the loss that does not come from labels."""
         ...
 
     @property
@@ -43,18 +43,18 @@ class Teaching(Protocol):
 
     @property
     def width(self) -> int:
-        """How many features of the backbone the student learns; 0: none."""
+        """The number of a teacher's features that the student learns; 0: none."""
         ...
 
     def targets(
         self, batch: Mapping[str, Any], see: Callable[[int], jax.Array], mix: Mix | None
     ) -> dict[str, Target]:
-        """Name -> what a batch is taught.
+        """Name -> what is taught about a batch.
 
         Args:
-          batch: what the step is given.
+          batch: the input of the step.
           see: size -> the batch's augmented images of that size.
-          mix: as they were mixed.
+          mix: how they were mixed.
         """
         ...
 
@@ -65,11 +65,11 @@ class Teaching(Protocol):
         params: Mapping[str, jax.Array],
         targets: Mapping[str, Target],
     ) -> dict[str, tuple[float, jax.Array]]:
-        """Target -> (its weight in the loss, the loss of each image [B]).
+        """Target -> (its weight in the loss, the loss per image [B]).
 
         Args:
-          outputs: the student's, with its pooled features where it learns features.
+          outputs: the student's, with its pooled features if it learns features.
           params: all parameters.
-          targets: as `targets` gives them.
+          targets: as returned by `targets`.
         """
         ...
