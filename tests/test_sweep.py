@@ -18,7 +18,7 @@ import pytest
 import tiny
 from agejax import sweep
 from agejax.config import replaced
-from agejax.configs import imbalance_utk, mobilenet_v3_utk_best, scratch_utk, small_model_utk
+from agejax.configs import imbalance_utk, mobilenet_v3_utk_alone, scratch_utk, small_model_utk
 from agejax.errors import NotFiniteError, UserError
 from agejax.process.command import run_command
 from agejax.sweeps import study as studies
@@ -383,7 +383,7 @@ def test_values_lie_in_their_ranges():
         ("imbalance_ours", imbalance_utk),
         ("small_model", small_model_utk),
         ("scratch", scratch_utk),
-        ("recipe", mobilenet_v3_utk_best),
+        ("recipe", mobilenet_v3_utk_alone),
     ],
 )
 def test_the_spaces_fit_their_configs(space, config):

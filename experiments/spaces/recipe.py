@@ -1,6 +1,6 @@
 """The hunt for the best recipe of MobileNetV3-Small, at a size and length that can be tried often.
 
-    python -m agejax.sweep --config=configs/mobilenet_v3_utk_best.py \\
+    python -m agejax.sweep --config=configs/mobilenet_v3_utk_alone.py \\
         --space=experiments/spaces/recipe.py --study=runs/sweep_recipe \\
         --sampler=tpe --start=8 --pruner=median --trials=30 \\
         --config.data.source=UTKFace.tar.gz \\
