@@ -1,4 +1,4 @@
-"""The configs that agejax comes with: `agejax train --config=quickstart` finds them by their names.
+"""The configs that come with agejax: `agejax train --config=quickstart` finds them by name.
 
-`agejax/configs` is a link to this folder, so that they are installed with the package.
+`agejax/configs` is a link to this folder, so that the package installs them.
 """

@@ -1,9 +1,9 @@
-"""ResNet-50 on APPA-REAL's official splits: real age as one number. A GPU's work.
+"""ResNet-50 on APPA-REAL's official splits: real age as one number. Needs a GPU.
 
     python -m agejax.main --config=configs/appa_resnet50.py \
         --config.data.source=appa-real-release.zip --config.model.pretrained=resnet50.safetensors
 
-Published for such a model: test MAE 8.6, val 6.72. Not measured here: APPA-REAL is not at hand.
+Published for such a model: test MAE 8.6, val 6.72. Not measured here, for lack of APPA-REAL.
 """
 
 import ml_collections

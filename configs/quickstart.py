@@ -1,4 +1,4 @@
-"""A small MobileNetV3 on drawn faces, sampled by density: the whole system in a few minutes.
+"""A small MobileNetV3 on drawn faces, sampled by density: tries everything in a few minutes.
 
 python -m agejax.main --config=configs/quickstart.py
 """

@@ -1,10 +1,10 @@
-"""ResNet-50 on UTKFace, from random weights or ImageNet's: age, gender and ethnicity. A GPU's work.
+"""ResNet-50 on UTKFace, from random or ImageNet weights: age, gender and ethnicity. Needs a GPU.
 
     python -m agejax.main --config=configs/resnet50_utk.py --config.data.source=UTKFace.tar.gz \
         [--config.model.pretrained=resnet50.safetensors]
 
-Expected, not measured: others report an MAE of about 4.75 years from ImageNet and 5.33 from random
-weights over five folds of UTKFace.
+Not measured. Expected: others report an MAE of about 4.75 years from ImageNet weights and 5.33 from
+random weights, over five folds of UTKFace.
 """
 
 import ml_collections

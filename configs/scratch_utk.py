@@ -1,9 +1,9 @@
-"""A CNN from scratch with a branch for the age and one for the gender, on 4,000 images of UTKFace.
+"""A CNN from scratch with one branch for age and one for gender, on 4,000 images of UTKFace.
 
     python -m agejax.main --config=configs/scratch_utk.py --config.data.source=UTKFace.tar.gz
 
 Squared error and cross-entropy weighted 1:100. Published for such a model, on val: age MAE 6.84,
-gender .882. Not measured at this size here: two cores run
+gender 0.882. Not measured at this size here; two cores can run
 `python -m experiments.run scratch_vs_pretrained --scale=cpu`.
 """
 

@@ -1,10 +1,10 @@
-"""A small model made competitive on UTKFace: one-cycle, rare ages over-sampled, augmented harder.
+"""A competitive small model on UTKFace: one-cycle; rare ages over-sampled and augmented more.
 
     python -m agejax.main --config=configs/small_model_utk.py --config.data.source=UTKFace.tar.gz \
         --config.model.pretrained=mobilenet_v3_small_imagenet_features.safetensors
 
-80/20 split, 20 % of train for tuning; .9 cross-entropy + .1 L1 + 1e-4 |heads|. Published for such a
-model: age MAE 4.73, gender .939. Not measured at this size here: two cores run
+80/20 split, 20 % of train for tuning; 0.9 cross-entropy + 0.1 L1 + 1e-4 |heads|. Published for such
+a model: age MAE 4.73, gender 0.939. Not measured at this size here; two cores can run
 `python -m experiments.run small_model --scale=cpu`.
 """
 

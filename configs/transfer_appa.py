@@ -1,11 +1,11 @@
-"""The first rung of a transfer ladder on APPA-REAL: a frozen backbone and one output.
+"""The first step of a transfer ladder on APPA-REAL: a frozen backbone and one output.
 
     python -m agejax.main --config=configs/transfer_appa.py \
         --config.data.source=appa-real-release.zip \
         --config.model.pretrained=mobilenet_v3_small_imagenet_features.safetensors
 
-Ages in 0..1, squared error. The rungs above it are `python -m experiments.run transfer`. Published
-for the end of such a ladder: val MAE of about 7. Not measured here: APPA-REAL is not at hand.
+Ages in 0..1, squared error. `python -m experiments.run transfer` runs the other steps. Published
+for the last step: val MAE of about 7. Not measured here, for lack of APPA-REAL.
 """
 
 import ml_collections
@@ -17,7 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = default()
     config.total = {"epochs": 30.0}
     config.data.name = "appa_real"
-    # A quarter of the training images; the rung "more-data" has all of them.
+    # A quarter of the training images; the step "more-data" has all.
     config.data.split.train_share = 0.25
     config.data.image_size = config.model.image_size = 224
     config.model.name = "mobilenet_v3_small"

@@ -1,9 +1,9 @@
-"""VGG-16 with batch norm on UTKFace, by SGD with momentum: age, gender and ethnicity. A GPU's work.
+"""VGG-16 with batch norm on UTKFace, SGD with momentum: age, gender and ethnicity. Needs a GPU.
 
     python -m agejax.main --config=configs/vgg16_utk.py --config.data.source=UTKFace.tar.gz \
         [--config.model.pretrained=vgg16_bn.safetensors]
 
-Expected, not measured: near ResNet-50 at several times its arithmetic.
+Not measured. Expected: near ResNet-50, with several times its computation.
 """
 
 import ml_collections

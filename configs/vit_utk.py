@@ -1,9 +1,9 @@
-"""ViT-S/16 on UTKFace, from random weights: age, gender and ethnicity. A GPU's work.
+"""ViT-S/16 on UTKFace, from random weights: age, gender and ethnicity. Needs a GPU.
 
     python -m agejax.main --config=configs/vit_utk.py --config.data.source=UTKFace.tar.gz
 
-Expected, not measured: from random weights on 15,000 images a ViT stays behind the convolutional
-configs; name weights in config.model.pretrained to do better.
+Not measured. Expected: from random weights on 15,000 images, a ViT is worse than the convolutional
+configs; pretrained weights (config.model.pretrained) do better.
 """
 
 import ml_collections

@@ -1,7 +1,7 @@
-"""The arms of a comparison: trained one after the other, scored on the same images, compared.
+"""The arms of a comparison: trains them in turn, scores them on the same images, compares them.
 
-An arm is a config. Each trains once a seed in FOLDER/ARM/seed-N, goes on from where it was stopped,
-and is skipped when its scores are there, so that the same command may be given again at any time.
+An arm is a config. It trains once per seed in FOLDER/ARM/seed-N, resumes where it was stopped, and
+is skipped once its scores exist, so that the same command may be repeated at any time.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from agejax.training import sharding
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One row of a comparison: a config to train, or what is made of arms that came before it.
+    """One row of a comparison: a config to train, or something made from earlier arms.
 
     Attributes:
       config: None for an arm that is made.
-      what: in words.
-      theirs: the published figures, as paths into metrics.json.
+      what: a description.
+      theirs: the published figures: path into metrics.json -> figure.
       prepare: called with the comparison's folder before the arm is trained.
-      make: called with that folder, a seed and where its scores belong, in place of training.
+      make: called with that folder, a seed and the folder for its scores, in place of training.
     """
 
     config: ml_collections.ConfigDict | None
@@ -50,7 +50,7 @@ class Arm:
 
 
 def parser(name: str, doc: str) -> argparse.ArgumentParser:
-    """The arguments that comparisons on UTKFace from ImageNet weights have in common."""
+    """A parser of the arguments shared by comparisons on UTKFace from ImageNet weights."""
     parser = argparse.ArgumentParser(
         prog=f"python -m experiments.{name}",
         description=doc,
@@ -66,20 +66,20 @@ def parser(name: str, doc: str) -> argparse.ArgumentParser:
 def run(
     arms: Mapping[str, Arm], seeds: Sequence[int], folder: pathlib.Path, split: str
 ) -> dict[str, Scores]:
-    """Trains and scores what is not done yet.
+    """Trains and scores the arms that are not done yet.
 
     Args:
-      split: of each arm's own data, which must be the same images for all.
+      split: of each arm's own data; it must hold the same images for all arms.
 
     Returns:
       arm -> its predictions.
 
     Raises:
-      UserError: as in training.
-      SystemExit: SIGTERM or SIGINT stopped an arm; the same call goes on with it.
+      UserError: as training raises it.
+      SystemExit: SIGTERM or SIGINT stopped an arm; the same call resumes it.
     """
-    sharding.start()  # the compile cache: an arm's seeds share their programs
-    for seed in seeds:  # the outer loop, so that what is there of a long comparison is fair
+    sharding.start()  # the compile cache: an arm's seeds share compiled programs
+    for seed in seeds:  # the outer loop: an unfinished comparison stays fair
         for name, arm in arms.items():
             workdir = folder / name / f"seed-{seed}"
             scores = workdir / "scores"
@@ -99,7 +99,7 @@ def run(
                 arm.make(folder, seed, scores)
             else:
                 results.evaluate(workdir, split=split, output=scores, write_report=False)
-            jax.clear_caches()  # a long list of arms would fill the memory with programs
+            jax.clear_caches()  # else compiled programs of many arms fill the memory
     return {name: Scores.read([folder / name / f"seed-{seed}" for seed in seeds]) for name in arms}
 
 
@@ -108,10 +108,10 @@ class Scores:
     """What an arm's seeds predict for the same images.
 
     Attributes:
-      columns: of predictions.csv but those that differ between seeds: ids, groups, labels. [N]
+      columns: those of predictions.csv that are the same for all seeds: ids, groups, labels. [N]
       predicted: label -> [seeds, N], years or class numbers.
-      runs: summary.json of each seed; none of an arm that was made of others.
-      commits: of the code that finished each seed: a long comparison may span several.
+      runs: summary.json of each seed; empty for an arm made from others.
+      commits: of the code that finished each seed, since a long comparison may span several.
     """
 
     columns: dict[str, np.ndarray]
@@ -121,10 +121,10 @@ class Scores:
 
     @classmethod
     def read(cls, workdirs: Sequence[pathlib.Path], name: str = "scores") -> Scores:
-        """Of runs that were scored.
+        """Reads the scores of runs.
 
         Args:
-          name: of the folder in each, with its predictions.csv.
+          name: the folder in each run that holds predictions.csv.
 
         Raises:
           ValueError: they were scored on different images.
@@ -156,21 +156,21 @@ class Scores:
     def check_same_images(self, other: Scores) -> None:
         """Raises ValueError where another arm was scored on other images, or in another order.
 
-        A part of a mixture puts its name before the file's.
+        A mixture puts the part's name before the file's.
         """
         pairs = zip(self.columns["id"], other.columns["id"], strict=True)
         if any(not (a.endswith(b) or b.endswith(a)) for a, b in pairs):
             raise ValueError("two arms were scored on different images")
 
     def losses(self, label: str) -> np.ndarray:
-        """[seeds, N]: absolute errors of an age in years, 0 or 1 of a class; NaN: no label."""
+        """[seeds, N]: absolute errors of an age, years, or 0 and 1 of a class; NaN: no label."""
         true, predicted = self.columns[label], self.predicted[label]
         if label == "age":
             return np.abs(predicted - true)
         return np.where(true < 0, np.nan, predicted != true)
 
     def bucket_errors(self, label: str, edges: Sequence[float]) -> np.ndarray:
-        """[seeds, N]: 0 where the predicted age is in the true one's bucket, 1 where it is not."""
+        """[seeds, N]: 0 where the predicted age is in the bucket of the true one, else 1."""
         true, said = (np.searchsorted(edges, x, side="right") for x in
                       (self.columns[label], self.predicted[label]))  # fmt: skip
         return np.where(np.isnan(self.columns[label]), np.nan, said != true)
@@ -190,7 +190,7 @@ def mean_interval(
 ) -> dict[str, Any]:
     """The mean over seeds and images, and its 95 % interval, as `joined` makes it.
 
-    Of the difference of two arms' losses on the same images it is the paired interval.
+    For the difference of two arms' losses on the same images this is the paired interval.
 
     Args:
       losses: float [seeds, N]; NaN does not count.
@@ -213,7 +213,7 @@ def macro_f1_interval(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Macro-F1, and how far it is above that of other predictions of the same images.
+    """Macro-F1, and its difference to that of other predictions of the same images.
 
     Args:
       true: class numbers [N]; -1 does not count.
@@ -221,7 +221,7 @@ def macro_f1_interval(
       groups, resamples, seed: as in `mean_interval`.
 
     Returns:
-      (of `predicted`, of the paired difference to `reference`), each as `mean_interval` gives it.
+      (that of `predicted`, the paired difference to `reference`), each as from `mean_interval`.
     """
     known = true >= 0
     true, predicted, reference = true[known], predicted[:, known], reference[:, known]
@@ -246,7 +246,7 @@ def macro_f1_interval(
 
 
 def _resampled(groups: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each image is drawn, [N], where groups of copies are resampled."""
+    """Yields how often each image is drawn, [N], when groups of copies are resampled."""
     _, group = np.unique(groups, return_inverse=True)
     n = int(group.max(initial=-1)) + 1
     for times in bootstrap.draws(n, resamples, seed):
@@ -265,11 +265,11 @@ Z = float(stats.norm.ppf(0.975))
 def joined(seeds: np.ndarray, resampled: np.ndarray, n: int) -> dict[str, Any]:
     """A figure of several seeds on the same images, with its 95 % interval.
 
-    The variance of the mean over seeds is that over the runs that might have been trained, given
-    the images, and that over the images which might have been drawn, of the runs' expected figure
-    (the law of total variance). The first is s² / k of the seeds' figures. The second is the
-    bootstrap's over images, less what of it comes from the runs' differences on single images,
-    which s² holds already. `over_seeds` joins the two.
+    By the law of total variance, the variance of the mean over seeds has two parts: that over
+    training runs, given the images, and that over images, of the runs' expected figure. The first
+    is s² / k of the seeds' figures. The second is the bootstrap's over images, less the share that
+    comes from the runs' differences on single images, which s² already includes. `over_seeds`
+    combines the two.
 
     Args:
       seeds: each seed's figure, [k].
@@ -277,8 +277,8 @@ def joined(seeds: np.ndarray, resampled: np.ndarray, n: int) -> dict[str, Any]:
       n: images.
 
     Returns:
-      {"mean", "ci95": [low, high], "images95": the interval over images alone, "seeds", "n"}. Of
-      one seed "ci95" is over images alone: it does not tell how much another training differs.
+      {"mean", "ci95": [low, high], "images95": the interval over images alone, "seeds", "n"}. For
+      one seed "ci95" is over images alone, and leaves out how much another training would differ.
     """
     k, mean = len(seeds), float(seeds.mean())
     of_mean = resampled.mean(axis=1)
@@ -297,12 +297,12 @@ def joined(seeds: np.ndarray, resampled: np.ndarray, n: int) -> dict[str, Any]:
 
 
 def over_seeds(seeds: Sequence[float] | np.ndarray, images95: Sequence[float]) -> list[float]:
-    """The 95 % interval of the mean over seeds [k], from theirs over images alone.
+    """The 95 % interval of the mean over seeds [k], from its interval over images alone.
 
-    Half widths are t* sqrt(A + B), with A = s² / k of the seeds, B that of the images, and t* the
-    mean of the quantiles of Student's t with k - 1 degrees of freedom and of the normal, weighted
-    by A and B (Cochran & Cox 1957, section 4.14, for means of unequal variances). A joint number of
-    degrees of freedom (Welch & Satterthwaite) covers 0.86 to 0.94 with two seeds;
+    Half widths are t* sqrt(A + B), with A = s² / k of the seeds, B the variance over images, and t*
+    the mean of the quantiles of Student's t with k - 1 degrees of freedom and of the normal,
+    weighted by A and B (Cochran & Cox 1957, section 4.14, for means of unequal variances). A joint
+    number of degrees of freedom (Welch & Satterthwaite) covers 0.86 to 0.94 with two seeds;
     experiments/benchmarks/intervals.py simulates both.
     """
     mean = float(np.mean(seeds))
@@ -318,9 +318,9 @@ def over_seeds(seeds: Sequence[float] | np.ndarray, images95: Sequence[float]) -
 def images_of_percentile(seeds: Sequence[float], ci95: Sequence[float]) -> list[float]:
     """The interval over images alone, from a percentile bootstrap over seeds and images.
 
-    Such a bootstrap draws means of k seeds, of which all k^k are known, plus a deviation of the
-    images. That is taken to be normal, and as wide as makes the recorded bounds its quantiles. The
-    runs' differences on single images stay in it, so that it is a little too wide.
+    Such a bootstrap draws means of k seeds, of which all k^k are known, plus a deviation from the
+    images. This deviation is assumed normal, with the width that makes the recorded bounds its
+    quantiles. It includes the runs' differences on single images, so it is a little too wide.
     """
     mean = float(np.mean(seeds))
     means = np.array([np.mean(drawn) for drawn in itertools.product(seeds, repeat=len(seeds))])
@@ -331,24 +331,24 @@ def images_of_percentile(seeds: Sequence[float], ci95: Sequence[float]) -> list[
         def excess(sigma: float, bound: float = bound, level: float = level) -> float:
             return float(stats.norm.cdf((bound - means) / sigma).mean()) - level
 
-        # Not monotone where a single one of the k^k means has more than the level: the widest
-        # sigma is the one that is meant.
+        # Not monotone where one of the k^k means alone exceeds the level: the widest sigma is
+        # the right one.
         grid = np.geomspace(1e-9, 10 * abs(bound - mean) + 1e-6, 200)
         too_narrow = [i for i, sigma in enumerate(grid[:-1]) if sign * excess(sigma) > 0]
         found = optimize.brentq(excess, *grid[too_narrow[-1] :][:2]) if too_narrow else 0.0
         widths.append(Z * found)
-    # No sigma gives a bound that lies inside of the means: then the other side's width serves.
+    # No sigma gives a bound that lies inside the means: then the other side's width is used.
     low, high = (width or max(widths) for width in widths)
     return [mean - low, mean + high]
 
 
 def text(figure: Mapping[str, Any], digits: int = 2, sign: str = "") -> str:
-    """A figure and its interval as a table's cell; sign "+": a difference."""
+    """A figure and its interval as a table's cell; sign "+" for a difference."""
     low, high = figure["ci95"]
     return f"{figure['mean']:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
 
 
 def commit() -> str:
-    """The commit that is checked out, with a plus where files differ from it."""
+    """The commit that is checked out, with a plus where files have changed."""
     command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -22,10 +22,10 @@ STYLES = [
 
 
 def of_arms(scores: Mapping[str, Scores], runs: Mapping[str, pathlib.Path]) -> dict[str, Chart]:
-    """Name -> chart: the decades, the confusions of each label of classes, the curves.
+    """Name -> chart: errors by decade, confusion matrices of each class label, training curves.
 
     Args:
-      runs: arm -> the folder of the run whose curve is drawn; those without one are left out.
+      runs: arm -> the folder of the run whose curve is drawn; arms without one are left out.
     """
     drawn = {"decades": decades(scores)}
     base = next(iter(scores.values()))
@@ -38,7 +38,7 @@ def of_arms(scores: Mapping[str, Scores], runs: Mapping[str, pathlib.Path]) -> d
 
 
 def decades(scores: Mapping[str, Scores]) -> Chart:
-    """A row an arm, a column a decade: the MAE over seeds."""
+    """A row per arm and a column per decade: the MAE over seeds, years."""
     table = {arm: of.by_decade("age") for arm, of in scores.items()}
     first = next(iter(table.values()))
     values = np.array([[row[name][0] for name in first] for row in table.values()])
@@ -47,7 +47,7 @@ def decades(scores: Mapping[str, Scores]) -> Chart:
         figsize=(2.6 + 0.62 * values.shape[1], 1.2 + 0.3 * len(values)), layout="constrained"
     )
     axes = figure.subplots()
-    # Each column has its own shades: arms are compared within a decade.
+    # Each column has its own scale of shades: arms are compared within a decade.
     low, high = values.min(axis=0), values.max(axis=0)
     share = (values - low) / np.maximum(high - low, 1e-9)
     shaded_table(axes, share, [[f"{value:.1f}" for value in row] for row in values], SMALL)
@@ -67,7 +67,7 @@ def decades(scores: Mapping[str, Scores]) -> Chart:
 
 
 def confusions(label: str, names: list[str], scores: Mapping[str, Scores]) -> Chart:
-    """A panel an arm: of each true class, the shares of what it was taken for, over seeds."""
+    """A panel per arm: the confusion matrix over seeds, as shares of each true class."""
     k, columns = len(names), min(3, len(scores))
     rows = -(-len(scores) // columns)
     figure = Figure(
@@ -97,7 +97,7 @@ def confusions(label: str, names: list[str], scores: Mapping[str, Scores]) -> Ch
 
 
 def curves(logs: Mapping[str, pathlib.Path]) -> Chart:
-    """A line an arm: the val MAE of the age against the steps."""
+    """A line per arm: the val MAE of the age, years, against the steps."""
     figure = Figure(figsize=(6.4, 2.8 + 0.16 * len(logs)), layout="constrained")
     axes = figure.subplots()
     words = []

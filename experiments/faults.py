@@ -1,12 +1,12 @@
-"""Faults of many kinds, one after the other, over a small training:
+"""Disturbs a small training with faults of many kinds, one at a time:
 
     python -m experiments.faults [--faults=216] [--seed=0] [--only=REGEX] [--jobs=1]
 
-A training of 40 steps is disturbed once, at random but by the seed, and then started again until it
-is through. It must end with the parameters of the training that nothing disturbed, bit for bit, and
-leave the same rows in metrics.jsonl and no leftovers; on the way each process must have ended by
-itself with one clear line (exit code 2), or because the fault killed it, and never with a
-traceback. Writes experiments/results/faults.json and .md.
+A training of 40 steps is disturbed once, at a step that the seed draws, and then restarted until it
+is complete. Its parameters must be bit-identical to those of an undisturbed training; metrics.jsonl
+must have the same rows, and no temporary file may remain. Each process must have ended by itself
+with one clear line (exit code 2), or been killed by the fault, and never with a traceback. Writes
+experiments/results/faults.json and .md.
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ def get_config(cache: pathlib.Path) -> ml_collections.ConfigDict:
     return config
 
 
-# ---- the process that is disturbed ---------------------------------------------------------------
+# ---- the disturbed process -----------------------------------------------------------------------
 
 
 def child(workdir: pathlib.Path, cache: pathlib.Path, fault: str, at: int) -> None:
-    """Trains, meets `fault` right before step number `at` of this process, prints a digest."""
+    """Trains, causes `fault` right before step number `at` of this process, prints a digest."""
     import jax
 
     from agejax.data import pipeline
@@ -152,7 +152,7 @@ def digest(workdir: pathlib.Path) -> str:
 
 
 def _workers() -> Iterator[int]:
-    """This process's children but for Python's own that cleans up after them."""
+    """This process's children except Python's resource tracker."""
     for task in pathlib.Path("/proc/self/task").iterdir():
         with contextlib.suppress(FileNotFoundError):  # a thread that has just ended
             for pid in map(int, (task / "children").read_text().split()):
@@ -161,7 +161,7 @@ def _workers() -> Iterator[int]:
 
 
 def _fill(ballast: pathlib.Path) -> None:
-    """Leaves no room where the run writes."""
+    """Fills the disk that the run writes to."""
     with ballast.open("wb", buffering=0) as file:
         try:
             while True:
@@ -170,7 +170,7 @@ def _fill(ballast: pathlib.Path) -> None:
             pass
 
 
-# ---- what is done to it from outside -------------------------------------------------------------
+# ---- faults from outside -------------------------------------------------------------------------
 
 
 def _newest(workdir: pathlib.Path) -> pathlib.Path:
@@ -193,12 +193,12 @@ def _flip_arrays(checkpoint: pathlib.Path, rng: random.Random) -> None:
 
 
 def flip(workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) -> None:
-    """A bit of the newest checkpoint's arrays."""
+    """Flips a bit in the newest checkpoint's arrays."""
     _flip_arrays(_newest(workdir), rng)
 
 
 def flip_best(workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) -> None:
-    """A bit of the best checkpoint's arrays."""
+    """Flips a bit in the best checkpoint's arrays."""
     from agejax.training.checkpoint import Checkpoints
 
     folder = workdir / "checkpoints"
@@ -206,13 +206,13 @@ def flip_best(workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) ->
 
 
 def flip_facts(workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) -> None:
-    """A bit of the newest checkpoint's means, deviations, config, ..."""
+    """Flips a bit in the newest checkpoint's means, deviations, config, ..."""
     _flip_bit(_newest(workdir) / "meta" / "metadata", rng)
 
 
 def half_remove(workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) -> None:
-    """An older checkpoint whose removal was killed half way, as older versions removed it, or not
-    begun after its renaming, as this one does."""
+    """Leaves an older checkpoint half removed, as older versions would when killed, or renamed but
+    not removed, as this version would."""
     folder = workdir / "checkpoints"
     shutil.copytree(_newest(workdir), folder / "2")
     shutil.copytree(_newest(workdir), folder / "deleted" / "1")
@@ -222,24 +222,24 @@ def half_remove(workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) 
 
 
 def leave_temporaries(workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) -> None:
-    """What writes leave that are killed."""
+    """Leaves the temporary files of killed writes."""
     for name in ("config.json", "summary.json", "calibration.json"):
         (workdir / f".{name}.{rng.getrandbits(32):08x}").write_text("{")
     shutil.copytree(_newest(workdir), workdir / "checkpoints" / f"{STEPS}.orbax-checkpoint-tmp")
 
 
 def lose_config(workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) -> None:
-    """config.json is gone."""
+    """Removes config.json."""
     (workdir / "config.json").unlink()
 
 
 def flip_config(workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) -> None:
-    """A bit of config.json."""
+    """Flips a bit in config.json."""
     _flip_bit(workdir / "config.json", rng)
 
 
 def damage_skipped(workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) -> None:
-    """skipped_steps.json holds anything but a list of steps."""
+    """Writes something else than a list of steps to skipped_steps.json."""
     (workdir / "skipped_steps.json").write_text(rng.choice(STATES))
 
 
@@ -248,42 +248,42 @@ def _cached(cache: pathlib.Path) -> list[pathlib.Path]:
 
 
 def flip_cache(workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) -> None:
-    """A bit of a file of the decoded images' cache."""
+    """Flips a bit in a file of the decoded images' cache."""
     _flip_bit(rng.choice(_cached(cache)), rng)
 
 
 def change_cache(workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) -> None:
-    """A JSON file of the decoded images' cache is in any state."""
+    """Changes a JSON file of the decoded images' cache at random."""
     path = rng.choice([p for p in _cached(cache) if p.suffix == ".json"])
     path.write_text(rng.choice(STATES))
 
 
 def cut(workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) -> None:
-    """A file of the newest checkpoint loses its end."""
+    """Cuts off the end of a file of the newest checkpoint."""
     path = rng.choice(_files(_newest(workdir)))
     os.truncate(path, rng.randrange(path.stat().st_size))
 
 
 def lose(workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) -> None:
-    """A file of the newest checkpoint is gone."""
+    """Removes a file of the newest checkpoint."""
     rng.choice(_files(_newest(workdir))).unlink()
 
 
 def cut_cache(workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) -> None:
-    """A file of the decoded images' cache loses its end."""
+    """Cuts off the end of a file of the decoded images' cache."""
     path = rng.choice(_cached(cache))
     os.truncate(path, rng.randrange(path.stat().st_size))
 
 
 def cut_log(workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) -> None:
-    """metrics.jsonl loses its end."""
+    """Cuts off the end of metrics.jsonl."""
     path = workdir / "metrics.jsonl"
     os.truncate(path, rng.randrange(path.stat().st_size))
 
 
 STATES = ("", "{", "null", "3", '"text"', "{}", '{"a": 1}', '[{"a": []}]', "\x00\xff")
 Outside = Callable[[pathlib.Path, pathlib.Path, random.Random], None]
-# Each comes after a SIGKILL.
+# Each happens after a SIGKILL.
 BETWEEN: dict[str, Outside] = {
     "a bit of the newest checkpoint flips": flip,
     "the newest checkpoint is cut short": cut,
@@ -314,7 +314,7 @@ KINDS = (*INSIDE, *BETWEEN, STORM, TWICE, READERS)
 
 @dataclasses.dataclass
 class Process:
-    """A child that has ended: its exit code and all it printed."""
+    """An ended child: its exit code and output."""
 
     code: int
     text: str
@@ -326,13 +326,13 @@ class Process:
 
     @property
     def said(self) -> str:
-        """The line that names the fault."""
+        """The output line that names the fault."""
         named = re.compile("^agejax: |^a worker of|: set aside$|is made again$")
         return next((line for line in self.text.splitlines() if named.search(line)), "")
 
     @property
     def clear(self) -> bool:
-        """Ended by itself as it should, or was killed."""
+        """Whether it ended by itself as it should, or was killed."""
         by_itself = self.code in (0, 2) and "Traceback" not in self.text
         return (by_itself and (self.code == 0 or bool(self.said))) or self.code == -signal.SIGKILL
 
@@ -348,7 +348,7 @@ def begin(
 
 
 def finish(process: subprocess.Popen[str], hangs: bool = False) -> Process:
-    """Waits for it; one that hangs is killed once the watchdog has spoken."""
+    """Waits for a process; kills one that hangs once the watchdog has reported it."""
     lines: list[str] = []
     assert process.stdout is not None
     for line in process.stdout:
@@ -365,7 +365,7 @@ def finish(process: subprocess.Popen[str], hangs: bool = False) -> Process:
 def disturb(
     kind: str, at: int, rng: random.Random, workdir: pathlib.Path, cache: pathlib.Path
 ) -> list[Process]:
-    """The training with one fault of `kind`, from its first start to its end."""
+    """Runs the training with one fault of `kind`, from its first start to its end."""
     done: list[Process] = []
     if kind == STORM:
         for _ in range(5):
@@ -408,7 +408,7 @@ def disturb(
 
 
 def rows_of(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """What metrics.jsonl says, but for times."""
+    """The rows of metrics.jsonl without times."""
     path = workdir / "metrics.jsonl"
     rows = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
     times = ("images_per_second", "input_wait")
@@ -416,13 +416,13 @@ def rows_of(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def leftovers(workdir: pathlib.Path) -> list[str]:
-    """Files and folders that only a killed process leaves."""
+    """Files and folders that a killed process left behind."""
     named = re.compile(rf"{files.TEMPORARY.pattern}|.*\.orbax-checkpoint-tmp.*|deleted")
     return sorted(p.name for p in workdir.rglob("*") if named.fullmatch(p.name))
 
 
 def place(kind: str, folder: pathlib.Path) -> pathlib.Path:
-    """Where a run of this kind is kept: a full disk is a small one of its own."""
+    """The folder for a run of this kind; a full disk is a small one of its own."""
     workdir = folder / "run"
     workdir.mkdir()
     if kind == "the disk is full":
@@ -436,7 +436,7 @@ def place(kind: str, folder: pathlib.Path) -> pathlib.Path:
 
 
 def campaign(count: int, seed: int, only: str, jobs: int = 1) -> dict[str, Any]:
-    """`count` faults, of each kind as many, `jobs` of them at once.
+    """Runs `count` faults, equally many of each kind, `jobs` of them at once.
 
     Raises:
       UserError: `only` matches no kind.
@@ -449,7 +449,7 @@ def campaign(count: int, seed: int, only: str, jobs: int = 1) -> dict[str, Any]:
         raise UserError(f"--only={only}: there are {', '.join(KINDS)}")
     with tempfile.TemporaryDirectory() as name:
         base = pathlib.Path(name)
-        os.environ["AGEJAX_CACHE"] = str(base / "compiled")  # by the first process, for all
+        os.environ["AGEJAX_CACHE"] = str(base / "compiled")  # shared by all processes
         expected = finish(begin(base / "undisturbed", base / "cache"))
         if not expected.digest:
             raise UserError(f"the undisturbed training failed: {expected.text[-2000:]}")
@@ -472,15 +472,15 @@ GOOD = {
 
 
 def _one(kind: str, rng: random.Random, base: pathlib.Path, expected: Process) -> dict[str, Any]:
-    """What became of one training; `base` holds the undisturbed one and its cache."""
-    # Before the first checkpoint but one there is nothing to fall back to.
+    """The result of one training; `base` holds the undisturbed one and its cache."""
+    # Before the second checkpoint there is nothing to fall back to.
     at = rng.randint(2 * SAVED_EVERY + 1, STEPS - 1)
     folder = pathlib.Path(tempfile.mkdtemp(dir=base))
     shutil.copytree(base / "cache", folder / "cache")
     workdir = place(kind, folder)
     try:
         done = disturb(kind, at, rng, workdir, folder / "cache")
-        # What a cut log has lost is not written again.
+        # Rows lost from a cut log are not written again.
         same = kind == "the log is cut short" or rows_of(workdir) == rows_of(base / "undisturbed")
         left = leftovers(workdir)
     finally:

@@ -2,11 +2,11 @@
 
 Feeds random and mutated inputs to the code that users reach: settings, file names, tables,
 archives, images, weights files. Each must be accepted, refused with a `UserError` of one line, or
-skipped and counted; in 10 seconds of CPU time, within the memory there is, and without a file
-written elsewhere. Writes a table and fuzz.json, and fails where that is not so.
+skipped and counted; within 10 seconds of CPU time and a limit of memory, and without writing files
+elsewhere. Writes a table and fuzz.json, and fails if one does not.
 
-Input N of a kind follows from seed, kind and N alone, and a failure is named KIND/N: --only is
-looked for in these names, so --only='^images/123$' is one input.
+Input N of a kind depends only on the seed, the kind and N. Failures are named KIND/N, and --only
+matches these names: --only='^images/123$' is one input.
 """
 
 from __future__ import annotations
@@ -51,16 +51,16 @@ KINDS: dict[str, Prepare] = {
 }
 OUTPUT = pathlib.Path("experiments/results/fuzz")
 CPU_SECONDS = 10.0  # of one input
-WALL_SECONDS = 120.0  # of one input that waits rather than works, on a busy machine
+WALL_SECONDS = 120.0  # of one input that waits, on a busy machine
 START_SECONDS = 600.0  # for a worker to import what it needs
-MEMORY = 2 * 2**30  # bytes that an input may take beside what the worker has already
-LONGEST = 100_000  # characters of a message, which may list all that is wrong
-LISTED = 10  # failures of a kind that are said
+MEMORY = 2 * 2**30  # bytes that an input may add to the worker's memory
+LONGEST = 100_000  # characters of a message, which may list many errors
+LISTED = 10  # failures of a kind that are printed
 
 
 @dataclasses.dataclass
 class Tally:
-    """What became of one kind's inputs. The last four are failures."""
+    """Counts the outcomes of one kind's inputs; the four from tracebacks on are failures."""
 
     inputs: int = 0
     accepted: int = 0
@@ -71,8 +71,8 @@ class Tally:
     hangs: int = 0
     outside: int = 0
     cpu_seconds: float = 0.0
-    slowest: float = 0.0  # seconds of CPU
-    peak_mib: float = 0.0  # that the worker took beyond what it had at first
+    slowest: float = 0.0  # seconds of CPU time
+    peak_mib: float = 0.0  # that the worker added to its memory at the start
     failures: list[dict[str, str]] = dataclasses.field(default_factory=list)
 
     def count(self, name: str, seed: int, outcome: str, detail: str) -> None:
@@ -91,7 +91,7 @@ class Tally:
 
 
 def attempt(prepared: Any, rng: random.Random, sandbox: Sandbox) -> tuple[str, str]:
-    """(outcome, what is wrong with it) of one input."""
+    """Runs one input: (outcome, what is wrong with it)."""
     try:
         with sandbox.input() as folder:
             outcome = "accepted" if prepared(rng, folder) else "skipped"
@@ -100,7 +100,7 @@ def attempt(prepared: Any, rng: random.Random, sandbox: Sandbox) -> tuple[str, s
         if not message.isprintable() or len(message) > LONGEST:
             return "tracebacks", f"no single line of up to {LONGEST} characters: {message!r}"
         outcome = "refused"
-    except BaseException:  # SystemExit among them
+    except BaseException:  # SystemExit too
         return "tracebacks", traceback.format_exc()
     if changes := sandbox.changes():
         return "outside", f"{outcome}, and {', '.join(changes)}"
@@ -108,9 +108,9 @@ def attempt(prepared: Any, rng: random.Random, sandbox: Sandbox) -> tuple[str, s
 
 
 class Sandbox:
-    """A folder that is the worker's home, place for temporary files and working directory.
+    """A folder that is the worker's home, temporary folder and working directory.
 
-    Inputs lie in a folder of theirs inside, with canaries beside it, which is removed after each.
+    Inputs lie in a subfolder, which is removed after each; canaries lie beside it.
     """
 
     def __init__(self, root: pathlib.Path) -> None:
@@ -120,7 +120,7 @@ class Sandbox:
         for name in ("canary", "home/canary", "outside/canary"):
             (root / name).write_text("untouched")
         os.environ |= {"HOME": str(root / "home"), "TMPDIR": str(self._inputs)}
-        tempfile.tempdir = None  # to be asked for again
+        tempfile.tempdir = None  # so that it is looked up again
         os.chdir(root / "here")
         self._before = self._state()
 
@@ -133,13 +133,13 @@ class Sandbox:
             shutil.rmtree(self._inputs)
 
     def changes(self) -> list[str]:
-        """What was written since the last time."""
+        """The paths that were written since the last call."""
         before, self._before = self._before, self._state()
         paths = sorted(before.keys() | self._before.keys())
         return [f"{p} is not as before" for p in paths if before.get(p) != self._before.get(p)]
 
     def ready(self) -> None:
-        """What is written until now is no input's doing."""
+        """Records the current files, which no input has written."""
         self._before = self._state()
 
     def _state(self) -> dict[str, Any]:
@@ -150,7 +150,7 @@ class Sandbox:
             for name in (*subfolders, *files):
                 path = os.path.join(folder, name)
                 state = os.lstat(path)
-                is_file = name in files  # what a folder holds is looked at itself
+                is_file = name in files  # a folder's contents are compared themselves
                 found[path] = (state.st_mode, is_file * state.st_size, is_file * state.st_mtime_ns)
         return found
 
@@ -161,7 +161,7 @@ class Sandbox:
 def work(
     prepare: Prepare, names: Sequence[str], seed: int, root: pathlib.Path, results: Connection
 ) -> None:
-    """Sends (outcome, detail, CPU seconds, peak MiB) of every name, from a process of its own."""
+    """Sends (outcome, detail, CPU seconds, peak MiB) for every name, from a separate process."""
     with open(f"{root}.log", "ab", buffering=0) as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
@@ -183,7 +183,7 @@ def work(
 def run(
     kind: str, prepare: Prepare, names: Sequence[str], seed: int, folder: pathlib.Path
 ) -> Tally:
-    """Every name's input, in one worker after the other: each dies of what ends or hangs it."""
+    """Runs every name's input; a worker that an input ends or hangs is replaced."""
     tally, done = Tally(), 0
     context = multiprocessing.get_context("spawn")
     while done < len(names):
@@ -209,7 +209,7 @@ def run(
                 if isinstance(answer, str):
                     break
         finally:
-            worker.join(1)  # ends by itself but where it hangs
+            worker.join(1)  # ends by itself unless it hangs
             worker.kill()
             worker.join()
             shutil.rmtree(root, ignore_errors=True)
@@ -217,7 +217,7 @@ def run(
 
 
 def _next(results: Connection, pid: int | None, cpu: float, wall: float) -> Any:
-    """What a worker sends next; "hangs" where it takes too long, "crashes" where it is no more."""
+    """What a worker sends next; "hangs" where it takes too long, "crashes" where it has ended."""
     start, first = time.monotonic(), _cpu_seconds(pid)
     while not results.poll(0.2):
         if time.monotonic() - start > wall or _cpu_seconds(pid) - first > cpu:
@@ -229,7 +229,7 @@ def _next(results: Connection, pid: int | None, cpu: float, wall: float) -> Any:
 
 
 def _cpu_seconds(pid: int | None) -> float:
-    """Of a process and the children that it has waited for; 0 where there is none."""
+    """CPU time of a process and the children that it has waited for; 0 where there is none."""
     try:
         fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -245,7 +245,7 @@ def _log(root: pathlib.Path) -> str:
 
 
 def table(tallies: Mapping[str, Tally]) -> str:
-    """Markdown, a row for each kind."""
+    """The table in Markdown, a row per kind."""
     columns = ("inputs", "accepted", "refused", "skipped", "tracebacks", "crashes", "hangs",
                "outside", "slowest", "peak_mib")  # fmt: skip
     titles = ("inputs", "accepted", "refused with a line", "skipped", "tracebacks", "crashes",
@@ -261,7 +261,7 @@ def table(tallies: Mapping[str, Tally]) -> str:
 def fuzz(
     kinds: Mapping[str, Prepare], inputs: int, seed: int, only: str, folder: pathlib.Path
 ) -> dict[str, Tally]:
-    """Tallies of the kinds, which share the inputs evenly.
+    """Fuzzes the kinds, which share the inputs evenly, and returns their tallies.
 
     Args:
       folder: for sandboxes.

@@ -1,4 +1,4 @@
-"""The memory of this process, as Linux tells it."""
+"""The memory of this process, as Linux reports it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import re
 import threading
 
 STATUS = pathlib.Path("/proc/self/status")
-EVERY = 0.02  # seconds between two looks
+EVERY = 0.02  # seconds between two samples
 
 
 def status(field: str) -> int:
-    """Bytes, such as of VmSize, RssAnon or the peak VmHWM; 0 where the system does not say."""
+    """Bytes of a field such as VmSize, RssAnon or the peak VmHWM; 0 where the system lacks it."""
     if not STATUS.exists():
         return 0
     match = re.search(rf"^{field}:\s*(\d+) kB", STATUS.read_text(), re.MULTILINE)
@@ -19,9 +19,9 @@ def status(field: str) -> int:
 
 
 class Peak:
-    """The most memory in use while inside, looked at every `EVERY`, but for files that are mapped.
+    """The peak memory in use inside the context, without mapped files, sampled every `EVERY`.
 
-    Those the kernel takes back when it needs room, and VmHWM, its own peak, counts them.
+    The kernel reclaims mapped files when it needs room, but its own peak, VmHWM, counts them.
     """
 
     bytes = 0

@@ -1,10 +1,10 @@
-"""Makes recorded tables anew from what their JSON files hold, without the runs:
+"""Recomputes recorded tables from their JSON files, without the runs:
 
     python -m experiments.recompute [FILE.json ...]
 
-Each figure's interval is made from its seeds' figures and its interval over images (`arms.joined`).
-A file from before that was kept has a percentile bootstrap over both; the part of the images is
-recovered from it. Default: all comparisons of experiments/results.
+Each figure's interval is computed from its seeds' figures and its interval over images
+(`arms.joined`). Older files have only a percentile bootstrap over both; the images' part is
+recovered from it. Default: all comparisons in experiments/results.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ RECOVERED = (
 
 
 def figures(tree: Any) -> Iterator[dict[str, Any]]:
-    """Every figure with an interval in a file's contents."""
+    """Yields every figure with an interval in a file's contents."""
     if isinstance(tree, dict):
         if {"mean", "ci95", "seeds", "n"} <= tree.keys():
             yield tree
@@ -50,7 +50,7 @@ def figures(tree: Any) -> Iterator[dict[str, Any]]:
 
 
 def recompute(recorded: dict[str, Any]) -> None:
-    """Makes all intervals of a file's contents anew, in place; twice is as once."""
+    """Recomputes all intervals of a file's contents in place; may be repeated."""
     recovered = False
     for figure in figures(recorded):
         if "images95" not in figure:
@@ -62,10 +62,10 @@ def recompute(recorded: dict[str, Any]) -> None:
 
 
 def page(name: str, recorded: dict[str, Any], old: str) -> str:
-    """A comparison's Markdown with its tables made anew; what else is there stays.
+    """A comparison's Markdown with its tables recomputed; the rest stays.
 
     Raises:
-      UserError: the file was made by no command that is known here.
+      UserError: an unknown command made the file.
     """
     if name == "targets":
         return targets.page(recorded["arms"], recorded["intervals"])

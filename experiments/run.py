@@ -1,12 +1,12 @@
-"""A published system and ours, arm by arm:
+"""Compares a published system with ours, arm by arm:
 
     python -m experiments.run imbalance --source=UTKFace.tar.gz --weights=FOLDER [--scale=cpu]
 
-Trains every arm with every seed, one after the other, and scores it on the test split at the end;
-what is done is skipped, what was stopped goes on. As cluster jobs: --arm=NAME --seed=N trains one,
-and --task=N the one that is number N of an array (experiments/slurm/arms.sbatch).
-Writes experiments/results/NAME-SCALE.json and .md: ours beside theirs, with intervals over seeds
-and images, and charts: errors by decade, confusion matrices, curves.
+Trains every arm with every seed in turn, and scores it on the test split at the end; finished arms
+are skipped, stopped ones resume. As cluster jobs: --arm=NAME --seed=N trains one, and --task=N the
+one with number N in an array (experiments/slurm/arms.sbatch).
+Writes experiments/results/NAME-SCALE.json and .md: our figures beside the published ones, with
+intervals over seeds and images; and charts: errors by decade, confusion matrices, curves.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from experiments.arms import Arm
 from experiments.systems.setting import SCALES, Setting
 
 SYSTEMS = ("architectures", "imbalance", "transfer", "small_model", "scratch_vs_pretrained")
-BUCKETS = (3, 10, 21, 28, 46, 66)  # where each of system C's buckets but the first begins, years
+BUCKETS = (3, 10, 21, 28, 46, 66)  # years at which system C's buckets begin, except the first
 
 
 def measure(scores: arms.Scores, base: arms.Scores, columns: Sequence[str]) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def measure(scores: arms.Scores, base: arms.Scores, columns: Sequence[str]) -> d
     for path in columns:
         label, name, *only = path.split("/")
         some = np.ones(len(base.columns["id"]), bool)
-        if only:  # of the images that the reference's data calls so
+        if only:  # images with this label in the reference's data
             names = base.runs[0]["facts"]["label_names"]["gender"]
             some = base.columns["gender"] == names.index(only[0])
         groups = scores.columns["group"][some]
@@ -74,7 +74,7 @@ def measure(scores: arms.Scores, base: arms.Scores, columns: Sequence[str]) -> d
 def table(
     title: str, columns: Sequence[str], chosen: Mapping[str, Arm], rows: Mapping[str, Any]
 ) -> str:
-    """The comparison in Markdown: ours, the difference to the reference, theirs."""
+    """The comparison in Markdown: our figures, differences to the reference, published figures."""
     heads = [f"{path} | against the first | theirs" for path in columns]
     lines = [
         f"### {title}\n",
@@ -115,7 +115,7 @@ def run(
     base = scores[system.REFERENCE]
     for of in scores.values():
         of.check_same_images(base)
-    # Where nobody knows who is a man and who a woman, there is no error of each.
+    # Without labels of gender there are no errors by gender.
     columns = [c for c in system.COLUMNS if c.count("/") == 1 or "gender" in base.columns]
     rows = {arm: measure(of, base, columns) for arm, of in scores.items()}
     n, ids = len(base.columns["id"]), len(np.unique(base.columns["group"]))

@@ -1,11 +1,11 @@
-"""Many readers of one run while it trains and saves a checkpoint at every step:
+"""Lets many readers open one run while it trains and saves a checkpoint at every step:
 
     python -m experiments.storm [--opens=200] [--readers=2] [--steps=300]
 
-Reader processes open the run again and again by `agejax.evaluate`, `agejax.predict` and `Run.open`,
-each with its own work, until the training ends; another training follows until there were enough
-opens. Each training must live, and end with the parameters of the one that nothing looked at, bit
-for bit; each open must work, or end with one line (exit code 2), and never with a traceback. Writes
+Reader processes open the run repeatedly with `agejax.evaluate`, `agejax.predict` and `Run.open`
+until the training ends; more trainings follow until there are enough opens. Each training must
+survive, with parameters bit-identical to those of a training without readers; each open must work,
+or end with one line (exit code 2), and never with a traceback. Writes
 experiments/results/storm.json and .md.
 """
 
@@ -40,14 +40,14 @@ from experiments.arms import commit
 OUTPUT = pathlib.Path(__file__).parent / "results" / "storm"
 KINDS = ("Run.open", "predict", "evaluate")
 STOP = "training has ended"  # a file beside the run's folder
-PHOTOS = 4  # that predict is given
+PHOTOS = 4  # given to predict
 
 
 # ---- the processes -------------------------------------------------------------------------------
 
 
 def train_child(workdir: pathlib.Path, cache: pathlib.Path, steps: int) -> None:
-    """Trains, saves at every step and prints the digest of what it ends with."""
+    """Trains, saves at every step, and prints the digest of the final parameters."""
     from agejax.train import train
     from agejax.training import sharding
 
@@ -91,11 +91,11 @@ def read_child(workdir: pathlib.Path, cache: pathlib.Path, first: int, opens: in
 def _use(
     kind: str, workdir: pathlib.Path, folder: pathlib.Path, photos: Sequence[pathlib.Path]
 ) -> int | None:
-    """Predicts or evaluates as the commands do; the step where the result says so.
+    """Predicts or evaluates as the commands do; returns the step where the result has it.
 
     Raises:
       UserError: the line of a command that ended with exit code 2.
-      RuntimeError: a result that is not what it should be.
+      RuntimeError: a wrong result.
     """
     from agejax import predict
     from agejax.reporting import results
@@ -117,7 +117,7 @@ def _use(
 
 
 class Child:
-    """A process of this script. It prints to a file: a pipe that nobody empties would block it."""
+    """A process of this script. It prints to a file: a pipe that is not read would block it."""
 
     def __init__(self, log: pathlib.Path, *arguments: Any) -> None:
         self._log = log
@@ -135,10 +135,10 @@ class Child:
 
 
 def storm(opens: int, readers: int, steps: int) -> dict[str, Any]:
-    """Trainings one after the other, until there were `opens` opens of them by `readers` at once.
+    """Repeats the training until `readers` processes at once have opened it `opens` times.
 
     Raises:
-      UserError: the training fails that nothing looks at.
+      UserError: the training without readers fails.
     """
     trainings: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
@@ -176,7 +176,7 @@ def storm(opens: int, readers: int, steps: int) -> dict[str, Any]:
 def _train_and_read(
     workdir: pathlib.Path, cache: pathlib.Path, steps: int, readers: int, opens: int
 ) -> tuple[faults.Process, list[dict[str, Any]]]:
-    """A training's end, and the opens of it that ended while it trained."""
+    """A training's result, and the opens that ended while it trained."""
     trainer = Child(workdir.parent / "train.txt", "train", workdir, cache, steps)
     while trainer.process.poll() is None and not list(workdir.glob("checkpoints/[0-9]*")):
         time.sleep(0.05)
@@ -198,7 +198,7 @@ def _train_and_read(
 
 
 def _write_photos(cache: pathlib.Path, folder: pathlib.Path) -> list[pathlib.Path]:
-    """Some images of the training data, for predict."""
+    """Writes some images of the training data, for predict."""
     from PIL import Image
 
     from agejax.data import opening

@@ -52,7 +52,7 @@ def weighted(**options: Any) -> dict[str, Any]:
     return {"heads.age": REGRESSION | {"example_weights": options}}
 
 
-# group -> arm -> what differs from the base config. The first of a group is what it is compared to.
+# group -> arm -> changes to the base config. A group's first arm is its reference.
 GROUPS: dict[str, dict[str, dict[str, Any]]] = {
     "Age as what": {
         "regression-l1": {},
@@ -117,15 +117,15 @@ def configure(
     config.eval.every = {"percent": 100.0}
     config.checkpoint.every = {"percent": 100.0}
     config.model.options = {"norm_momentum": 0.1}
-    config.optim.ema = 0.99  # .999 would remember the start of so short a run
+    config.optim.ema = 0.99  # 0.999 would remember the start of so short a run
     return replaced(config, changes)
 
 
 def measure(scores: arms.Scores, base: arms.Scores) -> dict[str, Any]:
-    """A row of the table."""
+    """Measures a row of the table."""
     groups, ages = scores.columns["group"], scores.columns["age"]
     losses, reference = scores.losses("age"), base.losses("age")
-    counts = np.array(base.runs[0]["facts"]["counts"]["age"])  # an arm may leave images out
+    counts = np.array(base.runs[0]["facts"]["counts"]["age"])  # an arm may leave out images
     rare = counts[np.minimum(ages, len(counts) - 1).astype(int)] < FEW
     rare |= ages >= len(counts)
     decades = {
@@ -151,7 +151,7 @@ def measure(scores: arms.Scores, base: arms.Scores) -> dict[str, Any]:
 
 
 def page(rows: Mapping[str, Mapping[str, Any]], intervals: str = arms.METHOD) -> str:
-    """targets.md."""
+    """The page targets.md."""
     heading = f"# Age as anything, and imbalance\n\n{__doc__}\nRare ages: {RARE}. {intervals}\n"
     return heading + table(rows)
 

@@ -1,10 +1,10 @@
-"""What ImageNet weights buy in a few minutes, MobileNetV3-Small on real faces:
+"""Measures what ImageNet weights gain in a few minutes, MobileNetV3-Small on real faces:
 
     python -m experiments.transfer_check --source=UTKFace.tar.gz \\
         --pretrained=mobilenet_v3_small_imagenet_features.safetensors
 
-The same schedule (450 steps of 64, which is 1.9 epochs of UTKFace) from the weights and from
-scratch, three seeds each, scored on the split "val", which chooses nothing here. Recorded in
+The same schedule (450 steps of 64 images: 1.9 epochs of UTKFace) from the weights and from scratch,
+three seeds each, scored on the split "val", which chooses nothing here. Recorded in
 experiments/results/transfer_check.json.
 """
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     config.eval.every = {"percent": 100.0}
     config.checkpoint.every = {"percent": 25.0}
     config.model.options = {"norm_momentum": 0.1}
-    config.optim.ema = 0.99  # .999 would remember the start of so short a run
+    config.optim.ema = 0.99  # 0.999 would remember the start of so short a run
     configs = {"scratch": config.copy_and_resolve_references(), "imagenet": config}
     configs["imagenet"].model.pretrained = args.pretrained
     chosen = {name: arms.Arm(each) for name, each in configs.items()}

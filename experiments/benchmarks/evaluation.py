@@ -1,8 +1,8 @@
-"""evaluate against its forward pass: python -m experiments.benchmarks.evaluation --workdir=RUN
+"""Evaluation against its forward pass: python -m experiments.benchmarks.evaluation --workdir=RUN
 
-Images a second of `evaluate` over a split, from the decoded cache, against the jitted forward pass
-on batches that are on the device already, in alternating turns; and how long the report takes.
-Recorded in experiments/results/evaluation.json.
+Images/s of `evaluate` over a split, from the decoded cache, against the jitted forward pass on
+batches already on the device, in alternating turns; and how long the report takes. Recorded in
+experiments/results/evaluation.json.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ IMAGES, TURNS = 2000, 7
 
 
 def bare(scored: Scored) -> float:
-    """Images a second of the forward pass over as many batches, with nothing to read or fetch."""
+    """Images/s of the forward pass over equally many batches, without reading or fetching."""
     run, size = scored.run, scored.run.config.eval.batch_size
     host = next(pipeline.evaluation_batches(scored.source, scored.rows[:size], size))
     batch = sharding.put_batch(host, run.mesh)
@@ -51,7 +51,7 @@ def bare(scored: Scored) -> float:
 
 
 def measure(workdir: str, source: str | None) -> dict[str, Any]:
-    """Every figure of this page, as JSON data."""
+    """Measures every figure of this benchmark, as JSON data."""
     run = open_run(workdir)
     data = open_data(run, None, source)
     rows = np.arange(min(IMAGES, len(data.ids)))

@@ -1,9 +1,9 @@
 """python -m experiments.benchmarks.growth [--only=REGEX] [--output=experiments/results/growth]
 
-How speed, memory and the start grow with the data (20 thousand, 200 thousand and 2 million examples
-of 32 px), with the batch (8 to 1,024 images of 64 px) and with the number of devices (1 to 8 fake
-ones of a CPU, which share its cores: no speed-up is to be had, only its cost to be seen). Every
-point is a process of its own, so that peak memory is its own too. Writes OUTPUT.json and .md.
+Measures how speed, memory and start-up time grow with the data (20 thousand, 200 thousand and 2
+million examples of 32 px), with the batch (8 to 1,024 images of 64 px) and with the number of
+devices (1 to 8 simulated ones that share a CPU's cores: they show the cost of more devices, not a
+speed-up). Every point runs in a process with its own peak memory. Writes OUTPUT.json and .md.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ POINTS: dict[str, dict[str, int]] = {
     **{f"batch {n:,}": {"batch": n} for n in (8, 16, 32, 64, 128, 256, 512, 1024)},
     **{f"devices {n}": {"batch": 64, "devices": n} for n in (1, 2, 4, 8)},
 }
-EDGE = 32  # pixels, of the images of many examples
+EDGE = 32  # pixels, for the points that vary the data
 
 
 def data(examples: int) -> dict[str, float]:
-    """From labels in memory to a training run's batches.
+    """Measures the way from labels in memory to training batches.
 
-    The images are a file without contents, which the kernel reads as zeros: as fast as a cache that
-    has been read before.
+    The images are a sparse file, which the kernel reads as zeros, as fast as a cache that has been
+    read before.
     """
     from agejax.config import default
     from agejax.data import draws, pipeline, sampling, splits
@@ -86,7 +86,7 @@ def data(examples: int) -> dict[str, float]:
 
 
 def steps(batch: int, devices: int = 1) -> dict[str, float]:
-    """MobileNetV3-Small's train step at 64 px on a resident batch."""
+    """Measures MobileNetV3-Small's train step at 64 px on a resident batch."""
     from experiments.benchmarks.contestants import ours
     from experiments.benchmarks.contestants.case import Case
     from experiments.benchmarks.throughput import random_source
@@ -110,14 +110,14 @@ def steps(batch: int, devices: int = 1) -> dict[str, float]:
 
 
 def point(examples: int = 0, **sizes: int) -> dict[str, float]:
-    """One row, measured in this process."""
+    """Measures one row in this process."""
     with Peak() as peak:
         figures = data(examples) if examples else steps(**sizes)
     return figures | {"MiB at the peak, without files": peak.bytes / 2**20}
 
 
 def measure(names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Each point in a process of its own."""
+    """Measures each point in its own process."""
     rows = {}
     with tempfile.TemporaryDirectory() as cache:  # so that each point compiles
         for name in names:
@@ -135,7 +135,7 @@ def measure(names: Sequence[str]) -> dict[str, dict[str, float]]:
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:
-    """A table for each thing that grows."""
+    """A table for each quantity that grows."""
     parts = []
     for kind in ("data", "batch", "devices"):
         mine = {name: row for name, row in rows.items() if name.startswith(kind)}

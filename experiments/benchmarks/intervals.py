@@ -1,6 +1,6 @@
-"""How often intervals hold the truth, in simulation: python -m experiments.benchmarks.intervals
+"""Coverage of intervals, in simulation: python -m experiments.benchmarks.intervals
 
-Bootstrap intervals of a mean absolute error, of images in groups of copies that share an error; the
+Bootstrap intervals of a mean absolute error, for images in groups of copies that share an error;
 intervals of comparisons over seeds and images; and conformal intervals of ages whose error grows
 with the age. Recorded in experiments/results/intervals.json.
 """
@@ -51,18 +51,18 @@ def seeds_coverage(
 ) -> dict[str, float]:
     """The share of trials whose 95 % interval over seeds and images holds the true mean.
 
-    An error is the mean, plus its image's own part (skewed, with a variance of 1), plus what its
-    seed does on that image, plus its seed's own part, whose mean over the seeds has `ratio` times
-    the variance that the images give the mean.
+    An error is the sum of the mean, a part of the image (skewed, with variance 1), a part of the
+    seed on that image, and a part of the seed, whose mean over seeds has `ratio` times the variance
+    that the images give the mean.
 
     Args:
       paired: the errors are differences of two arms. Most of an image's part is the same in both
-        and cancels: a tenth is left, and what a seed does on an image is the larger part.
+        and cancels: a tenth is left, and the part of a seed on an image is the larger one.
 
     Returns:
       {"joined": by `arms.mean_interval`, "percentile": by a percentile bootstrap over seeds and
-      images, "recovered": by what `arms.images_of_percentile` makes of that, "welch": with the
-      degrees of freedom of Welch and Satterthwaite}.
+      images, "recovered": by `arms.images_of_percentile` from that, "welch": with the degrees of
+      freedom of Welch and Satterthwaite}.
     """
     rng = np.random.default_rng([seeds, round(100 * ratio), paired])
     of_image, of_both = (0.1, 1.0) if paired else (1.0, 0.3)
@@ -96,7 +96,7 @@ def seeds_coverage(
 
 
 def conformal_coverage(images: int, trials: int) -> dict[str, Any]:
-    """The mean share of new images whose interval holds the age, of all and by decade."""
+    """The mean share of new images whose interval holds the age: overall and by decade."""
     rng = np.random.default_rng(images)
     shares: dict[str, list[float]] = {}
     for _ in range(trials):

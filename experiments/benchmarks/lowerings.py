@@ -1,9 +1,9 @@
 """Our lowerings beside XLA's own operations: python -m experiments.benchmarks.lowerings
 
-Values and gradients of one operation at a time, on shapes of the networks that are trained here and
-on both sides of every threshold of `agejax.models.lowerings`. Three contestants take turns: our
-form, XLA's, and what agejax takes for this shape on this platform. Where that is the slower one in
-every turn, the table calls the choice wrong: the threshold should move. Recorded in
+Values and gradients of one operation at a time, on shapes of the networks trained here and on both
+sides of every threshold of `agejax.models.lowerings`. Three contestants take turns: our form,
+XLA's, and the one that agejax chooses for this shape on this platform. Where its choice is slower
+in every turn, the table calls it wrong: the threshold should move. Recorded in
 experiments/results/lowerings.json and lowerings.md.
 """
 
@@ -46,7 +46,7 @@ from experiments.benchmarks import turns
 Function = Callable[..., Any]
 Shape = tuple[int, ...]
 OUTPUT = pathlib.Path(__file__).parents[1] / "results" / "lowerings.json"
-LOSS = 1.05  # agejax over the faster form, in every turn, from which the choice counts as wrong
+LOSS = 1.05  # a wrong choice: agejax's time over the faster form's, in every turn
 TOLERANCE = 1e-3  # of contestants' results, as a share of the largest value
 
 
@@ -55,10 +55,10 @@ class Case:
     """One operation on one shape.
 
     Attributes:
-      threshold: the constant that the shape lies beside, and on which side; "": there is none.
+      threshold: the constant that the shape is close to, and on which side; "": none.
       arguments: shapes of the arrays, float32.
       contestants: name -> function of such arrays: "ours" and "XLA", or the values of a constant.
-        What agejax takes is "agejax", else "ours".
+        "agejax", or else "ours", is what agejax chooses.
     """
 
     operation: str
@@ -83,7 +83,7 @@ def with_gradients(function: Function) -> Function:
 
 
 def operation(name: str, shape: str, function: Function, *arguments: Shape) -> Case:
-    """A function that has one form on this platform, whatever the shape."""
+    """A case of a function with one form on this platform, whatever the shape."""
 
     def plain(*arrays: jax.Array) -> Any:
         with lowerings.plain():
@@ -94,7 +94,7 @@ def operation(name: str, shape: str, function: Function, *arguments: Shape) -> C
 
 
 def convolution(name: str, x: Shape, kernel: Shape, stride: int = 1) -> Case:
-    """A convolution that has one form on this platform: images x, as many groups as they leave."""
+    """A case of a convolution of images x, with one form on this platform; shapes give groups."""
     padding, groups = kernel[0] // 2, x[-1] // kernel[2]
 
     def function(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -104,7 +104,7 @@ def convolution(name: str, x: Shape, kernel: Shape, stride: int = 1) -> Case:
 
 
 def im2col(x: Shape, outputs: int, stride: int, threshold: str) -> Case:
-    """A dense 3x3 convolution, as one product of its taps or as XLA's."""
+    """A case of a dense 3x3 convolution, as one product of its taps or as XLA's."""
     forms: dict[str, Function] = {"ours": conv.im2col, "XLA": plain_conv, "agejax": conv.conv}
     contestants = {
         name: with_gradients(functools.partial(form, stride=stride, padding=1))
@@ -116,7 +116,7 @@ def im2col(x: Shape, outputs: int, stride: int, threshold: str) -> Case:
 
 
 def kernel_gradient(x: Shape) -> Case:
-    """The gradient of a dense 3x3 convolution's kernel alone."""
+    """A case of only the kernel's gradient of a dense 3x3 convolution."""
 
     def by_taps(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
         return conv.kernel_gradient(pad(x, 1), dy, 3, 1, conv.TILE_BYTES)
@@ -134,7 +134,7 @@ def kernel_gradient(x: Shape) -> Case:
 
 
 def constant(name: str, gradient: Function, size: int, x: Shape, values: Sequence[int]) -> Case:
-    """A kernel's gradient with several values of a constant."""
+    """A case of a kernel's gradient with several values of a constant."""
 
     def of(value: int) -> Function:
         return lambda x, dy: gradient(pad(x, size // 2), dy, size, 1, value)
@@ -148,7 +148,7 @@ def text(shape: Shape) -> str:
 
 
 def cases(batch: int) -> list[Case]:
-    """All cases, with `batch` images where no threshold sets their number."""
+    """All cases, with `batch` images where no threshold sets the number."""
     few, many = conv.FEW_CHANNELS, conv.MANY_CHANNELS
     few_edge, many_edge = math.isqrt(conv.FEW_PIXELS), math.isqrt(conv.THEIR_PIXELS)
     least = conv.TAP_GRADIENT_MIN_PIXELS // 16**2  # images of 16 x 16 pixels
@@ -206,7 +206,7 @@ def cases(batch: int) -> list[Case]:
 
 
 def measure(case: Case, repeats: int, seconds: float) -> dict[str, Any]:
-    """A case's row, as JSON data: `repeats` turns of each contestant, of about `seconds` each."""
+    """Measures a case, as JSON data: `repeats` turns per contestant, of about `seconds` each."""
     keys = jax.random.split(jax.random.key(0), len(case.arguments))
     arrays = [jax.random.normal(k, shape) for k, shape in zip(keys, case.arguments, strict=True)]
 
@@ -243,7 +243,7 @@ def measure(case: Case, repeats: int, seconds: float) -> dict[str, Any]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table of our form beside XLA's, and one of the values of the constants."""
+    """A table of our form beside XLA's, and one of the constants' values."""
     lines = [
         "| operation | shape | beside the threshold | ours, ms | XLA, ms | XLA / ours | choice |",
         "|---|---|---|---|---|---|---|",

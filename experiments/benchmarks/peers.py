@@ -2,23 +2,23 @@
 
     .venv-bench/bin/python -m experiments.benchmarks.peers [--only=REGEX] [--beside=REGEX] [--smoke]
 
-The same network, heads, loss, optimizer and batch for all, on all cores. Each contestant is a
-process of its own, asleep while the others have their turn: A B C, C B A, ..., so that a noisy
-machine spoils all alike. What is quoted are the ratios of each turn to agejax's of the same round:
-their median, with the least and the most. A slower contestant takes fewer steps a turn.
+The same network, heads, loss, optimizer and batch for all, on all cores. Each contestant has its
+own process, which sleeps while the others have their turn: A B C, C B A, ..., so that a noisy
+machine affects all alike. The figures are the ratios of each turn to agejax's in the same round:
+their median, minimum and maximum. A slower contestant takes fewer steps per turn.
 
-    train step   on a batch that is on the device
+    train step   on a batch on the device
     evaluation   the forward pass in inference mode, on such a batch
     end to end   training with augmentation: agejax's loop from its decoded cache, with its log;
                  Keras' `fit` on the decoded images; torch's DataLoader and step
-    input        batches alone
-    first step   seconds from a process's start, without and with what it had compiled before
-    memory       the most that such a process had, the compiler's left out
+    input        batches only
+    first step   seconds from a process's start, without and with a compile cache
+    memory       the peak of such a process, without the compiler's
 
-"plain Flax" is agejax's network with XLA's own convolutions and batch norm, and memory as the C
-library has it. Who is not installed, or fails, is named in the tables. On a GPU there are bfloat16
-rows and shares of the device's peaks too (pip install '.[bench,cuda12]'). Writes OUTPUT.json, .md
-and .png.
+"plain Flax" is agejax's network with XLA's own convolutions and batch norm, and the C library's
+default treatment of memory. The tables name contestants that are not installed, or fail. On a GPU
+there are also bfloat16 rows and shares of the device's peaks (pip install '.[bench,cuda12]').
+Writes OUTPUT.json, .md and .png.
 """
 
 from __future__ import annotations
@@ -61,29 +61,29 @@ from experiments.benchmarks.roofline import PEAKS, utilisation
 from experiments.benchmarks.turns import alternate, ratio
 
 T = TypeVar("T")
-QUALITY = 95  # of the JPEG files, as UTKFace's
+QUALITY = 95  # of the JPEG files, as in UTKFace
 WARM_UP = 2  # steps
-ALONE = 3  # a process's start and memory vary little
+ALONE = 3  # turns, since a process's start and memory vary little
 STARTS = (
     ("first step, nothing compiled before", "seconds", "cold"),
     ("first step, compiled before", "seconds", "warm"),
     ("memory", "bytes", "bytes"),
     ("memory of the device", "bytes", "device_bytes"),
 )
-# Contestants share a GPU, so none may take all of its memory at its start.
+# Contestants share a GPU, so none may take all of its memory at the start.
 ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-# Where agejax, Keras' JAX and torch.compile keep what they compiled; JAX with agejax's own limit.
+# The compile caches of agejax, Keras' JAX and torch.compile; JAX with agejax's own limit.
 CACHES = ("AGEJAX_CACHE", "JAX_COMPILATION_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
 LIMIT = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}
 
 
 class Failed(Exception):
-    """A contestant cannot do this; why, in one line."""
+    """The reason, in one line, why a contestant cannot do this."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-    """A contestant: a library, how it is used, and what it computes in."""
+    """A contestant: a library, how it is used, and its dtype."""
 
     library: str
     dtype: str
@@ -93,7 +93,7 @@ class Peer:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A line of a row: a peer, by its name, and what it makes ready."""
+    """A line of a row: a peer's name, and the task that it prepares."""
 
     name: str
     peer: Peer
@@ -102,7 +102,7 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What is measured of all contestants: a kind and a case; label -> who and how."""
+    """One measurement of all contestants: a kind and a case; label -> entry."""
 
     kind: str
     case: Case
@@ -121,7 +121,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """How much of everything there is: images drawn, their edge in pixels, and the cases."""
+    """The size of the benchmark: images drawn, their edge in pixels, and the cases."""
 
     faces: int
     edge: int
@@ -139,7 +139,7 @@ ON_CPU = Scale(
     ),
     input=Case(image_size=128, batch=256),
 )
-# All contestants hold their memory at once, so not the largest batches that one could do.
+# All contestants hold their memory at once, so batches are smaller than one alone could take.
 ON_GPU = Scale(
     faces=2000,
     edge=200,
@@ -154,7 +154,7 @@ SMOKE = Scale(64, 48, (Case("mobilenet_v3_small", 32, 4),), Case(image_size=32, 
 
 
 def peers_of(dtype: str, on_gpu: bool) -> dict[str, Peer]:
-    """Name -> contestant, agejax first. On a CPU PyTorch has bfloat16 beside all float32."""
+    """Name -> contestant, agejax first. On a CPU all use float32, PyTorch also bfloat16."""
     plain = Peer("agejax", dtype, {"plain": True}, {"MALLOC_ARENA_MAX": "0"})
     peers = {
         FIRST: Peer("agejax", dtype, {"plain": False}),
@@ -170,7 +170,7 @@ def peers_of(dtype: str, on_gpu: bool) -> dict[str, Peer]:
 
 
 def entries(kind: str, peers: Mapping[str, Peer]) -> dict[str, Entry]:
-    """Label -> entry of a row of this kind."""
+    """Label -> entry, for a row of this kind."""
     if kind == "input":
         return _inputs(peers)
     if kind != "end to end":
@@ -199,7 +199,7 @@ def _inputs(peers: Mapping[str, Peer]) -> dict[str, Entry]:
 
 
 def rows_of(scale: Scale, on_gpu: bool) -> list[Row]:
-    """All there is to measure; those that share processes are neighbours."""
+    """All rows to measure; rows that share processes are adjacent."""
     rows = []
     for case in scale.cases:
         for dtype in ("float32", "bfloat16") if on_gpu else ("float32",):
@@ -232,7 +232,7 @@ class Child:
         )
 
     def ask(self, **request: Any) -> dict[str, Any]:
-        """The answer to a request of `contestants/__main__.py`; raises `Failed` with the reason."""
+        """Sends a request to `contestants/__main__.py`; raises `Failed` with the reason."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
@@ -247,12 +247,12 @@ class Child:
         return answer
 
     def prepare(self, task: Mapping[str, Any]) -> Turn:
-        """Makes a thing ready and runs it once; what a turn of it is."""
+        """Prepares a task and runs it once; returns its turn."""
         number = self.ask(prepare=task)["turn"]
         return lambda steps: self.ask(turn=number, steps=steps)["seconds"]
 
     def close(self) -> None:
-        """Ends it: without stdin it has nothing left to do."""
+        """Ends the process by closing its stdin."""
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()  # type: ignore[union-attr]
         try:
@@ -264,7 +264,7 @@ class Child:
 
 
 class Children(contextlib.ExitStack):
-    """The processes of one case, each started when it is first asked for."""
+    """The processes of one case, each started at its first use."""
 
     def __init__(self, case: Case, data: Data) -> None:
         super().__init__()
@@ -284,10 +284,10 @@ class Children(contextlib.ExitStack):
 def sort_out(
     given: Mapping[str, Sequence[T | Failed]],
 ) -> tuple[dict[str, list[T]], dict[str, str]]:
-    """(label -> results of those that never failed, label -> the reason of those that did).
+    """(label -> results of those that never failed, label -> why the others failed).
 
     Raises:
-      RuntimeError: agejax failed, without which there is nothing to compare with.
+      RuntimeError: agejax failed, so there is nothing to compare with.
     """
     whole: dict[str, list[T]] = {}
     failed: dict[str, str] = {}
@@ -303,7 +303,7 @@ def sort_out(
 
 
 def attempt(turn: Callable[[], T]) -> Callable[[], T | Failed]:
-    """`turn`, which returns a failure in place of raising it."""
+    """Wraps `turn`, so that it returns a failure instead of raising it."""
 
     def tried() -> T | Failed:
         try:
@@ -317,11 +317,11 @@ def attempt(turn: Callable[[], T]) -> Callable[[], T | Failed]:
 def in_turns(
     row: Row, children: Children, repeats: int, steps: int
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """(label -> seconds a step of each turn, label -> why it has none)."""
+    """(label -> seconds per step of each turn, label -> why it has none)."""
 
     def prepare(entry: Entry) -> tuple[Turn, float]:
         turn = children.of(entry).prepare(entry.task)
-        # Steps before those that count: caches and readers settle, and they tell a turn's length.
+        # Steps that do not count: caches and readers settle, and show how long a turn will be.
         return turn, turn(WARM_UP)
 
     ready, skipped = sort_out(
@@ -339,9 +339,9 @@ def in_turns(
 def alone(
     row: Row, data: Data, repeats: int, steps: int
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
-    """(label -> of each turn {"cold", "warm": seconds, "bytes", "device_bytes"}, label -> why not).
+    """(label -> per turn {"cold", "warm": seconds, "bytes", "device_bytes"}, label -> why not).
 
-    A turn is two processes, of which the second finds what the first has compiled.
+    A turn is two processes; the second finds what the first has compiled.
     """
 
     def start(entry: Entry, cache: str) -> dict[str, Any]:
@@ -359,7 +359,7 @@ def alone(
         return warm | {"cold": cold["seconds"], "warm": warm["seconds"]}
 
     turns = {k: attempt(functools.partial(turn, entry)) for k, entry in row.entries.items()}
-    # A first round on its own: who fails it is not tried again.
+    # A first round on its own: whoever fails is not tried again.
     once, skipped = sort_out({label: [tried()] for label, tried in turns.items()})
     again, failed = sort_out(alternate({label: turns[label] for label in once}, repeats - 1))
     return {k: once[k] + more for k, more in again.items()}, skipped | failed
@@ -376,9 +376,9 @@ def summarise(
     """A row as JSON data.
 
     Args:
-      unit: of the turns: "seconds" or "bytes".
-      turns: label -> a figure of each turn; the ratios are to those of agejax.
-      images: how many a step of so many seconds sees; None: it is no step.
+      unit: of the turns, "seconds" or "bytes".
+      turns: label -> a figure per turn; ratios are to agejax's figures.
+      images: how many images a step sees; None: the turn is not a step.
     """
     contestants: dict[str, dict[str, Any]] = {}
     for label, values in turns.items():
@@ -397,7 +397,7 @@ def summarise(
 def measure(
     row: Row, children: Children, data: Data, repeats: int, steps: int, device: str
 ) -> list[dict[str, Any]]:
-    """The rows of JSON data that come of one row."""
+    """Measures one row: its rows of JSON data."""
     if row.kind == "first step":
         given, skipped = alone(row, data, min(ALONE, repeats), steps)
         return [
@@ -420,7 +420,7 @@ def measure(
 
 
 def draw(folder: pathlib.Path, scale: Scale) -> Data:
-    """Drawn faces for all: JPEG files, and the same decoded as agejax does it, for every edge."""
+    """Draws faces for all: JPEG files, and the same images decoded by agejax at every edge."""
     data = Data(folder, scale.edge)
     sizes = {scale.edge, scale.input.image_size, *(case.image_size for case in scale.cases)}
     known = []
@@ -444,7 +444,7 @@ def draw(folder: pathlib.Path, scale: Scale) -> Data:
 
 
 def find_device() -> tuple[str, str]:
-    """(platform, kind) of JAX's first device, asked in a process that gives its memory back."""
+    """(platform, kind) of JAX's first device, found by a process that then frees its memory."""
     code = "import jax; d = jax.devices()[0]; print(d.platform, d.device_kind, sep='\\n')"
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     platform, kind = done.stdout.strip().splitlines()[-2:]
@@ -481,10 +481,10 @@ def write(output: pathlib.Path, result: Mapping[str, Any]) -> str:
 
 
 def chosen(scale: Scale, on_gpu: bool, only: str, beside: str) -> list[Row]:
-    """The rows whose title holds the one regex, of the contestants whose label holds the other.
+    """The rows whose title matches one regex, with contestants whose label matches the other.
 
     Raises:
-      UserError: one is no regex, or leaves no row, or a row in which agejax is alone.
+      UserError: one is not a regex, leaves no row, or leaves a row with agejax alone.
     """
     for option, regex in (("only", only), ("beside", beside)):
         try:
@@ -547,7 +547,7 @@ def main(argv: Sequence[str]) -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         data = draw(pathlib.Path(folder), scale)
-        # First steps apart: they have the memory to themselves.
+        # First steps run apart: they need the memory to themselves.
         groups = itertools.groupby(rows, lambda row: (row.case, row.kind == "first step"))
         for (case, _), some in groups:
             with Children(case, data) as children:
@@ -557,7 +557,7 @@ def main(argv: Sequence[str]) -> None:
             for row in result["rows"]:
                 for figures in row["contestants"].values():
                     result["versions"] |= figures.get("versions", {})
-            text = write(output, result)  # after every group: such a run may be stopped
+            text = write(output, result)  # after every group, since such a run may be stopped
     print(text)
 
 

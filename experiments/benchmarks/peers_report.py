@@ -12,13 +12,13 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from agejax.reporting.plots import BLUE, GRID, ORANGE, TEXT, Chart, tidy
 
-FIRST = "agejax"  # whom the others are compared with
+FIRST = "agejax"  # the others are compared with it
 COLOURS = (BLUE, ORANGE, "#009e73", "#cc79a7", TEXT, "#56b4e9")
 SMALL = 9  # points
 
 
 def tables(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table of each kind of row: what was measured, and theirs over ours.
+    """A Markdown table per kind of row: the figures, and their ratios to agejax's.
 
     Args:
       rows: as `peers.summarise` gives them.
@@ -42,7 +42,7 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def measured(row: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
-    """The median as a table's cell, in the row's unit."""
+    """The median in the row's unit, as a table's cell."""
     if row["unit"] == "bytes":
         return f"{figures['median'] / 2**20:,.0f} MiB"
     if row["images"] is None:
@@ -57,7 +57,7 @@ def measured(row: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
 
 
 def over(figures: Mapping[str, Any]) -> str:
-    """The ratio to agejax and its range as a table's cell; nothing for agejax itself."""
+    """The ratio to agejax and its range as a table's cell; "" for agejax itself."""
     if "ratio" not in figures:
         return ""
     ratio = figures["ratio"]
@@ -65,7 +65,7 @@ def over(figures: Mapping[str, Any]) -> str:
 
 
 def differences(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Who has another number of parameters than agejax, a sentence each."""
+    """A sentence for each contestant with another number of parameters than agejax."""
     return "".join(
         f"{who}'s {row['what'].split(',')[0]} has {figures['parameters']:,} parameters, "
         f"{FIRST}'s {row['contestants'][FIRST]['parameters']:,}. "
@@ -76,7 +76,7 @@ def differences(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def chart(rows: Sequence[Mapping[str, Any]]) -> Chart:
-    """A panel of each kind: everybody's time or memory over agejax's, with the range of turns.
+    """A panel per kind: each contestant's time or memory over agejax's, with the range of turns.
 
     Args:
       rows: as for `tables`.
@@ -119,7 +119,7 @@ def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _draw(axes: Axes, rows: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> None:
-    """A line a contestant, in it a mark a row."""
+    """Draws a line per contestant, with a mark per row."""
     names = _names(rows)
     for j, row in enumerate(rows):
         for who, figures in row["contestants"].items():

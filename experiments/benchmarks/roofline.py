@@ -1,4 +1,4 @@
-"""How far a step is from what its device can do: model FLOP utilisation and the roofline."""
+"""How close a step comes to its device's limits: model FLOP utilisation and the roofline."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Peaks:
-    """What a device's maker promises: FLOP/s without sparsity, and bytes/s of its memory.
+    """A device's peaks by its maker: FLOP/s without sparsity, and bytes/s of its memory.
 
     Attributes:
-      float32: where there is TF32, that: JAX takes it, and PyTorch is told to.
+      float32: with TF32 where available: JAX uses it, and PyTorch is told to.
     """
 
     float32: float
@@ -19,7 +19,7 @@ class Peaks:
     memory: float
 
 
-# By the name that JAX gives a device. Of NVIDIA's data sheets.
+# By JAX's name of the device. From NVIDIA's data sheets.
 PEAKS = {
     "NVIDIA A100-SXM4-40GB": Peaks(156e12, 312e12, 1.555e12),
     "NVIDIA A100-SXM4-80GB": Peaks(156e12, 312e12, 2.039e12),
@@ -34,17 +34,17 @@ PEAKS = {
 def utilisation(
     flops: float, moved: float | None, seconds: float, dtype: str, peaks: Peaks | None
 ) -> dict[str, Any]:
-    """What a step achieves.
+    """The throughput of a step, and its shares of the device's peaks.
 
     Args:
       flops: of one step of the model.
-      moved: bytes that one step reads and writes; None: unknown, and then there is no roofline.
+      moved: bytes that one step reads and writes; None: unknown, so there is no roofline.
       seconds: of one step.
-      peaks: of the device; None: unknown, and then there are no shares.
+      peaks: of the device; None: unknown, so there are no shares.
 
     Returns:
-      {"flops_per_second", "bytes_per_second", "mfu": share of the peak, "roofline": share of what
-      this many operations a byte allow, "bound": "compute" or "memory"}, of what is known.
+      {"flops_per_second", "bytes_per_second", "mfu": share of the peak, "roofline": share of the
+      limit for this many operations per byte, "bound": "compute" or "memory"}, where known.
     """
     achieved = flops / seconds
     figures: dict[str, Any] = {"flops_per_second": achieved}

@@ -1,7 +1,7 @@
 """python -m experiments.benchmarks.sampler [--rows=10000000] [--output=FILE]
 
-What each kind of sampling costs on ten million examples: seconds and memory to go from labels to
-a sampler, and milliseconds a batch of 1,024 row numbers.
+Measures the cost of each kind of sampling on ten million examples: seconds and memory from labels
+to a sampler, and milliseconds per batch of 1,024 row numbers.
 
 The default FILE is experiments/results/sampler.json.
 """
@@ -42,7 +42,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def labelled(rows: int) -> Source:
-    """Long-tailed whole ages, two genders, five ethnicities; no images."""
+    """A source with long-tailed whole ages, two genders, five ethnicities, and no images."""
     rng = np.random.default_rng(0)
     labels = {
         "age": np.floor(np.clip(rng.gamma(4.0, 8.5, rows), 1, 116)).astype(np.float32),
@@ -56,14 +56,14 @@ def labelled(rows: int) -> Source:
 
 
 def cost(make: Callable[[], sampling.Sampler], repeats: int) -> dict[str, float]:
-    """Median seconds of `make()`, its peak memory, what stays of it, and milliseconds a batch."""
+    """Median seconds of `make()`, its peak and remaining memory, and milliseconds per batch."""
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
         sampler = make()
         seconds.append(time.perf_counter() - start)
         del sampler
-    tracemalloc.start()  # slows what is traced, so in a turn of its own
+    tracemalloc.start()  # slow, so it runs separately
     sampler = make()
     stays, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -82,7 +82,7 @@ def cost(make: Callable[[], sampling.Sampler], repeats: int) -> dict[str, float]
 
 
 def measure(rows: int, repeats: int) -> dict[str, Any]:
-    """Every figure of this page, as JSON data."""
+    """Measures every figure of this benchmark, as JSON data."""
     source, every = labelled(rows), np.arange(rows)
     weights = np.random.default_rng(1).gamma(2.0, 1.0, rows)
     kinds = {"from given weights": cost(lambda: sampling.Sampler(weights, rows, 0), repeats)}

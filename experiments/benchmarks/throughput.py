@@ -1,8 +1,8 @@
 """python -m experiments.benchmarks.throughput [--output=experiments/results/throughput.json]
 
-How fast the train step, the loop, augmentation, the cache and the host are on this machine.
-Contestants take turns in one process, so that a noisy machine spoils all of them alike; what is
-quoted is the median of the per-turn ratios.
+Measures the speed of the train step, the loop, augmentation, the cache and the host on this
+machine. Contestants take turns in one process, so that a noisy machine affects all alike; the
+figures are medians of the per-turn ratios.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ CASE = Case()
 
 
 def random_source(n: int, size: int, folder: pathlib.Path) -> Source:
-    """n random images of `size` pixels in a memory-mapped file, as a prepared source has them."""
+    """A source of n random images of `size` pixels in a memory-mapped file, like a prepared one."""
     rng = np.random.default_rng(0)
     images = np.lib.format.open_memmap(
         folder / "images.npy", mode="w+", dtype=np.uint8, shape=(n, size, size, 3)
@@ -64,7 +64,7 @@ def random_source(n: int, size: int, folder: pathlib.Path) -> Source:
 
 
 def cache_images_per_second(source: Source, batch: int = 256, batches: int = 60) -> float:
-    """Images/s of the pipeline alone, shuffled batches from the decoded cache."""
+    """Images/s of the pipeline alone: shuffled batches from the decoded cache."""
     read = read_ahead(source, batch).iterate(0, ENDLESS, 0)
     for _ in range(5):
         next(read)
@@ -77,10 +77,10 @@ def cache_images_per_second(source: Source, batch: int = 256, batches: int = 60)
 
 
 def host_milliseconds(loop: Loop, steps: int = 20) -> float:
-    """Median milliseconds until the host is free again after it has sent off a step.
+    """Median milliseconds until the host is free again after it has dispatched a step.
 
-    With the device idle before each step: taking a read batch, putting it on the device,
-    dispatching the step and remembering its sums.
+    The device is idle before each step. The host takes a batch, puts it on the device, dispatches
+    the step and stores its sums.
     """
     read = loop.batches.iterate(0, ENDLESS, 0)
     next(read)
@@ -97,9 +97,9 @@ def host_milliseconds(loop: Loop, steps: int = 20) -> float:
 
 
 def in_processes(repeats: int, steps: int) -> dict[str, list[float]]:
-    """Seconds a step in processes that keep freed memory (`process.memory`), and that give it back.
+    """Seconds per step in processes that keep freed memory (`process.memory`) or return it.
 
-    Any variable MALLOC_... stops the first; this one, at 0, is otherwise what it is without.
+    Any variable MALLOC_... prevents keeping; this one, at 0, has no other effect.
     """
 
     def turn(**variables: str) -> float:
@@ -115,7 +115,7 @@ def in_processes(repeats: int, steps: int) -> dict[str, list[float]]:
 
 
 def alone(steps: int) -> float:
-    """Seconds a step of one contestant, in a process of its own."""
+    """Seconds per step of one contestant, in its own process."""
     with tempfile.TemporaryDirectory() as temporary:
         source = random_source(CASE.batch, CASE.image_size, pathlib.Path(temporary))
         contestant = TrainStep(make_config(CASE), source)
@@ -124,7 +124,7 @@ def alone(steps: int) -> float:
 
 
 def measure(repeats: int, steps: int) -> dict[str, Any]:
-    """Every figure of this page, as JSON data."""
+    """Measures every figure of this benchmark, as JSON data."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
         source = random_source(4000, CASE.image_size, folder)

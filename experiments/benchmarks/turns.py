@@ -1,4 +1,4 @@
-"""Contestants take turns, so that a noisy machine spoils all of them alike."""
+"""Contestants take turns, so that a noisy machine affects all alike."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def alternate(turns: Mapping[str, Callable[[], T]], repeats: int) -> dict[str, list[T]]:
-    """What each contestant's turns gave, A B C, C B A, A B C, ..."""
+    """Runs turns in the order A B C, C B A, A B C, ...; returns each contestant's results."""
     given: dict[str, list[T]] = {name: [] for name in turns}
     for i in range(repeats):
         for name in list(turns)[:: 1 if i % 2 == 0 else -1]:
@@ -21,8 +21,8 @@ def alternate(turns: Mapping[str, Callable[[], T]], repeats: int) -> dict[str, l
 def ratio(over: list[float], under: list[float]) -> dict[str, float]:
     """Median, minimum and maximum of the per-turn ratios.
 
-    From 6 turns on, the least and the most are an interval of at least 95 % of the true median,
-    whatever the distribution: it misses only where all turns fall on one side, 2 / 2^n.
+    With 6 or more turns, minimum and maximum are an interval of at least 95 % for the true median,
+    for any distribution: it misses only if all turns fall on one side, with probability 2 / 2^n.
     """
     ratios = [a / b for a, b in zip(over, under, strict=True)]
     return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}

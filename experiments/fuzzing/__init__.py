@@ -1,4 +1,4 @@
-"""Inputs that nobody would write, a module for each kind: `prepare(folder)` gives its `Target`."""
+"""Malformed and hostile inputs, one module per kind: `prepare(folder)` returns its `Target`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pathlib
 import random
 from collections.abc import Callable
 
-# Gives one random input, written into a folder of its own, to the code that users reach. True where
-# it is accepted, False where what is wrong with it is skipped; refusing it is a UserError.
+# Passes one random input, written into its own folder, to the code that users reach. Returns True
+# where it is accepted, False where its faults are skipped; refusing it raises UserError.
 Target = Callable[[random.Random, pathlib.Path], bool]
-# Called once with a folder for what all inputs share.
+# Called once, with a folder for files that all inputs share.
 Prepare = Callable[[pathlib.Path], Target]

@@ -1,4 +1,4 @@
-"""Archives and folders that are damaged, or that want out of where they belong."""
+"""Archives and folders that are damaged, or whose names lead outside."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TYPES = (
     *(tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE),
     *(tarfile.FIFOTYPE, tarfile.DIRTYPE, tarfile.GNUTYPE_SPARSE, tarfile.CONTTYPE, b"Z"),
 )
-ALIGNED = 0.1  # share of the inputs that are copied, aligned
+ALIGNED = 0.1  # share of the inputs that are aligned
 ZEROS = 45 * 2**20  # bytes of a member of a bomb
 
 
@@ -64,7 +64,7 @@ def prepare(folder: pathlib.Path) -> Target:
                 member.size = len(data) if member.isreg() else 0
                 try:
                     archive.addfile(member, io.BytesIO(data))
-                except ValueError:  # a name that this format has no room for
+                except ValueError:  # a name too long for this format
                     continue
         return out.getvalue()
 
@@ -82,7 +82,7 @@ def prepare(folder: pathlib.Path) -> Target:
         return out.getvalue()
 
     def unpacked(rng: random.Random, path: pathlib.Path) -> None:
-        """A folder, with links and what is no file in it."""
+        """Makes a folder that also holds links and things that are not files."""
         for _ in range(rng.randint(1, 6)):
             place = path / rng.choice(("", "a", "a/b"))
             place.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ def prepare(folder: pathlib.Path) -> Target:
     def target(rng: random.Random, folder: pathlib.Path) -> bool:
         path = write(rng, folder)
         if rng.random() < ALIGNED and detection.Detector.if_installed():
-            # The one command that writes files by the names in an archive.
+            # The only command that writes files with the names of an archive.
             done = align.align(path, GEOMETRY, 16, folder / "aligned")
             return not done["unreadable"]
         data_set = rng.choice(("utkface", "image_folder", "aaf", "fairface", "imdb_wiki"))
@@ -132,7 +132,7 @@ def prepare(folder: pathlib.Path) -> Target:
 
 
 def bombs() -> dict[str, bytes]:
-    """Small archives that would take memory or time without end."""
+    """Small archives that would need endless memory or time."""
     zeros = gzip.compress(bytes(ZEROS), 6)
     entries = io.BytesIO()
     with zipfile.ZipFile(entries, "w", zipfile.ZIP_DEFLATED) as archive:

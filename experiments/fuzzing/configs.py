@@ -43,8 +43,8 @@ def get_config():
     c.log_every = {"steps": 2}
     c.sharding.devices = 1
 """
-HEAVY = 0.02  # share of the inputs that name another model, whose shapes take their time
-PLACES = ("data.source", "data.cache_dir")  # stay as they are: others are no config's matter
+HEAVY = 0.02  # share of the inputs that name another model, whose shapes take time
+PLACES = ("data.source", "data.cache_dir")  # not changed: paths are not what is tested
 ODD: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2, 0.5, -0.5, 1e-9, 1e30, float("nan"), float("inf"), 2**70),
     *(
@@ -62,7 +62,7 @@ ODD: tuple[Any, ...] = (
     *({"epochs": 1.0}, {"percent": -5.0}, {"steps": 3, "epochs": 1}, {"steps": "soon"}, "x", ""),
 )
 
-# Of options that are one of several.
+# Values of options with choices.
 WORDS = (
     *("ce", "focal", "ldam", "lmf", "dldl", "mean_variance", "sord", "l1", "l2", "huber", "bmc"),
     *("gai", "log", "unit", "identity", "median", "expectation", "mode", "corn", "or_cnn", "sqrt"),
@@ -72,7 +72,7 @@ WORDS = (
 
 
 class Reached(Exception):
-    """The config was checked to its end, and nothing has been written yet."""
+    """The config passed all checks, and nothing has been written yet."""
 
 
 def prepare(folder: pathlib.Path) -> Target:
@@ -112,7 +112,7 @@ def prepare(folder: pathlib.Path) -> Target:
         jax.eval_shape(settled["step"], settled["state"], batch)
         return True
 
-    # What the first use reads and prepares is no input's doing.
+    # No input causes what the first use reads and prepares.
     (folder / "base.py").write_text(base + "    return c\n")
     with contextlib.suppress(Reached):
         train(_parsed(["main", f"--config={folder / 'base.py'}"]), folder / "run")
@@ -120,7 +120,7 @@ def prepare(folder: pathlib.Path) -> Target:
 
 
 def _parsed(argv: list[str]) -> ml_collections.ConfigDict:
-    """As a fresh process parses its command line."""
+    """Parses a command line as a new process would."""
     for name in list(flags.FLAGS):
         if name.startswith("config."):
             delattr(flags.FLAGS, name)
@@ -130,7 +130,7 @@ def _parsed(argv: list[str]) -> ml_collections.ConfigDict:
 
 
 def _leaves(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted path -> value, of settings and of groups of them."""
+    """Dotted path -> value, of settings and groups of settings."""
     found = {}
     for key, value in config.items():
         if isinstance(value, ml_collections.ConfigDict):
@@ -141,7 +141,7 @@ def _leaves(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _arguments(rng: random.Random, settings: dict[str, Any]) -> list[str]:
-    """Overrides, right and wrong: mostly values of the setting's own type."""
+    """Overrides, valid and invalid: mostly values of the setting's own type."""
     made = []
     for _ in range(rng.choice((0, 0, 1, 1, 2, 3))):
         path = rng.choice(tuple(settings))
@@ -166,14 +166,14 @@ def _statements(rng: random.Random) -> str:
 
 
 def _some(rng: random.Random, options: dict[str, Any]) -> dict[str, Any]:
-    """A few of the options, with their own values or others, and at times one that is none."""
+    """A few of the options, with their own or other values, and sometimes an unknown option."""
     keys = rng.sample(sorted(options), min(len(options), rng.randint(0, 3)))
     made = {key: _other(rng, options[key]) for key in keys}
     return made | ({changed_text(rng, "weight"): 1} if rng.random() < 0.05 else {})
 
 
 def _other(rng: random.Random, value: Any) -> Any:
-    """The value, or mostly one of its type, or an odd one."""
+    """The value itself, mostly another of its type, or an odd value."""
     if rng.random() < 0.15:
         return rng.choice(ODD)
     match value:

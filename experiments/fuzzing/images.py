@@ -1,4 +1,4 @@
-"""Images gone wrong, as files that predict reads and as files of a data set."""
+"""Malformed images, as files for predict and as files of a data set."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from experiments.fuzzing import Target
 from experiments.fuzzing.mutations import mutated, text
 
 SIZE = 32
-PHOTOS, DATA_SETS = 0.03, 0.1  # shares that are searched for faces, or prepared as a data set
+PHOTOS, DATA_SETS = 0.03, 0.1  # shares of inputs searched for faces, or prepared as a data set
 LANDMARKS = np.array([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.75], [0.65, 0.75]])
 GEOMETRY = Geometry(LANDMARKS, LANDMARKS, NOISE, 10, 10)
 HUGE = (0, 1, 65_535, 100_000, 2**31 - 1, 2**32 - 1)
@@ -30,7 +30,7 @@ HUGE = (0, 1, 65_535, 100_000, 2**31 - 1, 2**32 - 1)
 def jpeg(
     seed: int, size: tuple[int, int] = (20, 20), mode: str = "RGB", form: str = "JPEG"
 ) -> bytes:
-    """A picture of noise, of any mode and format that go together."""
+    """An image of noise, of any mode and format that fit together."""
     channels = {"L": (), "P": (), "1": (), "CMYK": (4,), "RGBA": (4,), "LA": (2,)}.get(mode, (3,))
     pixels = np.random.default_rng(seed).integers(0, 255, (*size[::-1], *channels), np.uint8)
     if mode == "I;16":
@@ -44,7 +44,7 @@ def jpeg(
 
 
 def corpus() -> list[bytes]:
-    """Small images of every format and colour mode, and what looks like one."""
+    """Small images of every format and colour mode, and files that look like images."""
     modes = {
         "JPEG": ("RGB", "L", "CMYK"),
         "PNG": ("RGB", "L", "P", "1", "RGBA", "LA", "I;16"),
@@ -68,7 +68,7 @@ def corpus() -> list[bytes]:
 
 
 def claims(rng: random.Random) -> bytes:
-    """A small file of an enormous image, of two sizes at once, or of pixels that hardly pack."""
+    """A small file that claims an enormous image, two sizes at once, or pixels that hardly pack."""
     width, height = rng.choice(HUGE), rng.choice(HUGE)
     match rng.randrange(7):
         case 0:
@@ -145,7 +145,7 @@ def _file_name(rng: random.Random) -> str:
 
 
 def _no_file(rng: random.Random, path: pathlib.Path) -> None:
-    """Something else of that name."""
+    """Makes something at that path that is not a file."""
     match rng.randrange(5):
         case 0:
             os.mkfifo(path)

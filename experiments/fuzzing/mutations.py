@@ -1,10 +1,10 @@
-"""Bytes and texts gone wrong, as random as the generator given and no more."""
+"""Mutates bytes and texts; the given generator is the only source of randomness."""
 
 from __future__ import annotations
 
 import random
 
-# What parsers trip over: ends of ranges, signs, other digits, ends of lines, paths, escapes.
+# Hard cases for parsers: ends of ranges, signs, other digits, line ends, paths, escapes.
 ODD_TEXTS = (
     *("", " ", "0", "-1", "1", "nan", "inf", "-inf", "1e999", "1e-320", "2147483648", "9" * 40),
     *(
@@ -31,7 +31,7 @@ ODD_NUMBERS = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 2**31 - 1, 2**31, 2**3
 
 
 def mutated(rng: random.Random, data: bytes, most: int = 6) -> bytes:
-    """Up to `most` places overwritten, removed, doubled or taken from elsewhere, or the end cut."""
+    """Overwrites, removes, doubles or copies bytes at up to `most` places, or cuts off the end."""
     result = bytearray(data)
     for _ in range(rng.randint(1, most)):
         at = rng.randint(0, len(result))
@@ -58,7 +58,7 @@ def mutated(rng: random.Random, data: bytes, most: int = 6) -> bytes:
 
 
 def text(rng: random.Random, alphabet: str = "", most: int = 20) -> str:
-    """An odd one, or random characters of the alphabet or of all."""
+    """An odd text, or random characters of the alphabet, or of Unicode."""
     if rng.random() < 0.5:
         return rng.choice(ODD_TEXTS)
     draw = (lambda: rng.choice(alphabet)) if alphabet else (lambda: chr(rng.randrange(1, 0x2FF)))
@@ -66,12 +66,12 @@ def text(rng: random.Random, alphabet: str = "", most: int = 20) -> str:
 
 
 def encodable(given: str) -> str:
-    """Without the halves of characters that no file in Unicode can hold."""
+    """Removes unpaired surrogates, which no Unicode file can hold."""
     return given.encode(errors="replace").decode()
 
 
 def changed_text(rng: random.Random, given: str) -> str:
-    """A text with a few characters replaced, removed, doubled or added."""
+    """Replaces, removes, doubles or adds a few characters of a text."""
     letters = list(given)
     for _ in range(rng.randint(1, 3)):
         at = rng.randint(0, len(letters))

@@ -1,4 +1,4 @@
-"""File names of face data sets: right ones, nearly right ones and anything else."""
+"""File names of face data sets: valid ones, nearly valid ones and others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RIGHT = {
     "image_folder": "faces/a.png",
 }
 LETTERS = "0123456789_A.jpgmf /\\-"
-WHOLE = 0.2  # share of the inputs that go through preparing and decoding too
+WHOLE = 0.2  # share of the inputs that are prepared and decoded too
 
 
 def prepare(folder: pathlib.Path) -> Target:

@@ -1,4 +1,4 @@
-"""Tables with labels and lists of names: of data sets, of edits, of splits."""
+"""Tables of labels and lists of names: for data sets, edits and splits."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ CELLS = {
 }
 ROWS = 4 * 2**20 // 9 * b"0.jpg,30\n"
 BOMBS = (
-    b"file,age\n" + ROWS,  # takes its time
+    b"file,age\n" + ROWS,  # takes time
     b"file,age\n" + 16 * ROWS,  # packs to almost nothing
-    b"file,age%s\n" % (10_000 * b",x") + ROWS,  # leave out most of their cells
+    b"file,age%s\n" % (10_000 * b",x") + ROWS,  # most cells are left out
 )
-WHOLE = 0.2  # share of the inputs that go through preparing and decoding too
+WHOLE = 0.2  # share of the inputs that are prepared and decoded too
 
 
 def prepare(folder: pathlib.Path) -> Target:
@@ -132,7 +132,7 @@ def prepare(folder: pathlib.Path) -> Target:
 
 
 def _source() -> Source:
-    """Labels alone, of more rows than the tables have."""
+    """A source of labels only, with more rows than the tables."""
     n = 40
     real = {label: np.full(n, math.nan, np.float32) for label in AGES}
     classes = {label: np.zeros(n, np.int32) for label in CLASSES}
@@ -172,7 +172,7 @@ def _csv(rng: random.Random, columns: tuple[str, ...], file: str = "{}") -> byte
 
 
 def _names(rng: random.Random, form: str) -> bytes:
-    """Names, one a line."""
+    """Names, one per line."""
     numbers = [rng.randrange(12) for _ in range(rng.randint(0, 12))]
     lines = [form.format(i, i) if rng.random() < 0.9 else text(rng) for i in numbers]
     data = "\n".join(lines).encode(errors="replace")

@@ -1,4 +1,4 @@
-"""Weights files that are damaged, that claim too much, or that want to run something."""
+"""Weights files that are damaged, claim too much, or try to run code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from experiments.fuzzing import Target
 from experiments.fuzzing.mutations import changed_text, encodable, mutated
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of torch.save before 1.6
-# Keys that lead into the rules of each library; shapes are drawn.
+# Keys that match each library's rules; shapes are random.
 KEYS = {
     "resnet18": ("conv1.weight", "bn1.running_mean", "layer1.0.conv1.weight", "fc.bias"),
     "resnet50": (
@@ -53,13 +53,13 @@ KEYS = {
         "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/value/kernel",
     ),
 }
-H5_SHARE = 0.12  # each is looked at by a process of its own
+H5_SHARE = 0.12  # each is read by its own process
 PART = "w.bin"  # the arrays of a TensorFlow.js model
 Tensors = dict[str, np.ndarray]
 
 
 class Malice:
-    """Pickles into a call."""
+    """An object that pickles into a call."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self.call = function, arguments
@@ -80,7 +80,7 @@ def prepare(folder: pathlib.Path) -> Target:
         (folder / PART).write_bytes(b"".join(tensor.tobytes() for tensor in tensors.values()))
         path.write_bytes(data if rng.random() < 0.25 else mutated(rng, data))
         _, match = pretrained.identify(str(path), model)
-        with contextlib.suppress(UserError):  # of few files the keys are all there
+        with contextlib.suppress(UserError):  # few files have all keys
             fit(match.tensors, match.layout, shapes[model], str(path))
         return True
 
@@ -96,7 +96,7 @@ def _shapes(name: str) -> dict[str, tuple[int, ...]]:
 def _tensors(
     rng: random.Random, keys: tuple[str, ...], shapes: dict[str, tuple[int, ...]]
 ) -> Tensors:
-    """Some of the keys, some a little wrong, with small arrays of any rank."""
+    """Some of the keys, some of them altered, with small arrays of any rank."""
     chosen = rng.sample(keys, rng.randint(1, len(keys)))
     chosen = [changed_text(rng, key) if rng.random() < 0.1 else key for key in chosen]
     small = [shape for shape in shapes.values() if np.prod(shape, dtype=int) < 2000]
@@ -111,7 +111,7 @@ def _tensors(
 
 
 def _file(rng: random.Random, tensors: Tensors, hostile: list[bytes]) -> bytes:
-    """Of any format, or one whose pickle is damaged behind the checksum, or hostile."""
+    """A file of any format, or with a pickle damaged behind the checksum, or hostile."""
     if rng.random() < H5_SHARE:
         return _hdf5(rng, tensors)
     match rng.randrange(7):
@@ -191,7 +191,7 @@ def _state_dict(tensors: Tensors) -> bytes:
 
 
 def _hdf5(rng: random.Random, tensors: Tensors) -> bytes:
-    """As Keras writes it, of before 3 or after, with a link or an array that is not in it."""
+    """A file as Keras 2 or 3 writes it, at times with a link or an array without its data."""
     layers: dict[str, Tensors] = {}
     for i, tensor in enumerate(tensors.values()):
         layers.setdefault(f"layer_{i % 3}", {})[rng.choice(("kernel", "bias", "gamma"))] = tensor
@@ -220,7 +220,7 @@ def _hdf5(rng: random.Random, tensors: Tensors) -> bytes:
 
 
 def _hostile(canary: pathlib.Path) -> list[bytes]:
-    """Pickles that would write a file, of every protocol."""
+    """Pickles that would write a file, in every protocol."""
     calls = (
         Malice(os.system, f"touch {canary}"),
         Malice(builtins.exec, f"open({str(canary)!r}, 'w')"),

@@ -1,11 +1,11 @@
-"""Single changes to agejax, applied one at a time: does a test fail?
+"""Applies single changes to agejax, one at a time: does a test fail?
 
     python -m experiments.mutations [--only=REGEX] [--jobs=2] [--output=FILE]
 
 The changes are in experiments/mutations/table.py. Each is applied to a copy of the checkout, where
 the tests that should catch it then run. First these tests run on the unchanged copy, where they
-must pass. Writes experiments/results/mutations.json and .md: caught or not, by which test, in how
-many seconds.
+must pass. Writes experiments/results/mutations.json and .md: whether each change was caught, by
+which test, and in how many seconds.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ ROOT = pathlib.Path(__file__).parents[2]
 OUTPUT = ROOT / "experiments" / "results" / "mutations"
 COPIED = ("agejax", "configs", "docs", "experiments", "tests")
 FILES = ("Makefile", "pyproject.toml", "setup.py", "constraints.txt", "README.md")
-TIMEOUT = 300  # seconds that one change may take; a test that hangs has caught it
+TIMEOUT = 300  # seconds per change; a test that hangs has caught it
 PASSED, FAILED = 0, 1  # exit codes of pytest
 
 
 def check(mutations: Sequence[Mutation], root: pathlib.Path = ROOT) -> None:
-    """Raises `UserError` where the table no longer fits the code: all such lines are named."""
+    """Raises `UserError`, which names all such lines, where the table no longer fits the code."""
     stale = []
     for each in mutations:
         path = root / each.file
@@ -66,7 +66,7 @@ def check(mutations: Sequence[Mutation], root: pathlib.Path = ROOT) -> None:
 
 
 def copy_checkout(folder: pathlib.Path) -> pathlib.Path:
-    """A copy of what the tests need. Data and compiled programs are shared through links."""
+    """Copies what the tests need. Data and compiled programs are shared through links."""
     copy = folder / "agejax"
     copy.mkdir(parents=True)
     for name in COPIED:
@@ -100,7 +100,7 @@ def run_tests(copy: pathlib.Path, tests: Sequence[str]) -> tuple[int | None, str
             return None, "a test that hangs", f"no end within {TIMEOUT} s"
         finally:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # and what its tests have started
+                os.killpg(process.pid, signal.SIGKILL)  # with what its tests have started
         out.seek(0)
         printed = out.read()
     found = re.search(r"^(?:FAILED|ERROR) tests/(.+?)(?: - .*)?$", printed, re.MULTILINE)
@@ -116,7 +116,7 @@ def judge(mutation: Mutation, copy: pathlib.Path) -> dict[str, Any]:
         code, by, printed = run_tests(copy, mutation.tests)
     finally:
         path.write_text(text)
-    # Other codes of pytest: the changed code cannot be imported, or there is no such test.
+    # Other exit codes: the changed code cannot be imported, or there is no such test.
     judged = code in (PASSED, None) or (code == FAILED and by)
     if not judged:
         print(f"{mutation.name}: pytest ended with {code}:\n{printed[-2000:]}", file=sys.stderr)
@@ -162,7 +162,7 @@ def campaign(mutations: Sequence[Mutation], jobs: int) -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown: a row per change; those that once survived come first."""
+    """The table in Markdown: a row per change; those that once survived come first."""
     caught = sum(row["caught"] for row in rows)
     lines = [
         f"{caught} of {len(rows)} single changes are caught. The first "

@@ -1,7 +1,7 @@
 """The changes, each with the tests that should catch it.
 
-`old` must occur exactly once in its file, or the run is refused: so the table cannot grow stale
-unseen. `survived`: one of the kinds that all tests together once let through.
+`old` must occur exactly once in its file, or the run is refused, so that the table cannot become
+stale unnoticed. `survived`: a kind that all tests together once let through.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ class Mutation(NamedTuple):
     """One change of the code.
 
     Attributes:
-      name: what it breaks.
-      file: from the root of the repository.
-      tests: below tests/, as pytest names them.
+      name: what the change breaks.
+      file: relative to the root of the repository.
+      tests: relative to tests/, as pytest names them.
       survived: whether all tests passed with such a change before there were tests for it.
     """
 
@@ -33,7 +33,7 @@ OPTIM = "agejax/training/optim.py"
 TRAIN = "agejax/train.py"
 RUN = "agejax/runs/run.py"
 
-# ---- what tests once let through ----------------------------------------------------------------
+# ---- changes that tests once let through ---------------------------------------------------------
 
 SURVIVORS = (
     Mutation(

@@ -1,11 +1,11 @@
-"""Every backbone against the library it comes from: make parity, or
+"""Compares every backbone with the library it comes from: make parity, or
 
     .venv-parity/bin/python -m experiments.parity [--only=REGEX] [--goldens]
 
 Both get the same arbitrary weights, ours through the file that the library writes. Recorded in
 experiments/results/parity.json: the largest difference of the logits over the largest logit, and of
-the batch-norm statistics after one training step. --goldens also keeps what the references answered
-in tests/goldens, so that `make test` needs no reference.
+the batch-norm statistics after one training step. --goldens also stores the references' outputs in
+tests/goldens, so that `make test` needs no reference.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ GOLDENS = flags.DEFINE_bool("goldens", False, "write the answers of the cases in
 
 
 def compare(case: case_lib.Case) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The row for the results, and what a golden keeps."""
+    """The row for the results, and the contents of the golden."""
     start = time.monotonic()
     reference = case.build()
     shapes = reference.shapes()
@@ -67,7 +67,7 @@ def main(_: Any) -> None:
         if not re.search(ONLY.value, case.name):
             continue
         row, golden = compare(case)
-        # Read now, not before: several of these may run side by side.
+        # Read now, not before: several processes may run in parallel.
         rows = json.loads(output.read_text()) if output.exists() else {}
         rows[case.name] = row
         print(case.name, json.dumps(row), flush=True)

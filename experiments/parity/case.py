@@ -1,4 +1,4 @@
-"""One comparison of a backbone of ours with the library it comes from, on the same weights."""
+"""A comparison of a backbone with the library it comes from, on the same weights."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy as np
 
 
 def values(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Weights for any key of any library, float32: a pure function of the key and the shape.
+    """Weights for any key of any library, float32; they depend only on key and shape.
 
-    Batch-norm statistics and scales are far from 0 and 1, kernels keep the size of activations. So
-    a test needs no weights file, only the keys, the shapes and what the library answered.
+    Batch-norm statistics and scales are far from 0 and 1; kernels preserve the size of activations.
+    So a test needs no weights file, only the keys, the shapes and the library's outputs.
     """
     rng = np.random.Generator(np.random.Philox(zlib.crc32(key.encode())))
     leaf = key.replace("/", ".").rsplit(".", 1)[-1].split(":")[0]
@@ -26,7 +26,7 @@ def values(key: str, shape: tuple[int, ...]) -> np.ndarray:
     if len(shape) <= 1:  # biases, running means
         return rng.normal(0.0, 0.1, shape).astype(np.float32)
     # The fan-in of torch's [out, in, h, w] or Keras' [h, w, in, out] is unknown here; the root of
-    # the number of elements over the larger end is near enough for either.
+    # the number of elements over the larger end is close enough for either.
     fan_in = np.prod(shape) / max(shape[0], shape[-1])
     return rng.normal(0.0, 1.0 / np.sqrt(fan_in), shape).astype(np.float32)
 
@@ -38,7 +38,7 @@ def images(size: int, batch: int = 2) -> np.ndarray:
 
 
 def thinned(logits: np.ndarray) -> np.ndarray:
-    """What a golden keeps of [B, classes]: 16 columns from all over."""
+    """The part of [B, classes] that a golden stores: 16 evenly spread columns."""
     return logits[:, :: max(1, logits.shape[1] // 16)][:, :16]
 
 
@@ -52,16 +52,16 @@ class Reference(Protocol):
     """A network of another library."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of every array of its weights file, counters left out, by the name it has there."""
+        """The shape of every array in its weights file, by name; counters are left out."""
 
     def fill(self, values: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
-        """Takes these weights, and writes them to `path` in the library's own file format."""
+        """Sets these weights, and writes them to `path` in the library's own file format."""
 
     def logits(self, x: np.ndarray, train: bool = False) -> np.ndarray:
-        """Of normalised images [B, H, W, 3]; softmax left off. `train` moves its statistics."""
+        """Logits (no softmax) of normalised images [B, H, W, 3]. `train` updates statistics."""
 
     def statistics(self) -> dict[str, np.ndarray]:
-        """Its batch-norm statistics now, by the names in its weights file."""
+        """The current batch-norm statistics, by the names in its weights file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,15 +69,15 @@ class Case:
     """What to compare.
 
     Attributes:
-      model: our name.
-      library: theirs, as in the layout.
+      model: the backbone's name in agejax.
+      library: the reference's library, as in the layout.
       build: makes the reference; imports its library.
-      file: name of the weights file, whose suffix says the format.
-      size: of the images, pixels.
+      file: name of the weights file; the suffix gives the format.
+      size: edge of the images, pixels.
       num_classes: of the published classifier; None compares pooled features.
-      options: of our model, beyond what the layout asks for.
+      options: of our model, in addition to those of the layout.
       train: whether the batch statistics of one training step are compared too.
-      golden: whether `make test` holds ours to a stored answer of theirs.
+      golden: whether `make test` compares ours with a stored output of the reference.
     """
 
     model: str

@@ -1,4 +1,4 @@
-"""What is compared: every family of backbones with every library whose weights it reads."""
+"""The cases: every family of backbones with every library whose weights it reads."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ CASES: list[Case] = [
     Case("resnet101", "torchvision", torchvision("resnet101")),
     Case("resnet152", "torchvision", torchvision("resnet152")),
     Case("resnext50_32x4d", "torchvision", torchvision("resnext50_32x4d")),
-    # Of a size that no stride divides.
+    # A size that no stride divides.
     *(
         Case(name, "timm", timm(name), file="weights.safetensors", size=75)
         for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
@@ -118,7 +118,7 @@ CASES: list[Case] = [
         "timm",
         timm("legacy_seresnext50_32x4d"),
         file="weights.safetensors",
-        size=77,  # the pooled map is odd here, even at 64
+        size=77,  # the pooled map is odd at 77, even at 64
     ),
     Case(
         "resnet50",
@@ -132,7 +132,7 @@ CASES: list[Case] = [
         Case(name, "timm", timm(name), file="weights.safetensors")
         for name in ("vgg16", "vgg16_bn", "vgg19", "vgg19_bn")
     ),
-    # Without the dense layers, which are nine tenths of it, a golden is computed in a second.
+    # Without the dense layers, nine tenths of the network, a golden takes a second.
     Case(
         "vgg16",
         "keras",
@@ -141,7 +141,7 @@ CASES: list[Case] = [
         num_classes=None,
         golden=True,
     ),
-    # With them, Keras' classifier takes images of this size alone.
+    # With the dense layers, Keras' classifier takes only images of this size.
     Case("vgg19", "keras", keras("VGG19", bgr=True), file="weights.h5", size=224),
     Case("efficientnet_b0", "torchvision", torchvision("efficientnet_b0"), golden=True),
     # Even and odd sizes, which TensorFlow pads differently.

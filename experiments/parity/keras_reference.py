@@ -18,8 +18,8 @@ class KerasReference:
     """A Keras model over NHWC images.
 
     Args:
-      bgr: whether it wants the channels of images turned around.
-      file: what `shapes` saves to; the name says the format.
+      bgr: whether it expects images in BGR order.
+      file: the file that `shapes` writes; the name gives the format.
     """
 
     def __init__(self, model: Any, bgr: bool, file: str) -> None:
@@ -33,7 +33,7 @@ class KerasReference:
                 return {name: data.shape for name, data in hdf5.datasets(file).items()}
 
     def fill(self, values: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
-        # Through the file, so that Keras itself says which name stands for which weight.
+        # Through the file, so that Keras itself gives each weight its name.
         _save(self.module, path)
         with h5py.File(path, "r+") as file:
             for name, data in hdf5.datasets(file).items():
@@ -55,10 +55,10 @@ class KerasReference:
 def keras_application(
     name: str, file: str = "weights.h5", bgr: bool = False, **options: Any
 ) -> Callable[[], KerasReference]:
-    """A network of keras.applications by its name there, logits without softmax.
+    """A network of keras.applications by name, with logits without softmax.
 
     Args:
-      file: as the case's: `*.weights.h5` is Keras 3's own format, any other `*.h5` the older one.
+      file: the case's: `*.weights.h5` is Keras 3's own format, any other `*.h5` the older one.
     """
 
     def build() -> KerasReference:
@@ -75,8 +75,8 @@ def _save(model: Any, path: pathlib.Path) -> None:
     if path.name.endswith(".weights.h5"):
         model.save_weights(path)
         return
-    # Keras 3 reads the published files but writes no more of them: weights at the root of the
-    # file, and ":0" after every name.
+    # Keras 3 reads the published files but no longer writes this format: weights at the root of
+    # the file, and ":0" after every name.
     with h5py.File(path, "w") as file:
         file.attrs["layer_names"] = [layer.name.encode() for layer in model.layers]
         for layer in sorted(model.layers, key=lambda layer: layer.name):

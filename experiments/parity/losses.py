@@ -1,11 +1,11 @@
-"""Every loss and every weight against the library or the paper's formula it comes from:
+"""Compares every loss and weight with the library or the paper's formula that it comes from:
 
     .venv-parity/bin/python -m experiments.parity.losses
 
-Where no library has it, the paper's formula is written out in torch, apart from ours ("formula").
-Recorded in experiments/results/losses_parity.json: of a loss, in float32 against torch's float64,
-the largest difference of values or gradients over the largest value; of weights, the largest
-relative difference of any one. Fails above 1e-5.
+Where no library has it, the paper's formula is written independently in torch ("formula"). Recorded
+in experiments/results/losses_parity.json: for a loss, in float32 against torch's float64, the
+largest difference of values or gradients over the largest value; for weights, the largest relative
+difference of any weight. Fails above 1e-5.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LIMIT = 1e-5
 
 
 def single(x: np.ndarray) -> np.ndarray:
-    """float64 of what float32 can say, so that both sides get the same numbers."""
+    """Rounds to float32, as float64, so that both sides get the same numbers."""
     return x.astype(np.float32).astype(np.float64)
 
 
@@ -55,14 +55,14 @@ SPREAD = single(RNG.uniform(1, 6, B))  # of an image's votes, years
 COUNTS = [10078, 4525, 3434, 3975, 1692]  # formulas: UTKFace's ethnicities
 
 Function = Callable[..., Any]
-Case = tuple[str, Function, Function, list[np.ndarray]]  # name, ours, theirs, what both are given
+Case = tuple[str, Function, Function, list[np.ndarray]]  # name, ours, theirs, inputs of both
 
 
 # ---- weights ------------------------------------------------------------------------------------
 
 
 def weights() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Name, ours, theirs."""
+    """Yields (name, ours, theirs)."""
     for name, ages in samples().items():
         for alpha in (0.25, 1.0, 1.5):
             ours, theirs = density.dense_weight(ages, alpha), DenseWeight(alpha=alpha).fit(ages)
@@ -86,7 +86,7 @@ def weights() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
 
 
 def samples() -> dict[str, np.ndarray]:
-    """Ages [N], years, by what they are; UTKFace's where its archive is there."""
+    """Name -> ages [N], years; UTKFace's too where its archive is available."""
     made = {"gamma, continuous": RNG.gamma(2, 15, 1500), "gamma, whole years": AGES.round()}
     if not UTKFACE.exists():
         return made
@@ -98,7 +98,7 @@ def samples() -> dict[str, np.ndarray]:
 
 
 def cb(counts: list[int], beta: float) -> np.ndarray:
-    """balanced-loss' weights [K]: its loss for an example of each class, which else were log K."""
+    """balanced-loss' weights [K]: its loss for each class at equal logits, over log K."""
     safe = 0 in counts
     loss = BalancedLoss(beta=beta, samples_per_class=counts, class_balanced=True, safe=safe)
     logits = torch.zeros(1, len(counts))
@@ -107,10 +107,10 @@ def cb(counts: list[int], beta: float) -> np.ndarray:
 
 
 def lds(ages: np.ndarray, reweight: str) -> np.ndarray:
-    """Yang et al. 2021, by loops, for whole years up to 120.
+    """The weights of Yang et al. 2021, in plain loops, for whole years up to 120.
 
-    The window is that of the authors' code: an impulse through scipy's Gaussian filter, of radius 4
-    sigma, to which the impulse's border is a mirror (.. c b a | a b c | c b a ..).
+    The window is that of the authors' code: an impulse through scipy's Gaussian filter, with a
+    radius of 4 sigma and mirrored borders (.. c b a | a b c | c b a ..).
     """
     sigma, size = 2.0, 5
     radius, half = int(4 * sigma + 0.5), size // 2
@@ -163,7 +163,7 @@ def classes() -> Iterator[Case]:
         lambda z: F.binary_cross_entropy_with_logits(z, 0.8 * (target % 2) + 0.1, reduction="none"),
         [LOGITS[:, 0]],
     )
-    # Theirs is of K questions for each example, and a mean over the examples.
+    # Theirs has K questions per example, and takes the mean over examples.
     yield (
         "balanced-loss: binary focal",
         lambda z: sum(losses.binary_focal(z[:, k], few_classes == k, 2.0) for k in range(5)).mean(),
@@ -246,11 +246,11 @@ def distributions() -> Iterator[Case]:
 def ranks() -> Iterator[Case]:
     z, rank = LOGITS[:, 1:], torch.as_tensor(CLASSES)
     levels = levels_from_labelbatch(rank, num_classes=K)
-    # Theirs is divided by the number of (example, task) pairs, ours by that of examples.
+    # Theirs divides by the number of (example, task) pairs, ours by that of examples.
     pairs = np.minimum(CLASSES + 1, K - 1).sum()
 
     def or_cnn(z: torch.Tensor) -> torch.Tensor:
-        """Niu et al. 2016, eq. 3: two output neurons for each task, of which one is held at 0."""
+        """Niu et al. 2016, eq. 3: two output neurons per task, one of them fixed at 0."""
         two = torch.stack([torch.zeros_like(z), z], dim=1)  # [B, 2, K - 1]
         return F.cross_entropy(two, levels.long(), reduction="none").sum(dim=1)
 
@@ -283,7 +283,7 @@ def numbers() -> Iterator[Case]:
         return ((y - mean) ** 2 / variance + log_variance) / 2 * variance.detach() ** 0.5
 
     def bmc(p: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        """Ren et al. 2022, eq. 8, among the known alone."""
+        """Ren et al. 2022, eq. 8, over known labels only."""
         some = torch.as_tensor(known)
         likelihood = normal(p[some][:, None], sigma).log_prob(y[some]).exp()
         own = likelihood.diagonal() / likelihood.sum(dim=1)
@@ -328,7 +328,7 @@ def numbers() -> Iterator[Case]:
 
 
 def difference(ours: Function, theirs: Function, inputs: list[np.ndarray]) -> float:
-    """The largest of the values' and of the gradients of their mean, for every input."""
+    """The largest difference of the values, and of their mean's gradients by every input."""
     x = [jnp.asarray(value, jnp.float32) for value in inputs]
     y = [torch.tensor(single(value), requires_grad=True) for value in inputs]
     wanted = theirs(*y)

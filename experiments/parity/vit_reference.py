@@ -1,4 +1,4 @@
-"""timm's vision transformers with weights of another image size, and with flax's .npz files."""
+"""timm's vision transformers with weights of another image size, and with Flax's .npz files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from experiments.parity import torch_reference
 
 
 class Resized(torch_reference.TorchReference):
-    """Weights of timm's usual size, in its network for images of another."""
+    """Weights of timm's usual image size, in its network for images of another size."""
 
     def __init__(self, source: Any, module: Any) -> None:
         super().__init__(module)
@@ -83,7 +83,7 @@ class Flax(torch_reference.TorchReference):
 
 
 def resized(name: str, size: int) -> Callable[[], Resized]:
-    """A model of timm's for images of `size`, to be filled with weights of its usual size."""
+    """A model of timm for images of `size`, to be filled with weights of its usual size."""
 
     def build() -> Resized:
         source, target = torch_reference.timm(name), torch_reference.timm(name, img_size=size)
@@ -93,7 +93,7 @@ def resized(name: str, size: int) -> Callable[[], Resized]:
 
 
 def flax(name: str, size: int, big_vision: bool = False) -> Callable[[], Flax]:
-    """A model of timm's with the numerics of the JAX projects, whose GELU is the tanh's."""
+    """A model of timm with the numerics of the JAX projects, whose GELU uses tanh."""
 
     def build() -> Flax:
         options = {"no_embed_class": True} if big_vision else {}

@@ -1,1 +1,1 @@
-"""What to search for each system, for agejax.sweep."""
+"""Search spaces for agejax.sweep, for each system."""

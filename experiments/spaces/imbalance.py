@@ -4,7 +4,7 @@
         --space=experiments/spaces/imbalance.py --study=runs/sweep_imbalance \\
         --sampler=tpe --start=5 --trials=25 --config.data.source=UTKFace.tar.gz
 
-Its objective is the error of the age, each decade counting the same; LMF stays as published.
+Minimises the age error, with equal weight per decade; LMF stays as published.
 """
 
 from typing import Any

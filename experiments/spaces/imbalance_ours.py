@@ -1,4 +1,4 @@
-"""Our own arm of system B: what to do about rare ages and ethnicities, chosen on val.
+"""Our own arm of system B: how to treat rare ages and ethnicities, chosen on val.
 
     python -m agejax.sweep --config=configs/imbalance_utk.py \\
         --space=experiments/spaces/imbalance_ours.py --study=runs/sweep_imbalance_ours \\
@@ -7,7 +7,7 @@
         --config.schedule.lr=3.3e-3 --config.model.dropout=0.1 --config.eval.patience=0 \\
         --config.eval.final_split=
 
-The rest stands as the search of `imbalance.py` left it.
+The other settings are the result of `imbalance.py`.
 """
 
 from typing import Any

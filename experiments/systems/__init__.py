@@ -1,1 +1,1 @@
-"""The published systems A to E: their arms as configs, and their figures."""
+"""The published systems A to E: their arms as configs, and the published figures."""

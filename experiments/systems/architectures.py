@@ -1,7 +1,7 @@
 """A. Architectures and data on APPA-REAL: backbones, regression or classes, synthetic faces.
 
 Synthetic faces are any folder of generated images (--synthetic), pseudo-labelled by the first arm's
-first run. Only training ever sees a pseudo-label: val and test are the real ones.
+first run. Only training uses pseudo-labels: val and test are real.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from experiments.systems.setting import Setting, changed
 TITLE = "A. Architectures"
 REFERENCE = "real"
 COLUMNS = ("age/mae", "age/mae/male", "age/mae/female")
-# What stands in for a backbone on two cores: the same kind of network, small enough.
+# Replaces a backbone on two cores: the same kind of network, but small enough.
 SMALL = {
     "resnet50": "mobilenet_v3_small", "seresnext50_32x4d": "resnet18", "vit_b16": "vit_ti16",
     "vgg16": "cnn", "pnasnet5_large": "nasnet_mobile", "mlp": "mlp",
@@ -29,7 +29,7 @@ UNSEEN = 1e-6  # a weight so small that a part of a mixture is never drawn
 
 def base(setting: Setting) -> ml_collections.ConfigDict:
     config = appa_resnet50.get_config()
-    if setting.dataset != "appa_real":  # as many images as APPA-REAL has, of UTKFace's here
+    if setting.dataset != "appa_real":  # as many images of UTKFace as APPA-REAL has
         config.data.split.official = False
         config.data.split.fractions = {"train": 0.216, "val": 0.079, "test": 0.104}
     if setting.scale == "cpu":
@@ -54,7 +54,7 @@ def arms(setting: Setting) -> dict[str, Arm]:
     }
     if setting.synthetic is not None:
         chosen |= synthetic_arms(setting, real)
-    if setting.dataset != "appa_real" or setting.genders is not None:  # it has none of its own
+    if setting.dataset != "appa_real" or setting.genders is not None:  # it has no genders
         chosen |= gender_arms(setting, real)
     for backbone in list(SMALL)[1:]:
         config = changed(real, model__pretrained=None)
@@ -66,7 +66,7 @@ def arms(setting: Setting) -> dict[str, Arm]:
 
 
 def gender_arms(setting: Setting, real: ml_collections.ConfigDict) -> dict[str, Arm]:
-    """Trained on one gender alone, as a classifier or else the data's own labels tell it."""
+    """Arms trained on one gender only, by a classifier's labels or else the data's own."""
     prepare = None
     if setting.genders is not None:
         real = changed(
@@ -93,7 +93,7 @@ def gender_arms(setting: Setting, real: ml_collections.ConfigDict) -> dict[str, 
 
 
 def synthetic_arms(setting: Setting, real: ml_collections.ConfigDict) -> dict[str, Arm]:
-    """Real and pseudo-labelled faces, and these alone."""
+    """Arms trained on real and pseudo-labelled faces, and on pseudo-labelled ones only."""
     labels = setting.folder / "pseudo"
 
     def label(folder: pathlib.Path) -> None:

@@ -1,6 +1,6 @@
-"""The rows of a network that was trained on faces: frozen, and with its later layers trained.
+"""Arms with a face-pretrained network: frozen, and with its later layers trained.
 
-They stand in every system's table, on its images and its split. Their recipe is that of
+Every system's table has them, on its images and split. Their recipe is that of
 configs/frozen_utk.py, whatever the system's own recipe and image size are.
 """
 
@@ -21,7 +21,7 @@ def arms(setting: Setting, like: ml_collections.ConfigDict, **changes: Any) -> d
     """Returns no arms where --weights has no file of the backbone.
 
     Args:
-      like: a config of the system: its data and the names of its heads are taken.
+      like: a config of the system, for its data and the names of its heads.
       changes: further settings, as for `changed`.
     """
     if not setting.has(BACKBONE):

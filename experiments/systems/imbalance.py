@@ -1,7 +1,7 @@
 """B. Imbalance on UTKFace: sample weights, under-sampling, DenseWeight with LMF, balanced test.
 
-"Other" dropped, Asian cut by 75 %, ages of 80 and more dropped, age on a logarithmic scale; a test
-set of 10 images of every gender x ethnicity x decade.
+"Other" is dropped, Asian is cut by 75 %, ages of 80 or more are dropped; age on a logarithmic
+scale; a test set of 10 images of every gender x ethnicity x decade.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from experiments.systems.setting import Setting, changed
 TITLE = "B. Imbalance"
 REFERENCE = "baseline"
 COLUMNS = ("age/mae", "gender/accuracy", "ethnicity/macro_f1")
-# Best of 25 trials at 64 px on val: experiments/results/sweep_imbalance. All arms share what is not
-# of the imbalance.
+# Best of 25 trials at 64 px on val: experiments/results/sweep_imbalance. All arms share the
+# settings that do not concern imbalance.
 SEARCHED = {"lr": 3.3e-3, "dropout": 0.1, "age weight": 6.5, "alpha": 0.69}
 
 
@@ -25,7 +25,7 @@ def base(setting: Setting) -> ml_collections.ConfigDict:
     config = imbalance_utk.get_config()
     config.model.pretrained = setting.pretrained(config.model.name)
     if setting.scale == "cpu":
-        config.total = {"steps": 1100}  # about 6 epochs; the same of each arm
+        config.total = {"steps": 1100}  # about 6 epochs; the same for each arm
         config.data.image_size, config.model.image_size = 100, 64
         config.schedule.kind, config.schedule.lr = "one_cycle", SEARCHED["lr"]
         config.model.dropout = SEARCHED["dropout"]
@@ -41,8 +41,8 @@ def arms(setting: Setting) -> dict[str, Arm]:
     config = changed(dense_lmf, heads__age=age, heads__ethnicity=plain_ethnicity)
     searched = age | {"example_weights": {"kind": "dense", "alpha": SEARCHED["alpha"]}}
     inverse = plain_ethnicity | {"example_weights": {"kind": "inverse"}}
-    # As the search of experiments/spaces/imbalance_ours.py found best on val. Decoded as drawn: the
-    # test set is balanced too, so that the data's own ages would be the wrong prior.
+    # The best on val by experiments/spaces/imbalance_ours.py. decode_prior is "sampled": the test
+    # set is balanced too, so the data's own ages would be the wrong prior.
     sord = {"kind": "distribution", "loss": "sord", "weight": 2.0, "decode_prior": "sampled"}
     ours = changed(
         config,
@@ -53,7 +53,7 @@ def arms(setting: Setting) -> dict[str, Arm]:
         sampling__power=0.5,
         augment__flip=0.5,
     )
-    # For the face network too: the test set is balanced, and so is what it draws.
+    # For the face network too: its draws are balanced, as the test set is.
     even = {
         "sampling__kind": "inverse", "sampling__over": ("decade", "ethnicity"),
         "sampling__power": 0.5, "heads__age__decode_prior": "sampled",

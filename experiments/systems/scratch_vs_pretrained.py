@@ -1,6 +1,6 @@
-"""E. From scratch against pre-trained: a CNN with two branches, and a ResNet-50 with two.
+"""E. From scratch against pre-trained: a CNN and a ResNet-50, each with two branches.
 
-Theirs: 5,000 images at 128 px, 20 % val, squared error and cross-entropy weighted 1:100.
+Published: 5,000 images at 128 px, 20 % val, squared error and cross-entropy weighted 1:100.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TITLE = "E. From scratch against pre-trained"
 REFERENCE = "cnn"
 COLUMNS = ("age/mae", "gender/accuracy")
 A = {"age/mae": 6.835, "gender/accuracy": 0.882}  # the best of their CNNs, on val
-B = {"age/mae": 6.458, "gender/accuracy": 0.887}  # and of their ResNet-50s
+B = {"age/mae": 6.458, "gender/accuracy": 0.887}  # the best of their ResNet-50s
 
 
 def base(setting: Setting) -> ml_collections.ConfigDict:
@@ -32,7 +32,7 @@ def base(setting: Setting) -> ml_collections.ConfigDict:
 
 
 def branched(config: ml_collections.ConfigDict, **necks: Any) -> ml_collections.ConfigDict:
-    """With a branch of its own for each head named."""
+    """The config with a separate branch for each named head."""
     copy = config.copy_and_resolve_references()
     for name, neck in necks.items():
         copy.heads[name].neck = ml_collections.ConfigDict(neck)
@@ -45,7 +45,7 @@ def arms(setting: Setting) -> dict[str, Arm]:
         branch |= {"convs": (8,), "hidden": (8,)}
     grey = branch | {"greyscale": True}
     cnn = base(setting)
-    # Two cores have no ResNet-50 in reasonable time, and no weights of it are at hand here.
+    # Two cores cannot train a ResNet-50 in reasonable time, and its weights are not available here.
     backbone = "resnet50" if setting.scale == "full" else "mobilenet_v3_small"
     deep = changed(cnn, model__pretrained=setting.pretrained(backbone), schedule__lr=3e-4)
     if setting.scale != "smoke":

@@ -1,4 +1,4 @@
-"""Where a comparison runs, and at what size."""
+"""Where a comparison runs, and at which scale."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Setting:
     """Where a comparison runs.
 
     Attributes:
-      scale: "full" is the published setting; "cpu" one that two cores finish; "smoke" takes
+      scale: "full" is the published setting; "cpu" is one that two cores can finish; "smoke" takes
         seconds, on a small network, and shows only that every arm runs.
-      dataset, source: the data; source None: the builder knows where to look.
+      dataset, source: the data; source None: where the builder looks.
       weights: a folder of published weights, each file's name beginning with the backbone's.
       folder: where the arms train.
       synthetic: a folder or archive of faces without labels.
-      genders: a trained run that says who is a man and who a woman; None: the data's labels do.
+      genders: a trained run that predicts the gender of faces; None: the data's labels.
     """
 
     scale: str
@@ -40,7 +40,7 @@ class Setting:
         """The weights file of a backbone; None at scale "smoke", which needs none.
 
         Raises:
-          UserError: there is none.
+          UserError: there is no such file.
         """
         if self.scale == "smoke":
             return None
@@ -64,7 +64,7 @@ class Setting:
         return sorted(self._folder.glob(f"{backbone}*")) if self._folder.is_dir() else []
 
     def place(self, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-        """The config on this data, at this scale: `full` configs are left as published."""
+        """The config with this data at this scale; "full" configs stay as published."""
         config.data.name, config.data.source = self.dataset, self.source
         if self.scale == "smoke":
             config.total = {"steps": 2}

@@ -1,6 +1,6 @@
 """D. A small model made competitive on UTKFace: one-cycle, over-sampling with augmentation.
 
-80/20 split, 20 % of train for tuning; MobileNetV3-Small, .9 cross-entropy + .1 L1 + 1e-4 |heads|.
+80/20 split, 20 % of train for tuning; MobileNetV3-Small; 0.9 cross-entropy + 0.1 L1 + 1e-4 |heads|.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def base(setting: Setting) -> ml_collections.ConfigDict:
     config = small_model_utk.get_config()
     config.model.pretrained = setting.pretrained(config.model.name)
     if setting.scale == "cpu":
-        config.total = {"examples": 240_000}  # about 20 epochs, as published; the same of each arm
+        config.total = {"examples": 240_000}  # about 20 epochs, as published; the same for each arm
         config.data.batch_size = 128
         config.data.image_size, config.model.image_size = 100, 64
         config.schedule.lr = 0.003
@@ -36,7 +36,7 @@ def base(setting: Setting) -> ml_collections.ConfigDict:
 def arms(setting: Setting) -> dict[str, Arm]:
     oversampled, still = base(setting), default().augment
     basic = changed(oversampled, sampling__kind="uniform", augment__copies={})
-    # Theirs are epochs of each arm's own, of which over-sampling's are longer.
+    # Published arms count their own epochs; those of over-sampling are longer.
     longer = {"oversample-epochs": Arm(
         changed(oversampled, total={"epochs": 20.0}), "the same, for 20 of its longer epochs",
         {"age/mae": 4.731, "gender/accuracy": 0.939},
@@ -73,7 +73,7 @@ def arms(setting: Setting) -> dict[str, Arm]:
 
 
 def baseline(estimator: str) -> Callable[[pathlib.Path, int, pathlib.Path], None]:
-    """A classical estimator on what the reference's run has learnt, as an arm."""
+    """Makes an arm of a classical estimator on the features of the reference's run."""
 
     def make(folder: pathlib.Path, seed: int, scores: pathlib.Path) -> None:
         reference = folder / REFERENCE / f"seed-{seed}"

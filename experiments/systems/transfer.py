@@ -1,6 +1,6 @@
-"""C. The transfer ladder: what each rung buys, from a frozen backbone to all tools together.
+"""C. The transfer ladder: what each step gains, from a frozen backbone to all tools together.
 
-Theirs: APPA-REAL, NASNetMobile and MobileNetV3-Small of ImageNet, ages in 0..1, squared error.
+Published: APPA-REAL, ImageNet's NASNetMobile and MobileNetV3-Small, ages in 0..1, squared error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LAST = {  # backbone -> the paths of its last layer, and of its last three
     "mobilenet_v3_small": ("features/12", "features/(10|11|12)"),
     "nasnet_mobile": ("cells/15", "cells/(13|14|15)"),
 }
-THEIRS = {"mobilenet_v3_small": 7.0, "nasnet_mobile": 9.0}  # of the whole ladder's end
+THEIRS = {"mobilenet_v3_small": 7.0, "nasnet_mobile": 9.0}  # after the last step
 BUCKETS = {"mobilenet_v3_small": 0.55, "nasnet_mobile": 0.45}
 FROZEN = (("backbone/.*", None), (".*", 1.0))
 EDGES = (3, 10, 21, 28, 46, 66)
@@ -45,19 +45,19 @@ def arms(setting: Setting) -> dict[str, Arm]:
     for backbone in ("mobilenet_v3_small",) if setting.scale != "full" else tuple(LAST):
         short = "" if backbone == "mobilenet_v3_small" else f"-{backbone}"
         chosen |= {f"{name}{short}": arm for name, arm in ladder(setting, backbone).items()}
-    # Two cores have but one backbone: there its number and its buckets are joined.
+    # Two cores can train only one backbone: there its number and its buckets are combined.
     other = "more-data-nasnet_mobile" if setting.scale == "full" else "buckets"
     return chosen | {
         "ensemble": Arm(
             None, f".6 of more-data and .4 of {other}", make=joined({"more-data": 0.6, other: 0.4})
         ),
-        # On as many images as the rungs that have all.
+        # On all training images, like the later steps.
         **faces.arms(setting, base(setting, "mobilenet_v3_small"), data__split__train_share=1.0),
     }
 
 
 def joined(shares: Mapping[str, float]) -> Callable[[pathlib.Path, int, pathlib.Path], None]:
-    """The weighted mean of what arms say, as an arm."""
+    """Makes an arm of the weighted mean of arms' predictions."""
 
     def make(folder: pathlib.Path, seed: int, scores: pathlib.Path) -> None:
         members = [folder / arm / f"seed-{seed}" for arm in shares]
@@ -68,7 +68,7 @@ def joined(shares: Mapping[str, float]) -> Callable[[pathlib.Path, int, pathlib.
 
 
 def ladder(setting: Setting, backbone: str) -> dict[str, Arm]:
-    """Each rung is the one before it and one thing more."""
+    """The steps of the ladder; each adds one thing to the one before."""
     one, three = LAST[backbone]
     frozen = base(setting, backbone)
     head = changed(frozen, model__hidden=1024, model__dropout=0.7)

@@ -1,10 +1,10 @@
-"""A contestant's process: asleep until a line of JSON on stdin asks for something.
+"""A contestant's process: sleeps until it reads a line of JSON on stdin.
 
-    {"prepare": {"kind": "train"}}   makes a thing ready -> {"turn": its number}
-    {"turn": 0, "steps": 20}         runs it -> {"seconds": a step}
-    {"ask": "memory"}                a method's answer; "facts" and "cost" too
+    {"prepare": {"kind": "train"}}   prepares a task -> {"turn": its number}
+    {"turn": 0, "steps": 20}         runs it -> {"seconds": per step}
+    {"ask": "memory"}                returns a method's result; also "facts" and "cost"
 
-What went wrong comes back as {"error": one line}.
+Errors are returned as {"error": one line}.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MODULES = {"agejax": "ours", "torch": "with_torch", "keras": "with_keras"}
 
 def create(spec: dict[str, Any]) -> Contestant:
     """{"library", "case", "folder", "edge", "options"} -> the contestant."""
-    if spec["library"] == "agejax":  # as its commands do; the others are as their users have them
+    if spec["library"] == "agejax":  # as its commands do; the others run as for their users
         from agejax.process import start
 
         start.as_command()
@@ -35,7 +35,7 @@ def create(spec: dict[str, Any]) -> Contestant:
 
 
 def respond(contestant: Contestant, turns: list[Turn], request: dict[str, Any]) -> dict[str, Any]:
-    """What the request asks for; what was made ready is added to `turns`."""
+    """Answers a request; adds a prepared task to `turns`."""
     if "prepare" in request:
         options = dict(request["prepare"])
         turns.append(getattr(contestant, options.pop("kind"))(**options))
@@ -48,7 +48,7 @@ def respond(contestant: Contestant, turns: list[Turn], request: dict[str, Any]) 
 
 def main(argv: list[str]) -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what libraries print must not come between the answers
+    os.dup2(2, 1)  # libraries' output must not mix with the answers
     contestant: Contestant | None = None
     turns: list[Turn] = []
     for line in sys.stdin:
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
             answer = respond(contestant, turns, json.loads(line))
         except ModuleNotFoundError as error:
             answer = {"error": f"{error.name} is not installed"}
-        except Exception as error:  # a contestant that cannot is left out, the others go on
+        except Exception as error:  # a contestant that fails is left out; the others continue
             traceback.print_exc()
             said = str(error).strip().splitlines() or [""]
             answer = {"error": f"{type(error).__name__}: {said[0]}"}

@@ -1,4 +1,4 @@
-"""agejax as it is, or with XLA's plain convolutions and batch norm, as any Flax model has them."""
+"""agejax as it is, or with XLA's plain convolutions and batch norm, like any Flax model."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ LIGHT = {
     "flip": case_lib.FLIP, "crop": case_lib.CROP, "rotate": case_lib.DEGREES,
     "brightness": case_lib.JITTER, "contrast": case_lib.JITTER, "saturation": case_lib.JITTER,
 }  # fmt: skip
-ENDLESS = 10**6  # steps of a run that nobody waits for
+ENDLESS = 10**6  # steps of a run that never finishes
 
 
 def make_config(case: Case, **augment: Any) -> Any:
-    """The network with the three heads, as configs/mobilenet_v3_utk.py has them."""
+    """A config of the network with the three heads of configs/mobilenet_v3_utk.py."""
     config = default()
     config.model.name, config.model.dtype = case.network, case.dtype
     config.model.image_size, config.data.batch_size = case.image_size, case.batch
@@ -49,7 +49,7 @@ def make_config(case: Case, **augment: Any) -> Any:
 
 
 def as_source(images: np.ndarray, labels: dict[str, np.ndarray]) -> Source:
-    """Images uint8 [N, S, S, 3] with their age, gender and ethnicity, as a prepared source is."""
+    """A source of images uint8 [N, S, S, 3] and their age, gender and ethnicity."""
     n = len(images)
     unknown = np.full(n, np.nan, np.float32)
     labels = labels | {"apparent_age": unknown, "apparent_age_std": unknown}
@@ -59,13 +59,13 @@ def as_source(images: np.ndarray, labels: dict[str, np.ndarray]) -> Source:
 
 
 def read_ahead(source: Source, batch: int) -> pipeline.TrainBatches:
-    """Batches of uniform draws from all of the source."""
+    """Batches drawn uniformly from the whole source."""
     rows = np.arange(len(source.ids))
     return pipeline.TrainBatches(source, rows, sampling.Sampler(None, len(rows), 0), batch)
 
 
 class Step:
-    """A jitted step with its own state, on a batch that is on the device."""
+    """A jitted step with its own state, on a batch on the device."""
 
     def __init__(self, config: Any, source: Source, plain: bool = False) -> None:
         self.config = config
@@ -92,7 +92,7 @@ class Step:
         raise NotImplementedError
 
     def turn(self, steps: int) -> float:
-        """Seconds a step, over `steps` steps."""
+        """Seconds per step, over `steps` steps."""
         raise NotImplementedError
 
 
@@ -110,14 +110,14 @@ class TrainStep(Step):
         return (time.perf_counter() - start) / steps
 
     def cost(self) -> dict[str, float]:
-        """{"flops": of a step of this model, "bytes": that the step as compiled reads and writes}.
+        """{"flops": of a step of this model, "bytes": read and written by the compiled step}.
 
-        Floating-point operations are those of the plain network before XLA has optimised anything:
-        on a CPU our lowerings, and on a GPU the calls of cuDNN, hide or add some. Of the bytes XLA
-        misses what such calls, and the later rounds of loops, move.
+        Floating-point operations are those of the plain network before XLA optimises it: our
+        lowerings on CPUs, and cuDNN's calls on GPUs, hide or add some. The bytes leave out those
+        moved by such calls and by later iterations of loops.
         """
         compiled = self.step.lower(self.state, self.batch).compile().cost_analysis()
-        # Only of what is lowered for a CPU does XLA tell before it is compiled.
+        # XLA reports costs before compilation only for a CPU.
         on_cpu = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
         state, batch = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_cpu),
@@ -130,7 +130,7 @@ class TrainStep(Step):
 
 
 class EvalStep(Step):
-    """The forward pass in inference mode, down to years and probabilities."""
+    """The forward pass in inference mode, including the decoding of years and probabilities."""
 
     def make_step(self) -> Any:
         return step_lib.make_eval_step(self.config, self.model)
@@ -155,7 +155,7 @@ class Loop(TrainStep):
     def turn(self, steps: int) -> float:
         clock = Stopwatch()
         read = self.batches.iterate(0, ENDLESS, 0)
-        next(read)  # the readers are running
+        next(read)  # starts the readers
         self.turns += 1
         folder = self.folder / f"turn{self.turns}"
         folder.mkdir()
@@ -194,7 +194,7 @@ class Ours(case_lib.Contestant):
         sharding.start()
 
     def source(self, size: int) -> Source:
-        """The faces at this edge, pixels."""
+        """The source of faces at this edge, pixels."""
         return as_source(self.data.images(size), self.data.labels())
 
     def train(self) -> Turn:
@@ -212,16 +212,16 @@ class Ours(case_lib.Contestant):
         return Loop(make_config(self.case, **LIGHT), source, pathlib.Path(folder)).turn
 
     def input(self, workers: int) -> Turn:
-        """Batches from the decoded cache; without workers two threads read."""
+        """Batches from the decoded cache; without workers, two threads read."""
         batches = read_ahead(self.source(self.case.image_size), self.case.batch)
         read = batches.iterate(0, ENDLESS, workers)
         next(read)
-        # Each worker has threads that read ahead, one batch in its queue and one in hand.
+        # Each worker reads ahead in threads, with one more batch in its queue and one in hand.
         ahead = (pipeline.READ_AHEAD + 2) * workers or pipeline.READ_AHEAD
         return timed(functools.partial(next, read), ahead=ahead)
 
     def cost(self) -> dict[str, float]:
-        """As `TrainStep.cost`, of what was trained last."""
+        """`TrainStep.cost` of the network trained last."""
         assert self.trained is not None
         return self.trained.cost()
 

@@ -1,6 +1,6 @@
 """Keras 3 on JAX: its own layers, networks and optimizer, and `fit` for a whole training.
 
-It has no ViT, so that one is written here in its layers.
+It has no ViT, so this module builds one from its layers.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def network(case: Case) -> keras.Model:
 
 
 def losses() -> dict[str, Any]:
-    """Of each head."""
+    """The loss of each head."""
     return {
         "age": keras.losses.MeanAbsoluteError(),
         "gender": keras.losses.BinaryCrossentropy(from_logits=True),
@@ -97,7 +97,7 @@ def adamw() -> keras.optimizers.AdamW:
 
 
 def augmentation(size: int) -> keras.Model:
-    """The light recipe in Keras' layers; a random zoom stands for the random resized crop."""
+    """The light recipe in Keras' layers; a random zoom replaces the random resized crop."""
     jitter, smallest = case_lib.JITTER, case_lib.CROP[0] ** 0.5
     return keras.Sequential(
         [
@@ -119,7 +119,7 @@ class WithKeras(case_lib.Contestant):
     """Keras 3 on JAX."""
 
     def train(self) -> Turn:
-        """Keras' recipe for a train step of one's own on JAX: `fit` takes no resident batch."""
+        """Keras' recipe for a custom train step on JAX, since `fit` takes no resident batch."""
         model, optimizer = self.network(), adamw()
         optimizer.build(model.trainable_variables)
         of_head = losses()
@@ -166,7 +166,7 @@ class WithKeras(case_lib.Contestant):
         return _ready(run, lambda: jax.block_until_ready(said))
 
     def loop(self) -> Turn:
-        """`fit` on an array of the decoded images; augmentation is the model's first layers."""
+        """`fit` on an array of decoded images; the model's first layers augment them."""
         edge, batch = self.data.edge, self.case.batch
         images = keras.Input((edge, edge, 3), dtype="uint8")
         changed = augmentation(self.case.image_size)(images)
@@ -193,13 +193,13 @@ class WithKeras(case_lib.Contestant):
         return self.made
 
     def labels(self) -> dict[str, np.ndarray]:
-        """As the losses want them, [N]."""
+        """Labels as the losses need them, [N]."""
         labels = self.data.labels()
         age = (labels["age"] - case_lib.AGE_MEAN) / case_lib.AGE_STD
         return labels | {"age": age.astype(np.float32)}
 
     def resident(self) -> tuple[Any, Any]:
-        """The first images of all and their labels, on the device."""
+        """The first images of the data and their labels, on the device."""
         images = np.array(self.data.images(self.case.image_size)[: self.case.batch])
         labels = {k: v[: self.case.batch] for k, v in self.labels().items()}
         return jax.device_put((images, labels))

@@ -1,6 +1,6 @@
-"""PyTorch as its users have it at its best: channels last, a fused AdamW, autocast, a DataLoader.
+"""PyTorch at its best: channels last, a fused AdamW, autocast, a DataLoader.
 
-Networks are torchvision's, the ViT timm's; images are augmented by torchvision on the host.
+Networks are torchvision's, the ViT is timm's; torchvision augments images on the host.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from experiments.benchmarks.contestants import case as case_lib
 from experiments.benchmarks.contestants.case import Case, Data, Turn, timed
 from experiments.parity.torch_reference import declare_torchvision_operators
 
-ENDLESS = 10**9  # draws of a sampler that nobody waits for
+ENDLESS = 10**9  # draws of a sampler that never ends
 PREFETCHED = 2  # batches that a DataLoader's worker reads ahead
 Batch = tuple[torch.Tensor, ...]  # images uint8 [B, S, S, 3], age f32 [B], gender and ethnicity [B]
 
@@ -85,9 +85,9 @@ def predict(network: Network, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 class Faces(Dataset):
-    """JPEG files, or decoded images where `images` is given; each goes through `change`, a PIL one.
+    """JPEG files, or decoded images where `images` is given; `change` transforms each PIL image.
 
-    Items are those of a `Batch`, without its B.
+    Items are those of a `Batch` without the dimension B.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Faces(Dataset):
 
 
 class Decoded(Dataset):
-    """Decoded images as they are, a whole batch in one gather."""
+    """Unchanged decoded images, a whole batch in one gather."""
 
     def __init__(self, data: Data, images: np.ndarray) -> None:
         self.images, self.labels = images, _labels(data)
@@ -149,7 +149,7 @@ def resized(image: Image.Image, size: int) -> Image.Image:
 
 
 def whole(batch: Batch) -> Batch:
-    """What `Decoded` gives is a batch already."""
+    """Returns what `Decoded` gives: it is already a batch."""
     return batch
 
 
@@ -161,7 +161,7 @@ class WithTorch(case_lib.Contestant):
         self.compiled = compiled
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.set_num_threads(case_lib.CORES)
-        # As JAX does by itself: float32 products of matrices in TF32 where there is such.
+        # As JAX does by default: float32 matrix products in TF32 where available.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
 
@@ -188,7 +188,7 @@ class WithTorch(case_lib.Contestant):
         return self.ready(lambda: train(self.put(next(read))), PREFETCHED * case_lib.CORES)
 
     def input(self, workers: int, files: bool) -> Turn:
-        """Batches alone, from JPEG files or from the decoded images."""
+        """Batches only, from JPEG files or from the decoded images."""
         size = self.case.image_size
         if files:
             read = self.read(Faces(self.data, functools.partial(resized, size=size)), workers)
@@ -229,14 +229,14 @@ class WithTorch(case_lib.Contestant):
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=low)
 
     def ready(self, step: Callable[[], Any], ahead: int = 0) -> Turn:
-        """The turn of a step, after one that compiles."""
+        """The turn of a step, after a first one that compiles."""
         wait = torch.cuda.synchronize if self.device.type == "cuda" else lambda: None
         turn = timed(step, wait, ahead)
         turn(1)
         return turn
 
     def resident(self) -> Batch:
-        """The first images of all, on the device."""
+        """The first images of the data, on the device."""
         columns = (self.data.images(self.case.image_size), *_labels(self.data))
         rows = slice(0, self.case.batch)
         return self.put(tuple(torch.from_numpy(np.array(values[rows])) for values in columns))
