@@ -40,7 +40,7 @@ def create(
 
     Raises:
       UserError: members that do not fit together, invalid weights, or statistics that cannot be
-      computed anew.
+        computed anew.
     """
     if batches < 1:
         raise UserError(f"--batches={batches}: give 1 or more")

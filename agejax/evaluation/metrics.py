@@ -214,7 +214,7 @@ def _group_scores(
 
     Args:
       masks, intervals: for each part of each partition, in order: its images, bool [N], and the
-      interval of the first value's mean.
+        interval of the first value's mean.
     """
     result: dict[str, Any] = {}
     rank = next(iter(values))

@@ -57,7 +57,7 @@ def score(
 
     Raises:
       UserError: no such split; no image in it has a label that the run predicts; or the run's data
-      has changed, and neither a split nor a data set is named.
+        has changed, and neither a split nor a data set is named.
     """
     source = open_data(run, dataset, source_path, options)
     same_data = source.fingerprint == run.fingerprint
