@@ -1,11 +1,11 @@
-"""What a model of one data set is worth on another, and what training on both buys:
+"""Measures how well a model of one data set works on another, and how much training on both helps:
 
     python -m experiments.cross_data --source=UTKFace.tar.gz --aaf=AAF \\
         --pretrained=mobilenet_v3_small_imagenet_features.safetensors
 
 UTKFace and All-Age-Faces, the latter framed like the former by agejax.data.align. MobileNetV3-Small
-at 64 px; every arm sees as many images and is scored on the test split of both sets, of which no
-arm has trained on anything. Recorded in experiments/results/cross_data.json and .md.
+at 64 px; every arm sees equally many images and is scored on the test splits of both sets, on which
+no arm has trained. Recorded in experiments/results/cross_data.json and .md.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ import ml_collections
 import numpy as np
 
 from agejax import files
-from agejax.configs import mobilenet_v3_utk_alone
+from agejax.configs import mobilenet_v3_utk_best
 from agejax.process.command import run_command
 from agejax.reporting import results
 from experiments import arms
 
 SETS = {"utkface": "UTKFace", "aaf": "All-Age-Faces"}
 EXAMPLES = 60_000  # about 4 epochs of UTKFace
-LABELS = ("age", "gender")  # that both sets have
+LABELS = ("age", "gender")  # labels of both sets
 
 
 def configs(places: Mapping[str, str], pretrained: str) -> dict[str, ml_collections.ConfigDict]:
-    """Arm -> config: each set alone, both as their sizes say, and both drawn as often.
+    """Arm -> config: each set alone, both in proportion to their sizes, and both equally often.
 
     Args:
-      places: of each of `SETS`.
+      places: set of `SETS` -> its source.
     """
-    config = mobilenet_v3_utk_alone.get_config()
+    config = mobilenet_v3_utk_best.get_config()
     config.model.pretrained = pretrained
     config.data.image_size, config.model.image_size = 100, 64
     config.total = {"examples": EXAMPLES}
     config.eval.every = config.checkpoint.every = {"percent": 25.0}
-    config.optim.ema = 0.99  # .999 would remember the start of so short a run
-    del config.heads.ethnicity  # which All-Age-Faces lacks
+    config.optim.ema = 0.99  # 0.999 would remember the start of so short a run
+    del config.heads.ethnicity  # All-Age-Faces lacks it
     chosen = {}
     for name, source in places.items():
         chosen[name] = config.copy_and_resolve_references()
@@ -64,7 +64,7 @@ def configs(places: Mapping[str, str], pretrained: str) -> dict[str, ml_collecti
 def cross(
     folder: pathlib.Path, arm: str, seeds: Sequence[int], name: str, place: str
 ) -> arms.Scores:
-    """What an arm says of every image of a set that it has not trained on."""
+    """An arm's predictions for all images of a set that it has not trained on."""
     workdirs = [folder / arm / f"seed-{seed}" for seed in seeds]
     for workdir in workdirs:
         if not (workdir / name / "metrics.json").exists():
@@ -75,10 +75,10 @@ def cross(
 
 
 def on_common_images(scores: Mapping[str, arms.Scores]) -> dict[str, arms.Scores]:
-    """Of the images that all arms were scored on, in one order.
+    """Restricts scores to the images that all arms were scored on, in one order.
 
-    A mixture writes the part's name before an image's, and may hold out others where a picture of
-    one set has a copy in the other.
+    A mixture puts the part's name before an image's, and may hold out other images where one set
+    has a copy of an image in the other.
     """
     numbered = {
         arm: {name.rpartition("/")[2]: i for i, name in enumerate(each.columns["id"])}
@@ -135,7 +135,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def page(tables: Mapping[str, Any], intervals: str = arms.METHOD) -> str:
-    """cross_data.md."""
+    """The page cross_data.md."""
     return f"{table(tables)}\n{intervals}\n"
 
 

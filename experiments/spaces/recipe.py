@@ -1,13 +1,13 @@
-"""The hunt for the best recipe of MobileNetV3-Small, at a size and length that can be tried often.
+"""Search for the best recipe of MobileNetV3-Small, at a small image size and few epochs.
 
-    python -m agejax.sweep --config=configs/mobilenet_v3_utk_alone.py \\
+    python -m agejax.sweep --config=configs/mobilenet_v3_utk_best.py \\
         --space=experiments/spaces/recipe.py --study=runs/sweep_recipe \\
         --sampler=tpe --start=8 --pruner=median --trials=30 \\
         --config.data.source=UTKFace.tar.gz \\
         --config.data.image_size=64 --config.model.image_size=64 --config.optim.ema=0.99 \\
         --config.eval.final_split=
 
-Every trial sees as many images, however many its sampler calls an epoch.
+Every trial sees equally many images, whatever its sampler counts as an epoch.
 """
 
 from typing import Any

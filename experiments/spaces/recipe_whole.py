@@ -1,12 +1,12 @@
-"""The hunt for the best recipe at full size and length, which wants a GPU: against over-fitting.
+"""Search for the best recipe against over-fitting at full size and length; needs a GPU.
 
-    python -m agejax.sweep --config=configs/mobilenet_v3_utk_alone.py \\
+    python -m agejax.sweep --config=configs/mobilenet_v3_utk_best.py \\
         --space=experiments/spaces/recipe_whole.py --study=runs/sweep_whole \\
         --sampler=tpe --start=8 --trials=24 --config.data.source=UTKFace.tar.gz \\
         --config.model.pretrained=mobilenet_v3_small_imagenet_features.safetensors \\
         --config.eval.final_split=
 
-Trials of recipe.py are of six epochs and cannot see what twenty-six do.
+Trials of recipe.py train for six epochs, too few to show the effects of twenty-six.
 """
 
 from typing import Any
