@@ -16,7 +16,7 @@ NAME = re.compile(r"(\d+)_(.+)_(\d{1,3})_([mf])", re.IGNORECASE)
 class AgeDB(FaceBuilder):
     """16,488 photos of 568 well-known people of 1 to 101 years (Moschoglou et al. 2017).
 
-    For research only, by request. A person is a group, so a split never separates one's photos.
+    For research only, by request. A person is a group, so no split separates a person's photos.
     """
 
     name = "agedb"

@@ -22,7 +22,7 @@ class CACD(FaceBuilder):
     """163,446 photos of 2,000 celebrities of 14 to 62 years (Chen, Chen & Hsu 2014).
 
     For research only; an age is the photo's year minus the year of birth, and noisy. A person, by
-    name, is a group, so a split never separates one's photos. If the source holds
+    name, is a group, so no split separates a person's photos. If the source holds
     celebrity2000_meta.mat, its ages count, and photos that it does not list are skipped; the file
     names hold the same ages.
     """

@@ -15,7 +15,7 @@ NAME = re.compile(r"(\d{3})A(\d{2})[a-z]?", re.IGNORECASE)
 class FGNet(FaceBuilder):
     """1,002 photos of 82 people of 0 to 69 years (Lanitis et al. 2002), for research only.
 
-    A person is a group, so a split never separates one's photos.
+    A person is a group, so no split separates a person's photos.
     """
 
     name = "fg_net"

@@ -29,7 +29,7 @@ class IMDBWIKI(FaceBuilder):
 
     The age is the day of the photo minus the day of birth; only the photo's year is known, and
     1 July is assumed. Photos without one clear face, or with an impossible age, are skipped and
-    counted by reason. A person, by name, is a group, so a split never separates one's photos.
+    counted by reason. A person, by name, is a group, so no split separates a person's photos.
     """
 
     name = "imdb_wiki"

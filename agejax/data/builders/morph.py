@@ -19,8 +19,8 @@ class Morph(FaceBuilder):
     """55,134 police photos of 13,618 people of 16 to 77 years (Ricanek & Tesafaye 2006).
 
     By licence. Age and gender are in the file names; the race is read from the release's CSV
-    (columns photo and race) if it is in the source. A person is a group, so a split never
-    separates one's photos.
+    (columns photo and race) if it is in the source. A person is a group, so no split
+    separates a person's photos.
     """
 
     name = "morph"
