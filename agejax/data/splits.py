@@ -67,7 +67,7 @@ def make(source: Source, config: Any) -> dict[str, np.ndarray]:
     if way in ("official", "files"):
         if config.get("drop_copies_from_train"):
             splits = without_copies(source, splits)
-        _say_torn(source, splits)
+        _report_torn(source, splits)
     if "train" not in splits:
         raise UserError(f"{WHERE}: there is no 'train', only {', '.join(splits)}; name one")
     if config.val_of_train and "val" not in splits:
@@ -365,7 +365,7 @@ def torn_groups(source: Source, splits: Mapping[str, np.ndarray]) -> int:
     return int((np.unique(seen, return_counts=True)[1] > 1).sum())
 
 
-def _say_torn(source: Source, splits: Mapping[str, np.ndarray]) -> None:
+def _report_torn(source: Source, splits: Mapping[str, np.ndarray]) -> None:
     torn = torn_groups(source, splits)
     if torn:
         console.warning(

@@ -216,7 +216,7 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         )
         return list(dict.fromkeys(path for path, _ in found))
 
-    def say(self, what: str) -> None:
+    def report(self, what: str) -> None:
         """Prints a line on stderr, only once: all of Beam's workers read the same tables."""
         if self.part == self.parts:
             console.note(one_line(f"{self.name}: {what}"))

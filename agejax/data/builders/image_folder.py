@@ -180,11 +180,11 @@ class ImageFolder(FaceBuilder):
         if not self.labels:
             inside = self.files(rf"(?i:(?:.*/)?{re.escape(FOUND)})")
             if len(inside) > 1:
-                self.say(f"{len(inside)} files {FOUND} in it; name one with {WHERE}.labels")
+                self.report(f"{len(inside)} files {FOUND} in it; name one with {WHERE}.labels")
             if len(inside) != 1:
                 return None
             ((path, data),) = inside.items()
-            self.say(f"labels from {path} in it; {WHERE}.labels='{NO_LABELS}' leaves it out")
+            self.report(f"labels from {path} in it; {WHERE}.labels='{NO_LABELS}' leaves it out")
             return self._read(path, path, data)
         where = f"{WHERE}.labels: {self.labels}"
         inside = self.files(rf"(?:.*/)?{re.escape(self.labels)}")
@@ -229,7 +229,7 @@ class ImageFolder(FaceBuilder):
             )
         used = [name for name in header if name in column_of.values()]
         if unread := [name for name in header if name not in used]:
-            self.say(
+            self.report(
                 f"{where}: columns read: {listed(used)}; not read: {listed(unread)} "
                 f"({WHERE}.columns)"
             )

@@ -35,7 +35,7 @@ class Morph(FaceBuilder):
     def faces(self) -> Iterator[Face]:
         tables = self.files(TABLE)
         if not tables:
-            self.say("no CSV with 'morph' in its name; the ethnicity is unknown")
+            self.report("no CSV with 'morph' in its name; the ethnicity is unknown")
         race_of = {
             _stem(row["photo"]): RACES.get(row["race"].upper(), -1)
             for path, data in tables.items()
