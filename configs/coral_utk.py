@@ -1,4 +1,4 @@
-"""The recipe of mobilenet_v3_utk_best at 128 px on UTKFace's public CORAL split: ages 21 to 60.
+"""The recipe of mobilenet_v3_utk_alone at 128 px on UTKFace's public CORAL split: ages 21 to 60.
 
     python -m agejax.main --config=configs/coral_utk.py --config.data.source=UTKFace.tar.gz \
         --config.data.split.files.train=coral_train.txt \
@@ -14,11 +14,11 @@ heads.age.decode_prior=sampled, which is no longer the default.
 
 import ml_collections
 
-from agejax.configs import mobilenet_v3_utk_best
+from agejax.configs import mobilenet_v3_utk_alone
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = mobilenet_v3_utk_best.get_config()
+    config = mobilenet_v3_utk_alone.get_config()
     config.total = {"epochs": 24.0}
     config.model.image_size = 128
     return on_public_lists(config)

@@ -26,7 +26,7 @@ import ml_collections
 import numpy as np
 
 from agejax import files
-from agejax.configs import mobilenet_v3_utk_best
+from agejax.configs import mobilenet_v3_utk_alone
 from agejax.process.command import run_command
 from agejax.reporting import results
 from experiments import arms
@@ -42,7 +42,7 @@ def configs(places: Mapping[str, str], pretrained: str) -> dict[str, ml_collecti
     Args:
       places: set of `SETS` -> its source.
     """
-    config = mobilenet_v3_utk_best.get_config()
+    config = mobilenet_v3_utk_alone.get_config()
     config.model.pretrained = pretrained
     config.data.image_size, config.model.image_size = 100, 64
     config.total = {"examples": EXAMPLES}

@@ -1,6 +1,6 @@
 """Search for the best recipe of MobileNetV3-Small, at a small image size and few epochs.
 
-    python -m agejax.sweep --config=configs/mobilenet_v3_utk_best.py \\
+    python -m agejax.sweep --config=configs/mobilenet_v3_utk_alone.py \\
         --space=experiments/spaces/recipe.py --study=runs/sweep_recipe \\
         --sampler=tpe --start=8 --pruner=median --trials=30 \\
         --config.data.source=UTKFace.tar.gz \\

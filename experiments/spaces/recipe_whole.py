@@ -1,6 +1,6 @@
 """Search for the best recipe against over-fitting at full size and length; needs a GPU.
 
-    python -m agejax.sweep --config=configs/mobilenet_v3_utk_best.py \\
+    python -m agejax.sweep --config=configs/mobilenet_v3_utk_alone.py \\
         --space=experiments/spaces/recipe_whole.py --study=runs/sweep_whole \\
         --sampler=tpe --start=8 --trials=24 --config.data.source=UTKFace.tar.gz \\
         --config.model.pretrained=mobilenet_v3_small_imagenet_features.safetensors \\
