@@ -4,7 +4,7 @@ import pathlib
 
 
 def opened(browser, path: pathlib.Path, **context):
-    """The page, offline, and what it complained of or asked for."""
+    """Opens the page offline; returns it with its errors and requests."""
     said: list[str] = []
     page = browser.new_context(offline=True, **context).new_page()
     page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))

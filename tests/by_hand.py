@@ -1,6 +1,6 @@
-"""What a run of `tiny`'s network predicts: arrays as orbax reads them, and layers in numpy.
+"""Predictions of a run of `tiny`'s network, computed from orbax's arrays with layers in numpy.
 
-Nothing of agejax is used here, so that what serves predictions can be compared with it.
+Uses nothing of agejax, so that agejax's predictions can be compared with it.
 """
 
 import json
@@ -12,7 +12,7 @@ import numpy as np
 
 
 def saved(workdir: pathlib.Path, step: int) -> dict[str, Any]:
-    """Every array of a checkpoint, as saved, on whatever devices."""
+    """Every array of a checkpoint, as saved, on any devices."""
     import orbax.checkpoint as ocp
 
     path, reader = workdir / "checkpoints" / str(step) / "state", ocp.PyTreeCheckpointer()
@@ -25,10 +25,10 @@ def saved(workdir: pathlib.Path, step: int) -> dict[str, Any]:
 def predict(
     workdir: pathlib.Path, step: int, images: np.ndarray, *, averages: bool = True
 ) -> dict[str, np.ndarray]:
-    """Images uint8 [B, S, S, 3], as large as the network sees them -> years and probabilities.
+    """Predicts years and probabilities of images uint8 [B, S, S, 3] of the network's size.
 
     Args:
-      averages: with the averaged parameters and statistics, not the last step's own.
+      averages: use the averaged parameters and statistics, not the last step's.
     """
     config = json.loads((workdir / "config.json").read_text())
     facts = json.loads((workdir / "summary.json").read_text())["facts"]
@@ -58,7 +58,7 @@ def predict(
 
 
 def _convolve(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """3x3, with zeros around: [B, H, W, C] and [3, 3, C, D] -> [B, H, W, D]."""
+    """A 3x3 convolution with zero padding: [B, H, W, C] and [3, 3, C, D] -> [B, H, W, D]."""
     height, width = x.shape[1:3]
     around = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     return sum(

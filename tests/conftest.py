@@ -1,4 +1,4 @@
-"""Shared by all tests: eight fake devices, a compile cache, and a small made-up UTKFace."""
+"""Shared by all tests: eight simulated devices, a compile cache, and a small synthetic UTKFace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trains `tiny` in a process that signals itself right before a given step.
+"""Trains `tiny` in a process that sends itself a signal right before a given step.
 
 python interrupted_run.py SOURCE CACHE WORKDIR WORKERS SIGNAL STEP
 """
@@ -16,7 +16,7 @@ from agejax.training import sharding
 
 
 def signal_before(at: int, name: str) -> None:
-    """Has this process signal itself right before its training batch number `at`, from 1."""
+    """Makes this process signal itself right before its training batch number `at`, from 1."""
     put_batch, calls = sharding.put_batch, [0]
 
     def counting(batch, mesh):  # type: ignore[no-untyped-def]

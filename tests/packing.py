@@ -10,14 +10,14 @@ from PIL import Image
 
 
 def jpeg(seed: int = 0) -> bytes:
-    """A picture of noise."""
+    """A noise image as JPEG."""
     pixels = np.random.default_rng(seed).integers(0, 255, (20, 20, 3), np.uint8)
     Image.fromarray(pixels).save(out := io.BytesIO(), "JPEG")
     return out.getvalue()
 
 
 def pack(files: dict[str, bytes], path: pathlib.Path) -> pathlib.Path:
-    """A folder, a .zip or a tar of any compression, by the name of the path."""
+    """Writes a folder, a .zip or a compressed tar, by the path's suffix."""
     if path.suffix == ".zip":
         with zipfile.ZipFile(path, "w") as archive:
             for name, data in files.items():

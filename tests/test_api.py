@@ -1,4 +1,4 @@
-"""`import agejax`: the functions are the commands' own code, with values in and out."""
+"""`import agejax`: the functions run the commands' own code, with values in and out."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ from agejax.process.command import run_command
 
 @pytest.fixture(scope="module")
 def run(trained, tmp_path_factory):
-    """A copy of a run, evaluated: what `evaluate` returns."""
+    """The result of `evaluate` for a copy of a run."""
     workdir = tmp_path_factory.mktemp("api") / "run"
     shutil.copytree(trained, workdir)
     return agejax.evaluate(str(workdir), split="val")
@@ -151,7 +151,7 @@ def test_arrays_are_predicted_as_files_are(model, faces):
 
 
 def test_a_face_in_an_array_has_its_box(model, faces, monkeypatch):
-    """The detector is made up: it finds two faces in the second image and none in the first."""
+    """A mock detector finds two faces in the second image and none in the first."""
     photos = np.zeros((2, 40, 60, 3), np.uint8)
     photos[1] = 200
 

@@ -1,4 +1,4 @@
-"""An audit finds what was planted, all of it and nothing else, and its page stands alone."""
+"""An audit finds all planted faults and no others, and its page is self-contained."""
 
 import html.parser
 import json
@@ -22,7 +22,7 @@ N, S = 40, 64
 
 
 def face(i: int, size: int, contrast: float = 1.0, brightness: float = 128.0) -> np.ndarray:
-    """A photo of noise with texture, which no outlier is, uint8 [size, size, 3]."""
+    """A noise photo with texture, which is not an outlier, uint8 [size, size, 3]."""
     texture = np.random.default_rng(i).normal(0, 12, (size, size, 1))
     pixels = (photo(i, size) - 128.0) * contrast + brightness + texture
     return np.clip(pixels, 0, 255).astype(np.uint8)
@@ -30,7 +30,7 @@ def face(i: int, size: int, contrast: float = 1.0, brightness: float = 128.0) ->
 
 @pytest.fixture(scope="module")
 def source() -> Source:
-    """Photos of noise, with a few things wrong."""
+    """Noise photos, with a few faults."""
     rng = np.random.default_rng(0)
     images = np.stack([face(i, S) for i in range(N)])
     groups = np.arange(N)
@@ -144,7 +144,7 @@ def test_the_distribution_counts_everybody(source, report):
 
 
 class Page(html.parser.HTMLParser):
-    """Checks that tags are closed in order, and collects what the page refers to."""
+    """Checks that tags are closed in order, and collects the page's references."""
 
     VOID = ("meta", "link", "img", "br")
 

@@ -1,4 +1,4 @@
-"""Augmentation: every operation does what it says, from the key, the row and the strength alone."""
+"""Augmentation: every operation is right, and depends only on the key, the row and the strength."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def plain(images: np.ndarray) -> np.ndarray:
 
 
 def same(out: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """Which images are the same but for the last bit of a float, bool [B]."""
+    """Which images are equal up to the last bit of a float, bool [B]."""
     return (np.abs(out - plain(images)) < 1e-6).all(axis=(1, 2, 3))
 
 
@@ -305,7 +305,7 @@ def test_mixup_blends_the_augmented_images() -> None:
 
 
 def pasted_boxes(images: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """Which pixels [B, S, S] are those of the row before; the images have no pixel in common."""
+    """Which pixels [B, S, S] come from the row before; the images share no pixel values."""
     before = np.roll(plain(images), 1, axis=0)
     pasted = (np.abs(out - before) < 1e-6).all(axis=-1)
     np.testing.assert_allclose(np.where(pasted[..., None], before, plain(images)), out, atol=1e-6)
@@ -313,7 +313,7 @@ def pasted_boxes(images: np.ndarray, out: np.ndarray) -> np.ndarray:
 
 
 def greys(n: int, size: int) -> np.ndarray:
-    """Even images [n, size, size, 3], each of another grey than its neighbours."""
+    """Uniform images [n, size, size, 3]; neighbours have different greys."""
     grey = (np.arange(n) * 37 % 251).astype(np.uint8)
     return np.broadcast_to(grey[:, None, None, None], (n, size, size, 3))
 
@@ -335,7 +335,7 @@ def test_cutmix_pastes_a_box_of_the_partner_and_shares_the_labels_by_its_pixels(
 
 
 def test_cutmix_draws_boxes_as_its_authors_do() -> None:
-    """Their rand_bbox in numpy: the same distribution of the pasted area."""
+    """Compares the distribution of the pasted area with their rand_bbox in numpy."""
     rng, size, n = np.random.default_rng(0), 16, 2000
 
     def areas(alpha: float) -> np.ndarray:
@@ -380,7 +380,7 @@ def test_with_mixup_and_cutmix_each_image_takes_one_of_them() -> None:
 
 
 def rand_order(n: int) -> list[list[str]]:
-    """RandAugment's operations of each row in the order in which they are drawn."""
+    """RandAugment's operations of each row, in drawing order."""
     u = uniforms(n)
     names = list(augment.RAND_OPS)
     order = np.argsort([u[f"rand_order_{name}"] for name in names], axis=0)
@@ -388,7 +388,7 @@ def rand_order(n: int) -> list[list[str]]:
 
 
 def by_pil(image: np.ndarray, name: str, share: float, sign: float) -> tuple[np.ndarray, float]:
-    """One operation at a share of torchvision's largest magnitude, and how far ours may be off."""
+    """An operation at a share of torchvision's largest magnitude, and ours' tolerance."""
     pil, x, middle = Image.fromarray(image), share * sign, (SIZE - 1) / 2
     moved = np.eye(2, 3)
     enhance = {
@@ -436,7 +436,7 @@ def test_each_operation_of_randaugment_is_that_of_pil() -> None:
 
 
 def test_randaugment_draws_n_different_operations_per_image() -> None:
-    """Those on values commute in twos here: two of them are the one after the other."""
+    """Pairs of operations on values commute here: a pair equals one after the other."""
     images = faces(256)
     two = run({"rand_ops": 2, "rand_magnitude": 15.0}, images)[0] * 255
     checked = 0
@@ -532,7 +532,7 @@ def test_training_sees_images_as_sharp_as_evaluation_does(larger: float, alike: 
 
 
 def uniforms(n: int, key: jax.Array = KEY) -> dict[str, np.ndarray]:
-    """What the rows of a batch draw, by name, [n] each."""
+    """The random draws of a batch's rows by name, [n] each."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(n))
     keys = jax.vmap(jax.random.split, out_axes=1)(keys)[0]
     draws = jax.vmap(lambda k: jax.random.uniform(k, (len(augment.DRAWS),)), out_axes=1)(keys)

@@ -1,4 +1,4 @@
-"""Batch statistics of training images, beside a forward pass in numpy."""
+"""Batch statistics of training images, compared with a forward pass in numpy."""
 
 import dataclasses
 

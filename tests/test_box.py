@@ -1,4 +1,4 @@
-"""A released model is the run that it was made of, and says where it comes from."""
+"""A released model predicts as the run that it was made from, and names its origin."""
 
 import contextlib
 import json
@@ -55,7 +55,7 @@ def measured(trained, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(measured, tmp_path_factory):
-    """What stands in for agejax/weights, with one model called small."""
+    """A replacement for agejax/weights, with one model named small."""
     place = tmp_path_factory.mktemp("weights")
     release_lib.release(measured, place / "small")
     return place
@@ -353,7 +353,7 @@ def test_the_model_of_the_new_run_must_be_that_of_the_box(in_the_box, tmp_path):
 
 @pytest.fixture
 def descendant(trained, tmp_path):
-    """Makes the folder of a run whose config names what it started from."""
+    """Makes the folder of a run whose config names its start."""
 
     def make(name, start):
         shutil.copytree(trained, tmp_path / name)

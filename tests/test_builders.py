@@ -1,4 +1,4 @@
-"""UTKFace as people have it: archives and folders, whole, malformed and damaged."""
+"""UTKFace in its real forms: archives and folders, complete, malformed and damaged."""
 
 import pathlib
 import sys
@@ -88,7 +88,7 @@ def test_a_truncated_archive_is_refused(kind, left, tmp_path):
 
 
 def test_a_tar_cut_between_two_members_is_refused(tmp_path):
-    """tarfile itself takes that for the end."""
+    """tarfile itself treats the cut as the end."""
     path = pack({name: jpeg() for name in GOOD}, tmp_path / "x.tar")
     with tarfile.open(path) as archive:
         second = archive.getmembers()[1].offset

@@ -1,4 +1,4 @@
-"""The decoded cache: damage is found at the first use and made good; no archive is needed again."""
+"""The decoded cache: damage is found at the first use and repaired, without the archive."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def archive(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(archive, tmp_path_factory):
-    """A cache folder, and what is in it."""
+    """A cache folder, and its contents."""
     place = tmp_path_factory.mktemp("made")
     source = load(archive, place)
     return place, (np.array(source.images), source.labels, source.ids.tolist(), source.fingerprint)
@@ -171,7 +171,7 @@ def test_remembered_copies_across_parts_are_looked_for_again_when_damaged(place,
 
 
 def make_old(place):
-    """As folders were before they had checksums."""
+    """Makes the folder as older versions did, without checksums."""
     for whole in place.rglob("whole.json"):
         sizes = json.loads(whole.read_text())
         del sizes["digests.json"]

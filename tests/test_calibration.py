@@ -1,4 +1,4 @@
-"""Calibration: fitted on val, read back, honest on images it has not seen."""
+"""Calibration: fitted on val, read back, and valid on unseen images."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from agejax.evaluation.calibration import FILE, Calibration
 
 
 def faces(n, seed, *, sigma=True):
-    """Predictions whose error grows with the age, of classes too sure of themselves; and labels."""
+    """Predictions with errors that grow with age and overconfident classes; and labels."""
     rng = np.random.default_rng(seed)
     age = rng.uniform(0, 100, n)
     spread = 2 + age / 10

@@ -1,4 +1,4 @@
-"""Checkpoints: which are kept, which is best, what readers leave alone and what damage costs."""
+"""Checkpoints: which are kept, which is best, what readers leave alone, and effects of damage."""
 
 import dataclasses
 import errno
@@ -159,7 +159,7 @@ def test_the_best_and_the_newest_are_damaged_where_they_lack_a_part(tmp_path, mi
 
 
 def removing(monkeypatch, folder, steps):
-    """Has orbax find, as it reads, that the next of `steps` was just removed."""
+    """Lets orbax find, while reading, that the next of `steps` was just removed."""
     restore, steps = ocp.Checkpointer.restore, list(steps)
 
     def interrupted(self, *args, **kwargs):

@@ -1,4 +1,4 @@
-"""A wrong setting is found before the data is read, and a refused run bars no mended one."""
+"""A wrong setting is found before the data is read; a refused run does not block a fixed one."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The cluster files: what SLURM and Kubernetes would do with them, acted out."""
+"""The cluster files, tested with mocks of SLURM and Kubernetes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FOLDER = pathlib.Path(experiments_run.__file__).parent
 
 @pytest.fixture
 def cluster(tmp_path):
-    """srun says what it starts and then obeys $FAKE; scontrol says what it is told."""
+    """A mock srun, which reports what it starts and obeys $FAKE, and a mock scontrol."""
     for name, script in {
         "srun": 'echo "srun $*"; exec bash -c "$FAKE"',
         "scontrol": 'echo "scontrol $*"',

@@ -1,4 +1,4 @@
-"""What is typed: settings in the form that a user tries first, and help."""
+"""The command line: settings in the form that a user tries first, and help."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""How a command ends: exit codes, one line where the user can mend it, a traceback for a bug."""
+"""How a command ends: exit codes, one line where users can fix it, a traceback for a bug."""
 
 import contextlib
 import errno
@@ -107,7 +107,7 @@ def test_ctrl_c_is_one_line_and_a_second_one_does_not_wait(capsys):
 
 
 def start(code, **options):
-    """A Python process of few imports."""
+    """Starts a Python process with few imports."""
     return subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, env=os.environ | {"PYTHONUNBUFFERED": ""}, **options,
@@ -275,7 +275,7 @@ def test_a_broken_space_file_is_named_with_its_line(text, message, tmp_path):
 
 @pytest.fixture(scope="module")
 def run_folder(trained, tmp_path_factory):
-    """A copy of a run, evaluated, whose files tests may damage and put back."""
+    """A copy of a run, evaluated; tests may damage its files and restore them."""
     workdir = tmp_path_factory.mktemp("copy") / "run"
     shutil.copytree(trained, workdir)
     results.evaluate(workdir, write_report=False)
@@ -284,7 +284,7 @@ def run_folder(trained, tmp_path_factory):
 
 @contextlib.contextmanager
 def content(path, data):
-    """A file with other bytes, or None, for a while."""
+    """Replaces a file's bytes, or removes it for None, inside the context."""
     before = path.read_bytes() if path.exists() else None
     path.unlink(missing_ok=True)
     if data is not None:
@@ -296,7 +296,7 @@ def content(path, data):
 
 
 def said_by(command, *arguments, capsys):
-    """The one line of a command that must end with exit code 2."""
+    """Runs a command that must end with exit code 2; returns its one line."""
     capsys.readouterr()
     assert run_command(command, ["command", *map(str, arguments)]) == 2
     lines = capsys.readouterr().err.splitlines()
@@ -417,7 +417,7 @@ def test_predict_makes_the_folder_of_its_output_and_names_what_cannot_be_written
 
 @pytest.fixture
 def read_only(run_folder, tmp_path):
-    """The run where nothing can be written, on a file system that is mounted read-only."""
+    """The run on a file system that is mounted read-only."""
     place = tmp_path / "read-only"
     place.mkdir()
     bind = ["mount", "--bind", str(run_folder), str(place)]

@@ -1,4 +1,4 @@
-"""Every config loads, builds its model and optimizer abstractly, and says how to run it."""
+"""Every config loads, builds its model and optimizer abstractly, and documents its command."""
 
 import importlib.util
 import json

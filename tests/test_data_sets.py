@@ -1,4 +1,4 @@
-"""Small copies of the exact layouts of public data sets, whole and broken."""
+"""Small copies of the exact layouts of public data sets, complete and broken."""
 
 import datetime
 import io
@@ -19,18 +19,18 @@ AAF = pathlib.Path(__file__).parents[2] / "shared/data/aaf/AAF_chips.tar.gz"
 
 
 def packed(files, path):
-    """As `pack`, with the number of a picture for its bytes."""
+    """Like `pack`, with an image's number in place of its bytes."""
     return pack({k: jpeg(v) if isinstance(v, int) else v for k, v in files.items()}, path)
 
 
 def read(name, source, **options):
-    """({id: face}, skipped) of the builder itself."""
+    """({id: face}, skipped) as the builder returns them."""
     builder = builders.find(name)(source=source, data_dir="/nowhere", **options)
     return {face.id: face for face in builder.faces()}, builder.skipped
 
 
 def load(name, files, folder, kind="x.zip", **options):
-    """The source that a run would see."""
+    """The source that a run would use."""
     path = str(packed(files, folder / kind))
     arguments = {"image_size": 8, "cache_dir": str(folder / "cache"), "options": options}
     return sources.load(name, path, **arguments)
@@ -226,7 +226,7 @@ FAIRFACE = "fairface-img-margin025-trainval"
 
 @pytest.mark.parametrize("images", ["fairface", f"fairface/{FAIRFACE}", f"fairface/{FAIRFACE}.zip"])
 def test_fairface_as_downloaded_or_unpacked(images, tmp_path):
-    """The source is the folder of it all, or the images' own with the tables beside."""
+    """The source is the folder of everything, or that of the images with the tables beside it."""
     folder = packed(FAIRFACE_TABLES, tmp_path / "fairface")
     packed(FAIRFACE_IMAGES, tmp_path / images)
     for source in {folder, tmp_path / images}:
@@ -438,7 +438,7 @@ def test_an_image_folder_end_to_end_names_its_classes(tmp_path):
 
 
 def classes(tmp_path, column, *cells, **options):
-    """(class numbers, names) of what `cells` say in `column`."""
+    """(class numbers, names) of the values `cells` in `column`."""
     rows = [f"{i}.jpg,{cell}" for i, cell in enumerate(cells)]
     files = {f"{i}.jpg": i for i in range(len(cells))}
     files["labels.csv"] = csv(f"File,{column}", *rows)

@@ -1,4 +1,4 @@
-"""Weights of examples against their reference implementations, and published values.
+"""Example weights against reference implementations and published values.
 
 experiments/parity/losses.py compares them with the libraries themselves.
 """
@@ -39,7 +39,7 @@ GOLDEN = {
 }  # fmt: skip
 
 # The same on the ages of the 19,006 well-formed names of ../shared/data; with the whole public set,
-# of 23,707, alpha 1 gives 1.32306, .009682, -, 1.93534.
+# of 23,707, alpha 1 gives 1.32306, 0.009682, -, 1.93534.
 UTKFACE = {
     0.25: {1: 1.04895537, 26: 0.86077469, 50: 1.07168941, 90: 1.13494972},
     1.0: {1: 1.34769280, 26: 0.01118851, 50: 1.50915540, 90: 1.95844530},
@@ -53,7 +53,7 @@ UTKFACE_LDS = {
 COUNTS = [10078, 4525, 3434, 3975, 1692]  # of UTKFace's ethnicities, as are the values below
 BALANCED = [0.470, 1.048, 1.381, 1.193, 2.802]  # scikit-learn
 SUM_OF_CLASSES = [0.341, 0.760, 1.001, 0.865, 2.032]
-EFFECTIVE = [0.457, 0.797, 0.998, 0.884, 1.864]  # PyPI balanced-loss, beta .9999
+EFFECTIVE = [0.457, 0.797, 0.998, 0.884, 1.864]  # PyPI balanced-loss, beta 0.9999
 
 
 @pytest.mark.parametrize("alpha", GOLDEN)
@@ -179,7 +179,7 @@ def test_the_window_of_lds_is_one_in_the_middle() -> None:
 
 
 def test_lds_by_hand() -> None:
-    # 4 at 30 and 1 at 32, seen through [.8583, .9458, 1, .9458, .8583]
+    # 4 at 30 and 1 at 32, smoothed by [0.8583, 0.9458, 1, 0.9458, 0.8583]
     ages = np.array([30.0] * 4 + [32.0])
     effective = np.array([2 + 0.8583 * 1] * 4 + [1 + 0.8583 * 2])
     expected = (1 / effective) / (1 / effective).mean()

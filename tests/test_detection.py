@@ -1,4 +1,4 @@
-"""Faces in photos: found, and warped to where they lie in the training images."""
+"""Faces in photos: found, and warped to the frame of the training images."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ GEOMETRY = Geometry(
 
 
 def moved(scale: float, degrees: float, shift: tuple[float, float]) -> np.ndarray:
-    """[2, 3]: scaled and turned clockwise about (0, 0), then shifted."""
+    """A transform [2, 3]: scales and rotates clockwise about (0, 0), then shifts."""
     a = math.radians(degrees)
     c, s = scale * math.cos(a), scale * math.sin(a)
     return np.array([[c, -s, shift[0]], [s, c, shift[1]]])
 
 
 def about(middle: np.ndarray, transform: np.ndarray) -> np.ndarray:
-    """`moved`, but about another point than (0, 0)."""
+    """Like `moved`, but about another point than (0, 0)."""
     result = transform.copy()
     result[:, 2] += middle - transform[:, :2] @ middle
     return result
@@ -56,7 +56,7 @@ def face(landmarks: np.ndarray) -> Face:
 
 
 def warp(image: np.ndarray, transform: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """`image` laid into a picture [height, width] by a transform of points."""
+    """Warps `image` into an image of size [height, width] by a transform of points."""
     matrix = transform.copy()
     matrix[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5
     return cv2.warpAffine(
@@ -118,7 +118,7 @@ def test_align_moves_no_pixel_of_a_crop_that_is_framed_well():
 
 @pytest.mark.parametrize("scale", [2, 5, 7.4])
 def test_align_is_antialiased(scale):
-    """Of lines of one pixel nothing is left but their mean: of 5 pixels 2 or 3 are white."""
+    """Lines of one pixel become their mean: 2 or 3 of 5 pixels are white."""
     photo = np.zeros((600, 600, 3), np.uint8)
     photo[:, ::2] = 255
     crop = frames.align(photo, face(TEMPLATE * 64 * scale + 40), GEOMETRY, 64)
@@ -173,7 +173,7 @@ def test_a_face_fits_within_every_limit(change, well):
 
 
 def finds(rows: list[np.ndarray | None]) -> SimpleNamespace:
-    """A detector that returns a large face, or none, and a small one, of each image in turn."""
+    """A mock detector that returns, image by image, a large face, or none, and a small one."""
     faces = iter(rows)
 
     def find(image: np.ndarray) -> list[Face]:
@@ -274,7 +274,7 @@ def detector() -> Detector:
 
 @functools.cache
 def utkface() -> np.ndarray:
-    """60 chips from all over the archive, whose first are all of old people; [60, 200, 200, 3]."""
+    """60 chips from the whole archive, which begins with old people; [60, 200, 200, 3]."""
     if not UTKFACE.exists():
         pytest.skip(f"{UTKFACE} is not there")
     images = []
@@ -425,7 +425,7 @@ def test_predict_finds_the_faces_of_a_photo_and_warns_of_crops_framed_otherwise(
 def test_align_makes_a_copy_that_is_framed_as_the_training_images(
     detector, geometry, trained, tmp_path, capsys
 ):
-    """And what has no face or cannot be read is counted and named; what leads out is refused."""
+    """Files without a face or unreadable ones are counted and named; paths outside are refused."""
     workdir = tmp_path / "run"
     shutil.copytree(trained, workdir)
     Calibration(Run.open(workdir).step, 0, {}, {}, geometry=geometry).save(workdir)

@@ -1,4 +1,4 @@
-"""Teachers: what they answer, what a student learns from it, and which are refused."""
+"""Teachers: their targets, what a student learns from them, and which are refused."""
 
 import dataclasses
 import importlib.util
@@ -73,14 +73,14 @@ def other(config_of, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def targets_of(teachers, tmp_path_factory):
-    """What the command writes of the first teacher."""
+    """The file that the command writes for the first teacher."""
     path = tmp_path_factory.mktemp("targets") / "targets.npz"
     distill.main(["distill", f"--workdir={teachers[0]}", f"--output={path}"])
     return path
 
 
 def opened(config):
-    """(the teachers, the source, the splits) of a run that would start with this config."""
+    """(teachers, source, splits) of a run that would start with this config."""
     source = opening.open_source(config.data)
     rows = splits.make(source, config.data.split)
     facts = Facts.of({k: v[rows["train"]] for k, v in source.labels.items()}, source.label_names)
@@ -93,7 +93,7 @@ def opened(config):
 
 
 def taught(config, rows=ROWS, mix=None):
-    """The targets of images as they are, without augmentation."""
+    """The targets of images without augmentation."""
     group, source, _ = opened(config)
     columns = source.labels | group.columns
     batch = pipeline.gather(dataclasses.replace(source, labels=columns), rows)
@@ -142,7 +142,7 @@ def test_the_members_of_an_ensemble_teach_by_their_weights(config_of, teachers, 
 
 
 def test_a_teacher_of_another_size_sees_the_same_view_at_its_own_size(config_of, other):
-    """And it normalises it as it was trained to."""
+    """It also normalises the view as in its own training."""
     config = config_of(distill__runs=(other,), sampling__kind="uniform")
     np.testing.assert_allclose(
         taught(config)["ethnicity"], answers(other, config)["ethnicity"], atol=1e-5
@@ -163,7 +163,7 @@ def test_a_teacher_of_another_size_sees_the_same_view_at_its_own_size(config_of,
 
 
 def test_targets_are_of_the_world_that_the_students_sampler_shows(config_of, teachers, other):
-    """By Bayes' rule; alike samplers change nothing (the first test)."""
+    """By Bayes' rule; equal samplers change nothing (the first test)."""
     density, uniform = config_of(), config_of(sampling__kind="uniform")
     prior = Run.open(teachers[0], devices=1).facts.priors["ethnicity"]
     ratio = np.array(prior["natural"]) / prior["sampled"]
@@ -186,7 +186,7 @@ def test_targets_are_of_the_world_that_the_students_sampler_shows(config_of, tea
 
 
 def test_a_student_of_its_teacher_alone_comes_to_answer_as_it_does(config_of, teachers, tmp_path):
-    """And labels do not count: they could not bring it nearer than they are to the teacher."""
+    """Labels do not count: they cannot bring it closer to the teacher than they are themselves."""
     config = config_of(
         distill__runs=teachers[:1], distill__share=1.0, total={"steps": 60}, seed=7,
         eval__every={"steps": 60}, checkpoint__every={"steps": 60},
@@ -212,7 +212,7 @@ def test_a_student_may_lack_a_head_of_its_teachers(config_of, teachers, tmp_path
 
 
 def test_shares_of_labels_and_teachers_add_up(config_of, teachers, tmp_path):
-    """The first step's loss is linear in the share; micro-batches see the same whole."""
+    """The first step's loss is linear in the share; micro-batches add up to the same loss."""
 
     def first_loss(share, runs=teachers, micro=1):
         folder = tmp_path / f"{share}{len(runs)}{micro}"
@@ -269,7 +269,7 @@ def test_a_temperature_softens_both_sides_and_keeps_the_size_of_the_gradient():
 def test_a_file_teaches_what_its_run_would_of_images_as_they_are(
     config_of, teachers, targets_of, tmp_path
 ):
-    """Whatever the order of its rows, the order of its classes, and the student's sampler."""
+    """For any order of its rows and classes, and any sampler of the student."""
     file = TargetFile.read(targets_of)
     order = np.random.default_rng(0).permutation(len(file.ids))
     turned = dataclasses.replace(
@@ -379,7 +379,7 @@ def test_an_image_without_a_row_is_an_error_or_learns_from_its_labels_alone(
 def test_images_without_any_label_learn_from_the_teacher_alone(
     config_of, teachers, faces, tmp_path
 ):
-    """A part of a mixture, which has no labels at all; its teacher has seen the other part."""
+    """A part of a mixture has no labels; its teacher has trained on the other part."""
     config = config_of(total={"steps": 1}, log_every={"steps": 1}, distill__runs=teachers[:1])
     with config.unlocked():
         config.data.mixture = {
@@ -419,7 +419,7 @@ def with_model(config, model, **options):
 def test_an_onnx_model_teaches_what_the_run_that_it_was_exported_from_does(
     config_of, teachers, exported, devices
 ):
-    """Also of a batch that lies on several devices."""
+    """Also for a batch that lies on several devices."""
     outputs = {"gender": "gender", "ethnicity": "ethnicity"}
     config = config_of(sampling__kind="uniform")  # an exported model does not undo a sampler
     with_model(config, exported, probabilities=outputs, years={"age": "age"}, sigma=2.0)
@@ -529,7 +529,7 @@ def test_distances_of_features_are_those_of_numpy():
 
 @pytest.fixture(scope="module")
 def student(config_of, other, tmp_path_factory):
-    """A run that learned the features of another network and nothing else."""
+    """A run that learned only the features of another network."""
     folder = tmp_path_factory.mktemp("student") / "run"
     config = config_of(
         distill__runs=(other,), distill__share=1.0, distill__probabilities__weight=0.0,

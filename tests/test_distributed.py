@@ -1,4 +1,4 @@
-"""Several processes train one run: as one would, and to the same end when some of them die."""
+"""Several processes train one run: with the results of one process, even if some of them die."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HERE = pathlib.Path(__file__).parent
 
 @contextlib.contextmanager
 def held_port():
-    """A free port of this machine that no other program is given meanwhile.
+    """A free port of this machine, reserved meanwhile against other programs.
 
     The socket never listens, so with SO_REUSEADDR process 0 may listen there.
     """
@@ -43,7 +43,7 @@ def held_port():
 
 
 def run_all(port, commands, count=None, timeout=300):
-    """Runs a command per process, all at once: [(exit code, what it printed)]."""
+    """Runs one command per process, all at once: [(exit code, output)]."""
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
     env = os.environ | {
         "PYTHONPATH": f"{HERE.parent}:{HERE}", "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
@@ -68,15 +68,15 @@ def run_all(port, commands, count=None, timeout=300):
 
 
 def start(faces, cache, workdir, name="SIGCONT", at=0, workers=0):
-    """Two processes of one device each, the second of which signals itself right before its batch
-    number `at`: [(exit code, what it printed)]."""
+    """Starts two processes of one device each; the second signals itself right before its batch
+    number `at`: [(exit code, output)]."""
     script = [HERE / "interrupted_run.py", faces, cache, workdir, workers]
     with held_port() as port:
         return run_all(port, [[*script, "SIGCONT", 0], [*script, name, at]])
 
 
 def start_main(faces, cache, workdir, flags, count=None):
-    """`python -m agejax.main` once per element of `flags`, those that this process adds."""
+    """Starts `python -m agejax.main` once per element of `flags`, with these extra flags."""
     common = [
         "-m", "agejax.main", "--config=tests/tiny.py", f"--workdir={workdir}",
         f"--config.data.source={faces}", f"--config.data.cache_dir={cache}",
@@ -87,7 +87,7 @@ def start_main(faces, cache, workdir, flags, count=None):
 
 
 def errors_of(printed):
-    """The lines of errors; fails on a stack of Python's or of C++."""
+    """The error lines; fails on a stack trace of Python or C++."""
     assert "Traceback" not in printed
     assert "stack trace" not in printed
     return [line for line in printed.splitlines() if line.startswith("agejax: error: ")]
@@ -140,7 +140,7 @@ def test_a_run_of_which_one_process_is_stopped_or_killed_ends_bit_equal(
 
 @pytest.mark.parametrize("killed", [0, 2])
 def test_whoever_dies_every_other_process_ends_with_one_line_that_names_it(killed):
-    """Process 0 too, whose death JAX answers with a C++ stack a hundredth of a second later."""
+    """Also for process 0, after whose death JAX prints a C++ stack within 0.01 s."""
     script = (
         "import os, signal, sys, time, numpy, jax\n"
         "from agejax import sharding\n"
@@ -173,7 +173,7 @@ def test_processes_with_different_configs_all_end_with_the_difference(faces, cac
 
 
 def test_processes_with_other_images_of_the_same_number_all_end_with_a_line(faces, cache, tmp_path):
-    """Where the data lies may differ, what it holds may not."""
+    """The data's place may differ, its contents may not."""
     shutil.copytree(faces, tmp_path / "same")
     shutil.copytree(faces, tmp_path / "other")
     first, second = sorted((tmp_path / "other").iterdir())[:2]
@@ -206,7 +206,7 @@ def test_a_process_that_waits_in_vain_says_for_whom_before_and_after(faces, cach
 
 
 def meet_all(port, arrivals, timeout=20):
-    """What each of `arrivals`, (process, processes), comes to: its Peers or the error's message."""
+    """The result for each of `arrivals`, (process, processes): its Peers or the error message."""
 
     def one(arrival):
         process, processes = arrival
@@ -230,7 +230,7 @@ def test_processes_meet_and_each_hears_all_in_their_order():
 
 
 def test_a_relay_waits_for_the_service_and_stays_open_when_process_0_closes():
-    """JAX answers the end of its connection to process 0 with a C++ stack."""
+    """JAX prints a C++ stack when its connection to process 0 ends."""
     with held_port() as port:
         first, second = meet_all(port, [(0, 2), (1, 2)])
     near, far = (
@@ -309,7 +309,7 @@ def test_a_stranger_at_the_port_of_process_0_disturbs_nobody():
 
 @pytest.fixture
 def agree_with(monkeypatch):
-    """peers.agree, in two processes of which the other one has `theirs`."""
+    """Makes `peers.agree` run as in two processes, where the other one has `theirs`."""
 
     def agree(mine, theirs):
         class Pair:

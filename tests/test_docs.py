@@ -1,4 +1,4 @@
-"""README and docs: what they name exists, their commands are taken, their configs are valid."""
+"""README and docs: what they name exists, their commands parse, their configs are valid."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def commands(page: pathlib.Path) -> Iterator[list[str]]:
 
 
 class Accepted(BaseException):
-    """The parser took the arguments; `rest` are those that it leaves to another one."""
+    """The parser accepted the arguments; `rest` are those that it leaves to another one."""
 
     def __init__(self, rest: list[str]) -> None:
         self.rest = rest
@@ -153,7 +153,7 @@ def test_every_command_is_taken_by_its_parser(page, stop_after_parsing, monkeypa
 
 
 def taken(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails unless the module of a command takes the arguments; runs none."""
+    """Fails unless a command's module accepts the arguments; does not run the command."""
     assert importlib.util.find_spec(name), name
     ours = name.startswith(("agejax.", "experiments."))
     if not ours or not arguments or arguments[0].startswith("--help"):

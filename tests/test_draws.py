@@ -1,4 +1,4 @@
-"""Which rows are drawn how often: every kind of sampling, under-sampling, and their tables."""
+"""How often rows are drawn: every kind of sampling, under-sampling, and their tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Changes of a data set by config: what goes, what is renumbered, and that no image is read."""
+"""Edits of a data set by config: what is dropped or renumbered, and that no image is read."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def edited(source, **changes):
 
 
 def rows_of(view, source):
-    """Where the rows of a view are in its source."""
+    """The rows of a view as rows of its source."""
     place = {name: row for row, name in enumerate(source.ids)}
     return np.array([place[name] for name in view.ids])
 

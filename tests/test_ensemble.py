@@ -1,4 +1,4 @@
-"""Several runs as one: what they say, over views, and the mean of their weights."""
+"""Ensembles: the mean of predictions, also over views, and the mean of weights."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ from agejax.runs.run import Run
 
 @pytest.fixture(scope="module")
 def other(trained, tmp_path_factory):
-    """A copy of the run whose network is another one."""
+    """A copy of the run with another network."""
     workdir = tmp_path_factory.mktemp("other") / "run"
     shutil.copytree(trained, workdir)
     return workdir
@@ -26,7 +26,7 @@ def other(trained, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def members(trained):
-    """The run, and one that differs from it in its weights."""
+    """The run, and one with other weights."""
     run = Run.open(trained)
     moved = {
         k: v + 0.05 * np.sin(np.arange(v.size)).reshape(v.shape) for k, v in run.params.items()
@@ -82,7 +82,7 @@ def test_a_view_and_its_mirror_image_say_one_thing(members):
 
 
 def test_crops_of_a_plain_image_are_the_image(members):
-    """Five crops that all look alike say what the image says."""
+    """Five equal crops give the prediction of the image."""
     image = np.full((8, 32, 32, 3), (90, 120, 60), np.uint8)
     one = [{"image": image, "weight": np.ones(8, np.float32)}]
     run = join(members[:1], views=["crops"])

@@ -1,4 +1,4 @@
-"""What a user can do wrong: one line, exit code 2, no traceback, nothing written is harmed."""
+"""Users' mistakes: one line, exit code 2, no traceback, and no damage to written files."""
 
 import errno
 import logging

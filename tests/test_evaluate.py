@@ -147,7 +147,7 @@ def test_after_calibration_predict_says_the_intervals_of_evaluate(trained, faces
 
 
 def test_broken_files_are_named_and_all_others_predicted(run, faces, tmp_path, capsys):
-    """One in a hundred is broken: of each kind there is."""
+    """One file in a hundred is broken, one of each kind."""
     good = sorted(faces.iterdir())
     for i in range(297):
         shutil.copy(good[i % len(good)], tmp_path / f"{i:03d}.jpg")

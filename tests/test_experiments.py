@@ -1,4 +1,4 @@
-"""The published systems: every arm trains, and the table compares ours with theirs."""
+"""The published systems: every arm trains, and the table compares it with published figures."""
 
 import json
 import shutil
@@ -233,7 +233,7 @@ def test_the_table_of_mutations_fits_the_code(tmp_path):
 
 
 def test_a_mutation_is_caught_by_the_test_that_fails_and_taken_back(tmp_path):
-    """On a checkout of one function and its two tests."""
+    """Uses a checkout of one function and its two tests."""
     code, tests = tmp_path / "agejax" / "sign.py", tmp_path / "tests"
     code.parent.mkdir()
     tests.mkdir()

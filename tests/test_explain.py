@@ -1,4 +1,4 @@
-"""Explanations: they find what was planted, add up to what they say, and repeat byte for byte."""
+"""Explanations find what was planted, add up to the prediction, and repeat byte for byte."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SQUARE = np.s_[8:16, 20:28]  # four segments
 
 @pytest.fixture(scope="module")
 def image() -> np.ndarray:
-    """Dark, with a bright square."""
+    """A dark image with a bright square."""
     image = np.full((SIZE, SIZE, 3), 40, np.uint8)
     image[SQUARE] = 200
     return image + np.random.default_rng(0).integers(0, 3, image.shape, np.uint8)
@@ -40,7 +40,7 @@ def image() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def photo() -> np.ndarray:
-    """Smooth random colours."""
+    """An image of smooth random colours."""
     rough = np.random.default_rng(1).random((1, 5, 5, 3))
     return np.uint8(255 * jax.image.resize(rough, (1, SIZE, SIZE, 3), "linear"))[0]
 
@@ -57,7 +57,7 @@ def run(faces, cache, tmp_path_factory):
 
 
 def brightness(images):
-    """20 years, and 30 more for a white square."""
+    """Predicts 20 years, and 30 more for a white square."""
     return 20 + 30 * images[(slice(None), *SQUARE)].astype(np.float64).mean(axis=(1, 2, 3)) / 255
 
 
@@ -167,7 +167,7 @@ def test_grad_cam_finds_the_planted_quadrant(photo):
 
 
 def subject_of(run, **changes):
-    """The age of a run's config with other entries, untrained."""
+    """The age, as predicted by an untrained run whose config has these changes."""
     opened = Run.open(run, devices=1)
     config = opened.config.copy_and_resolve_references()
     for key, value in changes.items():

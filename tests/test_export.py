@@ -1,4 +1,4 @@
-"""export: models that run without agejax and say what the run says."""
+"""export: models that run without agejax and predict what the run predicts."""
 
 import dataclasses
 import json
@@ -89,7 +89,7 @@ def said_by(run, x):
 
 
 def check_alone(program, model, workdir, folder):
-    """Runs a file in a process of its own, which says what the run says."""
+    """Checks that a file, run in its own process, predicts what the run predicts."""
     batches = {"one": images(1), "five": images(5)}
     np.savez(folder / "images.npz", **batches)
     places = [path for path in sys.path if path.endswith(("-packages", "-libs"))]

@@ -1,4 +1,4 @@
-"""Feature distribution smoothing against the formulas, written out in numpy."""
+"""Feature distribution smoothing against its formulas in numpy."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The charts of an evaluation: they draw what they are given, say it, and take odd data."""
+"""Charts of an evaluation: they draw and describe their data, and accept odd data."""
 
 import itertools
 import warnings
@@ -16,7 +16,7 @@ from agejax.reporting.plots import BLUE, ORANGE
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """Every figure that is drawn."""
+    """Collects every figure that is drawn."""
     made = []
 
     class Kept(Figure):
@@ -36,7 +36,7 @@ def groups(*rows, key="mae"):
 
 
 def colours(axes):
-    """Of the points, by their height."""
+    """The colours of the points, by height."""
     return {
         float(line.get_ydata()[0]): line.get_color()
         for line in axes.lines
@@ -268,7 +268,7 @@ FULL = {
 
 
 def boxes(figure):
-    """Text and place, in pixels, of everything written in a figure."""
+    """Text and place, in pixels, of all texts in a figure."""
     figure.set_dpi(110)  # as it was laid out to be saved; drawn again it would move
     renderer = FigureCanvasAgg(figure).get_renderer()
     hidden = set()

@@ -1,4 +1,4 @@
-"""Heads on cached features of a frozen backbone: the same as on the images, computed once."""
+"""Heads on cached features of a frozen backbone: the results are those on images, computed once."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ NECK = {"hidden": (8,), "dropout": 0.5, "input_dropout": 0.3}
 
 
 def frozen_config(faces, cache, views):
-    """tiny's, with a frozen backbone and without augmentation."""
+    """`tiny`'s config with a frozen backbone and without augmentation."""
     config = tiny.get_config()
     config.data.source, config.data.cache_dir = str(faces), str(cache)
     config.total = {"steps": 8}
@@ -45,7 +45,7 @@ def augmented(config):
 
 
 class Images:
-    """Images of a source that count how many of them are read."""
+    """Images of a source that counts how many are read."""
 
     def __init__(self, images):
         self.images, self.shape, self.read = images, images.shape, 0
@@ -74,7 +74,7 @@ class Bench:
         self.state = state.create(self.config, initialise, optimizer, self.mesh)
 
     def compute(self, **settings):
-        """The features, with some settings of config changed, and how many images were read."""
+        """The features under changed settings, and how many images were read."""
         config = self.config.copy_and_resolve_references()
         config.update_from_flattened_dict(settings)
         before = self.images.read
@@ -97,7 +97,7 @@ def bench(faces, cache, tmp_path, small_blocks):
 
 @pytest.fixture(scope="module")
 def runs(faces, cache, tmp_path_factory):
-    """(run on images, run on cached features), alike but for that."""
+    """(run on images, run on cached features), otherwise equal."""
     folder = tmp_path_factory.mktemp("runs")
     for views in (0, 1):
         train(frozen_config(faces, cache, views), folder / str(views))

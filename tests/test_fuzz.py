@@ -1,4 +1,4 @@
-"""A few inputs of every kind of `experiments.fuzz`, and that it tells when one ends badly."""
+"""A few inputs of every kind of `experiments.fuzz`, and its reports of failures."""
 
 import json
 import os
@@ -14,7 +14,7 @@ EACH = 12  # inputs of a kind
 
 
 def every_kind(folder):
-    """All kinds in one worker, as most of the time is its start."""
+    """All kinds in one worker, since most of the time is its start."""
     targets = [prepare(folder) for prepare in fuzz.KINDS.values()]
     return lambda rng, folder: rng.choice(targets)(rng, folder)
 
@@ -28,7 +28,7 @@ def test_no_input_of_any_kind_ends_badly(tmp_path):
 
 
 def ends_badly(folder):
-    """Its inputs are all that can be wrong, and what can be right."""
+    """A target whose inputs have all possible outcomes."""
 
     def target(rng, folder):
         match list(ENDS)[rng.randrange(len(ENDS))]:

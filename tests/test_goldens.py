@@ -1,6 +1,6 @@
-"""Backbones against what the libraries they come from answered: python -m experiments.parity.
+"""Backbones against stored outputs of the original libraries: python -m experiments.parity.
 
-A golden holds the library's keys, shapes and logits; the weights are a function of key and shape.
+A golden holds the library's keys, shapes and logits; weights depend only on key and shape.
 """
 
 import json

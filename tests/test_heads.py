@@ -73,7 +73,7 @@ def test_regression_losses_are_the_formulas():
 
 
 def test_settings_of_heads_reach_their_losses():
-    """Each loss by hand, of an age of 26 years and of the second class."""
+    """Each loss by hand, for an age of 26 years and the second class."""
     one = {k: v[1:2] for k, v in LABELS.items()}
     z = (26 - 39) / np.std([1, 26, 90])
     for beta in (0.0, 1.0):  # of a mean of 0.5 and a variance of 4

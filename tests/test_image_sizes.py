@@ -1,4 +1,4 @@
-"""The sizes of images: smaller ones at the start of a run, and another one to score at."""
+"""Image sizes: smaller ones at the start of a run, and another one for scoring."""
 
 import json
 import shutil
@@ -64,7 +64,7 @@ def test_the_first_steps_are_those_of_a_run_of_small_images(config_of, staged, t
 
 
 def test_the_last_steps_are_those_of_large_images(config_of, staged, tmp_path):
-    """From the weights after step 4, all at the final size from there on: step 5 differs."""
+    """Compares with a run from the weights after step 4 at the final size: step 5 differs."""
     config = config_of(schedule__image_size=(({"steps": 4}, 16),))
     train(config, tmp_path / "earlier")
     assert losses(tmp_path / "earlier")[:4] == losses(staged)[:4]

@@ -1,4 +1,4 @@
-"""Layers with statistics or draws: what they keep, and what they drop."""
+"""Layers with statistics or random draws: what they keep, and what they drop."""
 
 import jax
 import jax.numpy as jnp

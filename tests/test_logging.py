@@ -1,4 +1,4 @@
-"""What a run writes while it trains: progress, metrics.jsonl, JSON files and TensorBoard events."""
+"""The output of a training run: progress, metrics.jsonl, JSON files and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def read(path: pathlib.Path) -> list[dict[str, object]]:
 
 @given(cut=st.integers(0, 400), resume=st.integers(0, 12))
 def test_a_killed_and_resumed_run_has_each_step_once(tmp_path_factory, cut, resume):
-    """The file is cut anywhere, as by a kill; the run goes on from a checkpoint before the cut."""
+    """The file is cut anywhere, as by a kill; the run resumes from a checkpoint before the cut."""
     path = tmp_path_factory.mktemp("metrics") / "metrics.jsonl"
     file = metrics_file.MetricsFile(path)
     for step in range(1, 13):
@@ -314,7 +314,7 @@ def test_json_in_what_is_no_file_is_named_and_not_waited_for(tmp_path):
 
 
 def events(logdir: pathlib.Path):
-    """What TensorBoard itself reads there."""
+    """The events as TensorBoard itself reads them."""
     accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator",
         reason="tensorboard is in the extra `test`",
@@ -403,7 +403,7 @@ def test_tensorboard_on_a_full_disk_says_so(tmp_path):
 
 
 def test_tensorflow_stays_out_also_where_it_is_installed(tmp_path):
-    """A TensorFlow that fails on import stands in for an installed one."""
+    """A mock TensorFlow that fails on import replaces an installed one."""
     (tmp_path / "tensorflow.py").write_text("raise SystemExit('tensorflow was imported')")
     code = (
         "import sys; from agejax.logging import tensorboard\n"
@@ -433,7 +433,7 @@ def test_a_run_that_hangs_says_where(tmp_path):
 
 
 def test_the_watchdog_waits_as_long_as_it_says_since_it_was_fed(tmp_path, monkeypatch):
-    """By a clock of its own: fed at 0 and 60, of 100 s it complains at 160, not at 100."""
+    """With a mock clock and a limit of 100 s: fed at 0 and 60 s, it reports at 160, not at 100."""
     now, waits, ended = [0.0], [], threading.Event()
 
     class Done:
@@ -482,7 +482,7 @@ def test_a_run_that_goes_on_hears_nothing_of_the_watchdog(tmp_path):
 
 
 def rows_of(workdir, steps, cut=None):
-    """Logs `steps` in windows of two; cut: a signal stops after that step, and the run goes on."""
+    """Logs `steps` in windows of two; cut: the step after which a signal stops the run, to resume."""
     options = {"total_steps": 8, "batch_size": 4, "steps_per_epoch": 4.0}
     pending, start = {}, 0
     for part in ([*steps][:cut], [*steps][cut:]) if cut else ([*steps],):
@@ -560,7 +560,7 @@ def test_the_level_of_a_logger_decides_what_a_run_prints(level, out, err, capsys
 
 
 def test_rooms_print_by_the_logger_alone():
-    """Commands print their results, and what must be heard whatever the level is."""
+    """Only commands print: their results, and messages that must appear at any level."""
     package = pathlib.Path(__file__).parents[1] / "agejax"
     free = ("process", "logging", "configs")
     rooms = [p for p in package.glob("*/**/*.py") if p.relative_to(package).parts[0] not in free]

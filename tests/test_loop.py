@@ -1,4 +1,4 @@
-"""The loop: what is drawn, how long it goes on, when it looks at val, and who may stop it."""
+"""The loop: what it draws, how long it runs, when it evaluates, and who may stop it."""
 
 import json
 import pathlib
@@ -43,7 +43,7 @@ def get_config(faces):
 
 @pytest.fixture(scope="module")
 def seen(faces, tmp_path_factory):
-    """A run, what it returned, the batches it read, and what `stop_after` was asked."""
+    """A run, its result, the batches that it read, and the calls of `stop_after`."""
     workdir = tmp_path_factory.mktemp("loop") / "run"
     read, batches, asked = pipeline.TrainBatches.__getitem__, {}, []
 
@@ -69,14 +69,14 @@ def source(faces):
 
 @pytest.fixture(scope="module")
 def kept(faces, source, seen):
-    """The training rows that were drawn; in 1.5 epochs each comes up."""
+    """The training rows that were drawn; 1.5 epochs draw each row."""
     drawn = np.unique(np.concatenate([batch["index"] for batch in seen[1].values()]))
     assert set(drawn) <= set(splits.make(source, get_config(faces).data.split)["train"])
     return drawn
 
 
 def size_of(ages):
-    """Draws in an epoch of oversampling: every row, and copies of the rarer decades."""
+    """The number of draws in an epoch of oversampling: every row, and copies of rarer decades."""
     counts = np.bincount(np.minimum(ages // 10, 8).astype(int), minlength=9)
     most = counts.max()
     return len(ages) + sum(int(0.3 * (most - n) + 1e-9) + most // 10 for n in counts if n)

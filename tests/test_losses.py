@@ -1,6 +1,6 @@
-"""Losses against scipy, published values, and each other where they must agree.
+"""Losses against scipy, published values, and each other where they must be equal.
 
-experiments/parity/losses.py holds them to the libraries and to the papers' formulas in torch.
+experiments/parity/losses.py compares them with the libraries and the papers' formulas in torch.
 """
 
 import functools
@@ -275,7 +275,7 @@ def test_gai_normalises_by_the_integral_over_the_label_distribution():
 
 
 def test_gai_learns_the_deviation_of_the_errors():
-    """Of labels all alike in frequency the best deviation is that of a likelihood."""
+    """For labels of equal frequency the best deviation is the likelihood's."""
     rng = np.random.default_rng(0)
     target = jnp.array(rng.uniform(0, 100, 2000), jnp.float32)
     prediction = target + jnp.array(rng.normal(0, 3.0, 2000), jnp.float32)
@@ -391,7 +391,7 @@ def test_a_shift_of_ages_and_their_grid_changes_no_loss():
 
 @pytest.mark.parametrize("name", ALL)
 def test_the_order_of_examples_does_not_matter(name, monkeypatch):
-    """Not even where they are compared among each other."""
+    """Also for losses that compare examples with each other."""
     order = np.array([3, 0, 5, 1, 4, 2])
     expected = ALL[name](jnp.array(LOGITS))[order]
     for label in ("CLASSES", "YEARS", "KNOWN"):

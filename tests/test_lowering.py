@@ -1,4 +1,4 @@
-"""Programs for machines that are not at hand: the train steps of all configs, for eight GPUs."""
+"""Programs for other machines: the train steps of all configs, lowered for eight GPUs."""
 
 import importlib
 import math

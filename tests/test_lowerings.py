@@ -30,7 +30,7 @@ def random(*shape, seed=0, dtype=jnp.float32):
 
 
 def assert_same_with_gradients(f, g, *arguments, rtol=2e-5, atol=2e-5):
-    """Values, and gradients of a random functional, of f and g agree."""
+    """Checks that values of f and g, and gradients of a random functional of them, are equal."""
 
     def values_and_gradients(h):
         out, pull = jax.vjp(h, *arguments)
@@ -157,7 +157,7 @@ def test_one_pass_batch_norm_equals_the_definition():
 
 
 def block(x, kernel, pointwise, scale):
-    """What MobileNet is made of; the sum's gradient passes through every lowering."""
+    """MobileNet's building block; the sum's gradient passes through every lowering."""
     x, mean, variance = batch_norm(x, scale, scale, 1e-3)
     x = jax.nn.hard_swish(conv(x, kernel, 2, 2, groups=8))
     return conv(x, pointwise), mean, variance
@@ -310,7 +310,7 @@ def test_max_pool_sends_its_gradient_to_the_maximum(dtype):
     [(2, 2, 0, False), (3, 2, 1, False), (3, 2, 0, True), (3, 1, 1, False)],
 )
 def test_max_pool_equals_xla_s_with_equal_values_and_nan(size, stride, padding, ceil):
-    """Of equal values the first has the gradient, bit for bit; a NaN stays one."""
+    """The first of equal values gets the gradient, bit for bit; a NaN stays NaN."""
     values = jnp.round(random(2, 9, 8, 3))  # many are equal
     scale = random(*max_pool(values, size, stride, padding, ceil=ceil).shape, seed=1)
 

@@ -1,4 +1,4 @@
-"""When the C library is told to keep what was freed."""
+"""When the C library is told to keep freed memory."""
 
 import os
 import pathlib
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux'
 
 @pytest.fixture
 def told(monkeypatch):
-    """What mallopt was told, on a machine without a GPU and any MALLOC_... variable."""
+    """The calls of mallopt, on a machine without a GPU and without MALLOC_... variables."""
     calls = []
     library = types.SimpleNamespace(mallopt=lambda *args: calls.append(args))
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: library)

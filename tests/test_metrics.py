@@ -1,4 +1,4 @@
-"""What predictions are worth: equal to scikit-learn, masked, with honest intervals and groups."""
+"""Metrics: equal to scikit-learn's, masked, with valid intervals and groups."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ def test_figures_by_group_equal_fairlearn():
 
 
 def test_the_difference_of_two_models_is_that_of_their_errors():
-    """And its interval is paired: narrower than those of the two."""
+    """Its interval is paired: narrower than the two models' intervals."""
     predictions, labels = made_up(400)
     others = {
         "age": predictions["age"] + np.sign(predictions["age"] - labels["age"]),  # a year worse
@@ -241,14 +241,14 @@ def test_the_difference_of_two_models_is_that_of_their_errors():
 
 
 def interval(values, duplicates, *args, **kwargs):
-    """Of the mean of all values."""
+    """The interval of the mean of all values."""
     return bootstrap.intervals(
         values, np.ones((len(values), 1), bool), duplicates, *args, **kwargs
     )[0]
 
 
 def test_the_interval_of_a_part_is_that_of_its_values_alone_and_nan_of_none():
-    """But for the draws, which are of the groups that any part has an image of."""
+    """Except for the draws, which cover all groups with an image in any part."""
     rng = np.random.default_rng(0)
     values, part = rng.exponential(5, 400), np.arange(400) < 150
     parts = np.stack([np.ones(400, bool), part, np.zeros(400, bool)], axis=1)
@@ -277,7 +277,7 @@ def test_copies_do_not_narrow_the_interval():
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says():
-    """Groups of unequal size that share an error: coverage of 95 % within the noise of few trials.
+    """Groups of unequal size share an error: coverage is 95 % within the noise of few trials.
 
     More trials, and more images: experiments/results/intervals.json.
     """

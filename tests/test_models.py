@@ -1,4 +1,4 @@
-"""Every backbone: published size, any image size, platforms, precision, and how it is asked for."""
+"""Every backbone: published size, any image size, platforms, precision, and its options."""
 
 import functools
 
@@ -66,7 +66,7 @@ FAMILIES = [
 
 @pytest.fixture
 def shallow(monkeypatch):
-    """The networks of the largest programs, with one cell a stage for four and six."""
+    """Reduces the largest networks to one cell per stage, in place of four and six."""
     for name in ("nasnet_mobile", "pnasnet5_large"):
         make = registry.MODELS[name]
         *designs, stem, filters, _, skip_reduction = make.args
@@ -82,7 +82,7 @@ def abstract(name, size=224, **options):
 
 @functools.cache
 def of_any_size(name):
-    """A model of images of an uneven size, without arrays; made once, as large ones take long."""
+    """A model for images of an odd size, without arrays; built once, since large ones take long."""
     return abstract(name, 96 if name.startswith("vit") else 75)
 
 
@@ -153,7 +153,7 @@ def test_every_parameter_of_every_model_belongs_to_a_layer(name):
 @pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize("name", [*FAMILIES, "mobilenet_v1", "vgg16"])
 def test_layers_are_in_the_order_of_the_forward_pass(name):
-    """The order in which the traced program first reads the parameters."""
+    """Compares with the order in which the traced program first reads the parameters."""
     model = abstract(name, 32)
     graphdef, params, rest = nnx.split(model, nnx.Param, nnx.BatchStat)
     paths = [f"backbone/{'/'.join(map(str, path))}" for path, _ in nnx.to_flat_state(params)]
@@ -238,7 +238,7 @@ BLOCKS = {
 
 
 def pure(model):
-    """(loss(params, statistics, images), params, statistics); the masks are those of one key."""
+    """(loss(params, statistics, images), params, statistics); one key gives the masks."""
     graphdef, *states = nnx.split(model, nnx.Param, nnx.BatchStat)
 
     def loss(params, stats, x):
@@ -266,7 +266,7 @@ def test_every_block_of_every_family_is_recomputed_where_that_is_asked_for(name,
 
 
 def test_recomputing_takes_less_memory_on_a_cpu_too():
-    """XLA:CPU would share equal computations, and so keep what is to be computed again."""
+    """XLA:CPU would merge equal computations, and so keep what should be recomputed."""
     x = jax.ShapeDtypeStruct((16, 64, 64, 3), jnp.float32)
     taken = []
     for remat in (False, True):

@@ -1,4 +1,4 @@
-"""NASNet and PNASNet: what cells look back at, and the two ways to pad maxima."""
+"""NASNet and PNASNet: the inputs of cells, and the two ways to pad max pooling."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""Heads' own necks: what a head sees, what it owns, and what it shares."""
+"""Heads' own necks: what a head reads, what it owns, and what it shares."""
 
 import functools
 
@@ -95,7 +95,7 @@ def test_dropout_of_a_neck_works_in_training_only():
 
 
 class Ones(Backbone):
-    """Sees a one in each of its features, whatever the image."""
+    """A backbone whose features are all 1, whatever the image."""
 
     feature_dim = 64
 
@@ -104,7 +104,7 @@ class Ones(Backbone):
 
 
 def outputs_of_ones(necks, kernels, hidden=0):
-    """In training with a dropout of 0.5, where the last layer passes its inputs on, [8, 64]."""
+    """Outputs in training with dropout 0.5, where the last layer passes on its inputs, [8, 64]."""
     dropped = {name: NeckOptions.of(v | {"dropout": 0.5}, name) for name, v in necks.items()}
     model = FaceModel(
         Ones(), {"age": functools.partial(output, width=64)}, dropped, {}, image_size=8,

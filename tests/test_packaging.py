@@ -1,4 +1,4 @@
-"""What is installed: the papers agree with the code, and the configs come with the package."""
+"""The package: its metadata agrees with the code, and it installs the configs."""
 
 import pathlib
 import re

@@ -1,4 +1,4 @@
-"""HTML pages: what data says is text, wherever it stands."""
+"""HTML pages: data always appears as text."""
 
 import html.parser
 

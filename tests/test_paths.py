@@ -1,4 +1,4 @@
-"""~ is the home folder wherever a path is taken: by commands, settings, options and Python."""
+"""~ is the home folder in every path: in commands, settings, options and Python."""
 
 import json
 import pathlib
@@ -26,7 +26,7 @@ LOOP = sys.modules["agejax.train"]  # the name in the package is that of the fun
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A home folder that is not the working directory, in which a literal ~ would be made."""
+    """A home folder apart from the working directory, where a literal ~ would be created."""
     (tmp_path / "home").mkdir()
     (tmp_path / "here").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

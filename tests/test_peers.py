@@ -20,7 +20,7 @@ SMALL = Case("cnn", 32, 4)  # compiles in a fifth of the time of any other
 
 
 def row(**turns: list[float]) -> dict:
-    """Two seconds a step of agejax against others', 10 images a step."""
+    """A row with 2 seconds per step for agejax, and 10 images per step."""
     turns = {"agejax": [2.0, 4.0, 2.0], **turns}
     return peers.summarise("train step", "net", "seconds", turns, {"Keras": "no | here"}, 10)
 

@@ -93,7 +93,7 @@ def test_ctrl_c_leaves_workers_alone_from_their_start(source, capfd):
 
 
 class Deadly(pipeline.TrainBatches):
-    """Whoever reads it dies."""
+    """Ends the process that reads it."""
 
     def __getitem__(self, step):
         os._exit(1)

@@ -1,4 +1,4 @@
-"""Preparing ahead of a training, and on Apache Beam: the same examples, notes and errors."""
+"""Preparing before training, and on Apache Beam: the same examples, notes and errors."""
 
 import json
 

@@ -37,7 +37,7 @@ def fill(model, loaded):
 
 @pytest.fixture(scope="module")
 def model():
-    """Without arrays: the weights bring them."""
+    """A model without arrays, which the weights provide."""
     return nnx.eval_shape(
         lambda: registry.create("mobilenet_v3_small", image_size=64, rngs=nnx.Rngs(0))
     )
@@ -49,9 +49,9 @@ def shapes(model):
 
 
 def torch_features(weights, x):
-    """torchvision's MobileNetV3-Small `features`, written from its source over its own keys.
+    """torchvision's MobileNetV3-Small `features`, rewritten from its source, with its own keys.
 
-    Nothing of agejax but the table of kernel, stride and kind is in it: plain NCHW convolutions.
+    Uses agejax's table of kernel, stride and kind only: plain NCHW convolutions.
     """
 
     def conv(x, key, stride=1, groups=1):
@@ -116,7 +116,7 @@ def test_features_of_the_imagenet_weights_equal_an_independent_computation(model
 
 
 def torch_state():
-    """A torchvision state dict of the right keys and shapes, values arbitrary."""
+    """A torchvision state dict with the right keys and shapes, and arbitrary values."""
     rng = np.random.default_rng(0)
     keys = {}
     if WEIGHTS.exists():
@@ -301,7 +301,7 @@ def test_our_own_classifier_stays_fresh_when_the_file_has_none():
 
 
 def torch_vit_features(weights, images, heads):
-    """torchvision's VisionTransformer in float64 numpy, over its own keys: the class token."""
+    """The class token of torchvision's VisionTransformer, in float64 numpy, with its own keys."""
     weights = {key: value.astype(np.float64) for key, value in weights.items()}
 
     def dense(x, key, weight="weight", bias="bias"):

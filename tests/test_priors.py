@@ -1,4 +1,4 @@
-"""The prior that training drew, undone: by hand, from a sampler's draws, and in a run's folder."""
+"""Prior correction: by hand, from a sampler's draws, and in a run's folder."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ def make(label, prior=None, **options):
 
 
 def outputs_of(p, options):
-    """What a head of these options gives where it is sure of the probabilities p [K]."""
+    """The output of a head with these options for the probabilities p [K]."""
     above = 1 - np.cumsum(p)[:-1]
     if options.get("method") == "corn":
         above = above / np.concatenate([[1.0], above[:-1]])

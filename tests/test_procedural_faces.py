@@ -1,4 +1,4 @@
-"""The drawn faces: reproducible, long-tailed, and with labels that can be read from the pixels."""
+"""Drawn faces: reproducible, long-tailed, and with labels that pixels reveal."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_looks_deviate_by_a_few_years_without_bias():
 
 
 def test_labels_can_be_read_from_the_pixels(sample):
-    """Ridge regression on coarse colours and fine detail beats guessing, without being perfect."""
+    """Ridge regression on coarse colours and fine detail beats guessing, but is not perfect."""
     images, labels = sample
     grey = images.mean(-1).astype(np.float32)
     detail = [np.abs(g - cv2.GaussianBlur(g, (0, 0), 1.5)) for g in grey]
@@ -113,7 +113,7 @@ def test_labels_can_be_read_from_the_pixels(sample):
 
 
 def test_one_person_greys_and_wrinkles_with_age():
-    """The same person, pose and light at 25 and at 80 years."""
+    """Compares the same person, pose and light at 25 and at 80 years."""
     greyer, wrinkled = [], []
     for i in range(60):
         young, old = (

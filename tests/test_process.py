@@ -1,4 +1,4 @@
-"""What agejax does to its process: nothing when it is imported, all when a command starts."""
+"""agejax changes nothing in the process when it is imported, only when a command starts."""
 
 import ast
 import os
@@ -38,7 +38,7 @@ print(signal.getsignal(signal.SIGINT).__name__, high - low > 2**26)
     ids=["imported", "as a command"],
 )
 def test_importing_agejax_changes_neither_ctrl_c_nor_malloc_and_a_command_does(then, found):
-    """64 MiB come from the heap where malloc asks the kernel for no block of its own."""
+    """Where malloc does not map a block from the kernel, 64 MiB come from the heap."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
     done = subprocess.run(
         [sys.executable, "-c", LOOK.format(then=then)],

@@ -1,4 +1,4 @@
-"""What benchmarks say of a process's memory."""
+"""The memory of a process, as benchmarks measure it."""
 
 import mmap
 import time

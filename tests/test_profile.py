@@ -1,4 +1,4 @@
-"""Where a step's time goes: the trace of a few steps, and the page about it."""
+"""The profile of a step's time: the trace of a few steps, and its page."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""pseudo_label: a folder labelled by a run, and trained on beside real faces."""
+"""pseudo_label: a run labels a folder, which then trains another run with real faces."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Measures of image quality: equal to OpenCV and plain numpy, and moved the way their names say."""
+"""Measures of image quality: equal to OpenCV and plain numpy, and right in direction."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIZE = 112
 
 @pytest.fixture(scope="module")
 def faces() -> np.ndarray:
-    """uint8 [12, SIZE, SIZE, 3], with some noise, as a camera has it."""
+    """Faces uint8 [12, SIZE, SIZE, 3] with some noise, as from a camera."""
     rng = np.random.default_rng(0)
     drawn = np.stack([drawing.draw(1, i, SIZE)[0] for i in range(12)])
     return (drawn + rng.normal(0, 3, drawn.shape)).clip(0, 255).astype(np.uint8)
@@ -112,7 +112,7 @@ def test_rows_come_in_order_however_they_are_read(faces, monkeypatch):
 
 
 def plain_features(image: np.ndarray) -> list[float]:
-    """The 36 features, by loops: sections III-A and III-B of Mittal et al. 2012."""
+    """The 36 features in plain loops: sections III-A and III-B of Mittal et al. 2012."""
     window = np.exp(-np.square(np.arange(7) - 3.0) / (2 * (7 / 6) ** 2))
     window = np.outer(window, window) / window.sum() ** 2
     features = []
@@ -166,7 +166,7 @@ def test_the_fit_finds_the_shape_and_the_variances_of_what_was_drawn(shape):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> tuple[quality.Brisque, SVR]:
-    """A regression of scikit-learn, written down as libsvm does."""
+    """A regression of scikit-learn, written in libsvm's format."""
     rng = np.random.default_rng(0)
     low, high = rng.uniform(-2, 0, 36), rng.uniform(1, 3, 36)
     x = rng.uniform(-1, 1, (80, 36)) * (rng.random((80, 36)) < 0.9)  # libsvm leaves out zeros

@@ -1,4 +1,4 @@
-"""int8: ONNX models a quarter as large, and what that costs on val."""
+"""int8: ONNX models a quarter as large, and their loss of accuracy on val."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def arrays(data: bytes):
 
 
 def weights(data: bytes, kinds=("Conv", "Gemm", "MatMul")):
-    """The weights of every layer as they are stored: (kind, array, axis of their scales)."""
+    """The stored weights of every layer: (kind, array, axis of the scales)."""
     graph, stored = arrays(data)
     made_by = {node.output[0]: node for node in graph.node}
     result = []
@@ -44,7 +44,7 @@ def weights(data: bytes, kinds=("Conv", "Gemm", "MatMul")):
 
 @pytest.fixture(scope="module")
 def exported(trained, tmp_path_factory):
-    """(the folder, what calibrated, model.json)."""
+    """(the folder, the calibration images, model.json)."""
     output = tmp_path_factory.mktemp("int8")
     seen = []
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""The report of an evaluation: its figures, and how a browser shows it."""
+"""The report of an evaluation: its figures, and its page in a browser."""
 
 import dataclasses
 import itertools
@@ -29,7 +29,7 @@ def other(trained, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def written(trained, other, tmp_path_factory):
-    """A report of the whole small data set, beside a second run."""
+    """A report about the whole small data set, compared with a second run."""
     output = tmp_path_factory.mktemp("report")
     result = results.evaluate(trained, split="all", output=output, compare_with=other).metrics
     return result, output

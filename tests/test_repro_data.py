@@ -1,4 +1,4 @@
-"""Data as real people have it: each input once went wrong, was lost without a word, or refused.
+"""Data in real users' forms: each input once gave wrong data, was lost silently, or was refused.
 
 The kinds are those of ../shared/repro; the files here are small, and nothing is trained.
 """
@@ -27,13 +27,13 @@ from agejax.predicting.images import find_images
 
 
 def read(name, source, **options):
-    """({id: face}, skipped, class names) of the builder itself."""
+    """({id: face}, skipped, class names) as the builder returns them."""
     builder = builders.find(name)(source=pathlib.Path(source), data_dir="/nowhere", **options)
     return {face.id: face for face in builder.faces()}, builder.skipped, builder.label_names
 
 
 def load(name, source, folder, **options):
-    """The source that a run would see."""
+    """The source that a run would use."""
     return sources.load(
         name, str(source), image_size=32, cache_dir=str(folder / "cache"), options=options
     )
@@ -67,7 +67,7 @@ def picture(form):
 
 
 def crops(kind, people):
-    """imdb_crop or wiki_crop as published, of two images a person."""
+    """imdb_crop or wiki_crop as published, with two images per person."""
     folder = {"imdb": "01", "wiki": "02"}[kind]
     paths = [f"{folder}/{kind}{i}_{j}.jpg" for i in range(len(people)) for j in range(2)]
     n = len(paths)
@@ -327,7 +327,7 @@ def test_any_column_of_classes_that_is_counted_otherwise_is_an_error(tmp_path):
 
 
 def remedy_of(said):
-    """The setting that a message proposes."""
+    """The setting that a message suggests."""
     return ast.literal_eval(said.rpartition("such as ")[2])
 
 
@@ -849,7 +849,7 @@ def adience(release, first=0):
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_adience_in_both_releases(release, tmp_path):
-    """Unpacked, as archives in a folder with the tables, and an archive with the tables beside."""
+    """Unpacked, as archives in a folder with the tables, and as an archive beside the tables."""
     unpacked = pack(ADIENCE | adience("aligned") | adience("faces", 50), tmp_path / "unpacked")
     folder = pack(ADIENCE, tmp_path / "folder")
     for name, first in (("aligned", 0), ("faces", 50)):

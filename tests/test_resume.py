@@ -1,4 +1,4 @@
-"""A run that is killed again and again ends bit-equal to the run that was not."""
+"""A run that is killed repeatedly ends bit-identical to an undisturbed run."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ HERE = pathlib.Path(__file__).parent
 
 
 def last_checkpoint(workdir):
-    """Every array of the newest checkpoint, as saved, on whatever devices."""
+    """Every array of the newest checkpoint, as saved, on any devices."""
     import orbax.checkpoint as ocp
 
     step = Checkpoints(workdir / "checkpoints").last
@@ -48,9 +48,9 @@ def uninterrupted(faces, cache, tmp_path_factory):
 
 
 def start(faces, cache, workdir, workers, name="SIGCONT", at=0):
-    """Runs the script to its end: (exit code, what it printed).
+    """Runs the script to its end: (exit code, output).
 
-    The pipe ends with the last process that holds it, so no worker of the input outlives the run.
+    The pipe closes with the last process that holds it, so no input worker outlives the run.
     """
     env = os.environ | {"PYTHONPATH": f"{HERE.parent}:{HERE}"}
     arguments = [faces, cache, workdir, str(workers), name, str(at)]
@@ -165,7 +165,7 @@ def test_the_summary_and_what_is_opened_agree_on_the_best_where_the_best_was_dam
 
 
 def say(checkpoint, **changes):
-    """Has a checkpoint's facts say something else, as if they had been saved so."""
+    """Changes a checkpoint's facts, as if they had been saved so."""
     path = checkpoint / "meta" / "metadata"
     meta = json.loads(path.read_text()) | changes
     path.write_text(json.dumps(meta | {"digest": files.digest(meta)}))

@@ -1,4 +1,4 @@
-"""No file that a user loads runs code, writes elsewhere, or takes memory and time without end."""
+"""No file that a user loads runs code, writes elsewhere, or takes unlimited memory or time."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""A setting says what it may be, its group checks it and makes the config of it."""
+"""A setting describes its allowed values; its group checks them and makes the config."""
 
 import re
 

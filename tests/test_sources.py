@@ -1,4 +1,4 @@
-"""Preparing once, decoding once, finding it again, and surviving what goes wrong meanwhile."""
+"""Data is prepared and decoded once, found again, and survives failures in between."""
 
 import io
 import os
@@ -25,7 +25,7 @@ REAL = ROOT.parent / "shared/data/utkface/UTKFace.tar.gz"
 
 
 def photo(seed: int, size: int = 80) -> np.ndarray:
-    """Smooth random structure with some detail, uint8 [size, size, 3]."""
+    """An image of smooth random structure with some detail, uint8 [size, size, 3]."""
     rng = np.random.default_rng(seed)
     image = sum(
         cv2.resize(rng.normal(0, scale, (n, n, 3)), (size, size), interpolation=cv2.INTER_CUBIC)
@@ -200,7 +200,7 @@ def test_decode_refuses_what_is_no_image_or_too_large(monkeypatch):
 
 
 def test_a_killed_preparation_is_not_taken_for_a_finished_one(archive, tmp_path):
-    """kill -9 at several moments; the next start gives what an undisturbed one gives."""
+    """kill -9 at several moments; the next start gives the result of an undisturbed one."""
     truth = load(archive, tmp_path / "undisturbed")
     program = (
         "import sys, time\n"
@@ -290,7 +290,7 @@ def test_a_worker_process_maps_the_file_again(archive, tmp_path):
 
 
 def versions(image: np.ndarray) -> dict[str, bytes]:
-    """Copies of a picture as they turn up."""
+    """Typical copies of an image."""
     size = image.shape[0]
     bright = np.clip(image * 0.8 + 20, 0, 255).astype(np.uint8)
     cut = image[3 : size - 2, 2 : size - 3]

@@ -1,4 +1,4 @@
-"""Splits divide what they are given, keep copies together and ages alike."""
+"""Splits are disjoint and complete, keep copies together and have similar ages."""
 
 import dataclasses
 import pathlib
@@ -279,7 +279,7 @@ def test_make_follows_the_config(tmp_path):
 
 
 def with_official(source: Source, names) -> Source:
-    """The source with splits of its own, on whatever Source there is."""
+    """The source with official splits, for any Source."""
     object.__setattr__(source, "official", np.array(names))
     return source
 
@@ -305,7 +305,7 @@ def test_official_splits_are_kept_and_val_carved_where_there_is_none(capsys):
 
 
 def whole(source: Source, parts: dict[str, np.ndarray]) -> bool:
-    """Disjoint, sorted, and without a torn group."""
+    """Whether the parts are disjoint, sorted, and split no group."""
     rows = np.concatenate(list(parts.values()))
     return (
         len(np.unique(rows)) == len(rows)
@@ -388,7 +388,7 @@ def balance(n=2, fractions=None, **changes) -> ml_collections.ConfigDict:
 
 
 def cells(source: Source, over) -> np.ndarray:
-    """Written another way: a string for each crossing, "" where a label is unknown."""
+    """An independent form: a string for each crossing, "" where a label is unknown."""
     labels = {**source.labels, "decade": np.minimum(source.labels["age"] // 10, 9)}
     named = [
         ["" if not value >= 0 else f"{name}{value:g}" for value in labels[name]] for name in over
@@ -530,7 +530,7 @@ def test_a_balanced_set_of_real_faces(utkface, capsys):
 
 
 def thinned() -> ml_collections.ConfigDict:
-    """As a study of imbalance has it: no Other, a quarter of Asian, nobody of 80 or more."""
+    """The edits of a study of imbalance: no Other, a quarter of Asian, no age of 80 or more."""
     chosen = default().data.edits
     chosen.drop = {"ethnicity": ("Other",)}
     chosen.keep = {"ethnicity": {"Asian": 0.25}}

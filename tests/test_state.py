@@ -1,4 +1,4 @@
-"""The state of a run, and which of its arrays every prediction is made with."""
+"""The state of a run, and which of its arrays predictions use."""
 
 import csv
 import json
@@ -75,7 +75,7 @@ def rows(trained, source):
 
 @pytest.fixture(scope="module")
 def expected(trained, source):
-    """What the run's averages predict of every image, by hand; which its last step does not."""
+    """The predictions of the run's averages for every image, by hand; the last step's differ."""
     images = source.take(np.arange(len(source.ids)))
     said = by_hand.predict(trained, STEP, images)
     last = by_hand.predict(trained, STEP, images, averages=False)

@@ -1,8 +1,8 @@
 """One train step against arithmetic by hand.
 
-The backbone is frozen, so its features are constants and every head is a linear layer of them. What
-a step changes then follows from a few lines of numpy. The age is on the standard scale of a mean of
-40 and a deviation of 20 years, with half the squared error as its loss.
+The backbone is frozen, so its features are constants and every head is a linear layer of them. A
+few lines of numpy then give what a step changes. The age is standardised with a mean of 40 and a
+deviation of 20 years, and its loss is half the squared error.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TOTAL = 100  # steps that a schedule is made for
 
 
 class Bench:
-    """A train step with its model and a start; each state given to it stays usable."""
+    """A train step with its model and initial state; states given to it stay usable."""
 
     def __init__(self, options: dict[str, Any] | None = None, **changes: Any) -> None:
         c = tiny.get_config()
@@ -76,14 +76,14 @@ class Bench:
         return jax.device_get(self._step(jax.tree.map(jnp.copy, state), batch))
 
     def features(self, images: np.ndarray) -> np.ndarray:
-        """Images uint8 or f32 in 0..1 -> what the heads see of them, f64 [B, C]."""
+        """Images uint8, or f32 in 0..1 -> the features that heads read, f64 [B, C]."""
         images = jnp.float32(images) / (255 if images.dtype == np.uint8 else 1)
         network = self.model.network(self.start.params, self.start.batch_stats)
         return np.float64(network.features(images))
 
 
 def batch_of(rows: int = ROWS, **labels: Any) -> dict[str, np.ndarray]:
-    """Noise of other brightness in each row, with these labels."""
+    """A batch of noise, with another brightness in each row, and these labels."""
     rng = np.random.default_rng(5)
     images = (
         rng.uniform(0, 255, (rows, SIZE, SIZE, 3)) * np.linspace(0.2, 1, rows)[:, None, None, None]
@@ -103,7 +103,7 @@ def outputs(bench: Bench, features: np.ndarray, head: str) -> np.ndarray:
 
 
 def errors(bench: Bench, features: np.ndarray, batch: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The slope of each head's loss by its output [B], 0 where the label is unknown."""
+    """The gradient of each head's loss by its output [B], 0 where the label is unknown."""
     age, gender = np.float64(batch["age"]), batch["gender"]
     of_age = outputs(bench, features, "age") - (age - 40) / 20
     of_gender = 1 / (1 + np.exp(-outputs(bench, features, "gender"))) - gender
@@ -114,7 +114,7 @@ def errors(bench: Bench, features: np.ndarray, batch: dict[str, Any]) -> dict[st
 
 
 def gradient(features: np.ndarray, slopes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Of slopes [B] that are divided already."""
+    """The gradient from slopes [B] that are already divided."""
     weight = {"age": 1.0, "gender": GENDER_WEIGHT}
     return {
         f"heads/{name}/{part}": weight[name] * value
@@ -127,7 +127,7 @@ def gradient(features: np.ndarray, slopes: dict[str, np.ndarray]) -> dict[str, n
 
 
 def taken(bench: Bench, state: Any) -> dict[str, np.ndarray]:
-    """What plain sgd with a rate of 1 has subtracted: the gradient that the step used."""
+    """The gradient that the step used: what plain SGD with a rate of 1 subtracted."""
     before = jax.device_get(bench.start.params)
     return {k: np.float64(before[k]) - np.float64(state.params[k]) for k in KEYS}
 
@@ -212,7 +212,7 @@ def test_example_weights_multiply_the_loss_and_divide_nothing():
 
 
 def test_micro_batches_with_all_labels_on_one_side_add_up_to_the_whole():
-    """And so does a penalty, which each of them has."""
+    """So does a penalty, which each of them has."""
     bench = Bench(optim__accumulate=2, optim__l2=(("heads/age/kernel", 0.5),))
     # A micro-batch takes every second row: here the known ages are all in the first.
     batch = batch_of(**HALF)
@@ -298,7 +298,7 @@ def test_micro_batches_drop_features_of_their_own():
 
 
 def test_layer_decay_and_recomputing_reach_the_step_of_a_run():
-    """Recomputed gradients are the same, so the updates differ by the layers' rates alone."""
+    """Recomputed gradients are the same, so updates differ only by the layers' rates."""
     common = {
         "model__options": {"widths": (4, 4), "dropout": 0.3}, "optim__accumulate": 2,
         "optim__lr_multipliers": ((".*", 1.0),),
@@ -401,8 +401,8 @@ def test_two_steps_of_adamw_by_hand_clip_the_gradient_before_its_moments():
 
 
 def explode(bench: Bench) -> Any:
-    """A start whose loss is finite and whose gradient is not: the head's kernel is 0, and its
-    inputs are so large that the gradient's norm overflows."""
+    """An initial state with a finite loss but not a finite gradient: the head's kernel is 0, and
+    its inputs are so large that the gradient's norm overflows."""
     params = dict(bench.start.params)
     for name, value in params.items():
         if name.startswith("backbone/norms/"):

@@ -1,4 +1,4 @@
-"""What the table of models says is what the literature and counting by hand say."""
+"""The table of models agrees with the literature and with counting by hand."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""sweep: settings drawn from a space, trials pruned, stopped and gone on with."""
+"""sweep: settings drawn from a space; trials pruned, stopped and continued."""
 
 import contextlib
 import csv
@@ -98,7 +98,7 @@ def test_a_trial_ends_where_the_pruner_says(config, tmp_path, monkeypatch):
     steps = []
 
     def pretend(config, workdir, stop_after):
-        """Trial number n has a loss of n, always."""
+        """Gives trial number n a constant loss of n."""
         value = float(workdir.name)
         for step in range(1, 10):
             steps.append((int(workdir.name), step))
@@ -305,7 +305,7 @@ def test_a_setting_that_fails_is_a_failed_trial_and_a_config_that_fails_an_error
 
 
 def failing(monkeypatch, errors):
-    """Trials fail with these errors one after the other, None: it trains. Returns the trials."""
+    """Makes trials fail with these errors in turn; None: it trains. Returns the trials."""
     begun, errors = [], list(errors)
 
     def pretend(config, workdir, stop_after):
@@ -387,7 +387,7 @@ def test_values_lie_in_their_ranges():
     ],
 )
 def test_the_spaces_fit_their_configs(space, config):
-    """Every setting is there, and a trial drawn from the space differs in them alone."""
+    """Every setting exists, and a trial drawn from the space differs only in them."""
     drawn = read_space(str(ROOT / f"experiments/spaces/{space}.py"))
     trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
     values = {name: suggest(trial, name, given) for name, given in drawn.items()}

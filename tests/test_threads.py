@@ -1,4 +1,4 @@
-"""Work that threads do ahead: in order, bounded, and with its errors."""
+"""Threads that work ahead: in order, bounded, and with their errors."""
 
 import itertools
 

@@ -118,7 +118,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 
 @pytest.fixture
 def bad_step(monkeypatch):
-    """Has the loss of the tenth step be not a number."""
+    """Makes the loss of the tenth step NaN."""
     read = pipeline.TrainBatches.__getitem__
 
     def spoilt(self, step):
@@ -192,7 +192,7 @@ def test_frozen_parameters_and_their_statistics_do_not_move(config_of, tmp_path)
 def test_example_weights_count_from_the_step_they_are_deferred_to(
     config_of, tmp_path, monkeypatch, users_jit
 ):
-    """With features smoothed from the second epoch on, and a penalty, as all of them would be."""
+    """With features smoothed from the second epoch on, and a penalty."""
     make = step_lib.make_train_step
 
     def make_train_step(*arguments, **options):

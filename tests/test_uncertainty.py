@@ -1,4 +1,4 @@
-"""Calibration, intervals, risk and gates: as scipy, scikit-learn and simulation say."""
+"""Calibration, intervals, risk and gates, against scipy, scikit-learn and simulation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from agejax.evaluation import metrics, uncertainty
 
 
 def sure_of_itself(n: int, classes: int, factor: float) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities of a calibrated model whose logits were multiplied by `factor`, and labels."""
+    """Labels, and probabilities of a calibrated model with logits multiplied by `factor`."""
     rng = np.random.default_rng(classes)
     logits = rng.normal(0, 1.5, (n, classes))
     honest = special.softmax(logits, axis=1)
@@ -61,7 +61,7 @@ def test_temperature_of_a_model_never_wrong_is_finite():
 
 
 def test_expected_calibration_error_by_hand():
-    # (.4, .5]: sure of .5 twice, once right; (.8, .9]: .9 and .85, both right; (.9, 1]: 1, wrong.
+    # (0.4, 0.5]: 0.5 twice, once right; (0.8, 0.9]: 0.9 and 0.85, right; (0.9, 1]: 1, wrong.
     p = np.array([[0.5, 0.5], [0.5, 0.5], [0.1, 0.9], [0.85, 0.15], [1.0, 0.0], [0.3, 0.7]])
     labels = np.array([0, 1, 1, 0, 1, -1])  # the last does not count
     rows = uncertainty.reliability(p, labels, bins=10)
@@ -105,7 +105,7 @@ def test_the_quantile_is_the_smallest_that_enough_errors_do_not_exceed(errors, p
 
 
 def people(rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
-    """A model whose error grows with the predicted age; it knows how uncertain it is to 30 %."""
+    """A model whose error grows with the predicted age; it knows its uncertainty within 30 %."""
     predicted = rng.uniform(1, 100, n)
     spread = 1 + predicted / 8
     age = np.clip(predicted + spread * rng.standard_t(4, n), 0, 116)
@@ -121,7 +121,7 @@ def three_groups(predicted: np.ndarray) -> metrics.Partition:
 @settings(max_examples=8)
 @given(st.integers(0, 2**32), st.sampled_from([0.05, 0.1, 0.3]), st.booleans())
 def test_over_many_calibrations_the_coverage_is_binomial(seed, alpha, by_sigma):
-    """One new image for each calibration, so that hits are independent: marginally, and by group.
+    """One new image per calibration, so that hits are independent: marginally, and by group.
 
     The band's probability is 1 - 1e-6: no example may fail by chance.
     """
@@ -175,7 +175,7 @@ def test_groups_are_covered_by_their_own_quantile_and_not_by_the_marginal_one():
 
 
 def test_the_band_holds_the_coverage_as_often_as_it_says():
-    """A plain binomial band, which forgets the luck of the calibration, holds too few of these."""
+    """A plain binomial band, which ignores the chance in the calibration, holds too few."""
     rng = np.random.default_rng(0)
     inside, plain, alpha, trials = 0, 0, 0.1, 400
     for _ in range(trials):
@@ -218,7 +218,7 @@ def test_too_few_images_give_the_whole_range_and_a_small_group_says_so():
 
 
 def test_small_groups_share_a_quantile_of_their_own():
-    """Two of large errors, each too small; everybody's quantile would cover few of them."""
+    """Two groups with large errors are too small; the overall quantile would cover few of them."""
     errors = np.concatenate([np.arange(1.0, 101.0), 1000 + np.arange(20.0), 2000 + np.arange(15.0)])
     rows = np.arange(135)
     parts = [("many", rows < 100), ("few", (rows >= 100) & (rows < 120)), ("fewer", rows >= 120)]

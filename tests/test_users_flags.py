@@ -1,6 +1,7 @@
-"""Resume and the number of devices, compiled as users' runs are.
+"""Resuming and the number of devices, compiled as in users' runs.
 
-All other tests compile with less effort (tests/conftest.py), which may hide what XLA's fusions do.
+All other tests compile with less effort (tests/conftest.py), which may hide effects of XLA's
+fusions.
 """
 
 import functools
@@ -33,7 +34,7 @@ def trained(folder: pathlib.Path, source: str, cache: str, name: str, devices: i
 
 
 def main() -> None:
-    """In a process of its own: three runs in `folder`, of which one is stopped and resumed."""
+    """Runs in its own process: three runs in `folder`, one of them stopped and resumed."""
     from interrupted_run import signal_before
 
     folder, source, cache = sys.argv[1:]

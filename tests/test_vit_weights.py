@@ -1,4 +1,4 @@
-"""ViT's weights: positions of another image size, images as they want them, flax's two namings."""
+"""ViT's weights: positions of another image size, their normalisation, Flax's two namings."""
 
 import json
 
@@ -81,7 +81,7 @@ def test_timms_weights_take_images_in_minus_one_to_one_unless_the_config_says_de
 
 
 def flax_block(rng, dim, heads, attention, norm, mlp):
-    """One block's arrays, as flax names them."""
+    """One block's arrays, as Flax names them."""
     shapes = {f"LayerNorm_{i}/{leaf}": (dim,) for i in (0, norm) for leaf in ("scale", "bias")}
     for name in ("query", "key", "value"):
         shapes[f"MultiHeadDotProductAttention_{attention}/{name}/kernel"] = (

@@ -40,7 +40,7 @@ FEATURES = 5
 
 
 def layer(head, seed):
-    """The head's last layer, its arrays drawn, and the function it is."""
+    """The head's last layer with random arrays, and its function."""
     module = head.output(FEATURES, nnx.Rngs(seed))
     graph, state = nnx.split(module)
     flat = {"/".join(map(str, path)): v for path, v in nnx.to_flat_state(state)}
@@ -204,7 +204,7 @@ def test_buckets_keep_their_probabilities_and_take_the_ages_of_the_new_data():
     ],
 )
 def test_what_decoding_adds_for_the_prior_moves_into_the_biases(given, label, order):
-    """Both runs drew unevenly, each in its own way."""
+    """Both runs used uneven samplers, each its own."""
     rng = np.random.default_rng(3)
     drawn = []
     for facts in (OLD, NEW):
@@ -228,7 +228,7 @@ def test_what_decoding_adds_for_the_prior_moves_into_the_biases(given, label, or
 
 
 def config_of(faces, cache, pretrained):
-    """A run that trains one step and changes nothing: frozen backbone, no learning rate."""
+    """A config that trains one step and changes nothing: frozen backbone, learning rate 0."""
     config = tiny.get_config()
     config.data.source, config.data.cache_dir = str(faces), str(cache)
     config.data.edits.min_age = 30.0
@@ -242,8 +242,8 @@ def config_of(faces, cache, pretrained):
 
 @pytest.fixture(scope="module")
 def continued(trained, faces, cache, tmp_path_factory):
-    """(the run's folder, what was printed) of a run from the weights of a copy of `trained`, which
-    is deleted."""
+    """(folder, config, printed lines) of a run from the weights of a copy of `trained`, which is
+    then deleted."""
     folder = tmp_path_factory.mktemp("continued")
     shutil.copytree(trained, folder / "old")
     config = config_of(faces, cache, folder / "old")
@@ -315,7 +315,7 @@ def arrays_of(heads, rng, **more):
 
 
 def parts(their_necks, our_necks, theirs=None, fresh=None, hidden=0):
-    """What `adapt` takes and leaves of a regression head with these necks."""
+    """The parts that `adapt` takes and leaves for a regression head with these necks."""
     configs, rng = [], np.random.default_rng(0)
     for neck in (their_necks, our_necks):
         config = tiny.get_config()

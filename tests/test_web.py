@@ -1,4 +1,4 @@
-"""export --format=web: a page that opens offline and says what `predict` says."""
+"""export --format=web: a page that opens offline and predicts what `predict` predicts."""
 
 import base64
 import gzip
@@ -57,7 +57,7 @@ def engine(cache):
 
 @pytest.fixture(scope="module")
 def workdir(trained, tmp_path_factory):
-    """A run that knows how faces lie in its images, and whose intervals differ by decade."""
+    """A run with a known framing of faces, and with intervals that differ by decade."""
     workdir = tmp_path_factory.mktemp("calibrated") / "run"
     shutil.copytree(trained, workdir, ignore=shutil.ignore_patterns("calibration.json"))
     decades = page.DECADES
@@ -80,7 +80,7 @@ def folder(engine, workdir, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ready(browser, folder):
-    """The page when its model is loaded, and what it complained of or asked for."""
+    """The page with its model loaded, and its errors and requests."""
     tab, said = opened(browser, folder / "index.html", permissions=["camera"])
     tab.locator("#state", has_text="Ready.").wait_for(timeout=SECONDS)
     return tab, said
@@ -92,7 +92,7 @@ def block(path: pathlib.Path, name: str) -> bytes:
 
 
 def chosen(tab, files, kind="crops"):
-    """Gives the page files {name: bytes}; the results as {name: text, data name: value}."""
+    """Gives the page files {name: bytes}; returns results as {name: text, data name: value}."""
     tab.locator("#clear").click()
     if tab.locator("#kind").is_visible():
         tab.locator(f"input[value={kind}]").check()
@@ -115,7 +115,7 @@ def results(tab):
 
 
 def calculated(tab, image, expression):
-    """The list that the page's own functions make of an image."""
+    """The list that the page's own functions compute from an image."""
     height, width, _ = image.shape
     return tab.evaluate(
         f"""async text => {{
@@ -133,7 +133,7 @@ def png(image: np.ndarray) -> bytes:
 
 
 def predicted(workdir, crops):
-    """What `agejax.predict` says of crops, flat."""
+    """The flat records of `agejax.predict` for crops."""
     run = Run.open(workdir, devices=1)
     faces = [images.Crop(pathlib.Path(name), image) for name, image in crops.items()]
     calibration = Calibration.read(workdir, run.step)
@@ -268,7 +268,7 @@ def test_it_fits_a_phone(browser, folder):
 
 @pytest.fixture(scope="module")
 def photo():
-    """Drawn faces pasted into a photo."""
+    """A photo with drawn faces pasted into it."""
     image = np.full((600, 800, 3), (90, 120, 150), np.uint8)
     for seed, (edge, left, top) in enumerate([(260, 60, 80), (150, 500, 300), (190, 480, 40)]):
         face = np.asarray(drawing.draw(1, seed, edge)[0])

@@ -1,4 +1,4 @@
-"""Weights files: every format gives its arrays, and none of them can run, hang or fill anything."""
+"""Weights files: every format gives its arrays; none can run code, hang or fill memory."""
 
 import contextlib
 import io
@@ -30,7 +30,7 @@ class Global(str):
 
 
 class Storage(tuple):
-    """A persistent identity."""
+    """A persistent id."""
 
 
 class Call:
@@ -41,7 +41,7 @@ class Call:
 
 
 class Raw(bytes):
-    """Opcodes as they stand."""
+    """Raw opcodes."""
 
 
 def code(value):
@@ -121,7 +121,7 @@ def read(path):
 
 
 def refused(path):
-    """The message of the one-line error that reading raises."""
+    """The message of the one-line error that reading must raise."""
     with pytest.raises(UserError) as error:
         read(path)
     message = str(error.value)
@@ -268,7 +268,7 @@ def test_a_safetensors_file_is_none_of_torch_whatever_the_length_of_its_header(t
 
 
 class Malice:
-    """Pickles into a call."""
+    """An object that pickles into a call."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -553,7 +553,7 @@ def test_a_zip_member_that_claims_a_gigabyte_takes_no_memory(tmp_path):
 
 
 def beside():
-    """What training scripts keep beside the weights, each as Python pickles it."""
+    """Other contents of training checkpoints, each as Python pickles it."""
     namespace = Raw(
         code(Global("argparse Namespace")) + b")\x81" + code({"lr": 0.1, "out": "runs"}) + b"b"
     )
@@ -594,7 +594,7 @@ def test_a_whole_training_checkpoint_gives_its_tensors(write, tmp_path):
 
 
 def test_protocol_4_as_python_writes_it_is_read_too(tmp_path):
-    """Placeholders, sets and memos of Python's own pickler, with our tensor in the middle."""
+    """Placeholders, sets and memos of Python's own pickler, with a tensor in the middle."""
     others = {"a": {1, 2}, "b": frozenset("c"), "d": bytearray(b"e"), "f": range(3), "g": 2j}
     head, _, tail = pickle.dumps(others | {"PLACE": "HOLDER"}, 4).rpartition(b"\x8c\x06HOLDER")
     data = head + code(tensor(HELD, (12,))) + tail

@@ -1,4 +1,4 @@
-"""Keras' weights files: one scheme of names for all formats, and nothing read from elsewhere."""
+"""Keras' weights files: one naming scheme for all formats, and no reads from other files."""
 
 import io
 import json
@@ -187,7 +187,7 @@ def test_a_file_that_claims_more_than_its_size_is_refused_unread(tmp_path):
 
 
 def test_a_list_in_a_circle_ends_another_process_and_not_this_one(arrays, tmp_path, monkeypatch):
-    """The free list of each group's heap, which HDF5 follows for ever."""
+    """The free list of each group's heap, which HDF5 would follow forever."""
     with h5py.File(tmp_path / "weights.h5", "w") as file:
         write_legacy(file, arrays)
     data, at = bytearray((tmp_path / "weights.h5").read_bytes()), -1

@@ -1,4 +1,4 @@
-"""A config small enough for tests: the whole system on 96 made-up chips of 32 px."""
+"""A config small enough for tests: the whole system on 96 synthetic chips of 32 px."""
 
 import ml_collections
 
