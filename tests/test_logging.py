@@ -482,7 +482,7 @@ def test_a_run_that_goes_on_hears_nothing_of_the_watchdog(tmp_path):
 
 
 def rows_of(workdir, steps, cut=None):
-    """Logs `steps` in windows of two; cut: the step after which a signal stops the run, to resume."""
+    """Logs `steps` in windows of two; cut: a signal stops the run after that step; it resumes."""
     options = {"total_steps": 8, "batch_size": 4, "steps_per_epoch": 4.0}
     pending, start = {}, 0
     for part in ([*steps][:cut], [*steps][cut:]) if cut else ([*steps],):
