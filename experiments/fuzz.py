@@ -50,8 +50,8 @@ KINDS: dict[str, Prepare] = {
     "weights": weights.prepare,
 }
 OUTPUT = pathlib.Path("experiments/results/fuzz")
-CPU_SECONDS = 10.0  # of one input
-WALL_SECONDS = 120.0  # of one input that waits, on a busy machine
+CPU_SECONDS = 10.0  # for one input
+WALL_SECONDS = 120.0  # for one input that waits, on a busy machine
 START_SECONDS = 600.0  # for a worker to import what it needs
 MEMORY = 2 * 2**30  # bytes that an input may add to the worker's memory
 LONGEST = 100_000  # characters of a message, which may list many errors

@@ -10,9 +10,9 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
-# Before JAX starts: tests that need one device take the first. Most of their time is the
-# compiler's, most of which goes into speed that so few steps of so small networks do not need:
-# without it, and with fusions compiled the older way, a step takes it a third of the time.
+# Before JAX starts: tests that need one device take the first. Most of their time goes into
+# compiling, mostly for speed that a few steps of small networks do not need. Without these
+# optimisations, and with fusions compiled the older way, a step compiles in a third of the time.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8"
     " --xla_backend_optimization_level=0"

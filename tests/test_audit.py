@@ -42,9 +42,9 @@ def source() -> Source:
     images[1] = images[0]  # an exact copy
     images[3] = images[2] // 2 + 40  # a near copy, of another age and gender
     age[2:4], gender[2:4] = (20, 27), (0, 1)
-    images[5] = images[4]  # an exact copy that nobody has noticed, of another ethnicity
+    images[5] = images[4]  # an unnoticed exact copy, of another ethnicity
     groups[5], age[4:6], ethnicity[4:6] = 5, (40, 43), (0, 1)
-    images[7] = images[6]  # an exact and a near copy; an unknown label is no other label
+    images[7] = images[6]  # an exact and a near copy; an unknown label is not a different label
     images[8] = cv2.GaussianBlur(images[6], (0, 0), 0.5)
     age[7], gender[8] = np.nan, -1
     images[20], images[21] = 128, 0
@@ -133,7 +133,7 @@ def test_outliers_are_found_and_nothing_else(report):
 def test_the_distribution_counts_everybody(source, report):
     shown = report["distribution"]
     assert shown["known"] == {"age": N - 1, "gender": N - 1, "ethnicity": N}
-    assert sum(map(sum, shown["table"].values())) == N - 1  # of -2 years is no decade
+    assert sum(map(sum, shown["table"].values())) == N - 1  # -2 years is in no decade
     women = (source.labels["gender"] == 1) & (source.labels["ethnicity"] == 2)
     twenties = source.labels["age"] // 10 == 2
     assert shown["table"]["female C"][2] == (women & twenties).sum()
@@ -183,7 +183,7 @@ def test_the_page_stands_alone_and_says_what_its_charts_show(report):
     assert "female" in page.alts[2]
     assert 'name="viewport"' in text
     assert "prefers-color-scheme: dark" in text
-    assert '<img src=x> & "3".jpg' in page.text  # a file's name is no markup
+    assert '<img src=x> & "3".jpg' in page.text  # a file's name is not markup
     assert page.tags.count("img") == 4
 
 

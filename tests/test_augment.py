@@ -172,7 +172,7 @@ def test_a_crop_has_the_width_and_height_of_its_area_and_ratio(strength: float) 
                             (32, 64, 64, 3))  # fmt: skip
     out, _ = run({"crop": (0.48, 0.48), "crop_ratio": (4 / 3, 4 / 3)}, ramps, strength, size=64)
     out = out * 255 / 3  # where each pixel comes from, in pixels
-    inner = slice(4, -4)  # at the edges there is nothing to sample between
+    inner = slice(4, -4)  # edges have no neighbours to sample between
     np.testing.assert_allclose(np.diff(out[:, inner, inner, 0], axis=2), across, atol=2e-3)
     np.testing.assert_allclose(np.diff(out[:, inner, inner, 1], axis=1), along, atol=2e-3)
     # It lies anywhere within the image.
@@ -414,7 +414,7 @@ def by_pil(image: np.ndarray, name: str, share: float, sign: float) -> tuple[np.
             cos, sin = np.cos(np.radians(30 * x)), np.sin(np.radians(30 * x))
             moved[:, :2] = [[cos, -sin], [sin, cos]]
         case _:
-            # PIL rounds the grey, or the smoothed image, that it blends with.
+            # PIL rounds the grey or smoothed image that it blends with.
             return np.asarray(enhance[name](pil).enhance(1 + 0.9 * x)), 2.01
     moved[:, 2] += middle - moved[:, :2] @ [middle, middle]  # about the centre
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
@@ -556,7 +556,7 @@ def test_a_new_operation_leaves_the_draws_of_the_older_ones() -> None:
 
 def test_autocontrast_is_that_of_pil_as_often_as_configured() -> None:
     images = faces(64)
-    images[3] = 77  # nothing to stretch
+    images[3] = 77  # uniform: nothing to stretch
     images[4, ..., 1] = 90
     out = run({"autocontrast": 1.0}, images)[0] * 255
     expected = np.stack([ImageOps.autocontrast(Image.fromarray(image)) for image in images])

@@ -41,7 +41,7 @@ def test_classes_are_learned_and_have_probabilities(estimator, classes):
     y[::9] = -1
     parts, labels = splits_of(x, y, 400)
     fitted, _ = estimators.fit(estimator, parts, labels)
-    p = estimators.say(fitted, parts["val"], classes + 1)  # one that nobody has
+    p = estimators.say(fitted, parts["val"], classes + 1)  # one class has no image
     np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-5)
     assert not p[:, -1].any()
     known = labels["val"] >= 0
@@ -69,10 +69,10 @@ def test_the_command_scores_as_evaluate_does(trained, tmp_path, capsys):
     assert run_command(baselines.main, ["baselines", *flags]) == 0
     result = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert result["n"] == 19
-    # Brightness follows age, so that any features know it.
+    # Brightness follows age, so any features reveal it.
     assert result["age"]["mae"] < 0.6 * result["age"]["floor_mae"]
     assert (tmp_path / "out" / "report.html").exists()
-    # What the network looks at is no explanation of another estimator.
+    # The network's saliency does not explain another estimator.
     assert not (tmp_path / "out" / "figures" / "saliency.png").exists()
 
 

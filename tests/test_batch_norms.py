@@ -63,7 +63,7 @@ def test_statistics_made_anew_are_means_over_batches_of_what_goes_into_each_norm
     assert anew.keys() == expected.keys()
     for name, values in expected.items():
         np.testing.assert_allclose(anew[name], np.mean(values, axis=0), rtol=1e-3, atol=1e-4)
-        assert np.abs(anew[name] - arrays[name]).max() > 0.01  # not what the short run had
+        assert np.abs(anew[name] - arrays[name]).max() > 0.01  # differs from the short run's
 
 
 def test_batches_are_of_training_images_alone_as_training_augments_them(run, source, rows):
@@ -146,5 +146,5 @@ def test_a_folded_network_gets_batch_norms_back_and_predicts_the_same(
     def off(arrays):
         return np.abs(features(model, arrays, train=True) - expected).mean() / expected.mean()
 
-    # In training a batch of 32 has other statistics than all; without any of its own it is lost.
+    # In training a batch's statistics differ from those of all images; without any it fails.
     assert off(given_back) < 0.2 < off(loaded)

@@ -384,7 +384,7 @@ def test_a_lineage_goes_back_to_the_first_weights(descendant, tmp_path):
     shutil.rmtree(first)
     made = lineage.of(Run.open(third, devices=1))
     assert list(lineage.nodes(made))[-1] == {"kind": "missing", "name": "first"}
-    # A folder that was used again since, for a run that started from its own descendant.
+    # A folder that was reused for a run that started from its own descendant.
     descendant("first", third)
     made = lineage.of(Run.open(third, devices=1))
     assert [n["kind"] for n in lineage.nodes(made)] == ["run", "run", "run", "missing"]

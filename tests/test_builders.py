@@ -78,7 +78,7 @@ def test_an_enormous_member_is_skipped(tmp_path, files, monkeypatch):
 def test_a_truncated_archive_is_refused(kind, left, tmp_path):
     files = {f"{age}_0_0_2017.jpg": jpeg(age) for age in range(1, 60)}
     whole = pack(files, tmp_path / kind).read_bytes()
-    # Of a tar's end, 10 KB are padding: what is cut must reach the members.
+    # A tar ends with 10 KB of padding: the cut must reach the members.
     size = len(whole.rstrip(b"\0")) + 512 if kind == "x.tar" else len(whole)
     (tmp_path / kind).write_bytes(whole[: int(left * size)])
     with pytest.raises(UserError, match="download it again") as error:

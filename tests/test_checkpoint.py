@@ -79,7 +79,7 @@ def arrays(checkpoint):
         ("min", {1: 3.0, 2: 1.0, 3: 2.0}, 2, [2, 3]),
         ("max", {1: 3.0, 2: 1.0, 3: 2.0}, 1, [1, 2, 3]),
         ("min", {1: 1.0, 2: 3.0, 3: 2.0, 4: 2.0}, 1, [1, 3, 4]),
-        ("min", {1: 1.0, 2: 1.0, 3: 2.0, 4: None}, 1, [1, 3, 4]),  # of equal ones the earliest
+        ("min", {1: 1.0, 2: 1.0, 3: 2.0, 4: None}, 1, [1, 3, 4]),  # the earliest of equal ones
         ("min", {1: 2.0, 2: float("nan"), 3: None, 4: None}, 1, [1, 3, 4]),
         ("min", {1: None, 2: None, 3: None}, 3, [2, 3]),
     ],
@@ -135,7 +135,7 @@ def test_the_holder_removes_what_killed_processes_left(tmp_path):
     folder = written(tmp_path / "c", {3: 2.0, 4: 1.0})
     for name in ("5.orbax-checkpoint-tmp", "deleted/1", "2"):
         (folder / name / "state").mkdir(parents=True)
-    (folder / "3" / "meta" / "metadata").unlink()  # a removal that was killed half way
+    (folder / "3" / "meta" / "metadata").unlink()  # a removal killed half way
     CheckpointWriter(folder).close()
     assert sorted(path.name for path in folder.iterdir()) == ["4"]
 
@@ -285,7 +285,7 @@ def test_no_flipped_bit_of_the_facts_goes_unseen(several):
         except UserError:
             caught += 1
         else:
-            assert read == meta  # the bit was of no meaning, such as in an escape
+            assert read == meta  # the bit had no effect, such as in an escape
     assert caught > 0.9 * len(whole)
     with pytest.raises(UserError, match="checkpoints/1 cannot be restored"):
         Run.open(folder.parent, devices=1)
@@ -329,7 +329,7 @@ def test_a_key_that_is_missing_in_a_damaged_checkpoint_is_told_as_one(tmp_path):
 
 
 def flip_arrays(checkpoint):
-    for place in (0.25, 0.5, 0.75):  # one may be in bytes that nothing reads
+    for place in (0.25, 0.5, 0.75):  # one may be in unused bytes
         flip(arrays(checkpoint), place)
 
 

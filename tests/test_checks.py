@@ -92,7 +92,7 @@ def test_a_config_that_suits_data_with_other_classes_passes(config):
     config.heads.ethnicity = {"kind": "binary"}
     config.heads.buckets = {"kind": "buckets", "label": "age", "edges": (3, 18, 90)}
     config.eval.best, config.eval.best_mode = "age_bucket/accuracy", "max"
-    config.schedule.warmup = {"steps": 10_000}  # of a total that is not known yet
+    config.schedule.warmup = {"steps": 10_000}  # the total is not known yet
     checks.before_data(changed(config, model__mean=(0.5,) * 3, model__std=(0.5,) * 3))
 
 

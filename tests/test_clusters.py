@@ -36,7 +36,7 @@ def cluster(tmp_path):
     return submit
 
 
-# What a step does that is told to stop: it saves, says so, and ends.
+# A step that is told to stop saves, reports it, and ends.
 STOPPED = 'trap "echo saved; exit 0" TERM; kill -TERM $PPID; while true; do sleep 0.1; done'
 
 

@@ -252,7 +252,7 @@ def test_a_broken_config_file_is_named_with_its_line(text, message, tmp_path, mo
     (tmp_path / "my.py").write_text(text)
     (tmp_path / "helper.py").write_text("def\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # of the file before
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # of the last file
     with pytest.raises(UserError, match=f"^--config=.*{message}"):
         command_line.parse(["main", f"--config={tmp_path / 'my.py'}"])
 
@@ -400,7 +400,7 @@ def test_predict_makes_the_folder_of_its_output_and_names_what_cannot_be_written
     assert run_command(predict.main, ["predict", *arguments, str(image)]) == 0
     written = output.read_text()
     assert len(written.splitlines()) == 2
-    # What fails later leaves the file that was there, and nothing else.
+    # A later failure leaves the former file, and nothing else.
     (tmp_path / "bad.jpg").write_bytes(b"no image")
     said_by(predict.main, *arguments, tmp_path / "bad.jpg", capsys=capsys)
     assert output.read_text() == written

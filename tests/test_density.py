@@ -50,7 +50,7 @@ UTKFACE_LDS = {
     "inverse": {1: 0.58434741, 26: 0.26176466, 50: 1.10835995, 90: 6.16709563},
 }  # fmt: skip
 
-COUNTS = [10078, 4525, 3434, 3975, 1692]  # of UTKFace's ethnicities, as are the values below
+COUNTS = [10078, 4525, 3434, 3975, 1692]  # UTKFace's ethnicities, as for the values below
 BALANCED = [0.470, 1.048, 1.381, 1.193, 2.802]  # scikit-learn
 SUM_OF_CLASSES = [0.341, 0.760, 1.001, 0.865, 2.032]
 EFFECTIVE = [0.457, 0.797, 0.998, 0.884, 1.864]  # PyPI balanced-loss, beta 0.9999
@@ -89,7 +89,7 @@ def test_lds_of_utkface_equals_the_reference(utkface: np.ndarray) -> None:
         weights = lds_weight(utkface, reweight=reweight)
         for age, expected in golden.items():
             np.testing.assert_allclose(weights[utkface == age], expected, rtol=1e-7)
-    # The published values are of the whole set, which has a quarter more.
+    # The published values are for the whole set, which is a quarter larger.
     whole = {1: 1.0776, 26: 0.5044, 90: 3.1017}
     weights = lds_weight(utkface)
     for age, published in whole.items():
@@ -135,7 +135,7 @@ def test_weights_are_positive_with_mean_one_and_unknown_labels_weigh_one(
     assert weights.min() > 0
     np.testing.assert_allclose(weights.mean(), 1.0)
     np.testing.assert_array_equal(weights[np.isnan(labels)], 1.0)
-    # The weights follow their labels wherever those stand, and unknown ones change nothing.
+    # Weights follow their labels in any order, and unknown labels change nothing.
     order = np.random.default_rng(seed).permutation(len(labels))
     np.testing.assert_allclose(weigh(labels[order]), weights[order], rtol=1e-6)
     known = np.isfinite(labels)
@@ -216,7 +216,7 @@ def test_class_weights_have_mean_one_over_examples_or_classes(weigh) -> None:
     np.testing.assert_allclose(np.average(mean, weights=COUNTS), 1.0)
     np.testing.assert_allclose(classes.mean(), 1.0)
     np.testing.assert_allclose(mean / mean[0], classes / classes[0])
-    # A class without examples is as if it were not.
+    # A class without examples has no effect.
     for normalise in ("mean", "classes"):
         with_none = weigh([0, *COUNTS, 0], normalise=normalise)
         np.testing.assert_allclose(with_none[1:-1], weigh(COUNTS, normalise=normalise))

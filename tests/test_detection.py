@@ -368,7 +368,7 @@ def test_crops_of_a_photo_are_framed_as_the_chips_in_it(detector, geometry):
         a, b = (c[30:170, 30:170].ravel() for c in (crop, chip))
         alike.append(np.corrcoef(a, b)[0, 1])
         assert frames.fits(frames.mismatch(detector.find(crop)[0], 200, geometry), geometry)
-    assert np.median(alike) > 0.75  # of different chips about 0.46
+    assert np.median(alike) > 0.75  # about 0.46 between different chips
 
 
 def test_predict_finds_the_faces_of_a_photo_and_warns_of_crops_framed_otherwise(
@@ -395,14 +395,14 @@ def test_predict_finds_the_faces_of_a_photo_and_warns_of_crops_framed_otherwise(
     assert {"age", "gender", "score"} <= lines[0].keys()
     assert "warning: no face in 1 of 2 photos" in err
     assert "2 faces of 2 files" in err
-    # A face of a photo is predicted as the chip that it is.
+    # A face in a photo gets the prediction of its chip.
     Image.fromarray(utkface()[0]).save(tmp_path / "chip.png")
     assert run_command(predict.main, [*flags[:2], str(tmp_path / "chip.png")]) == 0
     out, err = capsys.readouterr()
     assert "not framed" not in err
     own = min(lines, key=lambda line: line["box"][0])
     assert own["age"] == pytest.approx(json.loads(out)["age"], abs=3)
-    # Unless told otherwise, images that are framed otherwise are photos.
+    # By default, images with another framing are treated as photos.
     assert run_command(predict.main, [*flags[:2], str(tmp_path / "photo.png")]) == 0
     out, err = capsys.readouterr()
     assert [json.loads(line) for line in out.splitlines()] == lines

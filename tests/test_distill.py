@@ -119,7 +119,7 @@ def first_line(folder):
 def test_a_target_is_the_mean_of_the_teachers_probabilities(config_of, teachers):
     config = config_of(distill__runs=teachers)
     given = taught(config)
-    for name in ("gender", "ethnicity"):  # whose predictions are probabilities
+    for name in ("gender", "ethnicity"):  # their predictions are probabilities
         apart = [answers(path, config)[name] for path in teachers]
         assert not np.allclose(apart[0], apart[1], atol=1e-3)
         np.testing.assert_allclose(given[name], np.mean(apart, axis=0), atol=1e-5)
@@ -230,7 +230,7 @@ def test_shares_of_labels_and_teachers_add_up(config_of, teachers, tmp_path):
     weights = {"age": 1.0, "gender": 0.2, "ethnicity": 0.2}
     heads = sum(weight * alone[f"{name}/distill"] for name, weight in weights.items())
     assert alone["loss"] == pytest.approx(heads, rel=1e-5)
-    # Batch norm sees other images together, so that the losses are not quite alike.
+    # Batch norm normalises over other images, so the losses differ slightly.
     parts = first_loss(0.25, micro=2)
     terms = sum(
         weight * (0.75 * parts[f"{name}/loss"] + 0.25 * parts[f"{name}/distill"])
@@ -320,7 +320,7 @@ def test_views_in_a_file_are_averaged(config_of, teachers, targets_of, tmp_path)
     natural = np.log(np.array(prior["natural"]) / prior["sampled"])
     mean = np.mean([softmax(logits + natural, axis=1) for logits in both], axis=0)
     np.testing.assert_allclose(file.probabilities["ethnicity"][3], mean[0], atol=1e-3)
-    # A file of another program may hold the views apart.
+    # A file of another program may hold the views separately.
     apart = np.stack([plain.probabilities["gender"], plain.probabilities["gender"][:, ::-1]])
     np.savez(tmp_path / "foreign.npz", **{"ids": plain.ids, "probabilities/gender": apart})
     np.testing.assert_allclose(
@@ -368,7 +368,7 @@ def test_an_image_without_a_row_is_an_error_or_learns_from_its_labels_alone(
     )
     train(config, tmp_path / "run")
     assert np.isfinite(first_line(tmp_path / "run")["age/distill"])
-    # Its teacher is another one now: a run that goes on would not be the run that began.
+    # The teacher has changed: a resumed run would not be the run that began.
     dataclasses.replace(less, ids=less.ids[::-1]).write()
     with config.unlocked():
         config.checkpoint.every, config.sharding.devices = {"steps": 1}, 1
@@ -475,7 +475,7 @@ def test_a_model_of_another_library_is_given_what_it_expects(config_of, foreign)
     view = np.asarray(inputs.eval_images(image, 8))[..., ::-1]
     means = ((2 * view - [0.5, 0.25, 0.125]) / [1, 2, 4]).mean(axis=(1, 2))
     np.testing.assert_allclose(given[FEATURES], means, atol=1e-5)
-    p = 1 / (1 + np.exp(-means.mean(axis=1)))  # of its second class, male: the student's first
+    p = 1 / (1 + np.exp(-means.mean(axis=1)))  # its second class, male: the student's first
     np.testing.assert_allclose(given["gender"], np.stack([p, 1 - p], axis=1), atol=1e-5)
     assert "age" not in given
 
@@ -570,7 +570,7 @@ def test_a_run_with_a_feature_map_resumes_exactly(student, tmp_path):
     sums = []
     for kept in (folder, stopped):
         meta = json.loads((kept / "checkpoints/6/meta/metadata").read_text())
-        sums.append(meta["checksum"])  # of all arrays, the map and its moments too
+        sums.append(meta["checksum"])  # over all arrays, including the map and its moments
     assert sums[0] == sums[1]
 
 
@@ -658,7 +658,7 @@ def test_what_a_teacher_its_start_and_its_teachers_have_seen_counts(config_of, t
     assert count(own, {"names": ["aaf"], "fingerprint": "another", "split": {}}) == 0
     assert count(own, None) is None
     assert count(own, other) == count(other) > 0
-    # A teacher that trains on what it was to be validated on, and one that was chosen by test.
+    # A teacher that trains on its validation images, and one that was chosen by test.
     assert count(data(data__split__val_of_train=0.0)) == len(rows["val"])
     (tmp_path / "train.txt").write_text("\n".join(source.ids[rows["train"]]))
     (tmp_path / "val.txt").write_text("\n".join(source.ids[rows["test"]]))

@@ -138,7 +138,7 @@ def test_settings_of_the_sampler_reach_the_weights(source):
 def test_oversampling_adds_the_copies_of_its_formula():
     # Bins of 40, 10, 25 and one of all ages from 80 on, of 7; the largest has 40.
     ages = np.repeat([25.0, 39.0, 79.0, 80.0, 104.0, np.nan], [40, 10, 25, 4, 3, 6])
-    copies = {20: 0 + 4, 30: 9 + 4, 70: 4 + 4, 80: 9 + 4}  # floor(.3 (40 - n)) + floor(.1 40)
+    copies = {20: 0 + 4, 30: 9 + 4, 70: 4 + 4, 80: 9 + 4}  # floor(0.3 (40 - n)) + floor(0.1 40)
     weights, size = draws.oversampled(ages)
     assert size == len(ages) + sum(copies.values())
     np.testing.assert_allclose(weights[ages == 25], 1 + 4 / 40)

@@ -223,7 +223,7 @@ def test_labels_of_a_table_stand_in_place_of_the_data_sets_own(source, tmp_path)
         np.testing.assert_array_equal(view.labels[label][3:], values[3:])
     assert view.images is source.images
     assert view.fingerprint != source.fingerprint
-    # What comes after sees the new labels.
+    # Later edits use the new labels.
     assert first in edited(source, labels=str(table), only={"gender": "female"}).ids
 
 

@@ -51,7 +51,7 @@ def test_every_image_of_the_split_is_scored_once(run, scored):
     assert result["n"] == run[1]["examples"]["test"] == len(rows)
     assert len({row["id"] for row in rows}) == len(rows)
     assert json.loads((output / "metrics.json").read_text()) == result
-    # By default the test split; copies are those of the data.
+    # By default the test split; copies as in the data.
     config = Run.open(run[0]).config
     source = opening.open_source(config.data)
     test = splits.make(source, config.data.split)["test"]
@@ -243,7 +243,7 @@ def test_data_without_a_label_that_the_run_predicts_is_refused(run, faces, tmp_p
     table = tmp_path / "apparent.csv"
     names = sorted(path.name for path in faces.iterdir())
     table.write_text("\n".join(["file,apparent_age", *(f"{name},30" for name in names)]))
-    for more in ([], [f"--option=labels={table}"]):  # no labels, and none that it predicts
+    for more in ([], [f"--option=labels={table}"]):  # no labels, or none that it predicts
         assert run_command(evaluate_main, [*arguments, *more, f"--output={output}"]) == 2
         lines = capsys.readouterr().err.splitlines()
         assert lines[-1].startswith("agejax: error: image_folder: none of the 96 images has a")

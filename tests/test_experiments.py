@@ -26,7 +26,7 @@ def test_every_arm_runs_and_is_compared(system, faces, trained, tmp_path, capsys
         f"--output={tmp_path / 'table'}", f"--synthetic={tmp_path / 'drawn'}",
         f"--genders={trained}",
     ]  # fmt: skip
-    (tmp_path / "runs" / "genders").mkdir(parents=True)  # a run of four steps cannot tell them
+    (tmp_path / "runs" / "genders").mkdir(parents=True)  # a run of four steps cannot predict them
     told = [f"{path.name},{('male', 'female')[i % 2]}" for i, path in enumerate(faces.iterdir())]
     (tmp_path / "runs/genders/labels.csv").write_text("\n".join(["file,gender", *told]))
     assert run_command(run.main, ["run", *flags]) == 0
@@ -47,7 +47,7 @@ def test_every_arm_runs_and_is_compared(system, faces, trained, tmp_path, capsys
             assert row[path]["n"] > 0
             if name == module.REFERENCE:
                 assert row[path]["difference"]["mean"] == 0
-    # What is done is not done again.
+    # Finished arms do not run again.
     capsys.readouterr()
     assert run_command(run.main, ["run", *flags]) == 0
     assert "====" not in capsys.readouterr().out
@@ -100,7 +100,7 @@ def test_macro_f1_and_its_paired_interval():
     assert 0 < difference["ci95"][0] < difference["mean"] < difference["ci95"][1] < 0.4
     _, none = arms.macro_f1_interval(true, good, good, groups, resamples=20)
     assert none["ci95"] == [0, 0]
-    # Copies are no more evidence: without them the interval is as wide.
+    # Copies are no extra evidence: without them the interval is equally wide.
     once, _ = arms.macro_f1_interval(true[::2], good[:, ::2], bad[:, ::2], groups[::2])
     twice, _ = arms.macro_f1_interval(
         np.repeat(true[::2], 2), np.repeat(good[:, ::2], 2, 1), np.repeat(bad[:, ::2], 2, 1), groups
@@ -116,7 +116,7 @@ def test_an_interval_over_seeds_joins_students_t_with_the_bootstrap_over_images(
     seeds = [4.8, 5.0, 5.5]
     expected = stats.t.interval(0.95, 2, np.mean(seeds), stats.sem(seeds))
     assert arms.over_seeds(seeds, [np.mean(seeds)] * 2) == pytest.approx(expected)
-    # As much of the one as of the other: the mean of both quantiles, on sqrt(2) deviations.
+    # Equal parts: the mean of both quantiles, times sqrt(2) deviations.
     deviation = stats.sem(seeds)
     images = np.mean(seeds) + np.array([-1, 1]) * 1.959964 * deviation
     half = (4.302653 + 1.959964) / 2 * np.sqrt(2) * deviation
@@ -128,7 +128,7 @@ def test_what_runs_do_on_single_images_counts_once():
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 5, (3, 4000))
     figure = arms.mean_interval(noise - noise.mean(axis=0), np.arange(4000), resamples=200)
-    # All images are alike over the seeds, so other images would change nothing.
+    # All images are equal over the seeds, so other images would change nothing.
     assert np.ptp(figure["images95"]) < 0.02
     shared = arms.mean_interval(np.repeat(noise[:1], 3, axis=0), np.arange(4000), resamples=200)
     assert np.ptp(shared["images95"]) == pytest.approx(2 * 1.96 * 5 / np.sqrt(4000), rel=0.15)
@@ -187,7 +187,7 @@ def test_recorded_tables_are_computed_again_from_what_is_stored(tmp_path):
     assert "| old |" not in page
     assert "601 images. Intervals of 95 % join Student's t" in page
     assert page.endswith("More.\n")
-    recompute.main(["recompute", str(path)])  # twice is as once
+    recompute.main(["recompute", str(path)])  # repeating changes nothing
     assert json.loads(path.read_text()) == made
     assert path.with_suffix(".md").read_text() == page
 
@@ -222,7 +222,7 @@ def test_the_table_of_mutations_fits_the_code(tmp_path):
     mutations.check(mutations.MUTATIONS)
     names = [each.name for each in mutations.MUTATIONS]
     assert len(set(names)) == len(names)
-    # And says where it does not.
+    # And names where it does not.
     first = mutations.MUTATIONS[0]
     (tmp_path / first.file).parent.mkdir(parents=True)
     (tmp_path / first.file).write_text(f"{first.old}\n{first.old}")

@@ -22,7 +22,7 @@ from agejax.runs.run import Run
 from agejax.train import train
 from agejax.training import state
 
-# A fresh process in which importing agejax, or what it is built of, is an error.
+# A new process in which importing agejax, or its dependencies, is an error.
 REFUSE = """
 import importlib.abc, sys
 
@@ -235,7 +235,7 @@ def test_an_onnx_file_says_what_the_model_says(name, options, workdir):
     run = with_model(Run.open(workdir, devices=1), name=name, options=options)
     model, _ = onnx_of(run)
     expected = prediction(run)(images(5))
-    # Outputs that no image moves would agree whatever lies between.
+    # Outputs that do not depend on the image would agree in any case.
     assert np.ptp(expected["age"]) > 0.01
     assert difference(model(images(5)), expected) <= files.TOLERANCE
 

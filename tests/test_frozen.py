@@ -118,7 +118,7 @@ def test_the_evaluation_of_cached_features_is_that_of_the_images(runs, faces, ca
     mae = [[row["val/age/mae"] for row in of_run if "val/age/mae" in row] for of_run in rows]
     assert len(mae[0]) == 2
     np.testing.assert_allclose(mae[1], mae[0], atol=1e-4)
-    # And that of the same checkpoint, opened as any command opens it.
+    # The same for the checkpoint, opened as commands do.
     run = Run.open(runs[1], devices=1)
     source = opening.open_source(run.config.data)
     val = splits.make(source, run.config.data.split)["val"]

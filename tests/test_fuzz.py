@@ -24,7 +24,7 @@ def test_no_input_of_any_kind_ends_badly(tmp_path):
     tally = fuzz.run("all", every_kind, names, 0, tmp_path)
     assert tally.failures == []
     assert (tally.inputs, tally.failed) == (len(names), 0)
-    assert min(tally.accepted, tally.refused, tally.skipped) > 0  # it is looked at, not turned away
+    assert min(tally.accepted, tally.refused, tally.skipped) > 0  # not all are refused
 
 
 def ends_badly(folder):
@@ -36,7 +36,7 @@ def ends_badly(folder):
                 raise KeyError("of no use to a user")
             case "several lines":
                 error = UserError("")
-                error.args = ("one\ntwo",)  # what `UserError` makes one line of
+                error.args = ("one\ntwo",)  # `UserError` makes one line of it
                 raise error
             case "a file outside":
                 pathlib.Path("here").write_text("")

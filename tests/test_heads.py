@@ -76,7 +76,7 @@ def test_settings_of_heads_reach_their_losses():
     """Each loss by hand, for an age of 26 years and the second class."""
     one = {k: v[1:2] for k, v in LABELS.items()}
     z = (26 - 39) / np.std([1, 26, 90])
-    for beta in (0.0, 1.0):  # of a mean of 0.5 and a variance of 4
+    for beta in (0.0, 1.0):  # mean 0.5, variance 4
         loss = make("age", kind="gaussian", beta=beta).loss(jnp.array([[0.5, np.log(4)]]), one)
         assert float(loss[0]) == pytest.approx(0.5 * ((z - 0.5) ** 2 / 4 + np.log(4)) * 4**beta)
     for delta in (0.5, 2.0):
@@ -84,7 +84,7 @@ def test_settings_of_heads_reach_their_losses():
         assert float(loss[0]) == pytest.approx(delta * (3 - delta / 2), rel=1e-5)
     head = make("age", kind="distribution", loss="sord", scale=0.5, range=(25.0, 27.0))
     target = np.exp([-0.5, 0, -0.5]) / np.exp([-0.5, 0, -0.5]).sum()
-    expected = np.log(3)  # of even logits, whatever the target
+    expected = np.log(3)  # equal logits, with any target
     assert float(head.loss(jnp.zeros((1, 3)), one)[0]) == pytest.approx(expected, rel=1e-5)
     said = -np.log(np.exp([1.0, 0, 0]) / np.exp([1.0, 0, 0]).sum())
     loss = head.loss(jnp.array([[1.0, 0, 0]]), one)
@@ -202,7 +202,7 @@ def test_a_wrong_head_is_one_clear_line(configs, message):
         heads.create(configs, FACTS)
 
 
-# Every way to say an age, one each.
+# One head of every kind that predicts an age.
 AGE_HEADS = [
     {"kind": "regression", "loss": "bmc"},
     {"kind": "regression", "loss": "gai"},
@@ -250,7 +250,7 @@ def test_every_age_head_learns_to_say_the_age_in_years(options):
         lambda state: jax.lax.scan(step, (state, optimizer.init(state)), None, 600)
     )(state)
     years = head.decode(nnx.merge(graphdef, state)(x))
-    if options.get("loss") in ("bmc", "gai"):  # which tell four ages apart by pushing them away
+    if options.get("loss") in ("bmc", "gai"):  # these separate four ages by pushing them apart
         assert (np.diff(years) > 10).all()
     elif options["kind"] == "buckets":  # each stands for the mean age of its training images
         np.testing.assert_allclose(years, [4.5, 24.5, 49.5, 74.5], atol=1.5)
@@ -268,7 +268,7 @@ def test_an_output_of_many_ages_starts_at_those_of_training(options):
     head = heads.create({"age": options}, facts)["age"]
     start = head.decode(head.output(5, nnx.Rngs(0))(jnp.zeros((1, 5))))
     expected = ages["age"].mean() if options.get("decode") == "expectation" else 30.0
-    # One image more of each of the hundred ages moves the mean.
+    # One more image of each of the hundred ages moves the mean.
     assert abs(float(start[0]) - expected) < 3
 
 
@@ -404,7 +404,7 @@ def test_a_stored_run_keeps_the_defaults_it_was_started_with():
     assert old["age"] == {"kind": "distribution", "range": [0, 100], "decode_prior": "sampled"}
     assert old["gender"] == {"kind": "binary"}
     assert old["x"]["decode_prior"] == "sampled"
-    # The same command goes on with these; a new run has the new ones, and writes them down.
+    # The same command resumes with the old defaults; a new run uses and stores the new ones.
     again, new = {"age": {"kind": "distribution"}}, {"age": {"kind": "distribution"}}
     heads.write_out(again, old)
     assert again["age"] == old["age"]

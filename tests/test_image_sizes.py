@@ -168,7 +168,7 @@ def test_a_finished_run_is_scored_and_calibrated_at_a_size_that_is_set_later(
     after = Calibration.read(workdir, before.step, 48)
     assert after.widths != before.widths
     assert Calibration.read(workdir, before.step, 0) is None
-    assert Calibration.read(workdir, before.step) == after  # of any size, for how faces are framed
+    assert Calibration.read(workdir, before.step) == after  # any size, for the framing of faces
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ def test_a_run_is_scored_at_the_size_that_its_config_says(larger):
         np.testing.assert_allclose(said[name], expected[name], rtol=1e-4, atol=1e-4)
     assert np.abs(said["age"] - at_its_own["age"]).max() > 1e-3
 
-    # So do what is exported and what is explained.
+    # So do exports and explanations.
     exported = prediction(larger)(images)
     np.testing.assert_allclose(exported["age"], expected["age"], rtol=1e-4)
     steps = description.describe(larger, {})["preprocessing_inside"]

@@ -373,7 +373,7 @@ def test_a_line_has_the_means_over_the_rows_of_its_steps(tmp_path):
     def add(step, **sums):  # a sum and its count
         log.add(step, {k.replace("__", "/"): jnp.float32(v) for k, v in sums.items()})
 
-    with log:  # of step 5 two ages were known, of step 6 six
+    with log:  # two ages were known at step 5, six at step 6
         add(5, loss=[2, 1], gradient_norm=[1, 1], age__mae=[10, 2])
         add(6, loss=[4, 1], gradient_norm=[3, 1], age__mae=[30, 6])
         log.report()

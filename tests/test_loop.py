@@ -36,7 +36,7 @@ def get_config(faces):
     config.seed = 5
     config.schedule.decay_every, config.schedule.decay_rate = {"epochs": 0.5}, 0.5
     config.eval.every = config.checkpoint.every = {"steps": EVAL_EVERY}
-    config.eval.best_mode = "max"  # of an error, so that the last is not the best
+    config.eval.best_mode = "max"  # of an error, so that the best is not the last
     config.log_every = {"steps": 1}
     return config.lock()
 
@@ -112,7 +112,7 @@ def test_the_schedule_counts_in_the_same_epochs(source, kept, seen):
     rates = {line["step"]: line["learning_rate"] for line in seen[3] if "learning_rate" in line}
     assert len(rates) == seen[0]["steps"]
     for step, rate in rates.items():  # the first step has the rate that is set
-        # A quarter of the batch that it was found for: half of it, by the rule for adam.
+        # A quarter of the batch that the rate was found for: half the rate, by the rule for Adam.
         assert rate == pytest.approx(0.5e-3 * 0.5 ** ((step - 1) / every), rel=1e-5)
 
 
@@ -141,7 +141,7 @@ def test_val_is_looked_at_when_due_and_at_the_last_step(seen):
     assert summary["best"]["value"] == max(evaluated.values())
     assert evaluated[summary["best"]["step"]] == summary["best"]["value"]
     assert summary["best"]["step"] != total
-    # Who may stop the run is asked after each, with what config.eval.best names.
+    # `stop_after` is called after each, with the value that config.eval.best names.
     assert asked == list(evaluated.items())
 
 
@@ -167,7 +167,7 @@ def test_whoever_is_asked_may_end_the_run_after_an_evaluation(faces, seen, tmp_p
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     assert max(line["step"] for line in lines) == 10
     assert [line["step"] for line in lines if "val/age/mae" in line] == [5, 10]
-    # So far it is the run that nobody stopped.
+    # Until then it equals the run that was not stopped.
     whole = {line["step"]: line["val/age/mae"] for line in seen[3] if "val/age/mae" in line}
     assert summary["last"]["age"]["mae"] == whole[10]
     assert (tmp_path / "run" / "checkpoints" / "10").is_dir()

@@ -94,7 +94,7 @@ def test_a_class_without_examples_has_the_margin_of_one_with_one():
     alpha=st.floats(0, 3), beta=st.floats(0, 3),
 )  # fmt: skip
 def test_lmf_is_the_sum_of_its_two_parts(scale, gamma, alpha, beta):
-    z = LOGITS / 10  # of the size of cosines
+    z = LOGITS / 10  # about as large as cosines
     got = losses.lmf(z, CLASSES, MARGINS, scale, gamma, alpha, beta)
     ldam = losses.ldam(z, CLASSES, MARGINS, scale)
     focal = losses.focal(scale * z, CLASSES, gamma)
@@ -233,7 +233,7 @@ def test_bmc_is_a_cross_entropy_over_the_known_labels_of_the_batch():
     prediction, sigma = jnp.array([1.0, 3.0, 2.0, 4.5, 5.0, 8.0]), 1.5
     logits = -0.5 * (np.asarray(prediction)[:, None] - np.asarray(YEARS)) ** 2 / sigma**2
     got = losses.balanced_mse_bmc(prediction, YEARS, KNOWN, jnp.float32(sigma))
-    # What an unknown target is filled with does not matter, NaN included.
+    # The value of an unknown target does not matter, NaN included.
     for filled in (jnp.nan, 1e6):
         other = jnp.where(KNOWN, YEARS, filled)
 
@@ -299,7 +299,7 @@ def test_a_mixture_is_fitted_to_the_labels():
     np.testing.assert_allclose(variances[order], [0.25, 1.0], rtol=0.1)
     np.testing.assert_allclose(weights[order], [0.25, 0.75], atol=0.02)
     assert len(losses.fit_mixture(np.array([1.0, 2.0, 2.0]), 8, seed=0)[0]) == 2
-    # Of many values a part does.
+    # A part of many values is enough.
     many = losses.fit_mixture(np.repeat(values, 20), 2, seed=0)
     np.testing.assert_allclose(np.sort(many[0]), np.sort(means), atol=0.01)
 

@@ -43,7 +43,7 @@ def test_the_train_step_of_every_config_lowers_for_eight_gpus(path):
     program, _ = traced(config, sharding.create_mesh(8, 2))
     text = program.lower(lowering_platforms=("cuda",)).as_text()
     assert "mhlo.num_partitions = 8" in text
-    # On a GPU convolutions are its library's own, not what is quick on a CPU.
+    # On a GPU convolutions are its library's, not our forms for CPUs.
     assert ("stablehlo.convolution" in text) != config.model.name.startswith("vit")
 
 

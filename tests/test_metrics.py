@@ -264,7 +264,7 @@ def test_the_interval_is_that_of_scipy():
     theirs = stats.bootstrap(
         (values,), np.mean, method="percentile", n_resamples=4000, rng=np.random.default_rng(1)
     ).confidence_interval
-    assert ours == pytest.approx(theirs, abs=0.05)  # of a width of 1.1
+    assert ours == pytest.approx(theirs, abs=0.05)  # the width is 1.1
 
 
 def test_copies_do_not_narrow_the_interval():

@@ -55,7 +55,7 @@ PARAMETERS = {
     "vit_l16": 304_326_632,
 }
 
-OURS = {"cnn", "mlp"}  # published by nobody
+OURS = {"cnn", "mlp"}  # not published
 # One of every family.
 FAMILIES = [
     *("mlp", "cnn", "mobilenet_v1", "mobilenet_v3_small", "resnet18", "seresnext50_32x4d"),
@@ -211,7 +211,7 @@ def test_drop_path_drops_the_branches_of_each_example_alone_and_only_in_training
     np.testing.assert_array_equal(model(x), off(x))
     out = model(x, train=True, rngs=nnx.Rngs(dropout=1))
     kinds = np.unique(np.asarray(out).round(4), axis=0)
-    assert 1 < len(kinds) < 16  # some alike: what was dropped in them is the same
+    assert 1 < len(kinds) < 16  # some are equal: they dropped the same
     plain = model(x, train=True)  # without keys nothing is dropped
     np.testing.assert_allclose(plain, jnp.broadcast_to(plain[:1], plain.shape), atol=1e-4)
 

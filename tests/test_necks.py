@@ -79,7 +79,7 @@ def test_a_branch_equals_its_layers_one_by_one():
 def test_a_greyscale_head_does_not_see_colour_and_the_other_does():
     model = build({"gender": {"greyscale": True}})
     x = images()
-    # Another colour of the same luminance: + t / .299 red, - t / .587 green.
+    # Another colour of the same luminance: + t / 0.299 red, - t / 0.587 green.
     shift = jnp.array([0.1 / 0.299, -0.1 / 0.587, 0.0])
     one, other = run(model, x), run(model, x + shift)
     np.testing.assert_allclose(one["gender"], other["gender"], rtol=1e-4, atol=1e-7)

@@ -15,7 +15,7 @@ from agejax.heads import priors, training
 from agejax.runs.run import Run
 from agejax.train import train
 
-# What an image says of three ages, or classes, and how often each is in the data and is drawn.
+# An image's likelihoods of three ages or classes, and their shares in the data and the draws.
 LIKELIHOOD = np.array([0.2, 0.5, 0.3])
 NATURAL, SAMPLED = np.array([600.0, 300.0, 100.0]), np.array([250.0, 250.0, 500.0])
 POSTERIOR = LIKELIHOOD * NATURAL / (LIKELIHOOD * NATURAL).sum()
@@ -81,7 +81,7 @@ def test_classes_are_decoded_as_sampled_unless_told_otherwise():
     natural = make("ethnicity", kind="categorical", decode_prior="natural")
     np.testing.assert_allclose(as_it_is.decode(output)[0], AS_SAMPLED, rtol=1e-5)
     np.testing.assert_allclose(natural.decode(output)[0], POSTERIOR, rtol=1e-5)
-    # What the loss and a student see stays as trained.
+    # The inputs of losses and students stay as trained.
     np.testing.assert_array_equal(natural.logits(output), output)
     two = {"natural": [800.0, 200.0], "sampled": [500.0, 500.0]}
     head = make("gender", two, kind="binary", decode_prior="natural")

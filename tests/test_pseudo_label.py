@@ -58,7 +58,7 @@ def test_the_surest_half_is_kept_with_what_the_run_says(trained, folder, labelle
     age = dict(zip(source.ids.tolist(), said["age"].tolist(), strict=True))
     for row in rows:
         assert float(row["age"]) == pytest.approx(age[row["file"]], abs=0.006)
-        assert row["gender"] in ("male", "female")  # of two classes, one has .5
+        assert row["gender"] in ("male", "female")  # one of two classes has 0.5 or more
     # A class is named where its probability is 0.5 or more.
     p = dict(zip(source.ids.tolist(), said["ethnicity"], strict=True))
     names = source.label_names.get("ethnicity") or run.facts.label_names["ethnicity"]

@@ -313,7 +313,7 @@ def test_any_column_of_classes_that_is_counted_otherwise_is_an_error(tmp_path):
     folder = pack(coded(1, 2, 3, column="ethnicity"), tmp_path / "x")
     said = refused("image_folder", folder, tmp_path, ethnicity_names=names)
     assert "column ethnicity (1, 2, 3) do not count from 0 (0 White, 1 Black, 2 Asian)" in said
-    faces, _, found = read("image_folder", folder)  # nobody said what 0 is
+    faces, _, found = read("image_folder", folder)  # 0 is not defined
     assert found["ethnicity"] == ("1", "2", "3")
     assert [face.ethnicity for face in faces.values()] == [0, 1, 2]
     one_mistake = pack(coded(*[0, 1] * 30, 7), tmp_path / "y")

@@ -99,7 +99,7 @@ def test_a_run_stopped_five_times_at_random_steps_ends_bit_equal(
 def flip_bits(checkpoint):
     arrays = max((checkpoint / "state").rglob("d/*"), key=lambda p: p.stat().st_size)
     data = bytearray(arrays.read_bytes())
-    for place in (1, 2, 3):  # of which one may be in bytes that nobody reads
+    for place in (1, 2, 3):  # one may be in unused bytes
         data[place * len(data) // 4] ^= 1
     arrays.write_bytes(data)
 

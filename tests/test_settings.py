@@ -117,7 +117,7 @@ def test_a_config_has_the_defaults_and_knows_the_types_of_what_is_none():
     made.source = "x"
     with pytest.raises(TypeError):
         made.mean = "grey"
-    made.options.more = 1  # of this config alone
+    made.options.more = 1  # in this config only
     assert GROUP.config().options.to_dict() == GROUP.defaults()["options"] == {}
 
 

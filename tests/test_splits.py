@@ -89,7 +89,7 @@ def test_ages_are_alike_in_every_split_and_seeds_differ():
     whole = np.histogram(ages, edges)[0] / len(ages)
     for rows in parts.values():
         share = np.histogram(ages[rows], edges)[0] / len(rows)
-        np.testing.assert_allclose(share, whole, atol=0.006)  # at random: up to .04
+        np.testing.assert_allclose(share, whole, atol=0.006)  # at random: up to 0.04
     again = splits.by_fraction(source, FRACTIONS, 0)
     other = splits.by_fraction(source, FRACTIONS, 1)
     assert all(np.array_equal(parts[k], again[k]) for k in parts)

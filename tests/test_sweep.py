@@ -82,7 +82,7 @@ def test_trials_are_drawn_trained_and_ranked(config, tmp_path):
     assert len(rows_of(folder)) == 3
     search(config, SPACE, folder, study_in(folder), trials=4)
     search(config, SPACE, folder, study_in(folder), trials=5)
-    # Whoever goes on with a study draws other points than whoever began it, from the same seed.
+    # A worker that continues a study draws other points than the first, with the same seed.
     assert len({row["schedule.lr"] for row in rows_of(folder)}) == 5
 
 

@@ -212,7 +212,7 @@ def test_too_few_images_give_the_whole_range_and_a_small_group_says_so():
     fitted = uncertainty.conformal_by_group(errors, [("many", many), ("few", few)], 0.1)
     assert fitted.groups["many"] == uncertainty.GroupQuantile(100, 90.0, own=True)
     assert fitted.groups["few"] == uncertainty.GroupQuantile(29, 200.0, own=False)
-    # An image in no group, such as one of unknown gender, has everybody's.
+    # An image in no group, such as one of unknown gender, gets the overall quantile.
     one = np.array([True, False])
     assert fitted.of([("many", one), ("few", one & False)]).tolist() == [90.0, 200.0]
 
@@ -227,7 +227,7 @@ def test_small_groups_share_a_quantile_of_their_own():
     shared = uncertainty.conformal(errors[100:], 0.1)
     assert fitted.groups["few"] == uncertainty.GroupQuantile(35, shared, own=False)
     assert fitted.groups["fewer"] == fitted.groups["few"]
-    # Five together say nothing at 90 %: they get the widest there is.
+    # Five together are too few at 90 %: they get the widest quantile.
     fitted = uncertainty.conformal_by_group(
         errors[:105], [("many", rows[:105] < 100), ("few", rows[:105] >= 100)], 0.1
     )

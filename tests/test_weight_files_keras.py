@@ -95,7 +95,7 @@ def test_all_formats_give_the_same_names(arrays, tmp_path):
         file["layers/dropout/seed_generator/vars/0"] = np.zeros(2, np.uint32)
     with h5py.File(tmp_path / "weights.h5", "w") as file:
         write_legacy(file, arrays)
-    with h5py.File(tmp_path / "model.h5", "w") as file:  # of model.save: no ":0" in Keras 3
+    with h5py.File(tmp_path / "model.h5", "w") as file:  # from model.save: no ":0" in Keras 3
         write_legacy(file.create_group("model_weights"), arrays, "{layer}/{leaf}")
         file["optimizer_weights/adam/iterations"] = np.zeros(3)
     for name in ("keras3.weights.h5", "weights.h5", "model.h5"):

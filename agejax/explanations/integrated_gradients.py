@@ -18,7 +18,7 @@ from agejax.explanations.explanation import (
     values_of,
 )
 
-STEPS = 128  # of integrated gradients
+STEPS = 128  # between backdrop and image
 
 
 def integrated_gradients(

@@ -10,7 +10,7 @@ from typing import Any
 
 from agejax.reporting.plots import Chart
 
-ROWS = 100  # of a list on a page; the JSON beside it has all
+ROWS = 100  # rows of a list on a page; the JSON beside it has all
 
 PAGE = string.Template("""<!doctype html>
 <html lang="en">

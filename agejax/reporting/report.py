@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from agejax.evaluation.scored import Scored
 
 FILE = "report.html"
-FACES = 9  # of each kind shown
-EXPLAINED = 6  # of the worst
+FACES = 9  # faces shown of each kind
+EXPLAINED = 6  # explanations shown of the worst faces
 
 ABOUT = (
     "Ages, genders and ethnicities in face data are guesses of annotators about people in "

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from agejax.reporting import page
 from agejax.reporting.plots import BLUE, GRID, ORANGE, TEXT, Chart, tidy
 
-Rows = Sequence[Mapping[str, Any]]  # of trials.csv, by trial number
+Rows = Sequence[Mapping[str, Any]]  # rows of trials.csv, by trial number
 
 
 def sweep(

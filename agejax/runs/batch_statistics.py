@@ -19,7 +19,7 @@ from agejax.runs.run import Run
 from agejax.training import augment
 from agejax.training.state import Model
 
-Flat = Mapping[str, Any]  # of arrays, by their flat names
+Flat = Mapping[str, Any]  # arrays by flat name
 Batches = Iterable[tuple[jax.Array, jax.Array]]  # (images f32 [B, S, S, 3] in 0..1, key of dropout)
 BATCHES = 100
 

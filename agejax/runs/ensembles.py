@@ -22,7 +22,7 @@ STATISTICS_FILE = "batch_stats.safetensors"  # statistics computed anew
 COMBINE = ("predictions", "weights")
 STATISTICS = ("averaged", "anew")
 KEYS = ("members", "combine", "weights", "views", "statistics")
-CROP = 0.9  # of the image's edge
+CROP = 0.9  # edge of a crop, as a share of the image's
 # Name -> a function from uint8 images [B, S, S, 3] to views of them.
 VIEWS: dict[str, Callable[[jax.Array], list[jax.Array]]] = {
     "plain": lambda images: [images],

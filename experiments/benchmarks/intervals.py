@@ -27,7 +27,7 @@ from agejax.evaluation.calibration import Calibration
 from agejax.process.command import run_command
 from experiments import arms
 
-RESAMPLES = 400  # of images, in a trial of intervals over seeds
+RESAMPLES = 400  # resamples of images, in a trial of intervals over seeds
 MEAN = 5.0  # years, of the simulated errors
 
 

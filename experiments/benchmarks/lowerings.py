@@ -47,7 +47,7 @@ Function = Callable[..., Any]
 Shape = tuple[int, ...]
 OUTPUT = pathlib.Path(__file__).parents[1] / "results" / "lowerings.json"
 LOSS = 1.05  # a wrong choice: agejax's time over the faster form's, in every turn
-TOLERANCE = 1e-3  # of contestants' results, as a share of the largest value
+TOLERANCE = 1e-3  # difference of contestants' results, as a share of the largest value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ def with_gradients(function: Function) -> Function:
 
     def both(*arrays: jax.Array) -> Any:
         y, pull = jax.vjp(function, *arrays)
-        return y, pull(jnp.maximum(y, 0))  # of y² that of a norm's input would be nearly 0
+        return y, pull(jnp.maximum(y, 0))  # with y², a norm's input would have a gradient near 0
 
     return both
 

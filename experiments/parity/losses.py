@@ -51,7 +51,7 @@ B, K = 64, 101
 LOGITS = single(RNG.normal(0, 3, (B, K)))
 CLASSES = RNG.integers(0, K, B)
 AGES = single(np.clip(RNG.gamma(3, 12, B), 0, K - 1).round(1))
-SPREAD = single(RNG.uniform(1, 6, B))  # of an image's votes, years
+SPREAD = single(RNG.uniform(1, 6, B))  # standard deviation of an image's votes, years
 COUNTS = [10078, 4525, 3434, 3975, 1692]  # formulas: UTKFace's ethnicities
 
 Function = Callable[..., Any]

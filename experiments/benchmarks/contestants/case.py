@@ -18,11 +18,11 @@ from experiments import memory
 Turn = Callable[[int], float]  # steps -> seconds per step
 
 CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-CLASSES = 5  # of the ethnicity
+CLASSES = 5  # ethnicities
 DROPOUT = 0.2  # between the backbone and the heads
 SHARE = 0.25  # weight of gender and of ethnicity in the loss
-LEARNING_RATE, CLIP_NORM = 1e-4, 1.0  # of AdamW; the global gradient norm
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+LEARNING_RATE, CLIP_NORM = 1e-4, 1.0  # AdamW's; limit of the global gradient norm
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 AGE_MEAN, AGE_STD = 33.0, 20.0  # years, of the standardised target
 
 # A light augmentation recipe.
