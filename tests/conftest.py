@@ -29,7 +29,7 @@ from PIL import Image
 ROOT = pathlib.Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 
-# A shell starts what it runs in the background without Ctrl-C, which children inherit.
+# A shell starts background processes with Ctrl-C ignored, which children inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "xla"))

@@ -80,7 +80,7 @@ def test_one_flipped_bit_is_found_and_made_good(file, where, archive, place, mad
 
 @pytest.mark.parametrize("file", ["images.u8", "labels.npz"])
 def test_every_byte_of_every_chunk_counts(file, archive, tmp_path, monkeypatch):
-    # Files of several chunks of several pieces, none of which divides the other.
+    # Files have several chunks, chunks several pieces, and no size divides another.
     monkeypatch.setattr(cache, "CHUNK", 1000)
     monkeypatch.setattr(cache, "PIECE", 300)
     load(archive, tmp_path)

@@ -130,7 +130,7 @@ sys.exit(run_command(main, {n}))
     ("n", "then", "code"),
     [
         (10**5, "pass", 141),  # print() fails
-        (1, "pass", 141),  # only what is left at the end fails
+        (1, "pass", 141),  # only the flush at the end fails
         (1, "sys.exit(3)", 3),
         (1, "raise UserError('wrong')", 2),
     ],

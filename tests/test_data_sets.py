@@ -42,7 +42,7 @@ def csv(*lines):
 
 APPA = "appa-real-release"
 APPA_FILES = {
-    # A tar gives images before the tables that say what they are.
+    # A tar gives images before the tables that describe them.
     **{f"{APPA}/train/00000{i}.jpg": 100 + i for i in range(4)},
     **{f"{APPA}/train/00000{i}.jpg_face.jpg": i for i in range(4)},
     f"{APPA}/valid/000007.jpg_face.jpg": 7,

@@ -184,7 +184,7 @@ def test_lds_by_hand() -> None:
     effective = np.array([2 + 0.8583 * 1] * 4 + [1 + 0.8583 * 2])
     expected = (1 / effective) / (1 / effective).mean()
     np.testing.assert_allclose(lds_weight(ages), expected, rtol=1e-4)
-    # Counts below 5 are 5, those of the empty ages around as well: both alike.
+    # Counts below 5 become 5, also those of the empty ages around: both are equal.
     np.testing.assert_allclose(lds_weight(ages, reweight="inverse"), 1.0)
 
 

@@ -114,7 +114,7 @@ def test_two_processes_lose_what_one_loses(faces, cache, together, tmp_path):
     np.testing.assert_allclose(losses(together), losses(tmp_path / "run"), rtol=1e-5)
     shutil.copytree(together, tmp_path / "copy")
     config.sharding.devices = 1
-    assert train(config, tmp_path / "copy")["steps"] == 24  # what two saved, one restores
+    assert train(config, tmp_path / "copy")["steps"] == 24  # one process restores what two saved
 
 
 def test_a_run_of_which_one_process_is_stopped_or_killed_ends_bit_equal(
@@ -241,7 +241,7 @@ def test_a_relay_waits_for_the_service_and_stays_open_when_process_0_closes():
         client.sendall(b"hello")
         with socket.socket() as service:
             service.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            service.bind(far)  # which `first` holds, and lets JAX's service listen at
+            service.bind(far)  # `first` holds it, but lets JAX's service listen there
             service.listen()
             connection, _ = service.accept()
             assert connection.recv(5, socket.MSG_WAITALL) == b"hello"

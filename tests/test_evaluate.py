@@ -76,7 +76,7 @@ def test_the_figures_follow_from_the_predictions_written_beside_them(scored):
 
 def test_copies_of_one_photo_are_resampled_together(run):
     scored = score(Run.open(run[0]))
-    alike = np.zeros(len(scored.source.ids), np.int64)  # all of them copies of one
+    alike = np.zeros(len(scored.source.ids), np.int64)  # all are copies of one image
     copies = dataclasses.replace(scored, source=dataclasses.replace(scored.source, groups=alike))
     result = findings.measure(copies)
     assert result["age"]["mae_ci95"] == pytest.approx([result["age"]["mae"]] * 2)

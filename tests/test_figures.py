@@ -269,7 +269,7 @@ FULL = {
 
 def boxes(figure):
     """Text and place, in pixels, of all texts in a figure."""
-    figure.set_dpi(110)  # as it was laid out to be saved; drawn again it would move
+    figure.set_dpi(110)  # as for saving; another layout would move texts
     renderer = FigureCanvasAgg(figure).get_renderer()
     hidden = set()
     for axes in figure.axes:

@@ -42,7 +42,7 @@ def test_drop_path_drops_whole_examples_and_keeps_the_mean():
     np.testing.assert_array_equal(rows, jnp.broadcast_to(rows[:, :1], rows.shape))
     np.testing.assert_allclose(np.unique(rows[:, 0]), [0, 1 / 0.6], rtol=1e-6)
     assert float(rows.mean()) == pytest.approx(1.0, abs=0.04)  # 3 deviations
-    # Rows are drawn independently: neighbours are both kept as often as 0.6² says.
+    # Rows are drawn independently: two neighbours are both kept with probability 0.6².
     kept = np.asarray(rows[:, 0] > 0)
     assert (kept[1:] & kept[:-1]).mean() == pytest.approx(0.36, abs=0.03)
 

@@ -95,7 +95,7 @@ def test_progress_on_a_terminal_rewrites_one_line(monkeypatch):
         bar.close()
         print("done", file=out, flush=True)
         text = ""
-        while not text.endswith("done\r\n"):  # a terminal gives what it has so far
+        while not text.endswith("done\r\n"):  # a terminal returns its output so far
             text += os.read(reader, 10_000).decode()
     os.close(reader)
     lines = text.split("\r\x1b[K")

@@ -176,7 +176,7 @@ def test_ordinal_losses_are_sums_of_binary_ones():
     np.testing.assert_allclose(losses.coral(logits, rank), terms.sum(axis=1), rtol=1e-5)
     asked = np.arange(10) <= np.asarray(rank)[:, None]
     np.testing.assert_allclose(losses.corn(logits, rank), (terms * asked).sum(axis=1), rtol=1e-5)
-    # OR-CNN: two classes for each question, of which the logits' difference is given
+    # OR-CNN: two classes per question; only the difference of their logits is given
     two = jnp.stack([0 * logits, logits], axis=-1).reshape(-1, 2)
     each = losses.cross_entropy(two, jnp.array(above.ravel(), int)).reshape(6, 10)
     np.testing.assert_allclose(losses.or_cnn(logits, rank), each.sum(axis=1), rtol=1e-5)

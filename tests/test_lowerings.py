@@ -213,7 +213,7 @@ def test_gelu_equals_that_of_jax(dtype):
     assert_same_with_gradients(gelu, exact, x, **near)
 
 
-# Each function with arguments on which its fast form differs from JAX's own.
+# Functions, with arguments for which the fast form is another one than JAX's own.
 FORMS = {
     "depthwise": (lambda x, k: conv(x, k, 1, 1, groups=4), (2, 8, 8, 4), (3, 3, 1, 4)),
     "groups": (lambda x, k: conv(x, k, 1, 1, groups=2), (2, 8, 8, 4), (3, 3, 2, 4)),
@@ -235,7 +235,7 @@ def test_plain_reaches_every_lowering_and_changes_no_value(name):
     function, *shapes = FORMS[name]
     arguments = [random(*shape, seed=i) for i, shape in enumerate(shapes)]
 
-    def program():  # a function of its own each time: JAX keeps what it has traced
+    def program():  # a new function each time: JAX keeps traced ones
         def loss(*a):
             return function(*a).sum()
 

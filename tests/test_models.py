@@ -40,7 +40,7 @@ PARAMETERS = {
     "nasnet_mobile": 5_289_978,
     "nasnet_large": 88_753_150,
     "pnasnet5_large": 86_057_668,
-    # The networks themselves in timm 1.0.31; torchvision's table for efficientnet_b0 says the same.
+    # The networks themselves in timm 1.0.31; torchvision's table agrees for efficientnet_b0.
     "efficientnet_b0": 5_288_548,
     "tf_efficientnet_b0": 5_288_548,
     "efficientnet_lite0": 4_652_008,

@@ -17,7 +17,7 @@ def abstract(make):
 def test_a_cell_after_a_reduction_looks_past_it_in_the_large_network_alone():
     mobile, large = abstract(nasnet.nasnet_mobile), abstract(nasnet.nasnet_large)
     assert mobile.previous == (0, *range(15))
-    # Cells 8 and 15 reduce; the ones after them see what those saw.
+    # Cells 8 and 15 reduce; the ones after them take the same previous input.
     assert large.previous == (0, *range(8), 7, *range(9, 15), 14, *range(16, 21))
     for network, reductions in ((mobile, (0, 1, 6, 11)), (large, (0, 1, 8, 15))):
         for i, cell in enumerate(network.cells):

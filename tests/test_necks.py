@@ -127,7 +127,7 @@ def test_a_neck_drops_before_each_dense_layer_but_the_first_and_before_the_outpu
     out = outputs_of_ones({"age": {"hidden": (64, 64)}}, [MEAN, np.eye(64)])
     np.testing.assert_allclose(np.unique(out.round(4)), [0, 4])
     assert 0.15 < (out > 0).mean() < 0.35
-    # The second layer's mean is that of what was kept before it, the same for all; kept: twice it.
+    # The second layer's mean is that of the kept inputs, equal for all; kept outputs are twice it.
     out = outputs_of_ones({"age": {"hidden": (64, 64)}}, [np.eye(64), MEAN])
     for row in out:
         (mean,) = np.unique((row[row > 0] / 2).round(4))

@@ -49,6 +49,6 @@ def test_text_in_every_element_stays_text(place):
     plain, hostile = (Seen(PLACES[place](text)) for text in ("plain", HOSTILE))
     assert hostile.elements == plain.elements
     assert [name for name, _ in hostile.attributes] == [name for name, _ in plain.attributes]
-    # And it is read as it was written.
+    # And it reads as it was written.
     texts = ["".join(hostile.text), *(value for _, value in hostile.attributes if value)]
     assert any(HOSTILE in text for text in texts)

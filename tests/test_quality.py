@@ -157,7 +157,7 @@ def test_the_fit_finds_the_shape_and_the_variances_of_what_was_drawn(shape):
     rng = np.random.default_rng(0)
     size = rng.gamma(1 / shape, size=400_000) ** (1 / shape)  # |x| of a generalised Gaussian
     scale = np.sqrt(special.gamma(1 / shape) / special.gamma(3 / shape))
-    # A side is drawn as often as it is wide.
+    # Each side is drawn in proportion to its width.
     x = np.where(rng.random(400_000) < 2 / 5, -2 * scale * size, 3 * scale * size)
     found, _, left, right = quality._asymmetric_gaussian(x)
     assert found == pytest.approx(shape, rel=0.02)
