@@ -531,9 +531,11 @@ def test_the_terms_of_all_that_a_model_comes_from_are_on_its_card():
 
 
 def test_models_in_the_box_are_installed_with_the_package(folder, tmp_path):
-    shutil.copy(ROOT / "setup.py", tmp_path)
+    for name in ("setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "agejax" / "weights", tmp_path / "agejax" / "weights")
-    shutil.copy(ROOT / "agejax" / "__init__.py", tmp_path / "agejax")
+    for name in ("__init__.py", "version.py"):
+        shutil.copy(ROOT / "agejax" / name, tmp_path / "agejax")
     shutil.copytree(folder / "small", tmp_path / "agejax" / "weights" / "tiny")
     command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path / "lib")]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=120)

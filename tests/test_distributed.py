@@ -143,7 +143,7 @@ def test_whoever_dies_every_other_process_ends_with_one_line_that_names_it(kille
     """Also for process 0, after whose death JAX prints a C++ stack within 0.01 s."""
     script = (
         "import os, signal, sys, time, numpy, jax\n"
-        "from agejax import sharding\n"
+        "from agejax.training import sharding\n"
         "from jax.experimental import multihost_utils\n"
         "sharding.join()\n"
         "for i in range(10**6):\n"
@@ -166,8 +166,8 @@ def test_processes_with_different_configs_all_end_with_the_difference(faces, cac
     for code, printed in start_main(faces, cache, tmp_path / "run", flags):
         assert code == 2, printed
         assert errors_of(printed) == [
-            "agejax: error: the processes differ: config.eval.every.steps is 6 in process 0 and 8 "
-            "in process 1; start all with the same"
+            "agejax: error: the processes differ: config.eval.every.steps is 6.0 in process 0 and "
+            "8.0 in process 1; start all with the same"
         ]
     assert not (tmp_path / "run").exists()
 

@@ -14,6 +14,7 @@ from test_resume import last_checkpoint
 
 import tiny
 from agejax import checks
+from agejax.config import check
 from agejax.errors import UserError
 from agejax.evaluate import main as evaluate_main
 from agejax.evaluation.calibration import Calibration
@@ -128,13 +129,13 @@ def test_another_schedule_of_sizes_is_another_run(config_of, staged):
     ],
 )
 def test_sizes_that_cannot_be_are_refused_before_the_data(config_of, changes, message):
-    def check():
+    def refuse():
         config = config_of(**changes)
         check(config)
         checks.before_data(pretrained.settle(config))
 
     with pytest.raises(UserError, match=message):
-        check()
+        refuse()
 
 
 def test_durations_that_do_not_increase_are_refused(config_of, tmp_path):

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
+from agejax.config import check
 from agejax.data import draws, pipeline, sampling, sources
 from agejax.errors import UserError
 
@@ -136,6 +137,7 @@ def test_density_sampling_draws_rare_ages_more_often(source):
     age = source.labels["age"]
     neighbours = (np.abs(age[:, None] - age[None]) <= 5).sum(axis=1)
     assert counts[neighbours <= 6].mean() > counts[neighbours >= 12].mean()
-    config.kind = "dense"
+    unknown = tiny.get_config()
+    unknown.sampling.kind = "dense"
     with pytest.raises(UserError, match=r"config\.sampling\.kind"):
-        sampling.Sampler(*draws.weigh(config, source, rows), 0)
+        check(unknown)

@@ -154,5 +154,5 @@ def test_a_block_with_a_part_missing_is_reported_and_other_libraries_files_are_u
 
 
 def test_an_unknown_gelu_is_one_clear_line():
-    with pytest.raises(UserError, match=r"config\.model\.options\.gelu: no 'tan'"):
+    with pytest.raises(UserError, match=r"config\.model\.options\.gelu: 'tan' is not one of exact"):
         registry.create("vit_ti16", image_size=32, rngs=nnx.Rngs(0), gelu="tan")
