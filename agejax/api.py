@@ -6,7 +6,6 @@ The same code as the commands, with values in and out in place of flags and file
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import pathlib
 import runpy
@@ -20,6 +19,7 @@ import numpy as np
 from agejax.config import check, replaced
 from agejax.errors import REMEDIES, UserError, line_in, one_line, reason
 from agejax.evaluation.calibration import Calibration
+from agejax.logging import console
 from agejax.paths import config_file
 from agejax.predicting import images, output, predictions
 from agejax.reporting import results
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     import pandas
 
 Folder = str | os.PathLike[str]
-LOG = logging.getLogger(__name__)
 HINT = "return agejax.config.default() with your changes"
 
 
@@ -188,13 +187,13 @@ class Predictor:
             return Predictions()
         read, note = images.choose_reader(faces, self.run, self.calibration, pictures)
         if note is not None:
-            LOG.warning(note.removeprefix("warning: "))
+            console.warning(note.removeprefix("warning: "))
         counts = images.Counts()
 
         def report(picture: images.Picture, found: int | Exception) -> None:
             counts.add(picture, found)
             if isinstance(found, Exception):
-                LOG.warning(one_line(f"skipped {picture}: {found}"))
+                console.warning(one_line(f"skipped {picture}: {found}"))
 
         found = images.crops(pictures, read, report)
         batch_size = predictions.batch_size_of(len(pictures), self.run)

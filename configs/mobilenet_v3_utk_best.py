@@ -18,7 +18,7 @@ Four fifths of the loss are the teachers': their probabilities, and the features
 first half of the steps sees 128 px, which saves a third of the time. The teachers' first weights
 were trained on VGGFace2 and IMDB-WIKI: research data, and so is what comes of them.
 
-Measured in one run, seed 0, 46 minutes on two cores that other work shared (after about an hour for
+Measured in one run, seed 0, 48 minutes on two cores that other work shared (after about an hour for
 the teachers): on 3,802 test images that were looked at once, age MAE 4.58 years (95 % interval 4.43
 to 4.73), gender accuracy 0.942, ethnicity 0.866 (macro-F1 0.779). On val (n 1,521) 4.52 and 0.941;
 scored at 172 px, the scale of faces in the training crops, 4.63 and 0.936. The teachers have 4.44

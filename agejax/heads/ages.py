@@ -23,6 +23,14 @@ from agejax.models import outputs
 from agejax.settings import Group, Setting
 
 MOST_YEARS = 1000  # in a head's range; an age needs no more outputs
+RANGE = Setting(
+    (0.0, 116.0),
+    "Lowest and highest age that it predicts.",
+    limits=(0, MOST_YEARS),
+    length=2,
+    rising=True,
+    unit="years",
+)
 COMPONENTS = 8  # of the mixture fitted to the training ages for balanced MSE
 
 
@@ -183,13 +191,8 @@ class Regression(Age):
         ),
         huber_delta=Setting(1.0, "huber: where it becomes linear, on the transformed scale."),
         noise=Setting(8.0, "bmc and gai: start of the learned deviation.", above=0, unit="years"),
-        range=Setting(
-            (0.0, 116.0),
-            "Lowest and highest age that it predicts, and the range of the transform unit.",
-            limits=(0, MOST_YEARS),
-            length=2,
-            rising=True,
-            unit="years",
+        range=dataclasses.replace(
+            RANGE, help=f"{RANGE.help[:-1]}, and the range of the transform unit."
         ),
     )
 
@@ -273,14 +276,7 @@ class Gaussian(Age):
             "0: the likelihood itself; 1: the mean learns as from squared errors.",
             limits=(0, 1),
         ),
-        range=Setting(
-            (0.0, 116.0),
-            "Lowest and highest age that it predicts.",
-            limits=(0, MOST_YEARS),
-            length=2,
-            rising=True,
-            unit="years",
-        ),
+        range=RANGE,
     )
 
     @classmethod
@@ -361,14 +357,7 @@ class Distribution(Age):
             choices=("median", "expectation"),
         ),
         decode_prior=Setting("natural", priors.HELP, choices=priors.DECODE),
-        range=Setting(
-            (0.0, 116.0),
-            "Lowest and highest age that it predicts.",
-            limits=(0, MOST_YEARS),
-            length=2,
-            rising=True,
-            unit="years",
-        ),
+        range=RANGE,
     )
     former: ClassVar[dict[str, Any]] = {"decode_prior": "sampled", "range": [0.0, 100.0]}
 
@@ -509,14 +498,7 @@ class Ordinal(Age):
             choices=("count", "expectation"),
         ),
         decode_prior=Setting("natural", priors.HELP, choices=priors.DECODE),
-        range=Setting(
-            (0.0, 116.0),
-            "Lowest and highest age that it predicts.",
-            limits=(0, MOST_YEARS),
-            length=2,
-            rising=True,
-            unit="years",
-        ),
+        range=RANGE,
     )
     former: ClassVar[dict[str, Any]] = {"decode_prior": "sampled", "range": [0.0, 100.0]}
 
