@@ -165,6 +165,8 @@ def taken(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> N
             if flag.startswith("config."):  # of the command before, and each is defined once
                 delattr(command_line.FLAGS, flag)
         check(command_line.parse(sys.argv))
+        for flag in command_line.FLAGS.get_flags_for_module(name):
+            flag.unparse()  # tests to come have flags of their own
         return
     if importlib.util.find_spec(name).submodule_search_locations:
         name += ".__main__"

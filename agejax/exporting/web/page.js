@@ -424,8 +424,10 @@ const video = byId("video");
 async function openCamera() {
   try {
     video.srcObject = await navigator.mediaDevices.getUserMedia({ video: true });
+    byId("take").disabled = true; // there is no picture before the video plays
     byId("live").hidden = false;
     await video.play();
+    byId("take").disabled = false;
     byId("take").focus();
   } catch (error) {
     state.textContent = `The camera cannot be used: ${error.message}`;
