@@ -185,9 +185,7 @@ class Predictor:
         pictures = _pictures(given)
         if not pictures:
             return Predictions()
-        read, note = images.choose_reader(faces, self.run, self.calibration, pictures)
-        if note is not None:
-            console.warning(note.removeprefix("warning: "))
+        read = images.choose_reader(faces, self.run, self.calibration, pictures)
         counts = images.Counts()
 
         def report(picture: images.Picture, found: int | Exception) -> None:

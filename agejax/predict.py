@@ -25,6 +25,7 @@ from tqdm import tqdm
 from agejax import files
 from agejax.errors import UserError, one_line
 from agejax.evaluation.calibration import Calibration
+from agejax.logging import console
 from agejax.paths import expand
 from agejax.predicting import images, output, predictions
 from agejax.process.command import run_command
@@ -69,18 +70,15 @@ def main(argv: Sequence[str]) -> None:
     counts = images.Counts()
     calibration = Calibration.read(run.workdir, run.step, run.config.eval.get("image_size", 0))
     if box.is_release(run.workdir):
-        print(introduction(run), file=sys.stderr)
+        console.note(introduction(run))
     if calibration is None:
         remedy = f"python -m agejax.evaluate --workdir={run.workdir} makes it"
         released = box.is_release(run.workdir)
-        print(
+        console.note(
             f"no intervals: {box.name_of(run.workdir)} has no calibration"
-            + ("" if released else f" yet; {remedy}"),
-            file=sys.stderr,
+            + ("" if released else f" yet; {remedy}")
         )
-    read, note = images.choose_reader(args.faces, run, calibration, paths)
-    if note is not None:
-        print(note, file=sys.stderr)
+    read = images.choose_reader(args.faces, run, calibration, paths)
     batch_size = predictions.batch_size_of(len(paths), run)
     progress = tqdm(total=len(paths), unit=" files", disable=not sys.stderr.isatty())
 
@@ -100,12 +98,15 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"no face found in {counts.files - counts.skipped} photo(s)")
     seconds = time.perf_counter() - start
     if counts.skipped:
-        print(f"warning: {counts.skipped} of {counts.files} files could not be read and are named "
-              "above", file=sys.stderr)  # fmt: skip
+        console.warning(
+            f"{counts.skipped} of {counts.files} files could not be read and are named above"
+        )
     if counts.faceless:
-        print(f"warning: no face in {counts.faceless} of {counts.files} photos", file=sys.stderr)
-    print(f"{counts.faces} faces of {counts.files} files, {counts.skipped} skipped, "
-          f"{counts.faces / seconds:,.0f} images/s", file=sys.stderr)  # fmt: skip
+        console.warning(f"no face in {counts.faceless} of {counts.files} photos")
+    console.note(
+        f"{counts.faces} faces of {counts.files} files, {counts.skipped} skipped, "
+        f"{counts.faces / seconds:,.0f} images/s"
+    )
 
 
 if __name__ == "__main__":

@@ -542,8 +542,12 @@ def test_ratios_divide_sums_by_counts():
 @pytest.mark.parametrize(
     ("level", "out", "err"),
     [
-        ("INFO", "resuming\nepoch   1.0/2  step  5/10  val mae 4.000\n", "preparing\nset aside\n"),
-        ("WARNING", "", "set aside\n"),
+        (
+            "INFO",
+            "resuming\nepoch   1.0/2  step  5/10  val mae 4.000\n",
+            "preparing\nwarning: set aside\n",
+        ),
+        ("WARNING", "", "warning: set aside\n"),
         ("ERROR", "", ""),
     ],
 )

@@ -248,5 +248,5 @@ def _judge(
             f"{WHERE}.allow_seen=True, which the summary states"
         )
     if jax.process_index() == 0:
-        console.warning(f"warning: {where} {what}; scores on these are too good")
+        console.warning(f"{where} {what}; scores on these are too good")
     return {"seen": counted}

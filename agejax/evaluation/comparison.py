@@ -44,7 +44,7 @@ def score_again(
         learned = splits.make(source, run.config.data.split)["train"]
         if seen := int(np.isin(source.groups[rows], source.groups[learned]).sum()):
             console.warning(
-                f"warning: {run.workdir} was trained on {seen:,} of these {len(rows):,} images, or "
+                f"{run.workdir} was trained on {seen:,} of these {len(rows):,} images, or "
                 "on copies of them: it knows the answers"
             )
     return score_rows(run, source, rows, scored.split)

@@ -60,12 +60,12 @@ def release(
     fitted = calibration.Calibration.read(run.workdir, run.step, size)
     if fitted is None:
         console.warning(
-            f"warning: {run.workdir} is not calibrated, so the released model gives no intervals; "
+            f"{run.workdir} is not calibrated, so the released model gives no intervals; "
             "python -m agejax.evaluate calibrates a run that has a val split"
         )
     averaged = (run.workdir / ensembles.FILE).exists()
     if not averaged and not (run.workdir / "summary.json").exists():
-        console.warning(f"warning: {run.workdir} is not finished; its best step so far is released")
+        console.warning(f"{run.workdir} is not finished; its best step so far is released")
     with files.new_folder(output) as folder:
         _write(run, fitted, folder, storage)
         again = Run.open(folder, devices=1)

@@ -1,8 +1,9 @@
 """Lines about what is going on, by Python's logging, under the name "agejax".
 
 `logging.getLogger("agejax").setLevel("WARNING")` keeps warnings only, "ERROR" nothing; lines of
-progress go with the others. Unless a program has given that logger a handler, a line is printed as
-it is: about the work itself on stdout, about what goes before and beside it on stderr.
+progress go with the others. Unless a program has given that logger a handler, a line is printed:
+about the work itself on stdout, about what goes before and beside it on stderr. Warnings are
+printed with the word "warning" in front.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ class _Printer(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         out = sys.stdout if getattr(record, "on_stdout", False) else sys.stderr
-        print(self.format(record), file=out, flush=True)
+        kind = "warning: " if record.levelno >= logging.WARNING else ""
+        print(f"{kind}{self.format(record)}", file=out, flush=True)
 
 
 if not logger.handlers:

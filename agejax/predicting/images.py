@@ -24,6 +24,7 @@ from agejax.errors import UserError
 from agejax.evaluation.calibration import Calibration, known_geometry
 from agejax.faces import detection
 from agejax.faces.geometry import Geometry
+from agejax.logging import console
 from agejax.paths import expand
 from agejax.runs.run import Run
 
@@ -196,37 +197,36 @@ def face_finder(geometry: Geometry, image_size: int) -> Callable[[np.ndarray], l
 
 def choose_reader(
     faces: str, run: Run, calibration: Calibration | None, pictures: Sequence[Picture]
-) -> tuple[Reader, str | None]:
-    """Chooses whether to read images as crops or as photos, and what to tell the user.
+) -> Reader:
+    """Chooses whether to read images as crops or as photos, and logs what may spoil the ages.
 
     Args:
       faces: "crops", "detect", or "auto": photos, if a detector is installed and the first images
         are framed differently from the training images.
-
-    Returns:
-      (the reader, a line about the choice or about what may spoil the ages, or None).
 
     Raises:
       UserError: "detect" without a detector, or with training images whose frame is unknown.
     """
     size = run.config.data.image_size
     if faces == "detect":
-        return photo_reader(known_geometry(run.workdir, run.step), size), None
+        return photo_reader(known_geometry(run.workdir, run.step), size)
     geometry = calibration.geometry if calibration else None
     crops = crop_reader(size)
     if faces == "auto" and geometry is not None and detection.Detector.if_installed() is None:
-        return crops, (
+        console.note(
             "no face detector is installed, so each image is taken as a crop of a face; to find "
             f"the faces of photos: {detection.REMEDY}"
         )
+        return crops
     warning = detection.frame_warning(readable(pictures[: detection.CHECKED], crops), geometry)
     if warning is None:
-        return crops, None
+        return crops
     if faces == "crops":
-        return crops, f"{warning}; if they are photos, use --faces=detect"
+        console.warning(f"{warning}; if they are photos, use --faces=detect")
+        return crops
     assert geometry is not None
-    note = "looking for faces in photos; if each image is one face, use --faces=crops"
-    return photo_reader(geometry, size), note
+    console.note("looking for faces in photos; if each image is one face, use --faces=crops")
+    return photo_reader(geometry, size)
 
 
 def readable(pictures: Iterable[Picture], read: Reader) -> Iterator[np.ndarray]:

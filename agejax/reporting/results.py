@@ -121,7 +121,7 @@ def publish(
         result["known_to_ancestors"] = known
         for name, count in known.items():
             console.warning(
-                f"warning: {count:,} of these {len(scored.rows):,} images, or copies of them, "
+                f"{count:,} of these {len(scored.rows):,} images, or copies of them, "
                 f"trained {name}, which {scored.run.workdir} learned from; its scores are too good"
             )
     if write_report:
@@ -144,7 +144,7 @@ def warn_of_frame(scored: Scored, calibration: Calibration | None) -> None:
     some = scored.source.take(scored.rows[::step][: detection.CHECKED])
     geometry = calibration.geometry if calibration else None
     if warning := detection.frame_warning(some, geometry):
-        console.note(f"{warning}; python -m agejax.data.align makes a copy that is")
+        console.warning(f"{warning}; python -m agejax.data.align makes a copy that is")
 
 
 def write_predictions(

@@ -132,7 +132,7 @@ def _start(
         how = lineage.may_have_seen(lineage.of(run), config, source)
         if how is not None:
             console.warning(
-                f"warning: {name} was trained on {how}; it may have seen images that this "
+                f"{name} was trained on {how}; it may have seen images that this "
                 "run is scored on, and then its scores are too good"
             )
     return {k: arrays[k] for k in params}, {k: arrays[k] for k in batch_stats}
