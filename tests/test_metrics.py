@@ -240,6 +240,18 @@ def test_the_difference_of_two_models_is_that_of_their_errors():
     assert mean == pytest.approx(found["gender"]["difference"])
 
 
+def test_a_difference_is_printed_as_one_of_mae_or_accuracy():
+    """Error rates become accuracies: the sign changes, and the interval's ends change places."""
+    evaluated = {"age": {"mae": 5.0}, "gender": {"accuracy": 0.9}}
+    paired = {
+        "age": {"n": 1234, "difference": -0.5, "difference_ci95": [-0.75, 0.25]},
+        "gender": {"n": 99, "difference": 0.125, "difference_ci95": [0.0, 0.25]},
+    }
+    rows = [line.split() for line in metrics.paired_table(evaluated, paired).splitlines()]
+    assert rows[1] == ["age", "mae", "-0.500", "[-0.750,", "+0.250]", "1,234"]
+    assert rows[2] == ["gender", "accuracy", "-0.125", "[-0.250,", "+0.000]", "99"]
+
+
 def interval(values, duplicates, *args, **kwargs):
     """The interval of the mean of all values."""
     return bootstrap.intervals(

@@ -112,6 +112,16 @@ def test_a_run_is_compared_image_by_image_and_below_0_it_is_the_better_one(train
     assert mae < 30
 
 
+def test_the_differences_of_two_runs_are_printed(trained, other, tmp_path, capsys):
+    results.evaluate(trained, split="test", output=tmp_path, compare_with=other, write_report=False)
+    lines = capsys.readouterr().out.splitlines()
+    at = lines.index(f"against {other}, paired on the same images:")
+    shown = [" ".join(line.split()) for line in lines[at + 2 : at + 5]]
+    n = json.loads((trained / "summary.json").read_text())["examples"]["test"]
+    names = ("age mae", "ethnicity accuracy", "gender accuracy")
+    assert sorted(shown) == [f"{name} +0.000 [+0.000, +0.000] {n}" for name in names]
+
+
 def test_two_equal_runs_do_not_differ(written):
     result, _ = written
     for target in ("age", "gender", "ethnicity"):

@@ -285,6 +285,24 @@ def table(evaluated: Mapping[str, Any]) -> str:
     return "\n\n".join(block for block in [*blocks, *map(_grid, shared.values())] if block)
 
 
+def paired_table(evaluated: Mapping[str, Any], paired: Mapping[str, Any]) -> str:
+    """Writes what `paired` returns as plain text: a row per target.
+
+    Classes have the difference of their accuracies: that of the error rates with the other sign.
+
+    Args:
+      evaluated: the result of `evaluate` for `predictions`.
+    """
+    rows = [["", "difference", "95 % interval", "n"]]
+    for target, found in paired.items():
+        metric, sign = ("mae", 1) if "mae" in evaluated[target] else ("accuracy", -1)
+        low, high = sorted(sign * bound for bound in found["difference_ci95"])
+        interval = f"[{low:+z.3f}, {high:+z.3f}]"
+        difference = f"{sign * found['difference']:+z.3f}"  # z: no -0.000
+        rows.append([f"{target} {metric}", difference, interval, f"{found['n']:,}"])
+    return _grid(rows)
+
+
 def _targets(evaluated: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yields (target, scores) of the targets that groups are scored by too."""
     return ((name, evaluated[name]) for name in evaluated["groups"])

@@ -132,6 +132,9 @@ def publish(
     files.write_json(output / "metrics.json", result)
     write_predictions(output / "predictions.csv", scored, calibration)
     console.result(metrics.table(result))
+    if other is not None:
+        compared = metrics.paired_table(result, result["compared"]["targets"])
+        console.result(f"\nagainst {other.run.workdir}, paired on the same images:\n{compared}")
     if write_report:
         report.write(output, scored, result, calibration)
     console.result(f"written to {output}/")
