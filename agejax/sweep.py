@@ -68,7 +68,10 @@ def main(argv: Sequence[str]) -> None:
     search(config, settings, folder, created, args.trials)
     if (folder / "best.json").exists():  # else all trials were pruned
         best = json.loads((folder / "best.json").read_text())
-        print(f"best of {args.trials}: {config.eval.best} {best['value']:.4f} with {best['flags']}")
+        print(
+            f"best of {args.trials}: trial {best['number']}, {best['flags']}: "
+            f"{config.eval.best} {best['value']:.4f}"
+        )
     print(f"written to {folder}/: index.html, trials.csv, best.json")
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import signal
 import sqlite3
 import subprocess
@@ -94,7 +95,7 @@ def test_the_best_of_three_trials(mode, best, config, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "study" / "best.json").read_text())["number"] == best
 
 
-def test_a_trial_ends_where_the_pruner_says(config, tmp_path, monkeypatch):
+def test_a_trial_ends_where_the_pruner_says(config, tmp_path, monkeypatch, capsys):
     steps = []
 
     def pretend(config, workdir, stop_after):
@@ -114,6 +115,11 @@ def test_a_trial_ends_where_the_pruner_says(config, tmp_path, monkeypatch):
     states = [row["state"] for row in rows_of(folder)]
     assert states == ["complete", "complete", "pruned", "pruned", "pruned"]
     assert max(step for number, step in steps if number == 3) == 1
+    lines = capsys.readouterr().out.splitlines()
+    settings = r"--config\.schedule\.lr=0\.00\d+ --config\.heads\.age\.loss=\"l[12]\" --config.*"
+    results = ["", "", *["pruned at step 1, "] * 3]
+    for number, (line, result) in enumerate(zip(lines, results, strict=True)):
+        assert re.fullmatch(f"trial {number}, {settings}: {result}age/mae {number}.0000", line)
     assert json.loads((folder / "best.json").read_text())["number"] == 0
 
 
@@ -281,7 +287,7 @@ def test_a_study_of_the_other_direction_is_one_line_as_is_a_folder_that_is_a_fil
 
 
 def test_a_setting_that_fails_is_a_failed_trial_and_a_config_that_fails_an_error(
-    config, tmp_path, monkeypatch
+    config, tmp_path, monkeypatch, capsys
 ):
     def fails(config, workdir, stop_after):
         if workdir.name == "0001":
@@ -294,6 +300,12 @@ def test_a_setting_that_fails_is_a_failed_trial_and_a_config_that_fails_an_error
     rows = rows_of(folder)
     assert [row["state"] for row in rows] == ["complete", "fail", "complete"]
     assert rows[1]["error"] == "the loss is not finite"
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[-1] for line in lines] == [
+        "age/mae 1.0000",
+        "the loss is not finite",
+        "age/mae 1.0000",
+    ]
 
     def wrong(config, workdir, stop_after):
         raise UserError("no such data")

@@ -26,7 +26,7 @@ POLL = 2.0  # seconds between two checks of other workers' trials
 def search(
     config: ml_collections.ConfigDict, space: Space, folder: pathlib.Path, study: Any, trials: int
 ) -> None:
-    """Runs trials until `trials` are complete or pruned, and writes the study's page after each.
+    """Runs trials until `trials` are complete or pruned; after each, prints it and writes the page.
 
     Every trial trains in FOLDER/trials/NUMBER. If its settings make it fail, for example with a
     loss that is not finite, the trial counts as failed and the study continues. If its worker was
@@ -81,7 +81,6 @@ def search(
                 # A loss that is not finite is caused by the settings: the machine works.
                 in_a_row = 0 if isinstance(error, NotFiniteError) else in_a_row + 1
             trial.set_user_attr("error", str(error))
-            console.note(f"trial {trial.number}: {error}")
             raise
         finally:
             jax.clear_caches()  # else compiled programs of many trials fill the memory
@@ -90,6 +89,7 @@ def search(
         return float(summary["best"]["value"])
 
     def after(study: Any, trial: Any) -> None:
+        console.result(study_lib.line(trial, config.eval.best))
         study_lib.write(study, folder, space)
         # If the first trial fails, the config is wrong, not a setting. If trial after trial fails,
         # the machine is at fault: the trials that replace them would fail too.

@@ -125,7 +125,7 @@ def write(study: Any, folder: pathlib.Path, space: Space) -> None:
             "value": trial.value,
             "workdir": trial.user_attrs["workdir"],
             "settings": settings,
-            "flags": " ".join(f"--config.{k}={json.dumps(v)}" for k, v in settings.items()),
+            "flags": _flags(settings),
         }
         files.write_json(folder / "best.json", best)
     files.write_text(
@@ -134,6 +134,22 @@ def write(study: Any, folder: pathlib.Path, space: Space) -> None:
             study.study_name, rows, best, importances(study), study.direction.name == "MINIMIZE"
         ),
     )
+
+
+def line(trial: Any, metric: str) -> str:
+    """One line about a finished trial: its settings, then its result or why it has none.
+
+    Args:
+      metric: the name of the trial's value.
+    """
+    attributes = trial.user_attrs
+    if error := attributes.get("error"):
+        result = error
+    else:
+        result = f"{metric} {trial.value:.4f}"  # of a pruned trial: its last one
+        if trial.state.name == "PRUNED":
+            result = f"pruned at step {max(trial.intermediate_values)}, {result}"
+    return f"trial {trial.number}, {_flags(attributes['settings'])}: {result}"
 
 
 def importances(study: Any) -> dict[str, float]:
@@ -145,6 +161,11 @@ def importances(study: Any) -> dict[str, float]:
     if len(complete) < 4 or len({trial.value for trial in complete}) < 2:
         return {}
     return dict(optuna.importance.get_param_importances(study))
+
+
+def _flags(settings: Mapping[str, Any]) -> str:
+    """The settings of a trial as they are set on a command line."""
+    return " ".join(f"--config.{name}={json.dumps(value)}" for name, value in settings.items())
 
 
 def _last(trial: Any) -> float | None:
