@@ -9,7 +9,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from agejax.evaluation import uncertainty
+from agejax.evaluation import gates, uncertainty
 from agejax.reporting import figures, plots
 from agejax.reporting.plots import BLUE, ORANGE
 
@@ -130,7 +130,7 @@ def test_risk_is_read_at_the_half(drawn):
 def test_gates_say_their_rates(drawn):
     age = np.repeat([15.0, 40.0], [20, 40])
     predicted = np.concatenate([np.repeat([17.0, 26.0], 10), np.full(40, 41.0)])
-    chart = figures.challenge(uncertainty.challenge(age, predicted))
+    chart = figures.challenge(gates.challenge(age, predicted))
     assert "18 and more: 100 % at 18, 100 % at 25, 100 % at 30" in chart.alt
     assert "14 to 17: 50 % at 18, 50 % at 25, 0 % at 30" in chart.alt
 
@@ -259,7 +259,7 @@ FULL = {
     "risk": lambda: figures.risk_coverage({
         "by the interval's width": uncertainty.risk_coverage(np.abs(PREDICTED - AGE), AGE),
         "at random": uncertainty.risk_coverage(np.abs(PREDICTED - AGE), 0 * AGE)}),
-    "gates": lambda: figures.challenge(uncertainty.challenge(AGE, PREDICTED)),
+    "gates": lambda: figures.challenge(gates.challenge(AGE, PREDICTED)),
     "faces": lambda: figures.faces("x", np.repeat(FEW, 8, 0), [WORDS] * 8, columns=4),
     "faces in threes": lambda: figures.faces("x", np.repeat(FEW, 4, 0), [WORDS] * 4),
     "saliency": lambda: figures.saliency(

@@ -1,10 +1,9 @@
-"""Calibration, intervals, risk and gates, against scipy, scikit-learn and simulation."""
+"""Calibration, intervals and risk, against scipy, scikit-learn and simulation."""
 
 from __future__ import annotations
 
 import fractions
 import itertools
-import json
 import math
 
 import numpy as np
@@ -284,7 +283,7 @@ def test_the_model_that_knows_its_errors_partly_lies_between():
     assert uncertainty.risk_coverage(errors, new["sigma"])[1][-1] == pytest.approx(errors.mean())
 
 
-# ---------------------------------------------------------------------------------------- age gates
+# ------------------------------------------------------------------------------------------- shares
 
 
 @given(st.integers(0, 3000), st.integers(1, 3000), st.sampled_from([0.8, 0.95, 0.99]))
@@ -294,37 +293,5 @@ def test_wilson_is_that_of_scipy(k, n, confidence):
     assert uncertainty.wilson(k, n, confidence) == pytest.approx([theirs.low, theirs.high])
 
 
-def test_nobody_says_nothing():
+def test_the_share_of_nobody_may_be_anything():
     assert uncertainty.wilson(0, 0) == [0.0, 1.0]
-    row = uncertainty.challenge(np.array([40.0]), np.array([30.0]), [25])[0]
-    assert row["tpr"]["rate"] == 1.0
-    assert files.clean(row["fpr"]) == {"n": 0, "rate": None, "ci95": [0.0, 1.0]}
-
-
-def test_challenge_25_by_hand():
-    age = np.array([13.9, 14, 15, 17, 17.9, 18, 30, 70, np.nan])
-    predicted = np.array([60.0, 25, 24.9, 40, 10, 25, 24, 71, 50])
-    rows = uncertainty.challenge(age, predicted)
-    assert [row["threshold"] for row in rows] == list(range(18, 31))
-    row = rows[25 - 18]
-    assert row == {
-        "threshold": 25,
-        "fpr": {"n": 4, "rate": 0.5, "ci95": uncertainty.wilson(2, 4)},
-        "tpr": {"n": 3, "rate": 2 / 3, "ci95": uncertainty.wilson(2, 3)},
-    }
-    for kind in ("fpr", "tpr"):  # the higher the gate, the fewer pass
-        rates = [row[kind]["rate"] for row in rows]
-        assert rates == sorted(rates, reverse=True)
-    json.dumps(rows, allow_nan=False)
-
-
-def test_the_band_of_13_to_16_by_hand():
-    age = np.array([7.9, 8, 12.9, 13, 16, 16.9, 17, 21.9, 22, np.nan])
-    predicted = np.array([13, 16.9, 17, 13, 17, 14.5, 15, 3, 13, 14])
-    assert uncertainty.age_band(age, predicted) == {
-        "first": 13,
-        "last": 16,
-        "tpr": {"n": 3, "rate": 2 / 3, "ci95": uncertainty.wilson(2, 3)},
-        "fpr": {"n": 6, "rate": 4 / 6, "ci95": uncertainty.wilson(4, 6)},
-        "fpr_near": {"n": 4, "rate": 0.5, "ci95": uncertainty.wilson(2, 4)},
-    }

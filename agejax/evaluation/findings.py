@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from agejax.evaluation import metrics, quality, uncertainty
+from agejax.evaluation import gaps, gates, headlines, metrics, quality, uncertainty
 from agejax.evaluation.calibration import Calibration
-from agejax.evaluation.scored import Scored
+from agejax.evaluation.scored import Scored, is_known
 from agejax.runs import lineage
 from agejax.training import image_sizes
 
@@ -33,21 +34,31 @@ def measure(scored: Scored) -> dict[str, Any]:
 
 
 def look_closer(scored: Scored, calibration: Calibration | None) -> dict[str, Any]:
-    """{"uncertainty"}, and for the age {"gates", "quality": the error by image quality}."""
-    result: dict[str, Any] = {}
+    """{"uncertainty", "gaps": target -> `gaps.measure` of the losses}, and for the age
+    {"headlines", "gates", "quality": the error by image quality}."""
+    parts = metrics.partitions(scored.labels, scored.label_names)
+    result: dict[str, Any] = {"gaps": _gaps(scored, parts)}
     if calibration is not None:
         result["uncertainty"] = _uncertainty(scored, calibration)
     age, predicted = scored.labels.get("age"), scored.predictions.get("age")
     if age is not None and predicted is not None and np.isfinite(age).any():
-        result["gates"] = {
-            "challenge": uncertainty.challenge(age, predicted),
-            "band": uncertainty.age_band(age, predicted),
-        }
+        sexes = parts.get("gender", [])
+        result["headlines"] = headlines.measure(age, predicted, sexes, scored.duplicates)
+        result["gates"] = gates.measure(age, predicted, parts, scored.duplicates)
         looks = quality.measure(scored.source.take, scored.rows, quality.Brisque.installed())
         result["quality"] = {
             name: quality.by_quality(predicted - age, values, quality.edges(name, values))
             for name, values in looks.items()
         }
+    return result
+
+
+def _gaps(scored: Scored, parts: Mapping[str, metrics.Partition]) -> dict[str, Any]:
+    result = {}
+    for name, predicted in scored.predictions.items():
+        if name in scored.labels and (known := is_known(scored.labels[name])).any():
+            losses = metrics.losses(predicted, scored.labels[name])
+            result[name] = gaps.measure(losses, known, parts, scored.duplicates)
     return result
 
 

@@ -123,7 +123,7 @@ def paired(
         known = np.isfinite(label) if predictions[target].ndim == 1 else label >= 0
         if not known.any():
             continue
-        ours, theirs = (_losses(some[target], label) for some in (predictions, others))
+        ours, theirs = (losses(some[target], label) for some in (predictions, others))
         masks = [known, *(part & known for by in parts.values() for _, part in by)]
         intervals = bootstrap.intervals(
             ours - theirs, np.stack(masks, axis=1), duplicates, seed, resamples
@@ -138,7 +138,7 @@ def paired(
     return result
 
 
-def _losses(predicted: np.ndarray, label: np.ndarray) -> np.ndarray:
+def losses(predicted: np.ndarray, label: np.ndarray) -> np.ndarray:
     """Absolute errors in years, or 1 for a wrong class and 0 for a right one; float64 [N]."""
     wrong: np.ndarray
     if predicted.ndim == 1:

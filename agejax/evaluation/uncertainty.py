@@ -1,5 +1,5 @@
 """How far a prediction can be trusted, on the host: calibrated probabilities, age intervals with
-the stated coverage, the error of the most certain images, and the rates of an age gate.
+the stated coverage, the error of the most certain images, and the interval of a share.
 
 Temperatures and quantiles are fitted on validation images and judged on test images. Images with an
 unknown label (-1, NaN) never count.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,6 @@ import scipy  # it imports its parts lazily: predict needs none of them
 
 from agejax.evaluation.metrics import SMALLEST_GROUP, Partition
 
-ADULT = 18.0  # years
-OLDEST_MINORS = (14.0, 18.0)  # years, [from, below): the oldest whom an age gate must stop
-GATES = tuple(range(18, 31))  # years; Challenge-25 is the usual one
-NEAR = 5.0  # years
 AGES = (0.0, 116.0)  # years; intervals are clipped to these
 
 # ----------------------------------------------------------------------------------- probabilities
@@ -295,7 +291,7 @@ def aurc(errors: np.ndarray, uncertainty: np.ndarray) -> float:
     return float(risk_coverage(errors, uncertainty)[1].mean())
 
 
-# ---------------------------------------------------------------------------------------- age gates
+# ------------------------------------------------------------------------------------------- shares
 
 
 def wilson(k: int, n: int, confidence: float = 0.95) -> list[float]:
@@ -307,54 +303,3 @@ def wilson(k: int, n: int, confidence: float = 0.95) -> list[float]:
     centre = (k + z * z / 2) / (n + z * z)
     half = z / (n + z * z) * math.sqrt(k * (n - k) / n + z * z / 4)
     return [max(0.0, float(centre - half)), min(1.0, float(centre + half))]
-
-
-def challenge(
-    age: np.ndarray, predicted: np.ndarray, thresholds: Iterable[float] = GATES
-) -> list[dict[str, Any]]:
-    """Challenge-T: everyone who looks T or older is admitted without a document (NIST IR 8525).
-
-    Args:
-      age, predicted: years [N]; NaN where the age is unknown.
-
-    Returns:
-      For each T {"threshold", "fpr": of those aged 14 to 17, "tpr": of those aged 18 or older}, the
-      latter two {"n", "rate": share admitted, NaN for n = 0, "ci95": Wilson's}.
-    """
-    youth, adult = (OLDEST_MINORS[0] <= age) & (age < OLDEST_MINORS[1]), age >= ADULT
-    return [
-        {
-            "threshold": threshold,
-            "fpr": _rate(predicted[youth] >= threshold),
-            "tpr": _rate(predicted[adult] >= threshold),
-        }
-        for threshold in thresholds
-    ]
-
-
-def age_band(
-    age: np.ndarray, predicted: np.ndarray, first: int = 13, last: int = 16
-) -> dict[str, Any]:
-    """A place only for those aged `first` to `last`, such as a chat (NIST IR 8525): it admits those
-    who look first <= years < last + 1.
-
-    Returns:
-      {"first", "last", "tpr": of those in the band, "fpr": of all others, "fpr_near": of others at
-      most five years younger or older}, rates as in `challenge`.
-    """
-    inside = (first <= age) & (age < last + 1)
-    outside = np.isfinite(age) & ~inside
-    near = outside & (first - NEAR <= age) & (age < last + 1 + NEAR)
-    let_in = (first <= predicted) & (predicted < last + 1)
-    return {
-        "first": first,
-        "last": last,
-        "tpr": _rate(let_in[inside]),
-        "fpr": _rate(let_in[outside]),
-        "fpr_near": _rate(let_in[near]),
-    }
-
-
-def _rate(let_in: np.ndarray) -> dict[str, Any]:
-    n, k = len(let_in), int(let_in.sum())
-    return {"n": n, "rate": k / n if n else math.nan, "ci95": wilson(k, n)}

@@ -346,7 +346,7 @@ def risk_coverage(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Chart:
 
 
 def challenge(rows: Rows) -> Chart:
-    """The shares of minors and adults who look T or older; rows of `uncertainty.challenge`."""
+    """The shares of minors and adults who look T or older; rows of `gates.challenge`."""
     figure, axes = _figure(3.9)
     x = [row["threshold"] for row in rows]
     words = []
