@@ -24,9 +24,11 @@ COMMANDS = {
     "pseudo-label": ("agejax.pseudo_label", "label new faces with a run, to train on them"),
     "baselines": ("agejax.baselines", "fit classical estimators on a backbone's features"),
     "sweep": ("agejax.sweep", "search the settings of a config"),
+    "cross-validate": ("agejax.cross_validate", "train every fold of a config, one after another"),
     "settings": ("agejax.reference", "list every setting: its default, limits and meaning"),
     "prepare": ("agejax.data.prepare", "prepare a data set before a training does"),
     "audit": ("agejax.data.audit", "report what is wrong with a data set"),
+    "protocol": ("agejax.data.protocol", "write a public benchmark's splits as lists of names"),
     "distribution": ("agejax.data.distribution", "show which groups a config's sampling draws"),
     "align": ("agejax.data.align", "copy a data set, framed as a run's training images"),
 }
@@ -39,7 +41,7 @@ def overview() -> str:
     for name, (_, what) in COMMANDS.items():
         if name == OF_DATA:
             lines += ["", "Data:"]
-        lines.append(f"  {name:13} {what}")
+        lines.append(f"  {name:15} {what}")
     lines += [
         "",
         "agejax COMMAND --help lists the arguments of a command.",

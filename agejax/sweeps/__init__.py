@@ -1,1 +1,1 @@
-"""Hyperparameter search: the space, the study, its workers, and the search."""
+"""Several trainings of one config: the search of settings (space, study, workers), and folds."""

@@ -1,0 +1,194 @@
+"""Cross-validation: one config trained and scored on each of several splits."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from agejax import files
+from agejax.config import replaced
+from agejax.errors import UserError
+from agejax.logging import console
+from agejax.reporting import results
+from agejax.runs import run_folder, warm_start
+from agejax.train import train
+
+SPLITS = ("train", "val", "test")
+PROTOCOL = "protocol.json"
+# Figure of a target -> its column in the table, and the format of its values.
+FIGURES = {
+    "mae": ("{} MAE, years", ".2f"),
+    "cs5": ("{} within 5 years", ".3f"),
+    "accuracy": ("{} accuracy", ".3f"),
+}
+ABOUT = """\
+The last line is the mean over the folds and, in brackets, their standard deviation (with n below
+the line, not n - 1). Folds share training images, so the deviation is no error of the mean. Each
+fold is one training of one seed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Folds:
+    """The folds of a config.
+
+    Attributes:
+      changes: of each fold, {setting: value}.
+      name: of the splits, for the table.
+      left_out: images of a protocol that are in none of its lists.
+    """
+
+    changes: list[dict[str, Any]]
+    name: str
+    left_out: int = 0
+
+
+def of_protocol(folder: pathlib.Path) -> Folds:
+    """The folds that `python -m agejax.data.protocol` wrote to a folder.
+
+    Raises:
+      UserError: there are none.
+    """
+    remedy = "write the folder with python -m agejax.data.protocol"
+    if not (folder / PROTOCOL).exists():
+        raise UserError(f"--protocol={folder}: it holds no {PROTOCOL}; {remedy}")
+    about = files.read_json(folder / PROTOCOL, dict, remedy)
+    places = [folder / f"fold-{number}" for number in range(int(about.get("folds", 0)))]
+    if not places:
+        raise UserError(f"{folder / PROTOCOL} names no folds; {remedy}")
+    return Folds(
+        [
+            {"data.split.files": {split: str(place / f"{split}.txt") for split in SPLITS}}
+            for place in places
+        ],
+        str(about.get("database", folder.name)),
+        int(about.get("left_out", 0)),
+    )
+
+
+def of_config(config: ml_collections.ConfigDict) -> Folds:
+    """The folds that config.data.split.folds makes.
+
+    Raises:
+      UserError: it is 0.
+    """
+    count = config.data.split.folds
+    if not count:
+        raise UserError(
+            "config.data.split.folds: 0 makes no folds; set it, such as "
+            "--config.data.split.folds=5, or name a public benchmark's lists with --protocol"
+        )
+    return Folds(
+        [{"data.split.fold": number} for number in range(count)],
+        f"{count} folds of {config.data.name}, seed {config.data.split.seed}",
+    )
+
+
+def cross_validate(
+    config: ml_collections.ConfigDict, folder: pathlib.Path, folds: Folds
+) -> dict[str, Any] | None:
+    """Trains and scores the folds one after the other, and writes folds.json and folds.md.
+
+    Fold i is the run FOLDER/fold-i. A fold that is trained and scored already is kept as it is, and
+    one that was stopped goes on from its last checkpoint.
+
+    Returns:
+      The contents of folds.json; None where a signal stopped it.
+
+    Raises:
+      UserError: as `train`; a finished fold of another config; or no test split.
+    """
+    rows = []
+    for number, changes in enumerate(folds.changes):
+        workdir = folder / f"fold-{number}"
+        console.result(f"fold {number}, {number + 1} of {len(folds.changes)}: {workdir}")
+        result = _score(replaced(config, changes), workdir)
+        if result is None:
+            return None
+        rows.append({"fold": number, "examples": _examples(workdir), "figures": _figures(result)})
+        found = tabulate(rows, folds)
+        files.write_json(folder / "folds.json", found)
+        files.write_text(folder / "folds.md", text(found))
+    return found
+
+
+def _score(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any] | None:
+    """metrics.json of a fold's test split, made if it is not there; None: a signal came."""
+    scored = sorted(workdir.glob("evaluation/*-test/metrics.json"))
+    if (workdir / "summary.json").exists() and scored:
+        stored = run_folder.stored_config(workdir)
+        now = warm_start.settle(config, workdir, stored)
+        run_folder.check_same_config(workdir, stored, now)
+        return files.read_json(scored[0], dict, "remove it to score the fold again")
+    try:
+        if train(config, workdir) is None:
+            return None
+        return results.evaluate(workdir, split="test").metrics
+    finally:
+        jax.clear_caches()  # else compiled programs of many folds fill the memory
+
+
+def _examples(workdir: pathlib.Path) -> dict[str, int]:
+    remedy = "remove it to train the fold again"
+    examples: dict[str, int] = files.read_json(workdir / "summary.json", dict, remedy)["examples"]
+    return examples
+
+
+def _figures(result: Mapping[str, Any]) -> dict[str, float]:
+    """{"age/mae": years, ...} of an evaluation."""
+    return {
+        f"{target}/{figure}": result[target][figure]
+        for target in result["groups"]
+        for figure in FIGURES
+        if figure in result[target]
+    }
+
+
+def tabulate(rows: Sequence[Mapping[str, Any]], folds: Folds) -> dict[str, Any]:
+    """The scores of the folds done so far, with the mean and standard deviation of each figure.
+
+    Args:
+      rows: {"fold", "examples": {split: images}, "figures": {name: value}} of each.
+    """
+    values = {name: [row["figures"][name] for row in rows] for name in rows[0]["figures"]}
+    return {
+        "splits": folds.name,
+        "folds": len(folds.changes),
+        "left_out": folds.left_out,
+        "rows": list(rows),
+        "mean": {name: float(np.mean(of)) for name, of in values.items()},
+        # Of these folds, not of folds to come: as the benchmark facebase computes it.
+        "std": {name: float(np.std(of)) for name, of in values.items()},
+    }
+
+
+def text(found: Mapping[str, Any]) -> str:
+    """folds.md: a row per fold, then mean(standard deviation)."""
+    columns = {name: FIGURES[name.rpartition("/")[2]] for name in found["mean"]}
+    titles = [title.format(name.rpartition("/")[0]) for name, (title, _) in columns.items()]
+    rows = [["fold", *SPLITS, *titles], ["---:"] * (1 + len(SPLITS) + len(titles))]
+    for row in found["rows"]:
+        sizes = [f"{row['examples'].get(split, 0):,}" for split in SPLITS]
+        scores = [format(row["figures"][name], form) for name, (_, form) in columns.items()]
+        rows.append([str(row["fold"]), *sizes, *scores])
+    over = [
+        f"{found['mean'][name]:{form}}({found['std'][name]:{form}})"
+        for name, (_, form) in columns.items()
+    ]
+    rows.append(["mean", *[""] * len(SPLITS), *over])
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    parts = [f"# {found['splits']}", "\n".join(lines), ABOUT]
+    done = len(found["rows"])
+    if done < found["folds"]:
+        parts.insert(1, f"{done} of {found['folds']} folds are done.")
+    if found["left_out"]:
+        parts.append(
+            f"{found['left_out']:,} images of the protocol are left out, since the data lacks them "
+            "or they are named twice: these figures do not compare with published ones."
+        )
+    return "\n\n".join(parts) + "\n"
