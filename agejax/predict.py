@@ -27,7 +27,7 @@ from agejax.errors import UserError, one_line
 from agejax.evaluation.calibration import Calibration
 from agejax.logging import console
 from agejax.paths import expand
-from agejax.predicting import images, output, predictions
+from agejax.predicting import annotation, images, output, predictions
 from agejax.process.command import run_command
 from agejax.runs import box
 from agejax.runs.ensembles import open_run
@@ -60,11 +60,17 @@ def main(argv: Sequence[str]) -> None:
         help="whether images are face crops, or photos to find the faces in",
     )  # fmt: skip
     parser.add_argument("--output", help="a file to write to; default: stdout")
+    parser.add_argument(
+        "--annotate", metavar="DIR", help="a folder for copies of the images with boxes and ages"
+    )
     parser.add_argument("paths", nargs="+", metavar="IMAGE_OR_FOLDER_OR_GLOB")
     args = parser.parse_args(argv[1:])
     paths = images.find_images(args.paths)
     if args.output is not None:
         files.check_file(expand(args.output), "--output")
+    if args.annotate is not None:
+        files.check_folder(expand(args.annotate), "--annotate")
+        copies = annotation.places(paths, expand(args.annotate))
     sharding.start()
     run = open_run(args.workdir)
     counts = images.Counts()
@@ -91,7 +97,10 @@ def main(argv: Sequence[str]) -> None:
     start = time.perf_counter()
     with output.destination(args.output) as out, progress:
         faces = images.crops(paths, read, report)
-        output.write(predictions.of_faces(run, faces, batch_size, calibration), args.format, out)
+        records = predictions.of_faces(run, faces, batch_size, calibration)
+        if args.annotate is not None:
+            records = annotation.annotated(records, copies)
+        output.write(records, args.format, out)
         if counts.skipped == counts.files:
             raise UserError(f"none of the {len(paths)} file(s) is a readable image")
         if not counts.faces:
@@ -103,6 +112,8 @@ def main(argv: Sequence[str]) -> None:
         )
     if counts.faceless:
         console.warning(f"no face in {counts.faceless} of {counts.files} photos")
+    if args.annotate is not None:
+        console.note(f"the images with a face, boxes and ages drawn in, are in {args.annotate}/")
     console.note(
         f"{counts.faces} faces of {counts.files} files, {counts.skipped} skipped, "
         f"{counts.faces / seconds:,.0f} images/s"
