@@ -366,6 +366,11 @@ SETTINGS = Group(
         limits=(0, 1e9),
         unit="seconds",
     ),
+    deterministic=Setting(
+        False,
+        "On a GPU, compiles the steps from algorithms alone that add in the same order every time; "
+        "they may be slower. On a CPU every step is so already.",
+    ),
     sharding=Group(
         "The devices.",
         devices=Setting(0, "How many devices to use; 0: all.", limits=(0, 2**20)),

@@ -8,6 +8,7 @@ deviation of 20 years, and its loss is half the squared error.
 from __future__ import annotations
 
 import dataclasses
+import types
 from typing import Any
 
 import jax
@@ -60,10 +61,12 @@ class Bench:
         self.model, initialise = state_lib.create_model(c, create(c.heads, facts))
         mesh = sharding.create_mesh(1, 1)
         schedule = optim.create_schedule(c.schedule, TOTAL, lambda d, _: int(d["steps"]))
-        optimizer = optim.create_optimizer(c.optim, schedule, self.model.parameters)
-        like = state_lib.abstract(c, initialise, optimizer, mesh)
-        self.start = state_lib.create(c, initialise, optimizer, mesh)
-        self._step = step_lib.make_train_step(c, self.model, optimizer, like, **(options or {}))
+        self.optimizer = optim.create_optimizer(c.optim, schedule, self.model.parameters)
+        self.like = state_lib.abstract(c, initialise, self.optimizer, mesh)
+        self.start = state_lib.create(c, initialise, self.optimizer, mesh)
+        self._step = step_lib.make_train_step(
+            c, self.model, self.optimizer, self.like, **(options or {})
+        )
 
     def step(
         self, batch: dict[str, np.ndarray], state: Any = None, at: int | None = None
@@ -511,3 +514,23 @@ def test_predictions_are_in_years_and_the_first_of_two_heads_of_a_label_speaks_f
     log_variance = features @ params["heads/spread/kernel"][:, 1] + params["heads/spread/bias"][1]
     np.testing.assert_allclose(said["age_sigma"], 20 * np.exp(log_variance / 2), rtol=1e-4)
     assert said.keys() == {"age", "gender", "age_sigma"}
+
+
+def test_only_on_gpus_are_steps_compiled_with_repeatable_algorithms(monkeypatch):
+    bench = Bench(deterministic=True)
+    monkeypatch.setattr(jax, "jit", lambda function, **options: options["compiler_options"])
+
+    def asked(platform):
+        device = types.SimpleNamespace(platform=platform)
+        place = types.SimpleNamespace(device_set=[device], num_devices=1)
+        like = dataclasses.replace(bench.like, step=types.SimpleNamespace(sharding=place))
+        monkeypatch.setattr(jax, "devices", lambda: [device])
+        return [
+            step_lib.make_train_step(bench.config, bench.model, bench.optimizer, like),
+            step_lib.make_eval_step(bench.config, bench.model),
+        ]
+
+    assert asked("gpu") == [{"xla_gpu_exclude_nondeterministic_ops": True}] * 2
+    assert asked("cpu") == [{}] * 2
+    bench.config.deterministic = False
+    assert asked("gpu") == [{}] * 2

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 MAY_CHANGE_ON_RESUME = re.compile(
     r"data\.(source|cache_dir|workers|mixture\.[^.]+\.source)|log_every\..*|checkpoint\.every\..*|"
     r"eval\.(every\..*|batch_size|image_size|patience|final_split)|nonfinite|"
-    r"model\.(pretrained|remat)|watchdog|profile|sharding\.(devices|fsdp)"
+    r"model\.(pretrained|remat)|watchdog|profile|deterministic|sharding\.(devices|fsdp)"
 )
 
 SKIPPED = "skipped_steps.json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -170,7 +170,12 @@ def make_train_step(
     if size != config.model.image_size:
         train_step.__name__ += f"_{size}px"  # a profile distinguishes programs by name
     shardings = jax.tree.map(lambda x: x.sharding, like)
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        out_shardings=(shardings, None),
+        compiler_options=_compiler_options(config, like.step.sharding.device_set),
+    )
 
 
 def make_eval_step(
@@ -198,7 +203,15 @@ def make_eval_step(
                 predictions.setdefault(f"{head.label}_{extra}", value)
         return predictions
 
-    return jax.jit(eval_step)
+    return jax.jit(eval_step, compiler_options=_compiler_options(config, jax.devices()))
+
+
+def _compiler_options(config: Any, devices: Iterable[Any]) -> dict[str, bool]:
+    """XLA's options for a step on these devices."""
+    on_gpu = any(device.platform == "gpu" for device in devices)
+    # The config of an old run lacks the setting.
+    repeatable = on_gpu and config.get("deterministic", False)
+    return {"xla_gpu_exclude_nondeterministic_ops": True} if repeatable else {}
 
 
 def _targets(
