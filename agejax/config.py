@@ -375,6 +375,13 @@ SETTINGS = Group(
         "The devices.",
         devices=Setting(0, "How many devices to use; 0: all.", limits=(0, 2**20)),
         fsdp=Setting(1, "How many of the devices share each large parameter.", limits=(1, 2**20)),
+        batch_norm=Setting(
+            "global",
+            "Whose statistics normalise in training: those of the whole batch, or of each device's "
+            "own images, for which no layer waits for the other devices; results then depend on "
+            "how many devices there are.",
+            choices=("global", "device"),
+        ),
     ),
 )
 

@@ -1,19 +1,30 @@
-"""Batch statistics of training images, compared with a forward pass in numpy."""
+"""Batch norm: whose statistics a step uses, and statistics of training images made anew; against
+numpy."""
 
+import collections
 import dataclasses
+import functools
+import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 from test_mobilenet_v1 import tensorflow_js
 
 import tiny
 from agejax.data import opening, splits
 from agejax.errors import UserError
+from agejax.heads import Facts, create
+from agejax.models import lowerings
+from agejax.models.layers import BatchNorm
 from agejax.models.layers import batch_norms as norms_of
 from agejax.runs import batch_statistics, warm_start
 from agejax.runs.run import Run
-from agejax.training import augment, state
+from agejax.training import augment, optim, sharding, state
+from agejax.training import step as step_lib
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +159,120 @@ def test_a_folded_network_gets_batch_norms_back_and_predicts_the_same(
 
     # In training a batch's statistics differ from those of all images; without any it fails.
     assert off(given_back) < 0.2 < off(loaded)
+
+
+# ---- statistics of each device's own images ------------------------------------------------------
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+def test_a_device_s_images_are_normalised_by_their_own_statistics(devices):
+    rng = np.random.default_rng(0)
+    x = rng.normal(1, 2, (16, 3, 2, 4)) * np.linspace(0.5, 2, 16)[:, None, None, None]
+    slopes, scale, bias = rng.normal(size=x.shape), rng.normal(1, 0.1, 4), rng.normal(size=4)
+    norm = BatchNorm(4, momentum=0.25)
+    norm.per_device = True
+    norm.scale.set_value(jnp.float32(scale))
+    norm.bias.set_value(jnp.float32(bias))
+    graph, arrays = nnx.split(norm)
+
+    def loss(arrays, x):
+        norm = nnx.merge(graph, arrays)
+        with lowerings.batch_split(devices):
+            y = norm(x, train=True)
+        return jnp.sum(y * jnp.float32(slopes)), (y, norm.mean[...], norm.var[...])
+
+    placed = jax.device_put(
+        jnp.float32(x), sharding.batch_sharding(sharding.create_mesh(devices, 1))
+    )
+    step = jax.jit(jax.grad(loss, (0, 1), has_aux=True))
+    (gradients, dx), (y, mean, variance) = step(arrays, placed)
+
+    parts = x.reshape(devices, -1, 4)
+    mu, var = parts.mean(1, keepdims=True), parts.var(1, keepdims=True)
+    normal = (parts - mu) / np.sqrt(var + 1e-5)
+    of_parts = slopes.reshape(parts.shape)
+    # Ioffe & Szegedy 2015: what a shift and a stretch of a part's inputs do to its outputs.
+    stretch = (of_parts * normal).mean(1, keepdims=True)
+    expected = (of_parts - of_parts.mean(1, keepdims=True) - normal * stretch) * scale
+    expected /= np.sqrt(var + 1e-5)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+    close(y, (normal * scale + bias).reshape(x.shape))
+    close(dx, expected.reshape(x.shape))
+    close(gradients.scale[...], (of_parts * normal).sum((0, 1)))
+    close(gradients.bias[...], of_parts.sum((0, 1)))
+    close(mean, 0.25 * mu.mean((0, 1)))
+    close(variance, 0.75 + 0.25 * parts.var(1, ddof=1).mean(0))
+
+
+class Step:
+    """A train step of a small network on 16 images; batch norms as config.sharding.batch_norm."""
+
+    def __init__(self, devices, batch_norm, widths=(8, 16), **optimizer):
+        config = tiny.get_config()
+        config.model.options = {"widths": widths}
+        config.augment = augment.SETTINGS.config()
+        config.model.dropout, config.model.image_size = 0.0, 16
+        config.model.mean, config.model.std = (0.5,) * 3, (0.25,) * 3
+        config.heads = {"age": {"kind": "regression"}}
+        config.sharding.batch_norm = batch_norm
+        config.optim.update(optimizer)
+        facts = Facts.of({"age": np.float32([20, 60])}, {})
+        mesh = sharding.create_mesh(devices, 1)
+        model, initialise = state.create_model(config, create(config.heads, facts))
+        rate = optax.constant_schedule(1e-3)
+        optimizer = optim.create_optimizer(config.optim, rate, model.parameters)
+        like = state.abstract(config, initialise, optimizer, mesh)
+        self.start = state.create(config, initialise, optimizer, mesh)
+        rng = np.random.default_rng(0)
+        brightness = np.linspace(0.2, 1, 16)[:, None, None, None]
+        self.images = np.uint8(brightness * rng.integers(0, 256, (16, 16, 16, 3)))
+        ones = np.ones(16, np.float32)
+        batch = {"image": self.images, "age": 40 * ones, "weight": ones, "strength": ones}
+        self.batch = sharding.put_batch(batch, mesh)
+        self.step = step_lib.make_train_step(config, model, optimizer, like)
+        self.compiled = self.step.lower(like, self.batch).compile()
+
+    def taken(self):
+        """The state after one step."""
+        return jax.device_get(self.compiled(jax.tree.map(jnp.copy, self.start), self.batch)[0])
+
+    def collectives(self):
+        """{kind: its number in the compiled step}."""
+        text = self.compiled.as_text()
+        return collections.Counter(re.findall(r" (all-\w+|collective-\w+|reduce-scatter)", text))
+
+
+@pytest.mark.parametrize(("devices", "micro"), [(2, 1), (8, 1), (4, 2)])
+def test_running_statistics_follow_the_average_over_devices(devices, micro):
+    step = Step(devices, "device", accumulate=micro)
+    arrays = {k: np.float64(v) for k, v in {**step.start.params, **step.start.batch_stats}.items()}
+    # A micro-batch has every second row, of which each device has its own.
+    sets = step.images.reshape(devices, -1, micro, 16, 16, 3)
+    for each in range(micro):
+        parts = [(np.float64(images) / 255 - 0.5) / 0.25 for images in sets[:, :, each]]
+        for i in range(2):
+            name = f"backbone/norms/{i}"
+            kernel, bias = (arrays[f"backbone/convs/{i}/{part}"] for part in ("kernel", "bias"))
+            parts = [convolved(x, kernel, bias) for x in parts]
+            for key, value in (("mean", [x.mean((0, 1, 2)) for x in parts]),
+                               ("var", [x.var((0, 1, 2), ddof=1) for x in parts])):  # fmt: skip
+                arrays[f"{name}/{key}"] = 0.9 * arrays[f"{name}/{key}"] + 0.1 * np.mean(value, 0)
+            parts = [(x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + 1e-5) for x in parts]
+    for name, value in step.taken().batch_stats.items():
+        np.testing.assert_allclose(value, arrays[name], rtol=1e-4, atol=1e-5)
+
+
+def test_one_device_s_own_statistics_are_the_global_ones_bit_for_bit():
+    states = [Step(1, batch_norm).taken() for batch_norm in ("global", "device")]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_with_statistics_per_device_no_layer_adds_a_collective():
+    def collectives(batch_norm, layers):
+        return Step(8, batch_norm, widths=(4,) * layers).collectives()
+
+    assert collectives("device", 2) == collectives("device", 4)
+    # A sum over the devices forward and one backward, in which XLA joins mean and variance.
+    two, four = (collectives("global", layers) for layers in (2, 4))
+    assert four["all-reduce"] == two["all-reduce"] + 4
+    assert collectives("device", 4)["all-reduce"] < two["all-reduce"]

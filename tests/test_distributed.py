@@ -414,3 +414,23 @@ def test_a_slurm_task_takes_its_share_of_the_gpus(visible, tasks, node, local, g
     }
     assert sharding.local_gpus(environment) == gpus
     assert sharding.local_gpus({"CUDA_VISIBLE_DEVICES": visible}) is None
+
+
+@pytest.mark.parametrize(
+    ("devices", "accumulate", "batch_norm", "line"),
+    [
+        (2, 1, "global", ""),
+        (1, 4, "device", ""),
+        (4, 1, "global", "16 over 4 devices leaves each device 4 at a time, too few to keep it "
+                         "busy; raise it to 32 or more"),
+        (4, 2, "device", "16 over 4 devices x 2 micro-batches leaves each device 2 at a time, for "
+                         "batch norm too, too few to keep it busy; raise it to 64 or more"),
+    ],
+)  # fmt: skip
+def test_few_images_per_device_are_warned_of(devices, accumulate, batch_norm, line, capsys):
+    config = tiny.get_config()
+    config.sharding.devices, config.sharding.batch_norm = devices, batch_norm
+    config.optim.accumulate = accumulate
+    sharding.of_run(config)
+    expected = f"warning: config.data.batch_size: {line}, or lower config.sharding.devices\n"
+    assert capsys.readouterr().err == (expected if line else "")

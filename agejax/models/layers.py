@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from agejax.models import lowerings
 from agejax.models.lowerings.conv import conv, matmul
 from agejax.models.lowerings.norm import batch_norm, layer_norm
 from agejax.models.lowerings.windows import pad_same, same_pads
@@ -69,12 +70,14 @@ class BatchNorm(nnx.Module):
     """Batch norm with torch's conventions: momentum is the new value's share, variance unbiased.
 
     With `frozen` it uses its running statistics in training too, and does not update them. With
-    `observing` it uses and updates them.
+    `observing` it uses and updates them. With `per_device` each device of a training step
+    normalises its own images by their own statistics, and the running ones follow their average
+    over the devices.
     """
 
     def __init__(self, features: int, *, epsilon: float = 1e-5, momentum: float = 0.1) -> None:
         self.epsilon, self.momentum = epsilon, momentum
-        self.frozen = self.observing = False
+        self.frozen = self.observing = self.per_device = False
         self.scale = nnx.Param(jnp.ones(features))
         self.bias = nnx.Param(jnp.zeros(features))
         self.mean = nnx.BatchStat(jnp.zeros(features))
@@ -82,16 +85,17 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         scale, bias = self.scale[...], self.bias[...]
+        parts = lowerings.batch_parts() if self.per_device else 1
         fixed = not train or self.frozen
         if fixed or self.observing:
             a = scale * lax.rsqrt(self.var[...] + self.epsilon)
             y = (x * a + (bias - self.mean[...] * a)).astype(x.dtype)
             if fixed:
                 return y
-            _, mean, variance = batch_norm(x, scale, bias, self.epsilon)
+            _, mean, variance = batch_norm(x, scale, bias, self.epsilon, parts)
         else:
-            y, mean, variance = batch_norm(x, scale, bias, self.epsilon)
-        n = x.size // x.shape[-1]
+            y, mean, variance = batch_norm(x, scale, bias, self.epsilon, parts)
+        n = x.size // x.shape[-1] // parts
         unbiased = variance * (n / max(n - 1, 1))
         # Not `self.mean[...] = `: flax then asks for a sharding, for which JAX searches everything
         # traced so far, so that tracing a deep network takes four times as long.

@@ -14,12 +14,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from agejax.errors import UserError
+from agejax.logging import console
 from agejax.paths import cache_folder
 from agejax.training import peers
 
 # Smaller parameters are cheaper to replicate than to gather.
 MIN_SHARDED_SIZE = 2**14
 MAX_SHOWN = 4
+FEW_IMAGES = 8  # on a device at a time; below, it mostly waits
 
 
 def join(
@@ -211,4 +213,20 @@ def of_run(config: Any) -> Mesh:
     mesh = create_mesh(config.sharding.devices, config.sharding.fsdp)
     _check_batch_size("data.batch_size", config.data.batch_size, mesh, config.optim.accumulate)
     _check_batch_size("eval.batch_size", config.eval.batch_size, mesh)
+    _warn_of_few_images(config, mesh)
     return mesh
+
+
+def _warn_of_few_images(config: Any, mesh: Mesh) -> None:
+    """Warns where each of several devices has few images at a time."""
+    batch, parts = config.data.batch_size, config.optim.accumulate
+    each = batch // (mesh.size * parts)
+    if mesh.size == 1 or each >= FEW_IMAGES:
+        return
+    split = f"{mesh.size} devices" + (f" x {parts} micro-batches" if parts > 1 else "")
+    norms = ", for batch norm too" if config.sharding.batch_norm == "device" else ""
+    console.warning(
+        f"config.data.batch_size: {batch} over {split} leaves each device {each} at a time{norms}, "
+        f"too few to keep it busy; raise it to {FEW_IMAGES * mesh.size * parts} or more, or lower "
+        "config.sharding.devices"
+    )

@@ -147,7 +147,7 @@ def create_model(config: Any, heads: Mapping[str, Head]) -> tuple[Model, Initial
         )
 
     abstract = nnx.eval_shape(lambda: build(jax.random.key(0)))
-    _freeze_batch_norm(abstract, config.optim.lr_multipliers)
+    _set_batch_norms(abstract, config)
     graphdef, (params, stats) = _split(abstract)
     (params, params_paths), (stats, stats_paths) = _flatten(params), _flatten(stats)
     shapes = {name: array.shape for name, array in (params | stats).items()}
@@ -238,9 +238,14 @@ def _flatten(state: Any) -> tuple[Flat, dict[str, tuple[Any, ...]]]:
     return {name: by_path[path] for name, path in paths.items()}, paths
 
 
-def _freeze_batch_norm(network: nnx.Module, groups: Any) -> None:
-    """Freezes the statistics of frozen batch norms too: they would drift under frozen weights."""
+def _set_batch_norms(network: nnx.Module, config: Any) -> None:
+    """Tells batch norms whose statistics to use.
+
+    Those of a frozen batch norm are frozen too: they would drift under frozen weights.
+    """
+    # The config of an old run lacks the setting.
+    per_device = config.sharding.get("batch_norm", "global") == "device"
     for path, norm in layers.batch_norms(network).items():
-        name = f"{path}/scale"
+        name, groups = f"{path}/scale", config.optim.lr_multipliers
         multiplier = optim.match_groups([name], groups, "optim.lr_multipliers")[name]
-        norm.frozen = multiplier is None
+        norm.frozen, norm.per_device = multiplier is None, per_device

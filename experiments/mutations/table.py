@@ -667,7 +667,7 @@ OTHERS = (
     ),
     Mutation(
         "a frozen batch norm goes on", STATE,
-        "_freeze_batch_norm(abstract, config.optim.lr_multipliers)", "pass",
+        "_set_batch_norms(abstract, config)", "pass",
         ("test_train.py::test_frozen_parameters_and_their_statistics_do_not_move",),
     ),
     Mutation(

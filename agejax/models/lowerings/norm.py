@@ -12,17 +12,27 @@ from agejax.models import lowerings
 
 
 def batch_norm(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, parts: int = 1
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalises by the batch's own statistics (Ioffe & Szegedy 2015).
 
     Args:
       x: [B, H, W, C]. Under jit this is the global batch, on any number of devices.
       scale, bias: float32 [C].
+      parts: the batch's equal parts, each normalised by its own statistics. As many as there are
+        devices, they need nothing of each other.
 
     Returns:
-      y, like x; mean and biased variance, float32 [C], which carry no gradient.
+      y, like x; mean and biased variance, float32 [C], which carry no gradient: averaged over the
+      parts.
     """
+    if parts > 1:
+        of_part = functools.partial(batch_norm, epsilon=epsilon)
+        split = x.reshape(parts, -1, *x.shape[1:])
+        y, means, variances = jax.vmap(of_part, (0, None, None))(split, scale, bias)
+        # Nothing in the step waits for these averages: XLA joins those of all layers into one sum
+        # over the devices.
+        return y.reshape(x.shape), jnp.mean(means, axis=0), jnp.mean(variances, axis=0)
     if lowerings.is_plain():
         x32 = x.astype(jnp.float32)
         mean, variance = jnp.mean(x32, axis=(0, 1, 2)), jnp.var(x32, axis=(0, 1, 2))
