@@ -590,11 +590,13 @@ def test_the_curves_of_a_damaged_metrics_file_show_what_is_left(tmp_path):
         "[" * 100_000, "\udcff", '{"step": 6, "loss": 1.0}', '{"step": 7, "lo',
     ]  # fmt: skip
     path.write_bytes("\n".join(lines).encode(errors="surrogateescape"))
-    chart = plots.training_curves(path)
-    assert chart.alt == "Line charts over 6 steps: loss from 2 to 1."
+    charts = plots.training_curves(path)
+    assert {name: chart.alt for name, chart in charts.items()} == {
+        "loss": "Line chart over 6 steps: loss from 2 to 1."
+    }
     history = metrics_file.MetricsFile(path, resume_step=5)
     history.append({"step": 6, "loss": 0.5})
     history.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()][-1] == 6
     path.write_bytes(b"")
-    assert plots.training_curves(path).alt == "Line charts over 0 steps: no entry yet."
+    assert plots.training_curves(path) == {}

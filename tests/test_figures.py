@@ -50,7 +50,7 @@ def test_every_image_is_in_a_cell_and_every_decade_has_its_median(drawn):
     chart = figures.predicted_against_true(true, predicted)
     axes = drawn[0].axes[0]
     assert axes.collections[0].get_array().sum() == 60
-    medians = next(line for line in axes.lines if line.get_label() == "median of a decade")
+    medians = next(line for line in axes.lines if line.get_label() == "median by decade")
     assert medians.get_xydata().tolist() == [[5, 7], [25, 22], [95, 102]]
     assert "0-9: 7 for a mean of 5; 20-29: 22 for a mean of 25; 90+: 102" in chart.alt
 
@@ -123,15 +123,15 @@ def test_coverage_below_its_band_stands_out(drawn):
 def test_risk_is_read_at_the_half(drawn):
     error = np.arange(1.0, 101)
     chart = figures.risk_coverage({"sure": uncertainty.risk_coverage(error, error)})
-    assert "sure: 25.50 years of the surest half, 50.50 of all" in chart.alt
+    assert "sure: 25.50 years for the most certain half, 50.50 for all" in chart.alt
     assert drawn[0].axes[0].lines[0].get_xdata()[-1] == 100
 
 
-def test_gates_say_their_rates(drawn):
+def test_the_chart_of_gates_describes_their_rates(drawn):
     age = np.repeat([15.0, 40.0], [20, 40])
     predicted = np.concatenate([np.repeat([17.0, 26.0], 10), np.full(40, 41.0)])
     chart = figures.challenge(gates.challenge(age, predicted))
-    assert "18 and more: 100 % at 18, 100 % at 25, 100 % at 30" in chart.alt
+    assert "18 and older: 100 % at 18, 100 % at 25, 100 % at 30" in chart.alt
     assert "14 to 17: 50 % at 18, 50 % at 25, 0 % at 30" in chart.alt
 
 
@@ -239,7 +239,7 @@ def _crowd():
 
 AGE, PREDICTED, LABEL, P = _crowd()
 RACES = ("Black or African American", "White", "Native Hawaiian", "Hispanic or Latino", "Other")
-WORDS = "true 116, female White\nsaid 83, male Indian"
+WORDS = "true 116, female, White\npredicted 83, male, Indian"
 FULL = {
     "ages": lambda: figures.predicted_against_true(AGE, PREDICTED),
     "bias": lambda: many(figures.bias_by_decade),
@@ -352,12 +352,12 @@ def test_bins_of_quality_hold_their_error(drawn):
     assert "luminance: < 85 6.2, ≥ 85 4.5; fft: < 85 6.2" in chart.alt
 
 
-def test_heat_is_clear_where_it_is_nothing_and_on_one_scale(drawn):
+def test_heat_is_transparent_where_it_is_0_and_each_map_has_its_own_scale(drawn):
     heats = np.zeros((2, 8, 8))
     heats[0, 0, 0], heats[1, 0, 0] = 4.0, -1.0
     figures.saliency(np.repeat(FEW, 2, 0), heats, ["a", "b"])
     maps = [axes.images[1] for axes in drawn[0].axes if len(axes.images) == 2]
-    assert [image.get_array()[0, 0] for image in maps] == [1.0, -0.25]
+    assert [image.get_array()[0, 0] for image in maps] == [1.0, -1.0]
     assert {image.get_clim() for image in maps} == {(-1, 1)}
     assert [image.get_alpha()[1:].max() for image in maps] == [0, 0]
 

@@ -27,9 +27,13 @@ class Seen(html.parser.HTMLParser):
 
 
 PLACES = {
-    "title": lambda text: page.page(text, []),
-    "heading": page.heading,
+    "title": lambda text: page.page(text, "", []),
+    "heading": lambda text: page.page("a", "", [page.Section(text, "b")]),
+    "subheading": page.subheading,
     "paragraph": page.paragraph,
+    "name of a fact": lambda text: page.facts({text: 3}),
+    "fact": lambda text: page.facts({"n": text}),
+    "meaning of a colour": lambda text: page.legend({"#ffffff": text}),
     "name of a card": lambda text: page.cards({text: 3}),
     "figure of a card": lambda text: page.cards({"n": text}),
     "head of a table": lambda text: page.table(("a", text, "b"), [(1, 2, 3)]),

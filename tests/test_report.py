@@ -63,8 +63,8 @@ def test_charts_lie_beside_the_page_and_are_named_by_what_they_show(written):
     assert {
         "age", "age by decade", "age by gender", "age by gender x ethnicity", "bias",
         "cumulative score", "gender confusion", "ethnicity confusion", "gender reliability",
-        "coverage", "risk", "gates", "quality", "training", "age compared", "gender compared",
-        "best faces", "typical faces", "worst faces", "saliency",
+        "coverage", "risk", "gates", "quality", "training loss", "training age mae",
+        "age compared", "gender compared", "best faces", "typical faces", "worst faces", "saliency",
     } <= names  # fmt: skip
 
 
@@ -85,14 +85,18 @@ def test_the_faces_shown_are_the_best_and_the_worst_each_under_its_own_caption(
     error = np.abs(scored.predictions["age"] - scored.labels["age"])
     order = np.argsort(error)
     assert len(set(error)) == len(error) > 12
-    expected = {"the best": order[:9], "the worst": order[::-1][:9], "saliency": order[::-1][:6]}
+    expected = {
+        "the best predictions": order[:9],
+        "the worst predictions": order[::-1][:9],
+        "saliency": order[::-1][:6],
+    }
     for kind, which in expected.items():
         images, captions = shown[kind]
         np.testing.assert_array_equal(images, source.take(rows[which]))
         for i, caption in zip(which, captions, strict=True):
-            true, said = caption.split("\n")
+            true, predicted = caption.split("\n")
             assert true.startswith(f"true {source.labels['age'][rows[i]]:.0f}, ")
-            assert said.startswith(f"said {scored.predictions['age'][i]:.0f}, ")
+            assert predicted.startswith(f"predicted {scored.predictions['age'][i]:.0f}, ")
             gender = ("male", "female")[source.labels["gender"][rows[i]]]
             assert f", {gender}, " in true
 
@@ -188,6 +192,31 @@ def test_a_run_without_these_images_cannot_be_compared(trained):
         comparison.score_again(scored, dataclasses.replace(run, config=config))
 
 
+def test_the_head_of_the_page_names_the_model_and_the_data(trained, written):
+    result, output = written
+    text = (output / "report.html").read_text()
+    summary = json.loads((trained / "summary.json").read_text())
+    assert f"<dt>Backbone</dt><dd>cnn, {summary['parameters']:,} parameters</dd>" in text
+    assert "<dt>Image size</dt><dd>32 x 32 pixels</dd>" in text
+    assert "<dt>Training</dt><dd>4 steps on utkface; the weights of step 4</dd>" in text
+    assert "<dt>Scored on</dt><dd>utkface, split all, n = 96 images</dd>" in text
+    assert f"<dt>Date</dt><dd>{result['date']}</dd>" in text
+
+
+def test_groups_stand_before_the_headline_and_each_target_has_its_section(written):
+    _, output = written
+    text = (output / "report.html").read_text()
+    assert text.index("age: worst group") < text.index("age: MAE")
+    assert text.index("gender: worst group") < text.index("gender: accuracy")
+    titles = re.findall(r"<h2>(.*?)</h2>", text)
+    assert titles[:4] == ["Age", "Gender", "Ethnicity", "Age gates"]
+    assert titles == re.findall(r'<a href="#section-\d+">(.*?)</a>', text)
+    # True against predicted is the first chart, and a caption stands above its chart.
+    captions = re.findall(r"<figure><figcaption>(.*?)</figcaption><img", text)
+    assert captions[0] == "Predicted against true age"
+    assert len(captions) == text.count("<img")
+
+
 # ------------------------------------------------------------------------------------- in a browser
 
 
@@ -207,6 +236,10 @@ def test_it_fits_a_phone_and_a_desk(browser, written, width):
     shown = page.eval_on_selector_all("img", "all => all.map(i => i.getBoundingClientRect().width)")
     assert min(shown) > 0
     assert max(shown) <= width
+    # Two columns at a desk, one on a phone.
+    first = "all => all.slice(0, 2).map(f => f.getBoundingClientRect().left)"
+    left, right = page.eval_on_selector_all("figure", first)
+    assert (left < right) == (width > 1000)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

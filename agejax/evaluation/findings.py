@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from agejax.training import image_sizes
 
 
 def measure(scored: Scored) -> dict[str, Any]:
-    """The figures of `metrics.evaluate`, with the data, split and step that they belong to."""
+    """The figures of `metrics.evaluate`, and to which data, split, step and date they belong."""
     result = metrics.evaluate(
         scored.predictions,
         scored.labels,
@@ -30,6 +31,7 @@ def measure(scored: Scored) -> dict[str, Any]:
         "dataset": scored.source.name,
         "split": scored.split,
         "step": scored.run.step,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from agejax.reporting.plots import BLUE, GRID, ORANGE, TEXT, Chart, tidy
+from agejax.reporting.plots import BLUE, GRID, ORANGE, TEXT, WIDTH, Chart, tidy
 
 
 def draw(report: Mapping[str, Any]) -> dict[str, Chart]:
@@ -29,7 +29,7 @@ def draw(report: Mapping[str, Any]) -> dict[str, Chart]:
 
 def _ages(edges: np.ndarray, groups: Mapping[str, Sequence[int]], label: str) -> Chart:
     """A panel per group; all share the axis of ages, and each has its own axis of counts."""
-    figure = Figure(figsize=(7.5, 1 + 1.5 * len(groups)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1 + 1.5 * len(groups)), layout="constrained")
     panels = figure.subplots(len(groups), 1, sharex=True, squeeze=False).ravel()
     words = []
     for axes, (name, counts) in zip(panels, groups.items(), strict=True):
@@ -53,7 +53,7 @@ def _peak(edges: np.ndarray, counts: Sequence[int]) -> str:
 
 
 def _years_apart(years: Sequence[float]) -> Chart:
-    figure = Figure(figsize=(7.5, 2.8), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
     axes = figure.subplots()
     edges = np.arange(0, np.floor(max(years)) + 2)
     counts, _ = np.histogram(years, edges)

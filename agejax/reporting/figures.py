@@ -21,10 +21,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from agejax.evaluation.metrics import SMALLEST_GROUP, decades
-from agejax.reporting.plots import BLUE, GRID, ORANGE, TEXT, Chart, shaded_table, tidy
+from agejax.reporting.plots import BLUE, GRID, ORANGE, TEXT, WIDTH, Chart, shaded_table, tidy
 
 Rows = Sequence[Mapping[str, Any]]
-WIDTH = 5.2  # inches: shown 360 pixels wide on a phone, 10 points are 9.6 pixels high
 PALE = "#b9c4cc"
 SMALL = 10  # points, of text within a chart
 NAME = 18  # characters of a group's name per line
@@ -66,7 +65,7 @@ def predicted_against_true(true: np.ndarray, predicted: np.ndarray) -> Chart:
         if part.sum() >= 5
     ]
     points = np.array([(x, y) for _, x, y in medians]).reshape(-1, 2)
-    axes.plot(*points.T, "o-", color=ORANGE, markersize=5, label="median of a decade")
+    axes.plot(*points.T, "o-", color=ORANGE, markersize=5, label="median by decade")
     axes.set(xlabel="true age (years)", ylabel="predicted age (years)", aspect="equal",
              xlim=edges[[0, -1]], ylim=edges[[0, -1]])  # fmt: skip
     _legend(figure, 2)
@@ -74,7 +73,7 @@ def predicted_against_true(true: np.ndarray, predicted: np.ndarray) -> Chart:
     words = "; ".join(f"{name}: {y:.0f} for a mean of {x:.0f}" for name, x, y in medians)
     alt = (
         f"Density of predicted against true age, n = {len(true):,}. Median predictions by decade: "
-        f"{words or 'none holds five images'}."
+        f"{words or 'no decade has five images'}."
     )
     return Chart.of(figure, "Predicted against true age", alt)
 
@@ -90,18 +89,17 @@ def bias_by_decade(rows: Rows) -> Chart:
         },
     )
     for y in known:
-        colour = _pale(rows[y], BLUE if rows[y]["bias"] >= 0 else ORANGE)
-        axes.barh(y, rows[y]["bias"], 0.7, color=colour)
+        axes.barh(y, rows[y]["bias"], 0.7, color=_pale(rows[y], BLUE))
     axes.axvline(0, color=TEXT, linewidth=1)
     reach = 1.1 * max([1.0, *(abs(rows[y]["bias"]) for y in known)])
     axes.set(xlabel="predicted − true (years)", xlim=(-reach, reach))
-    axes.set_title("← taken for younger", loc="left", fontsize=SMALL, color=ORANGE)
-    axes.set_title("older →", loc="right", fontsize=SMALL, color=BLUE)
+    axes.set_title("← predicted too young", loc="left", fontsize=SMALL, color=TEXT)
+    axes.set_title("too old →", loc="right", fontsize=SMALL, color=TEXT)
     words = ", ".join(
         f"{row['name']} {row['bias']:+.1f}" if y in known else f"{row['name']} no image"
         for y, row in enumerate(rows)
     )
-    caption = f"Who is taken for younger or older; pale: fewer than {SMALLEST_GROUP} images"
+    caption = "Bias by decade: the mean of predicted − true age"
     return Chart.of(figure, caption, f"Bar chart. Bias in years by decade: {words}.")
 
 
@@ -123,7 +121,7 @@ def cumulative_score(errors: Mapping[str, np.ndarray]) -> Chart:
         ends.append(float(curve[-1]))
         words.append(f"{name} {curve[years == 3][0]:.0f}%, {curve[years == 5][0]:.0f}% and "
                      f"{curve[years == 10][0]:.0f}%")  # fmt: skip
-    axes.set(xlabel="error of k years at most", xlim=(0, 15), ylim=(0, 100))
+    axes.set(xlabel="k, the largest error counted (years)", xlim=(0, 15), ylim=(0, 100))
     axes.yaxis.set_major_formatter(FuncFormatter(_percent))
     axes.grid(color=GRID, linewidth=0.6)
     # Each label beside the end of its line, or as near as the other labels allow.
@@ -137,7 +135,7 @@ def cumulative_score(errors: Mapping[str, np.ndarray]) -> Chart:
         )  # fmt: skip
     tidy(axes)
     alt = f"Line chart. Share within 3, 5 and 10 years: {'; '.join(words)}."
-    return Chart.of(figure, "CS@k: the share of images within k years", alt)
+    return Chart.of(figure, "CS@k: the share of images with an error of at most k years", alt)
 
 
 # ------------------------------------------------------------------------------------------- groups
@@ -223,7 +221,7 @@ def paired_differences(target: str, rows: Rows, unit: str) -> Chart:
     axes.set_title("← better", loc="left", fontsize=SMALL, color=BLUE)
     axes.set_title("worse →", loc="right", fontsize=SMALL, color=ORANGE)
     axes.grid(axis="x", color=GRID, linewidth=0.6)
-    caption = f"{_capital(target)}: paired differences, blue better, orange worse, pale neither"
+    caption = f"{_capital(target)}: differences between the runs, image by image"
     return Chart.of(figure, caption, f"Forest plot in {unit}, {target}. {'; '.join(words)}.")
 
 
@@ -243,13 +241,13 @@ def confusion(label: str, true: np.ndarray, predicted: np.ndarray, names: Sequen
     wrapped = [_wrapped(name, 9) for name in names]
     axes.set_xticks(range(k), wrapped, fontsize=SMALL)
     axes.set_yticks(range(k), wrapped, fontsize=SMALL)
-    axes.set(xlabel="taken for", ylabel="labelled as")
+    axes.set(xlabel="predicted", ylabel="label")
     words = "; ".join(
         f"{name}: right {share[i, i]:.0%} of {labelled[i]:,}" if labelled[i] else f"{name} no image"
         for i, name in enumerate(names)
     )
     alt = f"Confusion matrix of {label}, shares of each row. {words}."
-    return Chart.of(figure, f"{_capital(label)}: what each class was taken for", alt)
+    return Chart.of(figure, f"{_capital(label)}: what the model predicts for each class", alt)
 
 
 # --------------------------------------------------------------------------------------- being sure
@@ -259,8 +257,8 @@ def reliability(label: str, before: Rows, after: Rows) -> Chart:
     """Accuracy against confidence, before and after scaling; rows of `uncertainty.reliability`."""
     figure = Figure(figsize=(WIDTH, 5.4), layout="constrained")
     top, below = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
-    top.plot([0, 100], [0, 100], "--", color=TEXT, linewidth=1, label="exactly as sure as right")
-    kinds = (("as the model says", before, "s:", ORANGE), ("temperature scaled", after, "o-", BLUE))
+    top.plot([0, 100], [0, 100], "--", color=TEXT, linewidth=1, label="perfectly calibrated")
+    kinds = (("without scaling", before, "s:", ORANGE), ("temperature scaled", after, "o-", BLUE))
     for name, rows, style, colour in kinds:
         shown = [rows[y] for y in _known(rows, "accuracy")]
         sure = [100 * row["confidence"] for row in shown]
@@ -273,18 +271,18 @@ def reliability(label: str, before: Rows, after: Rows) -> Chart:
     width = [(row["high"] - row["low"]) * 92 for row in after]
     below.bar(bins, [row["n"] for row in after], width, color=BLUE)
     low = 100 * min([row["low"] for row in (*before, *after)], default=0)
-    top.set(ylabel="right (%)", xlim=(low, 101), ylim=(0, 102))
-    below.set(xlabel="how sure it was (%)", ylabel="images")
+    top.set(ylabel="accuracy (%)", xlim=(low, 101), ylim=(0, 102))
+    below.set(xlabel="confidence: the largest probability (%)", ylabel="images")
     _legend(figure, 1)
     for axes in (top, below):
         axes.grid(color=GRID, linewidth=0.6)
         tidy(axes)
     words = "; ".join(
-        f"{row['n']:,} images {row['confidence']:.0%} sure, {row['accuracy']:.0%} right"
+        f"{row['n']:,} images: confidence {row['confidence']:.0%}, accuracy {row['accuracy']:.0%}"
         for row in (after[y] for y in _known(after, "accuracy"))
     )
     alt = f"Reliability diagram of {label}, after temperature scaling: {words or 'no image'}."
-    return Chart.of(figure, f"{_capital(label)}: as sure as it is right?", alt)
+    return Chart.of(figure, f"{_capital(label)}: confidence against accuracy", alt)
 
 
 def interval_coverage(rows: Rows, claimed: float) -> Chart:
@@ -297,7 +295,7 @@ def interval_coverage(rows: Rows, claimed: float) -> Chart:
     figure, axes = _lines(
         rows,
         {
-            "held": [f"{row['coverage']:.0%}" for row in rows],
+            "covered": [f"{row['coverage']:.0%}" for row in rows],
             "width": [f"{row['width']:.0f}" for row in rows],
             "n": [f"{row['n']:,}" for row in rows],
         },
@@ -314,12 +312,12 @@ def interval_coverage(rows: Rows, claimed: float) -> Chart:
         colour = _pale(row, BLUE if low <= held else ORANGE)
         axes.plot(held, y, "o", color=colour, markersize=7, mec="white", zorder=3)
         words.append(f"{row['name']} {row['coverage']:.0%}, {row['width']:.0f} years wide"
-                     + (", fewer than chance allows" if held < low else ""))  # fmt: skip
+                     + (", less often than chance allows" if held < low else ""))  # fmt: skip
     least = [100 * min(rows[y]["coverage"], rows[y]["band95"][0]) - 3 for y in known]
-    axes.set(xlabel="intervals that held the truth (%)",
+    axes.set(xlabel="intervals that contain the true age (%)",
              xlim=(min([*least, 100 * claimed - 15]), 102))  # fmt: skip
     axes.grid(axis="x", color=GRID, linewidth=0.6, zorder=0)
-    caption = f"Intervals that claim {claimed:.0%}, mean width in years; grey is what chance allows"
+    caption = f"Coverage of the {claimed:.0%} intervals, and their mean width in years"
     return Chart.of(figure, caption, f"Dot plot of coverage by group: {'; '.join(words)}.")
 
 
@@ -335,13 +333,13 @@ def risk_coverage(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Chart:
         shown = share >= min(0.02, share[-1])  # the mean of a few images is noise
         axes.plot(100 * share[shown], risk[shown], style, color=colour, linewidth=2, label=name)
         half = risk[np.searchsorted(share, 0.5)]
-        words.append(f"{name}: {half:.2f} years of the surest half, {risk[-1]:.2f} of all")
-    axes.set(xlabel="images kept, the surest first (%)", ylabel="MAE of these (years)")
+        words.append(f"{name}: {half:.2f} years for the most certain half, {risk[-1]:.2f} for all")
+    axes.set(xlabel="images kept, the most certain first (%)", ylabel="MAE of these (years)")
     axes.set(xlim=(0, 100), ylim=(0, None))
     axes.grid(color=GRID, linewidth=0.6)
     _legend(figure, 1)
     tidy(axes)
-    caption = "The error of what is kept when the least sure are left out"
+    caption = "The error when the least certain predictions are left out"
     return Chart.of(figure, caption, f"Line chart. {'; '.join(words)}.")
 
 
@@ -351,7 +349,7 @@ def challenge(rows: Rows) -> Chart:
     x = [row["threshold"] for row in rows]
     words = []
     for key, name, colour, style in (
-        ("tpr", "18 and more", BLUE, "o-"),
+        ("tpr", "18 and older", BLUE, "o-"),
         ("fpr", "14 to 17", ORANGE, "s-"),
     ):
         rates = [row[key] for row in rows]
@@ -369,11 +367,15 @@ def challenge(rows: Rows) -> Chart:
     axes.axvline(25, color=TEXT, linewidth=1, linestyle="--")
     axes.annotate("Challenge-25", (25, 1.0), xycoords=("data", "axes fraction"), ha="center",
                   va="bottom", fontsize=SMALL, color=TEXT)  # fmt: skip
-    axes.set(xlabel="let in who looks so many years old", ylabel="let in (%)", ylim=(0, 102))
+    axes.set(
+        xlabel="age gate: the smallest predicted age let in (years)",
+        ylabel="let in (%)",
+        ylim=(0, 102),
+    )
     axes.grid(color=GRID, linewidth=0.6)
     _legend(figure, 2)
     tidy(axes)
-    caption = "Who an age gate would let in without a document, with 95 % intervals"
+    caption = "The share let in without a document, with 95 % intervals"
     return Chart.of(figure, caption, f"Line chart against the threshold. {'; '.join(words)}.")
 
 
@@ -403,14 +405,14 @@ def error_by_quality(tables: Mapping[str, Rows], everybody: float) -> Chart:
         words.append(f"{measure}: {some or 'no image'}")
     panels[-1].set(xlabel="MAE (years)", xlim=(0, None))
     alt = f"Bar charts of MAE in years, all images {everybody:.1f}. {'; '.join(words)}."
-    return Chart.of(figure, "The error by how good an image is; dashed: of all", alt)
+    return Chart.of(figure, "Error by image quality; the dashed line is the MAE of all images", alt)
 
 
 QUALITY = {
     "luminance": "luminance (mean grey, 0 to 255)",
     "laplacian": "sharpness (Laplacian's variance)",
     "fft": "sharpness (high frequencies, dB)",
-    "brisque": "BRISQUE (the lower the better)",
+    "brisque": "BRISQUE (lower is better)",
 }
 
 
@@ -442,10 +444,12 @@ def saliency(images: np.ndarray, heats: np.ndarray, captions: Sequence[str]) -> 
     panels = figure.subplots(rows, 4, squeeze=False)
     for axes in panels.ravel():
         axes.set_axis_off()
-    scale = Normalize(-1, 1)  # 1 is the largest heat of all images
-    limit = float(np.abs(heats).max(initial=0)) or 1.0
+    # Each map has its own scale: next to one strong map, the others would look empty.
+    scale = Normalize(-1, 1)
+    largest = np.abs(heats).max(axis=(1, 2), keepdims=True, initial=0)
+    heats = heats / np.where(largest, largest, 1)
     pairs = panels.reshape(-1, 2)
-    for pair, image, heat, caption in zip(pairs, images, heats / limit, captions, strict=False):
+    for pair, image, heat, caption in zip(pairs, images, heats, captions, strict=False):
         pair[0].imshow(image)
         # Over both images, from the left.
         pair[0].set_title(_lines_of(caption, WIDTH / 2), fontsize=9, color=TEXT, loc="left")
@@ -463,19 +467,14 @@ def saliency(images: np.ndarray, heats: np.ndarray, captions: Sequence[str]) -> 
     adds.set_horizontalalignment("right")
     bar.outline.set_visible(False)
     words = "; ".join(caption.replace("\n", ", ") for caption in captions)
-    caption = "What the predicted age rests on: red adds years, blue takes years off"
+    caption = "What the worst rest on: red adds years, blue takes years off, each on its own scale"
     return Chart.of(figure, caption, f"Photos and heat maps. {words or 'No image'}.")
 
 
 def _lines_of(caption: str, inches: float) -> str:
     """The caption, in 9 points, with its lines wrapped to a width."""
     at_most = max(int(inches * 72 / 5.6), 8)
-    lines = [
-        part
-        for line in caption.split("\n")
-        for part in (line.replace(", ", ",\n") if len(line) > at_most else line).split("\n")
-    ]
-    return "\n".join(_wrapped(line, at_most) for line in lines)
+    return "\n".join(_wrapped(line, at_most) for line in caption.split("\n"))
 
 
 # ------------------------------------------------------------------------------------ shared

@@ -19,11 +19,12 @@ from agejax.errors import is_number
 # Okabe & Ito's, safe for colour-blind readers; and two greys for everything but data.
 BLUE, ORANGE = "#0072b2", "#d55e00"
 TEXT, GRID = "#444444", "#dddddd"
+WIDTH = 5.2  # inches: shown 360 pixels wide on a phone, 10 points are 9.6 pixels high
 SHOWN_CURVES = ("loss", "/mae", "/accuracy", "learning_rate")  # ends of their names
 
 
 class Chart(NamedTuple):
-    """A PNG, its title in one line, and its alternative text."""
+    """A PNG, its caption in one line, and its alternative text."""
 
     png: bytes
     caption: str
@@ -36,8 +37,8 @@ class Chart(NamedTuple):
         return cls(file.getvalue(), caption, alt)
 
 
-def training_curves(metrics_jsonl: pathlib.Path) -> Chart:
-    """Draws a run's metrics.jsonl: a panel for each quantity in `SHOWN_CURVES`."""
+def training_curves(metrics_jsonl: pathlib.Path) -> dict[str, Chart]:
+    """Draws a run's metrics.jsonl: a chart for each quantity in `SHOWN_CURVES`, by its name."""
     entries = []
     for line in metrics_jsonl.read_text(encoding="utf-8", errors="replace").splitlines():
         # The last line of a running or killed run may be cut off; others may be damaged.
@@ -45,37 +46,42 @@ def training_curves(metrics_jsonl: pathlib.Path) -> Chart:
             entry = json.loads(line)
             if isinstance(entry, dict) and is_number(entry.get("step")):
                 entries.append({k: v for k, v in entry.items() if is_number(v)})
-    panels: dict[str, list[str]] = {}
+    curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for name in dict.fromkeys(name for entry in entries for name in entry):
         quantity = name.removeprefix("val/")
         if quantity.endswith(SHOWN_CURVES):
-            panels.setdefault(quantity, []).append(name)
-    order = sorted(panels, key=lambda q: next(i for i, s in enumerate(SHOWN_CURVES) if s in q))
-    columns = min(2, max(len(order), 1))
-    rows = max(-(-len(order) // columns), 1)
-    figure = Figure(figsize=(3.75 * columns, 2.6 * rows), layout="constrained")
+            points = [(entry["step"], entry[name]) for entry in entries if name in entry]
+            curves.setdefault(quantity, {})[name] = points
+
+    def place(quantity: str) -> tuple[int, int]:
+        """That of its ending; before the quantities of single heads comes that of all."""
+        ending = next(i for i, end in enumerate(SHOWN_CURVES) if quantity.endswith(end))
+        return ending, quantity.count("/")
+
+    order = sorted(curves, key=place)
+    return {quantity: _curves(quantity, curves[quantity]) for quantity in order}
+
+
+def _curves(quantity: str, curves: Mapping[str, Sequence[tuple[float, float]]]) -> Chart:
+    """Draws a quantity's (step, value) in training and in validation, "val/..."."""
+    figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
+    axes = figure.subplots()
     words = []
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, quantity in zip(grid, order, strict=False):
-        for name in panels[quantity]:
-            points = [(e["step"], e[name]) for e in entries if name in e]
-            if points:
-                words.append(f"{name} from {points[0][1]:.4g} to {points[-1][1]:.4g}")
-            if name.startswith("val/"):
-                axes.plot(*zip(*points, strict=True), "o-", color=ORANGE, ms=4, label="validation")
-            else:
-                axes.plot(*zip(*points, strict=True), color=BLUE, lw=1.2, label="training")
-        axes.set_title(quantity.replace("_", " "), fontsize=10, color=TEXT)
-        axes.grid(color=GRID)
-        tidy(axes)
-        if len(panels[quantity]) > 1:
-            axes.legend(frameon=False, labelcolor=TEXT, fontsize=8.5)
-    for axes in grid[len(order) :]:
-        axes.set_visible(False)
-    figure.supxlabel("step", color=TEXT, fontsize=10)
-    steps = max((entry["step"] for entry in entries), default=0)
-    alt = f"Line charts over {steps:,} steps: {'; '.join(words) or 'no entry yet'}."
-    return Chart.of(figure, f"Training over {steps:,} steps", alt)
+    for name, points in curves.items():
+        words.append(f"{name} from {points[0][1]:.4g} to {points[-1][1]:.4g}")
+        if name.startswith("val/"):
+            axes.plot(*zip(*points, strict=True), "o-", color=ORANGE, ms=4, label="validation")
+        else:
+            axes.plot(*zip(*points, strict=True), color=BLUE, lw=1.2, label="training")
+    axes.set(xlabel="step")
+    axes.grid(color=GRID)
+    tidy(axes)
+    # Above the axes, where it covers no data.
+    figure.legend(loc="outside upper left", frameon=False, labelcolor=TEXT, ncols=2, fontsize=10)
+    what = quantity.replace("_", " ").replace("/", ", ").replace("mae", "MAE (years)")
+    steps = max(step for points in curves.values() for step, _ in points)
+    alt = f"Line chart over {steps:,} steps: {'; '.join(words)}."
+    return Chart.of(figure, what[:1].upper() + what[1:], alt)
 
 
 def save_distribution_figure(measured: Mapping[str, Any], file: BinaryIO, *, title: str) -> None:

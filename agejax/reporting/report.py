@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
 from agejax import files
@@ -16,6 +17,7 @@ from agejax.explanations.subject import explainer
 from agejax.logging import console
 from agejax.reporting import figures, page, plots
 from agejax.reporting.plots import Chart
+from agejax.version import __version__
 
 if TYPE_CHECKING:
     from agejax.evaluation.scored import Scored
@@ -25,10 +27,21 @@ FACES = 9  # faces shown of each kind
 EXPLAINED = 6  # explanations shown of the worst faces
 
 ABOUT = (
-    "Ages, genders and ethnicities in face data are guesses of annotators about people in "
-    "photographs, not facts about them. This page says how well a model repeats such guesses. It "
-    "is for research: no decision about a person may rest on it."
+    "The ages, genders and ethnicities in face data are annotators' guesses about people in "
+    "photographs, not facts about them. This page shows how well a model repeats such guesses. It "
+    "is for research only: no decision about a person may rest on it."
 )
+LEGEND = {
+    plots.BLUE: "Blue: the model's results. Points are means with 95 % bootstrap intervals that "
+    "resample groups of copies; a dashed line is the mean of all images.",
+    plots.ORANGE: "Orange: look here first. The group with the largest error, intervals that "
+    "contain the true age less often than chance allows, or a group in which the compared run is "
+    "better. In a chart of lines, orange is a second line, and the chart names it.",
+    figures.PALE: f"Pale: fewer than {metrics.SMALLEST_GROUP} images, so the figure is very "
+    "uncertain; or no difference shown.",
+}
+HEADS = {"mae": "MAE", "mae_ci95": "95 % interval", "accuracy_ci95": "95 % interval"}
+FIRST = ("age", "gender", "ethnicity")  # targets in the order of the page; others follow
 
 
 def write(
@@ -71,7 +84,10 @@ def draw(
         charts["quality"] = figures.error_by_quality(result["quality"], result["age"]["mae"])
     curves = scored.run.workdir / "metrics.jsonl"
     if curves.exists():
-        charts["training"] = plots.training_curves(curves)
+        charts |= {
+            f"training {name.replace('/', ' ')}": chart
+            for name, chart in plots.training_curves(curves).items()
+        }
     return charts | _faces(scored)
 
 
@@ -133,8 +149,8 @@ def _intervals(
         "coverage": figures.interval_coverage(rows, 1 - calibration.alpha),
         "risk": figures.risk_coverage(
             {
-                "by the interval's width": uncertainty.risk_coverage(error, width),
-                "at random": uncertainty.risk_coverage(error, np.zeros(len(error))),
+                "ordered by interval width": uncertainty.risk_coverage(error, width),
+                "in random order": uncertainty.risk_coverage(error, np.zeros(len(error))),
             }
         ),
     }
@@ -148,7 +164,7 @@ def _compared(result: Mapping[str, Any]) -> dict[str, Chart]:
                 {"name": "all", **{k: v for k, v in found.items() if k != "groups"}},
                 *(row for by in found["groups"].values() for row in by),
             ],
-            "years" if "mae" in result[target] else "share of wrong answers",
+            "years" if "mae" in result[target] else "error rate",
         )
         for target, found in result.get("compared", {}).get("targets", {}).items()
     }
@@ -172,7 +188,7 @@ def _faces(scored: Scored) -> dict[str, Chart]:
     }
     charts = {
         f"{kind} faces": figures.faces(
-            f"the {kind}",
+            f"{kind} predictions",
             scored.source.take(scored.rows[some]),
             [_caption(scored, i) for i in some],
         )
@@ -184,7 +200,7 @@ def _faces(scored: Scored) -> dict[str, Chart]:
         explain_one = explainer(scored.run, "age", "grad_cam")
         heats = np.stack([explain_one(image)[0].heat for image in images])
     except UserError as error:  # no feature maps, or no network
-        console.note(f"no saliency: {error}")
+        console.note(f"the report has no saliency maps: {error}")
         return charts
     captions = [_caption(scored, i) for i in explained]
     return charts | {"saliency": figures.saliency(images, heats, captions)}
@@ -192,7 +208,7 @@ def _faces(scored: Scored) -> dict[str, Chart]:
 
 def _caption(scored: Scored, i: int) -> str:
     """True and predicted labels, in two lines."""
-    lines = [f"true {scored.labels['age'][i]:.0f}", f"said {scored.predictions['age'][i]:.0f}"]
+    lines = [f"true {scored.labels['age'][i]:.0f}", f"predicted {scored.predictions['age'][i]:.0f}"]
     for label in ("gender", "ethnicity"):
         names, p = scored.label_names.get(label), scored.predictions.get(label)
         if not names:
@@ -209,24 +225,12 @@ def _caption(scored: Scored, i: int) -> str:
 
 def build(scored: Scored, result: Mapping[str, Any], charts: Mapping[str, Chart]) -> str:
     """Renders report.html."""
+    targets = sorted(result["groups"], key=lambda name: (*FIRST, name).index(name))
+    lead = page.facts(_facts(scored, result)) + page.paragraph(ABOUT)
+    lead += "".join(page.cards(_headline(target, result)) for target in targets)
+    lead += page.legend(LEGEND)
     sections = [
-        page.paragraph(ABOUT),
-        page.cards(_headline(result)),
-        _groups(result, charts),
-        _section(
-            "Age",
-            "How the predictions lie about the truth, which ages are taken for younger or older, "
-            "and how many images are within k years.",
-            charts,
-            ("age", "bias", "cumulative score"),
-        ),
-        _section(
-            "Gender and ethnicity",
-            "Of each true class, what it was taken for.",
-            charts,
-            [name for name in charts if name.endswith(" confusion")],
-        ),
-        _uncertainty(result, charts),
+        *(_target(target, result, charts) for target in targets),
         _gates(result, charts),
         _section(
             "Image quality",
@@ -236,163 +240,192 @@ def build(scored: Scored, result: Mapping[str, Any], charts: Mapping[str, Chart]
             ("quality",),
         ),
         _comparison(result, charts),
-        _section("Training", "The curves of the run.", charts, ("training",)),
         _section(
             "Faces",
-            "The best, the typical and the worst by the error of the age. Look at the worst for "
-            "wrong labels and broken crops before blaming the model.",
+            "The best, typical and worst predictions of the age. Look at the worst for wrong "
+            "labels and bad crops before you blame the model. The maps (Grad-CAM) show what these "
+            "rest on.",
             charts,
-            ("best faces", "typical faces", "worst faces"),
+            ("best faces", "typical faces", "worst faces", "saliency"),
         ),
         _section(
-            "What the worst rest on",
-            "Grad-CAM of the predicted age: red adds years, blue takes years off.",
+            "Training",
+            "The run's metrics by step.",
             charts,
-            ("saliency",),
+            [name for name in charts if name.startswith("training ")],
         ),
     ]
-    return page.page(scored.name, sections)
+    return page.page(scored.name, lead, sections)
 
 
-def _headline(result: Mapping[str, Any]) -> dict[str, Any]:
-    shown: dict[str, Any] = {}
-    for target in result["groups"]:
-        scores = result[target]
-        if "mae" in scores:
-            low, high = scores["mae_ci95"]
-            shown[f"{target}: MAE in years [{low:.2f}, {high:.2f}]"] = f"{scores['mae']:.2f}"
-            shown[f"{target}: within 5 years"] = f"{scores['cs5']:.1%}"
-            shown[f"{target}: bias in years"] = f"{scores['bias']:+.2f}"
-        else:
-            low, high = scores["accuracy_ci95"]
-            name = f"{target}: right [{low:.1%}, {high:.1%}]"
-            shown[name] = f"{scores['accuracy']:.1%}"
-        worst = result["groups"][target].get("worst")
-        if worst:
-            figure = f"{worst['mae']:.2f}" if "mae" in worst else f"{worst['accuracy']:.1%}"
-            shown[f"{target}: worst group, {worst['name']} (n = {worst['n']:,})"] = figure
-    return {"images": result["n"]} | shown
+def _facts(scored: Scored, result: Mapping[str, Any]) -> dict[str, Any]:
+    """What was scored, on what and when."""
+    run, config = scored.run, scored.run.config
+    many = isinstance(run.params, list)  # an ensemble's members
+    parameters = sum(int(np.size(array)) for array in jax.tree.leaves(run.params))
+    model = f"{config.model.name}, {parameters:,} parameters"
+    training = f"{_duration(config.total)} on {config.data.name}; the weights of step {run.step:,}"
+    if many:
+        model = f"an ensemble of {len(run.params)} networks, {parameters:,} parameters"
+        training = "each network by itself, as its own run describes"
+    size = result.get("image_size", config.data.image_size)
+    return {
+        "Backbone": model,
+        "Image size": f"{size} x {size} pixels",
+        "Training": training,
+        "Scored on": f"{scored.source.name}, split {scored.split}, n = {result['n']:,} images",
+        "Date": result["date"],
+        "Written by": f"agejax {__version__}",
+    }
 
 
-def _groups(result: Mapping[str, Any], charts: Mapping[str, Chart]) -> str:
-    text = page.heading("Errors by group") + page.paragraph(
-        "Points are means with 95 % bootstrap intervals that resample groups of copies; the line "
-        f"is the mean of all. Groups of fewer than {metrics.SMALLEST_GROUP} images are pale: they "
-        "have been measured hardly at all."
-    )
-    for target, groups in result["groups"].items():
-        names = [f"{target} by {by}" for by in groups if by != "worst"]
-        text += page.figures(charts[name] for name in names)
-        for by, rows in groups.items():
-            if by != "worst":
-                heads = ("group", *(key for key in rows[0] if key != "name"))
-                text += page.listing(f"{target} by {by}, in figures", heads, _cells(rows))
-    return text
+def _duration(total: Mapping[str, Any]) -> str:
+    """A duration such as {"epochs": 24}, in words."""
+    return " ".join(f"{value:,.12g} {unit}" for unit, value in total.items() if value is not None)
+
+
+def _headline(target: str, result: Mapping[str, Any]) -> dict[str, str]:
+    """The figures of a target: first those of its worst group, then those of all images."""
+    scores, worst = result[target], result["groups"][target].get("worst")
+    shown = {}
+    if worst:
+        name = f"{target}: worst group, {worst['name']} (n = {worst['n']:,})"
+        shown[name] = f"{worst['mae']:.2f}" if "mae" in worst else f"{worst['accuracy']:.1%}"
+    if "mae" in scores:
+        low, high = scores["mae_ci95"]
+        return shown | {
+            f"{target}: MAE in years [{low:.2f}, {high:.2f}]": f"{scores['mae']:.2f}",
+            f"{target}: within 5 years": f"{scores['cs5']:.1%}",
+            f"{target}: bias in years": f"{scores['bias']:+.2f}",
+        }
+    low, high = scores["accuracy_ci95"]
+    name = f"{target}: accuracy [{low:.1%}, {high:.1%}]"
+    return shown | {name: f"{scores['accuracy']:.1%}"}
+
+
+def _target(target: str, result: Mapping[str, Any], charts: Mapping[str, Chart]) -> page.Section:
+    """All about a target: true against predicted, errors by group, how certain it is."""
+    first = (target, "bias", "cumulative score") if target == "age" else (f"{target} confusion",)
+    whole = [page.figure(charts[name]) for name in first if name in charts]
+    groups = [
+        page.figure(charts[f"{target} by {by}"], page.listing("as a table", *_figures(rows)))
+        for by, rows in result["groups"][target].items()
+        if by != "worst"
+    ]
+    text = page.columns(whole[:1] + groups + whole[1:]) + _certainty(target, result, charts)
+    return page.Section(target[:1].upper() + target[1:], text)
 
 
 # A flaw of val, which calibrates unless config.data.split.calibration_of_val splits it.
-CHOSEN = ". They have also chosen the checkpoint, which makes intervals a little too narrow"
+CHOSEN = " They also chose the checkpoint, which makes the intervals a little too narrow."
 
 
-def _uncertainty(result: Mapping[str, Any], charts: Mapping[str, Chart]) -> str:
+def _certainty(target: str, result: Mapping[str, Any], charts: Mapping[str, Chart]) -> str:
+    """How well a target's probabilities or intervals are calibrated; "" where it has neither."""
     found = result.get("uncertainty")
-    text = page.heading("How sure it may be")
     if found is None:
-        return text + page.paragraph(
-            "Not known: temperatures and intervals are fitted to the run's validation images, "
-            "which were not at hand."
+        return page.subheading("Calibration") + page.paragraph(
+            "Not measured: temperatures and intervals are fitted to the run's validation images, "
+            "which were not available."
         )
-    name = found["fitted_to"]
-    text += page.paragraph(
-        f"Fitted to {found['validation_images']:,} images of the split {name}, judged here"
-        f"{CHOSEN if name == 'val' else ''}. Temperature scaling makes probabilities mean what "
-        "they say: the expected calibration error (ECE) is how far they are off."
+    of, split = found.get(target, {}), found["fitted_to"]
+    fitted = (
+        f"fitted to {found['validation_images']:,} images of the split {split} and measured on the "
+        f"images of this page.{CHOSEN if split == 'val' else ''}"
     )
-    rows = [
-        (name, *(f"{of[key]:.3f}" for key in ("temperature", "ece", "ece_scaled", "nll_scaled")))
-        for name, of in found.items()
-        if isinstance(of, Mapping) and "temperature" in of
-    ]
-    if rows:
-        heads = ("target", "temperature", "ECE", "ECE, scaled", "log-likelihood loss, scaled")
-        text += page.table(heads, rows)
-    text += page.figures(charts[name] for name in charts if name.endswith(" reliability"))
-    ages = {name: of for name, of in found.items() if isinstance(of, Mapping) and "marginal" in of}
-    for name, of in ages.items():
-        share = f"{1 - found['alpha']:.0%}"
-        text += page.paragraph(
-            f"Intervals of {name} that hold the truth {share} of the time (split conformal): one "
-            "width for all, or one by the decade of the prediction. The band is what chance allows."
-        )
-        both = {"one width": of["marginal"], "by decade": of["by_decade"]}
+    if "temperature" in of:
+        keys = ("temperature", "ece", "ece_scaled", "nll_scaled")
+        heads = ("temperature", "ECE", "ECE, scaled", "log loss, scaled")
+        text = page.paragraph(
+            f"Temperature scaling, {fitted} The expected calibration error (ECE) is the mean "
+            "distance between a prediction's confidence and its accuracy."
+        ) + page.table(heads, [[f"{of[key]:.3f}" for key in keys]])
+        names: Sequence[str] = (f"{target} reliability",)
+    elif "marginal" in of:
+        both = {"one width for all": of["marginal"], "a width by decade": of["by_decade"]}
         rows = [
             (kind, f"{c['coverage']:.1%}", _band(c["band95"]), f"{c['width']:.1f}")
             for kind, c in both.items()
         ]
-        text += page.table(("intervals", "covered", "band", "mean width, years"), rows)
-    return text + page.figures(charts[name] for name in ("coverage", "risk") if name in charts)
+        heads = ("intervals", "coverage", "range that chance allows", "mean width, years")
+        text = page.paragraph(
+            f"Intervals that contain the true age {1 - found['alpha']:.0%} of the time (split "
+            f"conformal), {fitted} They have one width for all images, or one for each decade of "
+            "the prediction. Grey bars show the range that chance allows."
+        ) + page.table(heads, rows)
+        names = ("coverage", "risk") if target == "age" else ()
+    else:
+        return ""
+    shown = [page.figure(charts[name]) for name in names if name in charts]
+    # The first chart is the highest: the text and the other charts stand beside it.
+    blocks = [f"<div>{text}{''.join(shown[1:])}</div>", *shown[:1]]
+    return page.subheading("Calibration") + page.columns(blocks)
 
 
-def _gates(result: Mapping[str, Any], charts: Mapping[str, Chart]) -> str:
+def _gates(result: Mapping[str, Any], charts: Mapping[str, Chart]) -> page.Section:
     gates = result.get("gates")
     if gates is None:
-        return ""
+        return page.Section("Age gates", "")
     rows = [
         (row["threshold"], *_rate(row["fpr"]), *_rate(row["tpr"])) for row in gates["challenge"]
     ]
-    heads = ("looks at least", "14 to 17, let in", "n", "18 and more, let in", "n")
+    heads = ("T", "14 to 17: let in", "n", "18 and older: let in", "n")
     band = gates["band"]
-    return (
-        page.heading("Age gates")
-        + page.paragraph(
-            "Who would pass without a document if whoever looks T years or older did (Challenge-T; "
-            "NIST IR 8525), with Wilson intervals. It shows how far from such a use a model is; it "
-            "is not a licence for one."
+    challenge = page.table(heads, rows)
+    alone = page.paragraph(
+        f"A service for ages {band['first']} to {band['last']} only, which lets in everyone with a "
+        "predicted age in this range:"
+    ) + page.table(
+        ("true age", "let in", "n"),
+        [
+            ("in the range", *_rate(band["tpr"])),
+            ("outside it", *_rate(band["fpr"])),
+            ("outside it by at most 5 years", *_rate(band["fpr_near"])),
+        ],
+    )
+    shown = [page.figure(charts[name]) for name in ("gates",) if name in charts]
+    return page.Section(
+        "Age gates",
+        page.paragraph(
+            "Who would pass without a document if everyone with a predicted age of T years or more "
+            "did (Challenge-T; NIST IR 8525), with 95 % Wilson intervals. This shows how far a "
+            "model is from such a use; it does not permit it."
         )
-        + page.figures(charts[name] for name in ("gates",) if name in charts)
-        + page.table(heads, rows)
-        + page.paragraph(f"A room for those of {band['first']} to {band['last']} years alone.")
-        + page.table(
-            ("let in of", "share", "n"),
-            [
-                ("the right age", *_rate(band["tpr"])),
-                ("another age", *_rate(band["fpr"])),
-                ("another age, 5 years away at most", *_rate(band["fpr_near"])),
-            ],
-        )
+        + page.columns([*shown, f"<div>{challenge}{alone}</div>"]),
     )
 
 
-def _comparison(result: Mapping[str, Any], charts: Mapping[str, Chart]) -> str:
+def _comparison(result: Mapping[str, Any], charts: Mapping[str, Chart]) -> page.Section:
     found = result.get("compared")
     if found is None:
-        return ""
+        return page.Section("Comparison", "")
     rows = [
         (target, f"{of['difference']:+.3f}", _interval(of["difference_ci95"]), of["n"])
         for target, of in found["targets"].items()
     ]
-    return (
-        page.heading(f"Against {found['workdir']}")
-        + page.paragraph(
-            "Differences on the same images, with paired 95 % intervals; below zero this run is "
-            "better. Of ages the mean absolute error in years, of classes the share of wrong "
-            "answers."
+    return page.Section(
+        f"Comparison with {found['workdir']}",
+        page.paragraph(
+            "Differences on the same images, with paired 95 % intervals: the mean absolute error "
+            "of ages in years, the error rate of classes. Below zero this run is better."
         )
         + page.table(("target", "difference", "95 % interval", "images"), rows)
-        + page.figures(charts[name] for name in charts if name.endswith(" compared"))
+        + page.figures(charts[name] for name in charts if name.endswith(" compared")),
     )
 
 
-def _section(title: str, text: str, charts: Mapping[str, Chart], names: Sequence[str]) -> str:
-    """A heading, a line, and those of the charts that exist; "" without any."""
+def _section(
+    title: str, text: str, charts: Mapping[str, Chart], names: Sequence[str]
+) -> page.Section:
+    """A paragraph and those of the charts that exist; empty without any."""
     there = [charts[name] for name in names if name in charts]
-    if not there:
-        return ""
-    return page.heading(title) + page.paragraph(text) + page.figures(there)
+    return page.Section(title, page.paragraph(text) + page.figures(there) if there else "")
 
 
-def _cells(rows: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
-    return [
+def _figures(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    """The heads and cells of the table of a target's groups."""
+    heads = ["group", *(HEADS.get(key, key) for key in rows[0] if key != "name")]
+    return heads, [
         [
             _interval(value) if isinstance(value, list)
             else f"{value:.3f}" if isinstance(value, float) else value
@@ -412,5 +445,6 @@ def _band(bounds: Sequence[float]) -> str:
 
 def _rate(rate: Mapping[str, Any]) -> tuple[str, int]:
     if not rate["n"]:
-        return "nobody there", 0
-    return f"{rate['rate']:.1%} ({_band(rate['ci95'])})", rate["n"]
+        return "no image", 0
+    low, high = rate["ci95"]
+    return f"{rate['rate']:.1%} [{100 * low:.1f}, {100 * high:.1f}]", rate["n"]

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from agejax.reporting import page
-from agejax.reporting.plots import BLUE, GRID, ORANGE, TEXT, Chart, tidy
+from agejax.reporting.plots import BLUE, GRID, ORANGE, TEXT, WIDTH, Chart, tidy
 
 Rows = Sequence[Mapping[str, Any]]  # rows of trials.csv, by trial number
 
@@ -30,26 +30,24 @@ def sweep(
       minimise: whether a lower value is better.
     """
     counts = {state: sum(row["state"] == state for row in rows) for state in STATES}
-    sections = [page.cards({"trials": len(rows)} | {k: n for k, n in counts.items() if n})]
+    lead = page.cards({"trials": len(rows)} | {k: n for k, n in counts.items() if n})
     if best is not None:
-        sections += [
-            page.cards({f"best value, trial {best['number']}": f"{best['value']:.4f}"}),
-            page.paragraph(f"Its settings: {best['flags']}"),
-        ]
-    charts = [history(rows, minimise), *([settings(rows)] if settings_of(rows) else [])]
-    sections.append(page.figures(charts))
-    if importances:
-        shares = sorted(importances.items(), key=lambda item: -item[1])
-        sections += [
-            page.heading("Which settings matter"),
-            page.paragraph("Share of what differs between complete trials (fANOVA)."),
-            page.table(("setting", "share"), [(k, f"{share:.1%}") for k, share in shares]),
-        ]
+        lead += page.cards({f"best value, trial {best['number']}": f"{best['value']:.4f}"})
+        lead += page.paragraph(f"Its settings: {best['flags']}")
+    shares = sorted(importances.items(), key=lambda item: -item[1])
+    matter = page.paragraph(
+        "Each setting's share of the variance between complete trials (fANOVA)."
+    ) + page.table(("setting", "share"), [(k, f"{share:.1%}") for k, share in shares])
     ordered = sorted(rows, key=lambda row: _rank(row, minimise))
     heads = tuple(rows[0]) if rows else ("number",)
     cells = [[_cell(value) for value in row.values()] for row in ordered]
-    sections += [page.heading("Trials, the best first"), page.table(heads, cells)]
-    return page.page(f"Sweep {name}", sections)
+    charts = [history(rows, minimise), *([settings(rows)] if settings_of(rows) else [])]
+    sections = [
+        page.Section("Values", page.figures(charts)),
+        page.Section("Which settings matter", matter if shares else ""),
+        page.Section("Trials, the best first", page.table(heads, cells)),
+    ]
+    return page.page(f"Sweep {name}", lead, sections)
 
 
 STATES = ("complete", "pruned", "fail")
@@ -57,7 +55,7 @@ STATES = ("complete", "pruned", "fail")
 
 def history(rows: Rows, minimise: bool) -> Chart:
     """Draws each trial's value, and the best complete one so far."""
-    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
     axes = figure.subplots()
     for state, marker, colour in (("complete", "o", BLUE), ("pruned", "x", TEXT)):
         some = [row for row in rows if row["state"] == state and row["value"] is not None]
@@ -84,7 +82,7 @@ def settings(rows: Rows) -> Chart:
     """Draws a panel per setting: the values of complete trials against it."""
     names, complete = settings_of(rows), [row for row in rows if row["state"] == "complete"]
     lines = -(-len(names) // 2)
-    figure = Figure(figsize=(7.2, 2.3 * lines), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 2.3 * lines), layout="constrained")
     panels = figure.subplots(lines, 2, squeeze=False, sharey=True).ravel()
     for axes, name in zip(panels, names, strict=False):
         given = [row[name] for row in complete]

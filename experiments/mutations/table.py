@@ -412,6 +412,16 @@ SURVIVORS = (
         ("test_page.py::test_text_in_every_element_stays_text",),
     ),
     Mutation(
+        "a link to a section is HTML of whoever wrote the data", "agejax/reporting/page.py",
+        '">{html.escape(text)}</a>', '">{text}</a>',
+        ("test_page.py::test_text_in_every_element_stays_text",),
+    ),
+    Mutation(
+        "the name of a fact is HTML of whoever wrote the data", "agejax/reporting/page.py",
+        "<dt>{html.escape(name)}</dt>", "<dt>{name}</dt>",
+        ("test_page.py::test_text_in_every_element_stays_text",),
+    ),
+    Mutation(
         "a paragraph is HTML of whoever wrote the data", "agejax/reporting/page.py",
         "<p>{html.escape(text)}</p>", "<p>{text}</p>",
         ("test_page.py::test_text_in_every_element_stays_text",),
@@ -447,8 +457,8 @@ SURVIVORS = (
         ("test_page.py::test_text_in_every_element_stays_text",),
     ),
     Mutation(
-        "an audit's splits are HTML of whoever wrote the data", "agejax/reporting/audit_page.py",
-        "<h3>{html.escape(way)}</h3>", "<h3>{way}</h3>",
+        "a subheading is HTML of whoever wrote the data", "agejax/reporting/page.py",
+        "<h3>{html.escape(text)}</h3>", "<h3>{text}</h3>",
         ("test_page.py::test_text_in_every_element_stays_text",),
     ),
     Mutation(
