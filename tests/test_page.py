@@ -43,7 +43,9 @@ PLACES = {
     "head of a list": lambda text: page.listing("of", ("a", text), [(1, 2)]),
     "cell of a list": lambda text: page.listing("of", ("a", "b"), [(text, 2)]),
     "caption": lambda text: page.figures([Chart(b"", text, "")]),
-    "split of an audit": lambda text: audit_page._leakage({text: {"splits": {}, "pairs": []}}, []),
+    "split of an audit": lambda text: (
+        audit_page._leakage({text: {"splits": {}, "pairs": []}}, []).body
+    ),
     "alternative text": lambda text: page.figures([Chart(b"", "", text)]),
 }
 

@@ -188,7 +188,7 @@ def _faces(scored: Scored) -> dict[str, Chart]:
     }
     charts = {
         f"{kind} faces": figures.faces(
-            f"{kind} predictions",
+            f"the {kind} predictions",
             scored.source.take(scored.rows[some]),
             [_caption(scored, i) for i in some],
         )
