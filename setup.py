@@ -75,7 +75,6 @@ setup(
         "scipy>=1.17",
         "tensorboardX>=2.6.5",
         "tensorflow-datasets>=4.9.10",
-        "tqdm>=4.67",
     ],
     extras_require={
         "cuda12": ["jax[cuda12]>=0.10.2"],

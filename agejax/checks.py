@@ -123,11 +123,11 @@ def _stand_in(heads: Mapping[str, Any]) -> sources.Source:
 
 
 def _perfect_scores(heads: Mapping[str, heads_lib.Head], source: sources.Source) -> dict[str, Any]:
-    """`metrics.evaluate` of perfect predictions: it has the same names as any evaluation."""
+    """What a validation finds for perfect predictions: it has the same names as any other one."""
     labels, names = heads_lib.derive(heads, source.labels, source.label_names)
     targets = {head.label for head in heads.values()} | (labels.keys() - source.labels.keys())
     predictions = {
         name: np.eye(len(names[name]))[labels[name]] if name in names else labels[name]
         for name in sorted(targets)
     }
-    return metrics.evaluate(predictions, labels, names, resamples=1)
+    return {**metrics.evaluate(predictions, labels, names, resamples=1), "loss": 0.0}

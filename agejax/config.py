@@ -334,7 +334,8 @@ SETTINGS = Group(
         ),
         best=Setting(
             "age/mae",
-            "Metric, a path into metrics.json, that chooses the best checkpoint and stops early.",
+            "Metric that chooses the best checkpoint and stops early: a path into metrics.json, or "
+            "loss.",
         ),
         best_mode=Setting("min", "Which value of it is best.", choices=("min", "max")),
         patience=Setting(

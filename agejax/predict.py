@@ -20,12 +20,10 @@ import sys
 import time
 from collections.abc import Sequence
 
-from tqdm import tqdm
-
 from agejax import files
 from agejax.errors import UserError, one_line
 from agejax.evaluation.calibration import Calibration
-from agejax.logging import console
+from agejax.logging import console, progress
 from agejax.paths import expand
 from agejax.predicting import annotation, images, output, predictions
 from agejax.process.command import run_command
@@ -86,16 +84,21 @@ def main(argv: Sequence[str]) -> None:
         )
     read = images.choose_reader(args.faces, run, calibration, paths)
     batch_size = predictions.batch_size_of(len(paths), run)
-    progress = tqdm(total=len(paths), unit=" files", disable=not sys.stderr.isatty())
+    # Records that scroll over a terminal need no bar among them.
+    counted = args.output is not None or not sys.stdout.isatty()
 
     def report(picture: images.Picture, found: int | Exception) -> None:
         counts.add(picture, found)
         if isinstance(found, Exception):
-            progress.write(one_line(f"skipped {picture}: {found}"), file=sys.stderr)
-        progress.update()
+            console.note(one_line(f"skipped {picture}: {found}"))
+        if counted:
+            count.add()
 
     start = time.perf_counter()
-    with output.destination(args.output) as out, progress:
+    with (
+        output.destination(args.output) as out,
+        progress.Count("predicted", len(paths), "files") as count,
+    ):
         faces = images.crops(paths, read, report)
         records = predictions.of_faces(run, faces, batch_size, calibration)
         if args.annotate is not None:

@@ -38,6 +38,7 @@ from agejax.training import state as state_lib
 from agejax.training import step as step_lib
 from agejax.training.best import Best
 from agejax.training.checkpoint import CheckpointWriter
+from agejax.training.first_call import FirstCall
 from agejax.training.signals import StopOnSignal
 
 StopAfter = Callable[[int, float], bool]
@@ -116,7 +117,10 @@ def _train(
         switches=weights.switches(config.heads, to_steps),
         teachers=data.teachers,
     )
-    train_steps = image_sizes.TrainSteps(config, to_steps, make_train_step)
+    train_steps = image_sizes.TrainSteps(config, to_steps, make_train_step, clock)
+    eval_step = FirstCall(
+        step_lib.make_eval_step(config, model, losses=True), "the evaluation step", clock
+    )
 
     # ---- 5. start: from the last checkpoint, else fresh (random or pretrained weights) ----------
     claim = run_folder.Claim(workdir)
@@ -147,12 +151,13 @@ def _train(
     run_folder.write_config(workdir, config)
     batches = dataclasses.replace(data.batches, features=features)
     validate = Validation(
-        step_lib.make_eval_step(config, model), data.heads, data.source, data.rows.get("val"),
-        config.eval.batch_size, mesh, data.facts.medians.get("age"), features,
+        eval_step, data.heads, data.source, data.rows.get("val"), config.eval.batch_size, mesh,
+        data.facts.medians.get("age"), features,
     )  # fmt: skip
     log = TrainLog(
         workdir, start_step=step, total_steps=total_steps, batch_size=batch_size,
-        steps_per_epoch=steps_per_epoch, clock=clock, pending=meta.get("pending", {}),
+        steps_per_epoch=steps_per_epoch, epochs=config.total.get("epochs"), clock=clock,
+        pending=meta.get("pending", {}),
     )  # fmt: skip
     batch: dict[str, Any] = {}  # the last one
     profile = Profile(
@@ -191,7 +196,10 @@ def _train(
                     if val_metrics is not None:
                         value = metrics.lookup(val_metrics, config.eval.best)
                         best = best.update(value, step, config.eval.best_mode)
-                        log.evaluation(step, metrics.scalars(val_metrics))
+                        log.evaluation(
+                            step, metrics.scalars(val_metrics), config.eval.best,
+                            best=best.step == step,
+                        )  # fmt: skip
                     else:
                         stopping = True  # a signal cut the evaluation short
                 with clock("checkpoint"):
@@ -213,8 +221,7 @@ def _train(
             if step in skipped:
                 state = dataclasses.replace(state, step=state.step + 1)
                 continue
-            with train_steps.at(step - 1, clock, log) as train_step:
-                state, sums = train_step(state, batch)
+            state, sums = train_steps.at(step - 1, log)(state, batch)
             log.add(step, sums)
             if step % log_every == 0:
                 log.report()

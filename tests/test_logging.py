@@ -7,6 +7,7 @@ import errno
 import functools
 import io
 import json
+import logging
 import os
 import pathlib
 import re
@@ -30,6 +31,7 @@ from agejax.logging.stopwatch import Stopwatch
 from agejax.logging.train_log import TrainLog, ratios
 from agejax.logging.watchdog import Watchdog
 from agejax.runs.run_folder import Claim
+from agejax.training.first_call import FirstCall
 
 ROOT = pathlib.Path(__file__).parents[1]
 FULL = pathlib.Path("/dev/full")
@@ -59,52 +61,177 @@ VALUES = {
 }  # fmt: skip
 
 
-def test_progress_in_a_file_is_one_plain_line_a_log():
-    out, clock = io.StringIO(), Clock()
-    bar = progress.Progress(15_000, 0, 1000, out=out, clock=clock)
-    for step in (100, 3200):
-        clock.now = 60 + step * 0.1  # a minute of compiling, then 10 steps a second
-        bar.log(step, VALUES)
-    bar.evaluation(3200, {"age/mae": 5.5})
+EVALUATED = {
+    "age/mae": 5.5, "age/rmse": 7.25, "age/cs5": 0.62, "age/macro_mae": 8.0, "gender/accuracy": 0.9,
+    "gender/balanced_accuracy": 0.8, "loss": 1.25,
+}  # fmt: skip
+
+
+def test_progress_in_a_file_is_one_plain_line_a_log(capsys):
+    bar = progress.Progress(15_000, 15)
+    bar.log(100, VALUES)  # nobody knows yet how long a step takes
+    bar.at(3200, pace=0.1)
+    bar.log(3200, VALUES)
+    bar.evaluation(3200, EVALUATED, "age/mae", best=True)
+    bar.evaluation(3200, EVALUATED, "age/macro_mae", best=False)
     bar.close()
-    assert out.getvalue().splitlines()[1:] == [
-        "epoch   3.2/15  step  3,200/15,000  loss 1.2340  age/mae 6.100  1,412 images/s  "
-        "lr 1.20e-03  left 19m40s",
-        "epoch   3.2/15  step  3,200/15,000  val age/mae 5.500",
+    place = "epoch   3.2/15  step  3,200/15,000  "
+    out = capsys.readouterr().out
+    assert out.splitlines() == [
+        "epoch   0.1/15  step    100/15,000  loss 1.2340  age/mae 6.100  1,412 images/s  "
+        "lr 1.20e-03",
+        f"{place}loss 1.2340  age/mae 6.100  1,412 images/s  lr 1.20e-03  left 19m40s",
+        f"{place}val  loss 1.2500  age/mae 5.500  age/cs5 0.620  gender/accuracy 0.900  "
+        "best so far",
+        f"{place}val  loss 1.2500  age/mae 5.500  age/cs5 0.620  age/macro_mae 8.000  "
+        "gender/accuracy 0.900",
     ]
-    assert out.getvalue().endswith("\n")
-    assert not re.search(r"[\x00-\x09\x0b-\x1f]", out.getvalue())
+    assert out.endswith("\n")
+    assert not re.search(r"[\x00-\x09\x0b-\x1f]", out)
 
 
-def test_progress_after_a_resume_counts_only_its_own_steps():
-    out, clock = io.StringIO(), Clock()
-    bar = progress.Progress(1000, 900, 100, out=out, clock=clock)
-    clock.now = 20.0
-    bar.log(910, {"loss": 1.0})
-    assert out.getvalue().endswith("left 3m00s\n")
+class Terminal:
+    """Takes the place of stdout and stderr; what was written on it is text."""
 
+    def __init__(self, monkeypatch):
+        self._reader, writer = os.openpty()
+        self._out = os.fdopen(writer, "w")
+        monkeypatch.setattr(sys, "stdout", self._out)
+        monkeypatch.setattr(sys, "stderr", self._out)
+        monkeypatch.setenv("COLUMNS", "90")
 
-def test_progress_on_a_terminal_rewrites_one_line(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "60")
-    reader, writer = os.openpty()
-    with os.fdopen(writer, "w") as out:
-        bar = progress.Progress(1000, 0, 100, out=out)
-        bar.log(10, VALUES)
-        bar.log(20, VALUES | {"x" * 50 + "/mae": 1.0, "y" * 50 + "/mae": 1.0})
-        bar.close()
-        bar.close()
-        print("done", file=out, flush=True)
+    def read(self):
+        print("end", file=self._out, flush=True)
         text = ""
-        while not text.endswith("done\r\n"):  # a terminal returns its output so far
-            text += os.read(reader, 10_000).decode()
-    os.close(reader)
-    lines = text.split("\r\x1b[K")
-    assert lines[0] == ""
-    assert lines[1].startswith("epoch   0.1/10  step    10/1,000")
-    assert "\n" not in lines[1]
-    second, after, _ = lines[2].split("\r\n")
-    assert after == "done"
-    assert len(second) == 59  # a line that wraps could not be rewritten
+        while not text.endswith("end\r\n"):  # a terminal returns its output so far
+            text += os.read(self._reader, 10_000).decode()
+        self._out.close()
+        os.close(self._reader)
+        return text.removesuffix("end\r\n")
+
+
+ERASE = "\r\x1b[K"
+
+
+def test_progress_on_a_terminal_draws_one_line_again_and_lines_that_stay_above_it(monkeypatch):
+    terminal, clock = Terminal(monkeypatch), Clock()
+    bar = progress.Progress(1000, 10, clock=clock)
+    bar.at(250, pace=0.5)
+    bar.log(250, VALUES)
+    assert not bar.due()
+    clock.now = 0.3
+    assert bar.due()
+    bar.at(500, pace=0.5)
+    console.note("a line beside it")
+    bar.evaluation(500, {"age/mae": 5.5}, "age/mae", best=False)
+    bar.at(750, pace=0.5)
+    bar.close()
+    bar.close()
+    first, second, third, later, end = terminal.read().split(ERASE)
+    assert first == "[#####...............]  25%  epoch   2.5/10  step   250/1,000  left 6m15s"
+    assert second.startswith("[#####...............]  25%  epoch   2.5/10  step   250/1,000  loss ")
+    assert len(second) == 89  # a line that wraps could not be drawn again
+    assert third.startswith("[##########..........]  50%  epoch   5.0/10  step   500/1,000  loss ")
+    beside, val, fourth = later.split("\r\n")
+    assert (beside, val) == (
+        "a line beside it", "epoch   5.0/10  step   500/1,000  val  age/mae 5.500"
+    )  # fmt: skip
+    assert fourth.startswith("[###############.....]  75%")
+    assert end == ""
+
+
+def test_a_count_in_a_file_is_a_plain_line_every_ten_seconds(capsys):
+    clock = Clock()
+    with progress.Count("decoded", 2_000, clock=clock) as count:
+        for clock.now in (4.0, 9.0, 10.0, 19.0, 25.0):
+            count.add(100)
+        count.leave_out(1_000)
+    assert capsys.readouterr().err.splitlines() == [
+        "decoded 300 of 2,000, 30 images/s, left 57s",
+        "decoded 500 of 2,000, 20 images/s, left 1m15s",
+    ]
+
+
+def test_a_count_on_a_terminal_is_a_bar_that_goes_when_it_ends(monkeypatch):
+    terminal, clock = Terminal(monkeypatch), Clock()
+    with progress.Count("decoded", 200, "files", clock=clock) as count:
+        for clock.now in (1.0, 1.1, 2.0):
+            count.add(50)
+    with progress.Count("aligned", None, "files", clock=clock) as count:
+        clock.now = 4.0
+        count.add(50)
+    assert terminal.read().split(ERASE) == [
+        "[#####...............]  25%  decoded 50 of 200, 50 files/s, left 3s",
+        "[###############.....]  75%  decoded 150 of 200, 75 files/s, left 1s",
+        "aligned 50, 25 files/s",
+        "",
+    ]
+
+
+@pytest.mark.parametrize("how", ["quiet", "a handler of the program's own"])
+def test_nothing_is_drawn_where_the_logger_does_not_print(how, monkeypatch, request):
+    terminal = Terminal(monkeypatch)
+    if how == "quiet":
+        request.addfinalizer(functools.partial(console.logger.setLevel, console.logger.level))
+        console.logger.setLevel("WARNING")
+    else:
+        monkeypatch.setattr(console.logger, "handlers", [logging.NullHandler()])
+    bar = progress.Progress(1000, 10)
+    bar.at(250, pace=0.5)
+    bar.log(250, VALUES)
+    bar.evaluation(250, EVALUATED, "age/mae", best=True)
+    with progress.Count("decoded", 200) as count:
+        count.add(200)
+    bar.close()
+    assert terminal.read() == ""
+
+
+class Phases:
+    """A stopwatch whose seconds the test sets."""
+
+    def __init__(self, **seconds):
+        self.seconds = seconds
+
+
+def test_the_time_left_leaves_compiling_out_and_takes_evaluations_in(tmp_path, capsys):
+    """Steps 11 and 12 take 10 s, 13 and 14 with an evaluation 30 s; 60 s were spent compiling."""
+    clock = Phases(data=500.0, compile=1.0)  # before the loop
+    log = TrainLog(
+        tmp_path, start_step=10, total_steps=100, batch_size=8, steps_per_epoch=7.03, epochs=14,
+        clock=clock,
+    )  # fmt: skip
+    sums = {"loss": jnp.ones(2), "gradient_norm": jnp.ones(2)}
+    for seconds, steps in (
+        ({"step": 9.0, "input": 1.0, "compile": 61.0}, (11, 12)),
+        ({"step": 19.0, "input": 1.0, "compile": 61.0, "eval": 20.0}, (13, 14)),
+    ):
+        for step in steps:
+            log.add(step, sums)
+        clock.seconds = {"data": 500.0, **seconds}
+        log.report()
+    log.flush()
+    lines = capsys.readouterr().out.splitlines()
+    # 5 s a step for 88 steps, then 10 s for 86.
+    assert [line.rpartition("  ")[2] for line in lines] == ["left 7m20s", "left 14m20s"]
+    log.evaluation(100, {"age/mae": 5.5}, "age/mae", best=True)
+    # 14 epochs were asked for; 100 steps are 14.2.
+    assert capsys.readouterr().out.startswith("epoch  14.0/14  step 100/100  val ")
+
+
+def test_a_first_call_is_announced_and_counts_as_compiling(capsys):
+    clock = Stopwatch()
+
+    def slow_once(x, seen=[]):  # noqa: B006
+        time.sleep(0 if seen else 0.05)
+        seen.append(x)
+        return x + 1
+
+    slow_once.lower = None
+    step = FirstCall(slow_once, "the train step", clock)
+    with clock("step"):
+        assert [step(1), step(2)] == [2, 3]
+    assert capsys.readouterr().err == "compiling the train step\n"
+    assert clock.seconds["compile"] >= 0.05 > clock.seconds["step"]
 
 
 @pytest.mark.parametrize(
@@ -544,7 +671,7 @@ def test_ratios_divide_sums_by_counts():
     [
         (
             "INFO",
-            "resuming\nepoch   1.0/2  step  5/10  val mae 4.000\n",
+            "resuming\nepoch   1.0/2  step  5/10  val  age/mae 4.000\n",
             "preparing\nwarning: set aside\n",
         ),
         ("WARNING", "", "warning: set aside\n"),
@@ -557,8 +684,8 @@ def test_the_level_of_a_logger_decides_what_a_run_prints(level, out, err, capsys
     console.result("resuming")
     console.note("preparing")
     console.warning("set aside")
-    progress.Progress(total_steps=10, start_step=0, steps_per_epoch=5).evaluation(5, {"mae": 4.0})
-    progress.Count("decoded", 1).add()
+    bar = progress.Progress(total_steps=10, epochs=2)
+    bar.evaluation(5, {"age/mae": 4.0}, "age/mae", best=False)
     said = capsys.readouterr()
     assert (said.out, said.err) == (out, err)
 

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import sys
 
 import numpy as np
@@ -161,8 +162,9 @@ def test_the_best_of_three_evaluations(mode, values, best, stale):
     assert (found.value, found.step, found.stale) == (*best, stale)
 
 
-def test_whoever_is_asked_may_end_the_run_after_an_evaluation(faces, seen, tmp_path):
+def test_whoever_is_asked_may_end_the_run_after_an_evaluation(faces, seen, tmp_path, capsys):
     summary = train(get_config(faces), tmp_path / "run", lambda step, value: step >= 10)
+    said = capsys.readouterr()
     assert summary["steps"] == 10
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     assert max(line["step"] for line in lines) == 10
@@ -171,6 +173,11 @@ def test_whoever_is_asked_may_end_the_run_after_an_evaluation(faces, seen, tmp_p
     whole = {line["step"]: line["val/age/mae"] for line in seen[3] if "val/age/mae" in line}
     assert summary["last"]["age"]["mae"] == whole[10]
     assert (tmp_path / "run" / "checkpoints" / "10").is_dir()
+    # What was said: the epochs that were asked for, though the steps are rounded.
+    assert "compiling the train step at 32 px\n" in said.err
+    vals = [line for line in said.out.splitlines() if "  val  loss " in line]
+    assert ["best so far" in line for line in vals] == [True, whole[10] > whole[5]]
+    assert all(re.match(r"epoch +[0-9.]+/1\.5  step ", line) for line in vals)
 
 
 def test_the_command_scores_the_final_split(faces, tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ import tiny
 from agejax.distillation.networks import Columns, Network
 from agejax.distillation.teachers import Teachers
 from agejax.errors import NotFiniteError
-from agejax.heads import Facts, create
+from agejax.heads import Facts, create, weights
 from agejax.logging.stopwatch import Stopwatch
 from agejax.logging.train_log import TrainLog
 from agejax.training import augment, optim, sharding
@@ -534,3 +534,24 @@ def test_only_on_gpus_are_steps_compiled_with_repeatable_algorithms(monkeypatch)
     assert asked("cpu") == [{}] * 2
     bench.config.deterministic = False
     assert asked("gpu") == [{}] * 2
+
+
+SEX = {"kind": "binary", "label": "gender"}
+
+
+def test_evaluation_gives_each_heads_loss_where_its_label_is_known():
+    bench = Bench(heads={"age": {"kind": "regression", "loss": "l2"}, "sex": SEX})
+    batch = batch_of()
+    batch["age"][2], batch["gender"][3] = np.nan, -1
+    batch[f"{weights.PREFIX}age"] = np.full(ROWS, 9, np.float32)
+    said = step_lib.make_eval_step(bench.config, bench.model, losses=True)(
+        bench.start.params, bench.start.batch_stats, batch
+    )
+    features = bench.features(batch["image"])
+    off = outputs(bench, features, "age") - (np.float64(batch["age"]) - 40) / 20
+    np.testing.assert_allclose(said["age/loss"], off**2 / 2, rtol=1e-4)  # NaN where it is unknown
+    female = 1 / (1 + np.exp(-outputs(bench, features, "sex")))
+    likelihood = np.where(batch["gender"] == 1, female, 1 - female)
+    loss = np.where(batch["gender"] < 0, np.nan, -np.log(likelihood))
+    np.testing.assert_allclose(said["sex/loss"], loss, rtol=1e-4)
+    assert said.keys() == {"age", "gender", "age/loss", "sex/loss"}

@@ -20,7 +20,6 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from agejax import files, threads
 from agejax.data import sources
@@ -29,6 +28,7 @@ from agejax.errors import UserError
 from agejax.evaluation.calibration import known_geometry
 from agejax.faces import detection
 from agejax.faces.geometry import Geometry
+from agejax.logging import progress
 from agejax.paths import expand
 from agejax.process.command import run_command
 from agejax.runs.ensembles import open_run
@@ -81,9 +81,10 @@ def align(
         return "aligned"
 
     images = archives.read(source, limit=archives.MAX_TABLE)
-    shown = tqdm(images, unit=" files", disable=not sys.stderr.isatty())
-    for (path, _), future in threads.ahead(work, shown, WORKERS):
-        done.get(future.result(), []).append(path)
+    with progress.Count("aligned", None, "files") as count:
+        for (path, _), future in threads.ahead(work, images, WORKERS):
+            done.get(future.result(), []).append(path)
+            count.add()
     if not done["aligned"]:
         raise UserError(f"{source}: a face in none of its images")
     return done

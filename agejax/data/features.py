@@ -82,27 +82,27 @@ def load(
     first = jax.process_index() * len(wanted) // jax.process_count()
     views: list[dict[int, MappedArray]] = [{} for _ in keys]
     sizes = {b: min(ROWS, total - b * ROWS) for _, b in wanted}
-    count = progress.Count(f"{name}: computed", sum(sizes[b] for _, b in wanted))
     made, start = 0, time.monotonic()
-    for view, b in wanted[first:] + wanted[:first]:
-        shape, found = (sizes[b], width), True
+    with progress.Count(f"{name}: computed", sum(sizes[b] for _, b in wanted)) as count:
+        for view, b in wanted[first:] + wanted[:first]:
+            shape, found = (sizes[b], width), True
 
-        def make(folder: pathlib.Path, view: int = view, b: int = b) -> None:
-            nonlocal found
-            found = False
-            with (folder / FILE).open("wb") as file:
-                for part in compute(view, np.arange(b * ROWS, b * ROWS + sizes[b])):
-                    file.write(np.ascontiguousarray(part, np.float32).data)
-                    count.add(len(part))
+            def make(folder: pathlib.Path, view: int = view, b: int = b) -> None:
+                nonlocal found
+                found = False
+                with (folder / FILE).open("wb") as file:
+                    for part in compute(view, np.arange(b * ROWS, b * ROWS + sizes[b])):
+                        file.write(np.ascontiguousarray(part, np.float32).data)
+                        count.add(len(part))
 
-        def read(folder: pathlib.Path, shape: tuple[int, int] = shape) -> MappedArray:
-            return MappedArray(folder / FILE, shape, np.float32)
+            def read(folder: pathlib.Path, shape: tuple[int, int] = shape) -> MappedArray:
+                return MappedArray(folder / FILE, shape, np.float32)
 
-        views[view][b] = cached(f"features/{keys[view]}/{b:05d}", make, read, cache_dir)
-        if found:
-            count.leave_out(sizes[b])
-        else:
-            made += sizes[b]
+            views[view][b] = cached(f"features/{keys[view]}/{b:05d}", make, read, cache_dir)
+            if found:
+                count.leave_out(sizes[b])
+            else:
+                made += sizes[b]
     if made:
         seconds = time.monotonic() - start
         console.note(f"{name}: computed {made:,} in {seconds:.0f} s")

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent import futures
 from multiprocessing import resource_tracker
 
@@ -20,7 +20,7 @@ from agejax.data import sampling
 from agejax.data.features import CachedFeatures
 from agejax.data.sources import Source
 from agejax.errors import UserError
-from agejax.logging import console
+from agejax.logging import console, progress
 from agejax.process import memory
 
 HostBatch = dict[str, np.ndarray]
@@ -176,6 +176,18 @@ def evaluation_batches(
         mine = np.pad(mine, (0, batch_size - len(mine)), mode="edge")
         part = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
         yield gather(source, mine[part], features) | {"weight": real[part].astype(np.float32)}
+
+
+def counted(batches: Iterable[HostBatch], what: str, total: int) -> Iterator[HostBatch]:
+    """Passes evaluation batches on, and reports how many of their `total` images are done.
+
+    Args:
+      what: is done to them, such as "scored".
+    """
+    with progress.Count(what, total) as count:
+        for batch in batches:
+            yield batch
+            count.add(int(batch["weight"].sum()))
 
 
 def gather(

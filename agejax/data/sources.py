@@ -311,15 +311,15 @@ def _decode_all(builder: Any, folder: pathlib.Path, image_size: int, place: str)
     start = time.monotonic()
     with (folder / "images.u8").open("wb") as file:
         decoded = _decoded(examples, image_size, place)
-        count = progress.Count(f"{builder.name}: decoded", len(examples))
-        for image, row in decoded:
-            count.add()
-            if image is None:
-                skipped.append(f"{row['id']}: {row['error']}")
-                continue
-            file.write(image.data)
-            for name, values in columns.items():
-                values.append(row[name])
+        with progress.Count(f"{builder.name}: decoded", len(examples)) as count:
+            for image, row in decoded:
+                count.add()
+                if image is None:
+                    skipped.append(f"{row['id']}: {row['error']}")
+                    continue
+                file.write(image.data)
+                for name, values in columns.items():
+                    values.append(row[name])
     skipped = [one_line(line) for line in skipped]
     ids = np.array(columns["id"])
     if not len(ids):
@@ -327,6 +327,8 @@ def _decode_all(builder: Any, folder: pathlib.Path, image_size: int, place: str)
 
     same = [columns["digest"], columns["group"]]
     thumbnails = np.stack(columns["thumbnail"]) if builder.FIND_DUPLICATES else None
+    if thumbnails is not None:
+        console.note(f"{builder.name}: searching {len(ids):,} images for duplicates")
     groups = duplicates.groups(len(ids), thumbnails, same)
     labels = {name: np.array(columns[name], dtype) for name, dtype in LABELS.items()}
     official = np.array(columns["split"])

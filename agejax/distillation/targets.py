@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,6 @@ from agejax.distillation.files import TargetFile
 from agejax.distillation.teachers import FEATURES
 from agejax.errors import UserError
 from agejax.evaluation.scored import open_data
-from agejax.logging import progress
 from agejax.models import inputs
 from agejax.paths import expand
 from agejax.runs import ensembles
@@ -85,9 +84,8 @@ def write_targets(
                     total[name] = total.get(name, 0) + weight / len(images) * target.values
         return {name: value for name, value in total.items() if name != FEATURES or with_features}
 
-    batches = _counted(
-        pipeline.evaluation_batches(source, rows, first.config.eval.batch_size), len(rows)
-    )
+    batches = pipeline.evaluation_batches(source, rows, first.config.eval.batch_size)
+    batches = pipeline.counted(batches, "answered", len(rows))
     arrays = [member.arrays for member in members]
     answers = predict_batches(answer, arrays, None, batches, first.mesh)
     assert answers is not None
@@ -131,11 +129,3 @@ def _small(values: np.ndarray) -> np.ndarray:
     """The values as float16, where they fit."""
     half = values.astype(np.float16)
     return half if np.isfinite(half).all() else values.astype(np.float32)
-
-
-def _counted(batches: Iterator[pipeline.HostBatch], images: int) -> Iterator[pipeline.HostBatch]:
-    """Passes batches on, and reports progress on stderr."""
-    count = progress.Count("answered", images)
-    for batch in batches:
-        yield batch
-        count.add(int(batch["weight"].sum()))

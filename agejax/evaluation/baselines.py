@@ -99,6 +99,7 @@ def features(run: Run, source: Any, rows: np.ndarray, which: str) -> np.ndarray:
         return {"features": model.network(params, batch_stats).features(images)}
 
     batches = pipeline.evaluation_batches(source, rows, config.eval.batch_size)
+    batches = pipeline.counted(batches, "features computed", len(rows))
     seen = predict_batches(embed, params, batch_stats, batches, mesh)
     assert seen is not None
     return seen["features"]

@@ -245,13 +245,14 @@ def _group_scores(
 
 
 def scalars(evaluated: Mapping[str, Any]) -> dict[str, float]:
-    """The plain numbers of an evaluation's targets, as {"age/mae": ...}."""
-    return {
+    """The plain numbers of an evaluation's targets, as {"age/mae": ...}, and its loss, if known."""
+    values = {
         f"{target}/{name}": value
         for target, scores in _targets(evaluated)
         for name, value in scores.items()
         if isinstance(value, float) and name != "floor_mae"
     }
+    return values | ({"loss": evaluated["loss"]} if "loss" in evaluated else {})
 
 
 def lookup(evaluated: Mapping[str, Any], path: str) -> float:

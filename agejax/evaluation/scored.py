@@ -116,7 +116,8 @@ def score_rows(run: Run, source: Source, rows: np.ndarray, split: str) -> Scored
     first = rows[: min(len(rows), batch_size)]
     run.predict(pipeline.evaluation_batches(source, first, batch_size))  # compiles
     start = time.perf_counter()
-    predictions = run.predict(pipeline.evaluation_batches(source, rows, batch_size))
+    batches = pipeline.evaluation_batches(source, rows, batch_size)
+    predictions = run.predict(pipeline.counted(batches, "scored", len(rows)))
     seconds = time.perf_counter() - start
     labels, label_names = heads.derive(
         run.heads, {k: v[rows] for k, v in source.labels.items()}, source.label_names

@@ -1,7 +1,7 @@
 """Lines about what is going on, by Python's logging, under the name "agejax".
 
-`logging.getLogger("agejax").setLevel("WARNING")` keeps warnings only, "ERROR" nothing; lines of
-progress go with the others. Unless a program has given that logger a handler, a line is printed:
+`logging.getLogger("agejax").setLevel("WARNING")` keeps warnings only, "ERROR" nothing; progress
+goes with the other lines. Unless a program has given that logger a handler, a line is printed:
 about the work itself on stdout, about what goes before and beside it on stderr. Warnings are
 printed with the word "warning" in front.
 """
@@ -9,22 +9,52 @@ printed with the word "warning" in front.
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
+from typing import TextIO
 
 logger = logging.getLogger("agejax")
+START_OF_LINE = "\r\x1b[K"  # and erases what is there
 
 
 class _Printer(logging.Handler):
-    """Prints lines on what stdout and stderr are at the time; raises where they are closed."""
+    """Prints lines on what stdout and stderr are at the time; raises where they are closed.
+
+    Below them a terminal may show one more line, which is drawn again and again.
+    """
+
+    _drawn_on: TextIO | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
         out = sys.stdout if getattr(record, "on_stdout", False) else sys.stderr
         kind = "warning: " if record.levelno >= logging.WARNING else ""
+        self.erase()
         print(f"{kind}{self.format(record)}", file=out, flush=True)
 
+    def draw(self, line: str, out: TextIO) -> None:
+        """Draws `line` in place of the one before."""
+        # A line that wraps could not be drawn again.
+        line = line[: shutil.get_terminal_size().columns - 1]
+        self.acquire()
+        try:
+            self.erase()
+            out.write(line)
+            out.flush()
+            self._drawn_on = out
+        finally:
+            self.release()
 
+    def erase(self) -> None:
+        """Removes the line that was drawn, if any."""
+        if self._drawn_on is not None:
+            self._drawn_on.write(START_OF_LINE)
+            self._drawn_on.flush()
+            self._drawn_on = None
+
+
+printer = _Printer()
 if not logger.handlers:
-    logger.addHandler(_Printer())
+    logger.addHandler(printer)
     logger.setLevel(logging.INFO)
     logger.propagate = False
 
@@ -44,6 +74,6 @@ def warning(line: str) -> None:
     logger.warning("%s", line)
 
 
-def wanted() -> bool:
-    """Whether anybody wants to read about progress."""
-    return logger.isEnabledFor(logging.INFO)
+def draws_on(out: TextIO) -> bool:
+    """Whether a line can be drawn there: on a terminal, unless the logger is quiet or not ours."""
+    return out.isatty() and logger.isEnabledFor(logging.INFO) and printer in logger.handlers

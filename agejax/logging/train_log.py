@@ -32,6 +32,7 @@ class TrainLog:
     raises `NotFiniteError` with its exact step. Of several processes the first one writes.
 
     Args:
+      epochs: what progress calls `total_steps`, which are rounded; None: what they are.
       pending: what `take_pending` gave to the run that is resumed.
     """
 
@@ -44,6 +45,7 @@ class TrainLog:
         batch_size: int,
         steps_per_epoch: float,
         clock: Stopwatch,
+        epochs: float | None = None,
         pending: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     ) -> None:
         self._writes = jax.process_index() == 0
@@ -52,7 +54,9 @@ class TrainLog:
                 workdir / "metrics.jsonl", resume_step=start_step
             )
             self._writer = tensorboard.create_writer(workdir, resume_step=start_step)
-            self._progress = progress.Progress(total_steps, start_step, steps_per_epoch)
+            self._progress = progress.Progress(
+                total_steps, epochs or total_steps / steps_per_epoch, start_step
+            )
         self._batch_size = batch_size
         self._steps_per_epoch = steps_per_epoch
         self._clock = clock
@@ -61,7 +65,8 @@ class TrainLog:
             int(step): {name: np.asarray(pair, np.float32) for name, pair in sums.items()}
             for step, sums in pending.items()
         }
-        self._since = clock.seconds
+        self._start_step, self._done, self._pace = start_step, start_step, 0.0
+        self._began = self._since = clock.seconds
 
     def __enter__(self) -> TrainLog:
         return self
@@ -82,6 +87,9 @@ class TrainLog:
     def add(self, step: int, sums: Sums) -> None:
         """Remembers the sums of a step, 1-based; fetches nothing."""
         self._sums[step] = sums
+        if self._writes and self._progress.due():
+            ready = (s for s, sums in self._sums.items() if _is_ready(sums["loss"]))
+            self._progress.at(max(ready, default=self._done), self._pace)
 
     def report(self) -> None:
         """Fetches and writes the window before, and starts a new one."""
@@ -91,6 +99,7 @@ class TrainLog:
         jax.block_until_ready(list(self._sums.values())[-2:-1])
         now = self._clock.seconds
         spent = {phase: now[phase] - self._since.get(phase, 0.0) for phase in now}
+        self._keep_pace(now)
         self._previous, self._sums, self._since = (self._sums, spent), {}, now
 
     def take_pending(self) -> dict[str, dict[str, list[float]]]:
@@ -120,17 +129,33 @@ class TrainLog:
         self.report()
         self.report()
 
-    def evaluation(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes the metrics of an evaluation, as `metrics.scalars` names them."""
+    def evaluation(
+        self, step: int, values: Mapping[str, float], best_by: str, *, best: bool
+    ) -> None:
+        """Writes the metrics of an evaluation, as `metrics.scalars` names them.
+
+        Args:
+          best_by, best: the metric that decides which step is the best, and whether it is this one.
+        """
         if not self._writes:
             return
-        self._progress.evaluation(step, values)
+        self._progress.evaluation(step, values, best_by, best=best)
         self._record(step, {f"val/{name}": value for name, value in values.items()})
 
     def note(self, step: int, text: str) -> None:
         """Prints one line about the run at a step."""
         if self._writes:
             self._progress.note(step, text)
+
+    def _keep_pace(self, now: Mapping[str, float]) -> None:
+        """Measures how long a step takes since the run began, evaluations and saving included."""
+        self._done = max(self._sums, default=self._done)
+        if self._done > self._start_step:
+            spent = sum(now.values()) - sum(self._began.values())
+            compiling = now.get("compile", 0.0) - self._began.get("compile", 0.0)
+            self._pace = (spent - compiling) / (self._done - self._start_step)
+        if self._writes:
+            self._progress.at(self._done, self._pace)
 
     def _write(self, window: dict[int, Sums], spent: Mapping[str, float]) -> None:
         if not window:
@@ -155,6 +180,11 @@ class TrainLog:
     def _record(self, step: int, values: dict[str, float]) -> None:
         self._writer.write_scalars(step, values)
         self._history.append({"step": step, "epoch": step / self._steps_per_epoch, **values})
+
+
+def _is_ready(array: jax.Array | np.ndarray) -> bool:
+    """Whether the device has computed it."""
+    return not isinstance(array, jax.Array) or array.is_ready()
 
 
 def _check_finite(steps: Mapping[int, Sums]) -> None:

@@ -7,15 +7,15 @@ Touvron et al. 2019).
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
 from agejax.errors import UserError, is_number
+from agejax.training.first_call import FirstCall
 
 if TYPE_CHECKING:
     from agejax.logging.stopwatch import Stopwatch
@@ -83,6 +83,7 @@ class TrainSteps:
       config: the run's.
       to_steps: (duration, key) -> its number of steps.
       make: image_size=pixels -> the jitted train step for images of that size.
+      clock: takes the time of each size's first step as "compile".
 
     Raises:
       UserError: durations that do not increase.
@@ -93,6 +94,7 @@ class TrainSteps:
         config: Any,
         to_steps: Callable[[Mapping[str, float], str], int],
         make: Callable[..., jax.stages.Wrapped],
+        clock: Stopwatch,
     ) -> None:
         self._stages = [(to_steps(duration, KEY), size) for duration, size in stages(config)]
         ends = [0, *(end for end, _ in self._stages)]
@@ -104,8 +106,10 @@ class TrainSteps:
         self._final = config.model.image_size
         # All sizes now, so that errors in the config are found before anything is written.
         sizes = {self._final, *(size for _, size in self._stages)}
-        self._made = {size: make(image_size=size) for size in sorted(sizes)}
-        self._used: set[int] = set()
+        self._made = {
+            size: FirstCall(make(image_size=size), f"the train step at {size} px", clock)
+            for size in sorted(sizes)
+        }
         self._size: int | None = None
 
     def size(self, step: int) -> int:
@@ -113,24 +117,20 @@ class TrainSteps:
         return next((size for end, size in self._stages if step < end), self._final)
 
     @property
-    def last(self) -> jax.stages.Wrapped:
+    def last(self) -> FirstCall:
         """The step function that was used last."""
         assert self._size is not None
         return self._made[self._size]
 
-    @contextlib.contextmanager
-    def at(self, step: int, clock: Stopwatch, log: TrainLog) -> Iterator[jax.stages.Wrapped]:
-        """Yields the step function from `step` to `step + 1`, to be called once in the context.
+    @property
+    def largest(self) -> FirstCall:
+        """The step function of the largest images."""
+        return self._made[max(self._made)]
 
-        A new size is reported in the log, and the time of its first step counts as compiling.
-        """
+    def at(self, step: int, log: TrainLog) -> FirstCall:
+        """The step function from `step` to `step + 1`; a new size is reported in the log."""
         size = self.size(step)
         if size != self._size and self._stages:
             log.note(step, f"images of {size} px from here on")
         self._size = size
-        if size in self._used:
-            yield self.last
-            return
-        self._used.add(size)
-        with clock("compile"):
-            yield self.last
+        return self.last

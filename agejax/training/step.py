@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -178,14 +178,16 @@ def make_train_step(
     )
 
 
-def make_eval_step(
-    config: Any, model: Model
-) -> Callable[[Flat, Flat, Batch], dict[str, jax.Array]]:
+def make_eval_step(config: Any, model: Model, *, losses: bool = False) -> jax.stages.Wrapped:
     """The jitted `eval_step(params, batch_stats, batch) -> {label: predictions}`.
 
     Years [B] for an age, probabilities [B, K] for classes; a head's extras as LABEL_EXTRA. If two
     heads share a label, predictions use the first. The images are resized to
     `image_sizes.of_evaluation(config)`.
+
+    Args:
+      losses: whether each head's loss comes too, as HEAD/loss [B], NaN where the batch's label is
+        unknown.
     """
     size = image_sizes.of_evaluation(config)
 
@@ -201,6 +203,9 @@ def make_eval_step(
             predictions.setdefault(head.label, head.decode(outputs[name]))
             for extra, value in head.extras(outputs[name]).items():
                 predictions.setdefault(f"{head.label}_{extra}", value)
+            if losses:
+                loss = head.loss(outputs[name], batch)
+                predictions[f"{name}/loss"] = jnp.where(head.known(batch), loss, jnp.nan)
         return predictions
 
     return jax.jit(eval_step, compiler_options=_compiler_options(config, jax.devices()))
