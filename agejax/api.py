@@ -70,12 +70,16 @@ def config(name_or_path: str, /, **overrides: Any) -> ml_collections.ConfigDict:
     return changed
 
 
-def train(config: ml_collections.ConfigDict, workdir: Folder) -> dict[str, Any] | None:
+def train(
+    config: ml_collections.ConfigDict, workdir: Folder, *, dry_run: bool = False
+) -> dict[str, Any] | None:
     """Trains what a config describes, from the start or from the last checkpoint in `workdir`.
 
     Args:
       config: of `agejax.config`, or made by a config file.
       workdir: the run's folder.
+      dry_run: takes no step and writes nothing there; prints, and returns, what would be trained:
+        images of each split, parameters, steps, and the memory and FLOPs of a step.
 
     Returns:
       The contents of summary.json; None where SIGTERM or Ctrl-C stopped the run early. The same
@@ -85,7 +89,7 @@ def train(config: ml_collections.ConfigDict, workdir: Folder) -> dict[str, Any] 
       UserError: bad input, or a loss that is not finite.
     """
     _keep_compiled_programs()
-    return loop(config, pathlib.Path(workdir))
+    return loop(config, pathlib.Path(workdir), dry_run=dry_run)
 
 
 def evaluate(

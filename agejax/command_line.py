@@ -120,7 +120,8 @@ def _flags_help() -> str:
     for module, found in FLAGS.flags_by_module_dict().items():
         if module == sys.argv[0] or module.startswith("agejax."):
             for flag in found:
-                lines += [f"  --{flag.name}={flag.name.upper()}", f"      {flag.help}"]
+                value = "" if flag.boolean else f"={flag.name.upper()}"
+                lines += [f"  --{flag.name}{value}", f"      {flag.help}"]
     return "\n".join([*lines, "", SETTINGS_HELP])
 
 

@@ -35,6 +35,9 @@ PROCESS = flags.DEFINE_integer("process", None, "Which of them this one is, from
 JOIN_TIMEOUT = flags.DEFINE_float(
     "join_timeout", 300.0, "Seconds to wait for the other processes.", lower_bound=1.0
 )
+DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Only says what would be trained, and what a step costs; writes no run."
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; default: runs/<config name>.")
 
 
@@ -59,8 +62,8 @@ def main(argv: Sequence[str]) -> None:
         sharding.start()
         name = pathlib.Path(config_flags.get_config_filename(FLAGS["config"])).stem
         workdir = expand(WORKDIR.value or pathlib.Path("runs") / name)
-        summary = train(config, workdir)
-    if summary is None or not config.eval.final_split:
+        summary = train(config, workdir, dry_run=DRY_RUN.value)
+    if DRY_RUN.value or summary is None or not config.eval.final_split:
         return
     if jax.process_count() == 1:
         results.evaluate(workdir, split=config.eval.final_split)

@@ -32,6 +32,7 @@ from agejax.logging.watchdog import Watchdog
 from agejax.paths import expand
 from agejax.runs import run_folder, warm_start
 from agejax.runs import summary as summaries
+from agejax.runs.plan import Plan
 from agejax.settings import to_json
 from agejax.training import durations, feature_map, frozen, image_sizes, optim, peers, sharding
 from agejax.training import state as state_lib
@@ -48,12 +49,15 @@ def train(
     config: ml_collections.ConfigDict,
     workdir: pathlib.Path,
     stop_after: StopAfter = lambda step, value: False,
+    *,
+    dry_run: bool = False,
 ) -> dict[str, Any] | None:
     """Trains what `config` says in `workdir`, from the start or from its last checkpoint.
 
     Args:
       stop_after: asked after every evaluation, with the step and the value of config.eval.best,
         whether to end there, as `config.eval.patience` may: so a sweep prunes its trials.
+      dry_run: only finds out what would be done: `Plan.dry_run` says what it returns.
 
     Returns:
       The contents of summary.json, or None where SIGTERM stopped the run early: the same call then
@@ -67,7 +71,7 @@ def train(
     check(config)
     while True:
         try:
-            return _train(config, workdir, stop_after)
+            return _train(config, workdir, stop_after, dry_run)
         except NotFiniteError as error:
             if config.nonfinite != "rollback":
                 raise
@@ -75,7 +79,7 @@ def train(
 
 
 def _train(
-    config: ml_collections.ConfigDict, workdir: pathlib.Path, stop_after: StopAfter
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, stop_after: StopAfter, dry_run: bool
 ) -> dict[str, Any] | None:
     # ---- 1. the config, as it is or as a run there was started with -----------------------------
     clock = Stopwatch()
@@ -96,6 +100,7 @@ def _train(
     steps_per_epoch = sampler.size / batch_size
     to_steps = durations.ToSteps(batch_size, examples=sampler.size)
     total_steps = to_steps(config.total, "total", least=1)
+    epochs = config.total.get("epochs") or total_steps / steps_per_epoch  # as they were asked for
     to_steps = dataclasses.replace(to_steps, total_steps=total_steps)
     log_every = to_steps(config.log_every, "log_every", least=1)
     eval_every = to_steps(config.eval.every, "eval.every", least=1)
@@ -111,18 +116,20 @@ def _train(
     )
     abstract = state_lib.abstract(config, initialise, optimizer, mesh)
     make_train_step = functools.partial(
-        step_lib.make_train_step,
-        *(config, model, optimizer, abstract),
-        steps_per_epoch=steps_per_epoch,
-        switches=weights.switches(config.heads, to_steps),
+        step_lib.make_train_step, config, model, optimizer, abstract,
+        steps_per_epoch=steps_per_epoch, switches=weights.switches(config.heads, to_steps),
         teachers=data.teachers,
-    )
+    )  # fmt: skip
     train_steps = image_sizes.TrainSteps(config, to_steps, make_train_step, clock)
-    eval_step = FirstCall(
-        step_lib.make_eval_step(config, model, losses=True), "the evaluation step", clock
-    )
 
-    # ---- 5. start: from the last checkpoint, else fresh (random or pretrained weights) ----------
+    # ---- 5. what will be done; a dry run ends here ----------------------------------------------
+    plan = Plan(config, workdir, data.source, data.rows, model, optimizer.frozen, mesh,
+                total_steps, epochs)  # fmt: skip
+    if dry_run:
+        return plan.dry_run(train_steps.largest, abstract, data.batches[0], data.teachers.arrays)
+    plan.announce()
+
+    # ---- 6. start: from the last checkpoint, else fresh (random or pretrained weights) ----------
     claim = run_folder.Claim(workdir)
     checkpoints = CheckpointWriter(workdir / "checkpoints", config.eval.best_mode)
     skipped = run_folder.skipped_steps(workdir)
@@ -147,16 +154,17 @@ def _train(
     with clock("features"):
         features = frozen.compute(config, model, state, data.source, data.rows, mesh)
 
-    # ---- 6. what reads, looks at val, and reports -----------------------------------------------
+    # ---- 7. what reads, looks at val, and reports -----------------------------------------------
     run_folder.write_config(workdir, config)
     batches = dataclasses.replace(data.batches, features=features)
+    eval_step = step_lib.make_eval_step(config, model, losses=True)
     validate = Validation(
-        eval_step, data.heads, data.source, data.rows.get("val"), config.eval.batch_size, mesh,
-        data.facts.medians.get("age"), features,
+        FirstCall(eval_step, "the evaluation step", clock), data.heads, data.source,
+        data.rows.get("val"), config.eval.batch_size, mesh, data.facts.medians.get("age"), features,
     )  # fmt: skip
     log = TrainLog(
         workdir, start_step=step, total_steps=total_steps, batch_size=batch_size,
-        steps_per_epoch=steps_per_epoch, epochs=config.total.get("epochs"), clock=clock,
+        steps_per_epoch=steps_per_epoch, epochs=epochs, clock=clock,
         pending=meta.get("pending", {}),
     )  # fmt: skip
     batch: dict[str, Any] = {}  # the last one
@@ -166,7 +174,7 @@ def _train(
     )  # fmt: skip
     val_metrics: dict[str, Any] | None = None
 
-    # ---- 7. the loop ----------------------------------------------------------------------------
+    # ---- 8. the loop ----------------------------------------------------------------------------
     with (
         contextlib.closing(claim),
         contextlib.closing(checkpoints),
@@ -196,10 +204,8 @@ def _train(
                     if val_metrics is not None:
                         value = metrics.lookup(val_metrics, config.eval.best)
                         best = best.update(value, step, config.eval.best_mode)
-                        log.evaluation(
-                            step, metrics.scalars(val_metrics), config.eval.best,
-                            best=best.step == step,
-                        )  # fmt: skip
+                        scores = metrics.scalars(val_metrics)
+                        log.evaluation(step, scores, config.eval.best, best=best.step == step)
                     else:
                         stopping = True  # a signal cut the evaluation short
                 with clock("checkpoint"):
@@ -229,7 +235,7 @@ def _train(
         with clock("checkpoint"):
             checkpoints.wait()
 
-    # ---- 8. the end -----------------------------------------------------------------------------
+    # ---- 9. the end -----------------------------------------------------------------------------
     if stop.requested:
         console.result(f"stopped by a signal at step {step:,}; the same command goes on from there")
         return None
@@ -286,13 +292,9 @@ def _open_data(config: ml_collections.ConfigDict) -> Data:
     teachers = distillation.open_teachers(config, heads, facts, source, rows)
     columns = source.labels | example_weights | teachers.columns
     batches = pipeline.TrainBatches(
-        dataclasses.replace(source, labels=columns),
-        train_rows,
-        sampling.Sampler(*drawn, config.seed),
-        config.data.batch_size,
-        config.sampling.copy_strength,
-        bool(config.augment.copies),
-        jax.process_index(),
+        dataclasses.replace(source, labels=columns), train_rows,
+        sampling.Sampler(*drawn, config.seed), config.data.batch_size,
+        config.sampling.copy_strength, bool(config.augment.copies), jax.process_index(),
         jax.process_count(),
-    )
+    )  # fmt: skip
     return Data(source, rows, facts, heads, teachers, batches)

@@ -91,7 +91,7 @@ def test_a_run_stopped_before_the_size_changes_ends_bit_equal(config_of, staged,
     assert "16 px" in capsys.readouterr().out
     train(config, tmp_path / "run")
     printed = capsys.readouterr().out
-    assert [line.split("step ")[1] for line in printed.splitlines() if " px" in line] == [
+    assert [line.split("step ")[1] for line in printed.splitlines() if "here on" in line] == [
         "4/8  images of 16 px from here on",
         "5/8  images of 32 px from here on",
     ]

@@ -175,6 +175,18 @@ def test_whoever_is_asked_may_end_the_run_after_an_evaluation(faces, seen, tmp_p
     assert (tmp_path / "run" / "checkpoints" / "10").is_dir()
     # What was said: the epochs that were asked for, though the steps are rounded.
     assert "compiling the train step at 32 px\n" in said.err
+    banner = dict(line.split(maxsplit=1) for line in said.out.splitlines()[:7])
+    images = summary["examples"]
+    assert banner == {
+        "model": "cnn at 32 px; heads age, ethnicity, gender",
+        "parameters": f"{summary['parameters']:,}",
+        "weights": "random",
+        "data": "utkface, 96 images: "
+        f"train {images['train']}, val {images['val']}, test {images['test']}",
+        "device": "1 x cpu",
+        "steps": f"{seen[0]['steps']} of 8 images, 1.5 epochs",
+        "workdir": str(tmp_path / "run"),
+    }
     vals = [line for line in said.out.splitlines() if "  val  loss " in line]
     assert ["best so far" in line for line in vals] == [True, whole[10] > whole[5]]
     assert all(re.match(r"epoch +[0-9.]+/1\.5  step ", line) for line in vals)
@@ -182,7 +194,7 @@ def test_whoever_is_asked_may_end_the_run_after_an_evaluation(faces, seen, tmp_p
 
 def test_the_command_scores_the_final_split(faces, tmp_path, monkeypatch):
     scored = []
-    monkeypatch.setattr(LOOP, "train", lambda config, workdir: {"steps": 2})
+    monkeypatch.setattr(LOOP, "train", lambda config, workdir, dry_run: {"steps": 2})
     monkeypatch.setattr(
         results, "evaluate", lambda *args, **options: scored.append((args, options))
     )
@@ -193,6 +205,10 @@ def test_the_command_scores_the_final_split(faces, tmp_path, monkeypatch):
         config.eval.final_split = split
         assert run_command(main.main, []) == 0
     assert scored == [((tmp_path,), {"split": "val"})]
+    config.eval.final_split = "val"
+    main.FLAGS(["main", f"--config={tiny.__file__}", f"--workdir={tmp_path}", "--dry_run"])
+    assert run_command(main.main, []) == 0
+    assert len(scored) == 1
 
 
 def test_a_run_is_not_written_to_a_folder_that_the_box_hides(faces, monkeypatch, capsys):

@@ -7,7 +7,7 @@ import dataclasses
 import pathlib
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -15,6 +15,7 @@ import jax
 
 from agejax import files
 from agejax.logging import console
+from agejax.logging.cost import Cost
 
 WARM_UP = 3  # steps before the trace: the first compiles, the next wait for the readers
 ROWS = 20
@@ -148,7 +149,7 @@ def summary(
     facts = {
         "a step": f"{1e3 * step:.1f} ms, {batch_size / step:,.0f} images/s",
         "of it the device was at work": f"{covered(spans) / seconds:.0%}",
-        **_costs(program, step),
+        **_costs(Cost.of(program), step),
     }
     return (
         f"# Where a step's time goes\n\n{steps} steps of {batch_size} images on "
@@ -161,19 +162,16 @@ def summary(
     )
 
 
-def _costs(program: jax.stages.Compiled, step: float) -> dict[str, str]:
-    """What XLA says that a step computes, moves and holds, where the platform tells."""
+def _costs(cost: Cost, step: float) -> dict[str, str]:
     facts = {}
-    cost: Mapping[str, float] = program.cost_analysis() or {}
-    for key, unit in (("flops", "FLOP"), ("bytes accessed", "B")):
-        if cost.get(key, 0) > 0:
-            rate = f"{cost[key] / 1e9:.2f} G{unit}, {cost[key] / step / 1e9:.1f} G{unit}/s"
-            facts[f"{key}, as XLA counts them"] = rate
-    memory = program.memory_analysis()
-    if memory is not None:
-        held = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    counts = {"flops": (cost.flops, "FLOP"), "bytes accessed": (cost.bytes_accessed, "B")}
+    for what, (count, unit) in counts.items():
+        if count is not None:
+            rate = f"{count / 1e9:.2f} G{unit}, {count / step / 1e9:.1f} G{unit}/s"
+            facts[f"{what}, as XLA counts them"] = rate
+    if cost.argument_bytes is not None and cost.temporary_bytes is not None:
         facts["memory of arguments, and of what comes and goes"] = " and ".join(
-            f"{size / 2**20:,.0f} MiB" for size in held
+            f"{size / 2**20:,.0f} MiB" for size in (cost.argument_bytes, cost.temporary_bytes)
         )
     return facts
 

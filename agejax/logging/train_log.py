@@ -182,9 +182,9 @@ class TrainLog:
         self._history.append({"step": step, "epoch": step / self._steps_per_epoch, **values})
 
 
-def _is_ready(array: jax.Array | np.ndarray) -> bool:
-    """Whether the device has computed it."""
-    return not isinstance(array, jax.Array) or array.is_ready()
+def _is_ready(array: Any) -> bool:
+    """Whether the device has computed it; NumPy's arrays are there."""
+    return not isinstance(array, jax.Array) or bool(array.is_ready())  # type: ignore[attr-defined]
 
 
 def _check_finite(steps: Mapping[int, Sums]) -> None:

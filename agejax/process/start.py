@@ -10,18 +10,21 @@ Importing agejax itself changes nothing in a process.
 
 from __future__ import annotations
 
+import os
 import signal
 
 from agejax.process import interrupts, memory
 
 
 def as_command() -> None:
-    """Makes Ctrl-C end the process with one line from now on, and keeps freed memory.
+    """Makes Ctrl-C end the process with one line from now on, keeps freed memory, quietens XLA.
 
     Importing JAX takes seconds, and starts threads: until the command runs, a KeyboardInterrupt
     would come out of some library's import, and after that malloc no longer listens. A handler of
-    SIGINT that somebody else has set stays.
+    SIGINT that somebody else has set stays, and so does a TF_CPP_MIN_LOG_LEVEL. XLA would log as
+    errors, over many lines, that a compilation is slow; its real errors are exceptions too.
     """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupts.leave)
     memory.keep_freed()

@@ -179,9 +179,9 @@ def check_same_data(
 
 def _changed(old_config: Any, new_config: Any) -> list[str]:
     """The settings ("key (old -> new)") that differ and decide what is computed."""
-    old, new = _leaves(to_json(old_config)), _leaves(to_json(new_config))
+    old, new = leaves(to_json(old_config)), leaves(to_json(new_config))
     # A setting that came to be since then did what its default does.
-    since = {k: v for k, v in _leaves(to_json(default())).items() if k in new and k not in old}
+    since = {k: v for k, v in leaves(to_json(default())).items() if k in new and k not in old}
     old |= since
     return [
         f"{key} ({json.dumps(old.get(key))} -> {json.dumps(new.get(key))})"
@@ -254,11 +254,12 @@ class Claim:
         self._file.close()
 
 
-def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+def leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """The settings of a config, or a part of it, by path."""
     if isinstance(tree, (dict, ml_collections.ConfigDict)) and len(tree):
         return {
             path: leaf
             for key, value in tree.items()
-            for path, leaf in _leaves(value, f"{prefix}.{key}" if prefix else key).items()
+            for path, leaf in leaves(value, f"{prefix}.{key}" if prefix else key).items()
         }
     return {prefix: dict(tree) if isinstance(tree, ml_collections.ConfigDict) else tree}
