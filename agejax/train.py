@@ -157,15 +157,14 @@ def _train(
     # ---- 7. what reads, looks at val, and reports -----------------------------------------------
     run_folder.write_config(workdir, config)
     batches = dataclasses.replace(data.batches, features=features)
-    eval_step = step_lib.make_eval_step(config, model, losses=True)
     validate = Validation(
-        FirstCall(eval_step, "the evaluation step", clock), data.heads, data.source,
-        data.rows.get("val"), config.eval.batch_size, mesh, data.facts.medians.get("age"), features,
+        FirstCall(step_lib.make_eval_step(config, model, losses=True), "the eval step", clock),
+        data.heads, data.source, data.rows.get("val"), config.eval.batch_size, mesh,
+        data.facts.medians.get("age"), features,
     )  # fmt: skip
     log = TrainLog(
-        workdir, start_step=step, total_steps=total_steps, batch_size=batch_size,
-        steps_per_epoch=steps_per_epoch, epochs=epochs, clock=clock,
-        pending=meta.get("pending", {}),
+        workdir, start_step=step, total_steps=total_steps, batch_size=batch_size, clock=clock,
+        steps_per_epoch=steps_per_epoch, epochs=epochs, pending=meta.get("pending", {}),
     )  # fmt: skip
     batch: dict[str, Any] = {}  # the last one
     profile = Profile(

@@ -17,7 +17,7 @@ COMMANDS = [
 ]
 
 LOOK = """
-import ctypes, re, signal
+import ctypes, os, re, signal
 import agejax, agejax.errors
 from agejax.process import start
 {then}
@@ -26,7 +26,8 @@ libc.malloc.restype = ctypes.c_void_p
 libc.malloc(ctypes.c_size_t(2**26))
 (heap,) = re.findall(r"(\\w+)-(\\w+) .*\\[heap\\]", open("/proc/self/maps").read())
 low, high = (int(end, 16) for end in heap)
-print(signal.getsignal(signal.SIGINT).__name__, high - low > 2**26)
+level = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "unset")
+print(signal.getsignal(signal.SIGINT).__name__, high - low > 2**26, level)
 """
 
 
@@ -34,12 +35,13 @@ print(signal.getsignal(signal.SIGINT).__name__, high - low > 2**26)
 @pytest.mark.skipif(any(pathlib.Path("/dev").glob("nvidia[0-9]*")), reason="malloc stays as it is")
 @pytest.mark.parametrize(
     ("then", "found"),
-    [("", "default_int_handler False"), ("start.as_command()", "leave True")],
+    [("", "default_int_handler False unset"), ("start.as_command()", "leave True 3")],
     ids=["imported", "as a command"],
 )
-def test_importing_agejax_changes_neither_ctrl_c_nor_malloc_and_a_command_does(then, found):
+def test_importing_agejax_changes_no_ctrl_c_malloc_or_log_level_and_a_command_does(then, found):
     """Where malloc does not map a block from the kernel, 64 MiB come from the heap."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    ours = ("MALLOC_", "TF_CPP_")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     done = subprocess.run(
         [sys.executable, "-c", LOOK.format(then=then)],
         cwd=ROOT, env=environment, capture_output=True, text=True, check=True,

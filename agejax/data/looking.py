@@ -9,6 +9,8 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
+from agejax.logging import progress
+
 CHUNK = 256  # images per task of a thread
 SHARPNESS_EDGE = 128  # pixels; larger images are shrunk to it, so that sharpness is comparable
 T = TypeVar("T")
@@ -17,9 +19,11 @@ T = TypeVar("T")
 def by_chunks(look: Callable[[np.ndarray], Iterable[T]], rows: np.ndarray) -> Iterator[T]:
     """Yields what `look` returns for each `CHUNK` of rows int [N], in order; runs in threads."""
     chunks = (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor() as pool, progress.Count("looked at", len(rows)) as count:
         for results in pool.map(look, chunks):
-            yield from results
+            for result in results:
+                yield result
+                count.add()
 
 
 def sharpness(grey: np.ndarray) -> float:

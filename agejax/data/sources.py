@@ -17,7 +17,6 @@ import io
 import json
 import os
 import pathlib
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -275,8 +274,7 @@ def _tfds(
         download.beam_options = PipelineOptions(list(beam))
         arguments["parts"] = PARTS
 
-    if not sys.stderr.isatty():
-        tfds.disable_progress_bar()
+    tfds.disable_progress_bar()  # the builder has ours
     with _quiet():
         made = builder(data_dir=str(folder), **arguments)
         made.download_and_prepare(download_config=download)  # does nothing if already prepared

@@ -587,7 +587,7 @@ OTHERS = (
     ),
     Mutation(
         "copies are augmented like the original", TRAIN,
-        "        config.sampling.copy_strength,\n", "        1.0,\n",
+        "config.sampling.copy_strength, bool(", "1.0, bool(",
         ("test_loop.py::test_later_draws_of_a_row_reach_the_step_with_their_strength",),
     ),
     Mutation(

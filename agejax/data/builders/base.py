@@ -22,7 +22,7 @@ import tensorflow_datasets as tfds
 from agejax import tables
 from agejax.data.builders import archives
 from agejax.errors import UserError, one_line
-from agejax.logging import console
+from agejax.logging import console, progress
 from agejax.paths import expand
 from agejax.settings import Group
 
@@ -281,7 +281,10 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         return {SPLIT: on_beam.Examples(type(self), self._reader, self.parts, self._unread)}
 
     def _generate_examples(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        yield from self.examples()
+        with progress.Count(f"{self.name}: read", None) as count:
+            for example in self.examples():
+                yield example
+                count.add()
         self._keep()
 
     def examples(self) -> Iterator[tuple[str, dict[str, Any]]]:
