@@ -12,6 +12,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
+import re
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ import numpy as np
 from scipy import optimize, stats
 
 from agejax import files
+from agejax.errors import UserError
 from agejax.evaluation import bootstrap, metrics
 from agejax.evaluation.bootstrap import RESAMPLES
 from agejax.labels import LABELS
@@ -61,6 +63,21 @@ def parser(name: str, doc: str) -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--folder", default=f"runs/{name}")
     return parser
+
+
+def chosen(known: Mapping[str, Arm], only: str, reference: str) -> dict[str, Arm]:
+    """The arms whose names match a regex, and the reference, in their order.
+
+    Raises:
+      UserError: no name matches, or it is no regex.
+    """
+    try:
+        names = [name for name in known if re.search(only, name)]
+    except re.error as error:
+        raise UserError(f"--only={only}: not a regular expression ({error})") from error
+    if not names:
+        raise UserError(f"--only={only}: no arm has such a name; there are {', '.join(known)}")
+    return {name: arm for name, arm in known.items() if name == reference or name in names}
 
 
 def run(

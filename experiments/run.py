@@ -5,8 +5,9 @@
 Trains every arm with every seed in turn, and scores it on the test split at the end; finished arms
 are skipped, stopped ones resume. As cluster jobs: --arm=NAME --seed=N trains one, and --task=N the
 one with number N in an array (experiments/slurm/arms.sbatch).
-Writes experiments/results/NAME-SCALE.json and .md: our figures beside the published ones, with
+Writes runs/SYSTEM-SCALE/SYSTEM-SCALE.json and .md: our figures beside the published ones, with
 intervals over seeds and images; and charts: errors by decade, confusion matrices, curves.
+--output=experiments/results/SYSTEM-SCALE records them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import argparse
 import importlib
 import json
 import pathlib
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -106,11 +106,7 @@ def run(
       (the table in Markdown, the contents of the JSON file, charts by name).
     """
     system = importlib.import_module(f"experiments.systems.{name}")
-    chosen: dict[str, Arm] = {
-        arm: what
-        for arm, what in system.arms(setting).items()
-        if arm == system.REFERENCE or re.search(only, arm)
-    }
+    chosen = arms.chosen(system.arms(setting), only, system.REFERENCE)
     scores = arms.run(chosen, seeds, folder, "test")
     base = scores[system.REFERENCE]
     for of in scores.values():
@@ -159,12 +155,14 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--synthetic", help="faces without labels, for architectures")
     parser.add_argument("--genders", help="a run that knows genders, for architectures")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", default="", help="regex of the arms")
+    parser.add_argument("--only", default="", metavar="REGEX", help="of the arms' names")
     parser.add_argument("--arm", help="train this one alone, for a cluster's job")
     parser.add_argument("--seed", type=int, help="with this seed, for a cluster's job")
     parser.add_argument("--task", type=int, help="of an array: arms that need no other, by seeds")
     parser.add_argument("--folder", type=pathlib.Path, help="default: runs/SYSTEM-SCALE")
-    parser.add_argument("--output", type=pathlib.Path, help="default: experiments/results/...")
+    parser.add_argument(
+        "--output", type=pathlib.Path, help="path without suffix; default: FOLDER/SYSTEM-SCALE"
+    )
     args = parser.parse_args(argv[1:])
     name = f"{args.system}-{args.scale}"
     folder = args.folder or pathlib.Path("runs") / name
@@ -187,8 +185,10 @@ def main(argv: Sequence[str]) -> None:
         seeds = range(args.seeds) if args.seed is None else (args.seed,)
         arms.run({args.arm: known[args.arm]}, seeds, folder, "test")
         return
+    output = args.output or folder / name
+    files.check_folder(output.parent, "--output")
     text, result, drawn = run(args.system, setting, range(args.seeds), folder, args.only)
-    output = args.output or pathlib.Path("experiments/results") / name
+    output.parent.mkdir(parents=True, exist_ok=True)
     for kind, chart in drawn.items():
         figure = output.with_name(f"{output.name}-{kind}.png")
         figure.write_bytes(chart.png)

@@ -18,7 +18,6 @@ if __name__ == "__main__":
     start.as_command()
 
 import pathlib
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -185,11 +184,11 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv[1:])
 
     changes = {name: change for group in GROUPS.values() for name, change in group.items()}
-    chosen = {
+    known = {
         name: arms.Arm(configure(args.source, args.pretrained, change))
         for name, change in changes.items()
-        if name == "regression-l1" or re.search(args.only, name)
     }
+    chosen = arms.chosen(known, args.only, "regression-l1")
     scores = arms.run(chosen, range(args.seeds), pathlib.Path(args.folder), "val")
     rows = {name: measure(arm, scores["regression-l1"]) for name, arm in scores.items()}
     output = pathlib.Path(args.output)

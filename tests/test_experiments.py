@@ -59,6 +59,31 @@ def test_an_arm_that_is_not_there_is_named(faces, tmp_path, capsys):
     assert "there are baseline, ins, undersample, dense-lmf" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("only", "message"),
+    [
+        ("nobody", "no arm has such a name; there are baseline, ins, undersample, dense-lmf"),
+        ("(", "not a regular expression"),
+    ],
+)
+def test_only_that_matches_no_arm_is_refused_and_the_arms_are_named(
+    only, message, faces, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    flags = ["imbalance", "--scale=smoke", f"--source={faces}", f"--only={only}"]
+    assert run_command(run.main, ["run", *flags]) == 2
+    assert f"--only={only}: {message}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_keeps_the_reference_and_the_order_of_the_arms():
+    known = imbalance.arms(setting.Setting("smoke"))
+    assert list(arms.chosen(known, "undersample|ins$", "baseline")) == [
+        "baseline", "ins", "undersample",
+    ]  # fmt: skip
+    assert arms.chosen(known, "", "baseline") == known
+
+
 def test_missing_weights_are_named(tmp_path):
     with pytest.raises(UserError, match="no file whose name begins with mobilenet_v3_small"):
         setting.Setting("cpu", weights=tmp_path).pretrained("mobilenet_v3_small")
