@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from agejax.errors import UserError, nearest
+from agejax.process import usage
 from agejax.process.command import run_command
 from agejax.version import __version__
 
@@ -71,6 +72,7 @@ def main() -> None:
     name, *arguments = sys.argv[1:] or [""]
     if name not in COMMANDS:
         sys.exit(run_command(show, sys.argv[1:]))
+    usage.typed(f"agejax {name}")
     sys.argv[1:] = arguments
     if not sys.flags.safe_path:
         sys.path.insert(0, os.getcwd())  # a config may import a module next to it

@@ -11,22 +11,18 @@ if __name__ == "__main__":
 
     start.as_command()
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from agejax.evaluation.baselines import ESTIMATORS, FEATURES
+from agejax.process import usage
 from agejax.process.command import run_command
 from agejax.reporting.baselines import evaluate_baseline
 from agejax.training import sharding
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m agejax.baselines",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = usage.parser(__doc__)
     parser.add_argument("--workdir", required=True, help="the folder of a trained run")
     parser.add_argument("--estimator", choices=tuple(ESTIMATORS), default="svm")
     parser.add_argument(

@@ -26,18 +26,30 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 
 
+def help_of_settings(argv: Sequence[str]) -> None:
+    """Where help on settings is requested, as in --help=config.schedule, prints it and exits.
+
+    Raises:
+      UserError: there is no such setting.
+    """
+    if topic := _help_topic(argv[1:]):
+        print(reference.text(topic), end="")
+        sys.exit()
+
+
 def parse(argv: Sequence[str], usage: str = "") -> ml_collections.ConfigDict:
     """Reads the config from a command line. Where help is requested, prints it and exits.
 
     Args:
-      usage: the first lines of the help: how to call the command, and what it does.
+      usage: what the help begins with: how to call the command, and what it does.
 
     Raises:
       UserError: absl or the config rejects it, its file raises an error or has no config, or a
         setting is not what `agejax.config.check` allows.
     """
-    if (topic := _help_topic(argv[1:])) is not None:
-        print(reference.text(topic) if topic else f"{usage}\n\n{_flags_help()}", end="")
+    help_of_settings(argv)
+    if _help_topic(argv[1:]) is not None:
+        print(f"usage: {usage}\n\n{_flags_help()}", end="")
         sys.exit()
     argv, parts = overrides.split(_with_config_file(argv))
     path = _config_path(argv)

@@ -13,23 +13,20 @@ if __name__ == "__main__":
 
     start.as_command()
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from agejax import command_line, files
 from agejax.paths import expand
+from agejax.process import usage
 from agejax.process.command import run_command
 from agejax.sweeps import folds
 from agejax.training import sharding
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m agejax.cross_validate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    command_line.help_of_settings(argv)
+    parser = usage.parser(__doc__, command_line.SETTINGS_HELP)
     parser.add_argument("--workdir", required=True, help="the folder of the folds' runs")
     parser.add_argument(
         "--protocol", metavar="DIR", help="the folder that python -m agejax.data.protocol wrote"

@@ -11,7 +11,6 @@ if __name__ == "__main__":
 
     start.as_command()
 
-import argparse
 import sys
 from collections.abc import Sequence
 
@@ -20,17 +19,14 @@ from agejax.distillation.files import PROBABILITIES
 from agejax.distillation.targets import TARGETS, write_targets
 from agejax.distillation.teachers import FEATURES
 from agejax.errors import check_keys
+from agejax.process import usage
 from agejax.process.command import run_command
 from agejax.runs import ensembles
 from agejax.training import sharding
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m agejax.distill",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = usage.parser(__doc__)
     parser.add_argument("--workdir", required=True, help="the folder of a trained run or ensemble")
     parser.add_argument("--output", required=True, help="the file to write, .npz")
     flags.add_data(parser)

@@ -13,13 +13,13 @@ if __name__ == "__main__":
 
     start.as_command()
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from agejax.errors import UserError
 from agejax.evaluation import ensembling
 from agejax.paths import expand
+from agejax.process import usage
 from agejax.process.command import run_command
 from agejax.runs import batch_statistics
 from agejax.runs.ensembles import COMBINE, STATISTICS, VIEWS
@@ -27,11 +27,7 @@ from agejax.training import sharding
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m agejax.ensemble",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = usage.parser(__doc__)
     parser.add_argument("members", nargs="+", metavar="RUN[@STEP]", help="folders of trained runs")
     parser.add_argument("--output", required=True, help="the ensemble's folder")
     parser.add_argument("--combine", choices=COMBINE, default=COMBINE[0])

@@ -12,18 +12,18 @@ if __name__ == "__main__":
 
     start.as_command()
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from agejax.data import flags
+from agejax.process import usage
 from agejax.process.command import run_command
 from agejax.reporting import results
 from agejax.training import sharding
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m agejax.evaluate", description=__doc__)
+    parser = usage.parser(__doc__)
     parser.add_argument("--workdir", required=True, help="the folder of a trained run")
     flags.add_data(parser)
     parser.add_argument("--split", help="train, val, test, all; default: test, or all elsewhere")

@@ -11,20 +11,20 @@ if __name__ == "__main__":
 
     start.as_command()
 
-import argparse
 import sys
 from collections.abc import Sequence
 from typing import get_args
 
 from agejax.explanations.subject import Method
 from agejax.predicting.images import find_images
+from agejax.process import usage
 from agejax.process.command import run_command
 from agejax.reporting import explanations
 from agejax.training import sharding
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m agejax.explain", description=__doc__)
+    parser = usage.parser(__doc__)
     parser.add_argument("--workdir", required=True, help="the folder of a trained run")
     parser.add_argument("--method", choices=get_args(Method), default="lime")
     parser.add_argument("--target", default="age", help="age, gender, ethnicity: a head's label")

@@ -13,19 +13,19 @@ if __name__ == "__main__":
 
     start.as_command()
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from agejax.errors import UserError
 from agejax.exporting import files, quantize
 from agejax.exporting.web import runtime
+from agejax.process import usage
 from agejax.process.command import run_command
 from agejax.training import sharding
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m agejax.export", description=__doc__)
+    parser = usage.parser(__doc__)
     parser.add_argument("--workdir", required=True, help="the folder of a trained run")
     parser.add_argument("--output", required=True, help="the folder to write to")
     parser.add_argument("--format", choices=(*files.FORMATS, "both"), default="jax")

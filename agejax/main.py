@@ -24,7 +24,7 @@ from ml_collections import config_flags
 from agejax.command_line import FLAGS, parse
 from agejax.errors import UserError
 from agejax.paths import expand
-from agejax.process import interrupts
+from agejax.process import interrupts, usage
 from agejax.process.command import run_command
 
 COORDINATOR = flags.DEFINE_string(
@@ -43,7 +43,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; default: runs/
 
 def main(argv: Sequence[str]) -> None:
     """Trains, then scores the best checkpoint on the final split."""
-    config = parse(argv, f"usage: {__doc__}".rstrip())
+    config = parse(argv, usage.text(__doc__))
     with interrupts.handled_by(interrupts.leave):
         import jax
 

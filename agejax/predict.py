@@ -15,7 +15,6 @@ if __name__ == "__main__":
 
     start.as_command()
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from agejax.evaluation.calibration import Calibration
 from agejax.logging import console, progress
 from agejax.paths import expand
 from agejax.predicting import annotation, images, output, predictions
+from agejax.process import usage
 from agejax.process.command import run_command
 from agejax.runs import box
 from agejax.runs.ensembles import open_run
@@ -42,11 +42,7 @@ def introduction(run: Run) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m agejax.predict",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = usage.parser(__doc__)
     parser.add_argument(
         "--workdir", default=box.BOX,
         help="the folder of a trained run, a released model or an ensemble, or box:NAME; default: "

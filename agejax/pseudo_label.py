@@ -11,22 +11,18 @@ if __name__ == "__main__":
 
     start.as_command()
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from agejax.distillation.pseudo_labels import LABELS, pseudo_label
 from agejax.errors import UserError, check_keys
+from agejax.process import usage
 from agejax.process.command import run_command
 from agejax.training import sharding
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m agejax.pseudo_label",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = usage.parser(__doc__)
     parser.add_argument("--workdir", required=True, help="the folder of a trained run or ensemble")
     parser.add_argument("--source", help="a folder or archive of face crops")
     parser.add_argument("--dataset", default="image_folder", help="a data set's name")

@@ -1,8 +1,7 @@
-"""Lists every setting with its default, its allowed values, and a sentence of help.
+"""python -m agejax.reference > docs/config.md
 
-    python -m agejax.reference > docs/config.md
-
-writes the page; `python -m agejax.main --help=config.schedule` prints a part of it.
+Lists every setting with its default, its allowed values, and a sentence of help: the page
+docs/config.md. `python -m agejax.main --help=config.schedule` prints a part of it.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 
 from agejax.errors import UserError, nearest
+from agejax.process import usage
 from agejax.process.command import run_command
 from agejax.settings import Duration, Group, Setting
 
@@ -192,8 +192,7 @@ _SECTIONS: dict[str, Callable[[], Iterator[Section]]] = {
 
 
 def main(argv: Sequence[str]) -> None:
-    if argv[1:]:
-        raise UserError(f"unexpected argument {argv[1]!r}; it takes none")
+    usage.parser(__doc__).parse_args(argv[1:])
     print(markdown(), end="")
 
 

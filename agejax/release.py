@@ -11,21 +11,17 @@ if __name__ == "__main__":
 
     start.as_command()
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from agejax.exporting.release import STORAGE, release
+from agejax.process import usage
 from agejax.process.command import run_command
 from agejax.training import sharding
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m agejax.release",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = usage.parser(__doc__)
     parser.add_argument(
         "--workdir", required=True, help="the folder of a trained run, or of averaged weights"
     )

@@ -13,7 +13,6 @@ if __name__ == "__main__":
 
     start.as_command()
 
-import argparse
 import json
 import sys
 import warnings
@@ -23,6 +22,7 @@ from agejax import command_line, files
 from agejax.config import replaced
 from agejax.errors import UserError
 from agejax.paths import expand
+from agejax.process import usage
 from agejax.process.command import run_command
 from agejax.sweeps import space, study
 from agejax.sweeps.search import search
@@ -30,11 +30,8 @@ from agejax.training import sharding
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m agejax.sweep",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    command_line.help_of_settings(argv)
+    parser = usage.parser(__doc__, command_line.SETTINGS_HELP)
     parser.add_argument("--space", required=True, help="the Python file of the settings to search")
     parser.add_argument("--study", required=True, help="the folder of the study")
     parser.add_argument("--trials", type=int, default=25)

@@ -1,5 +1,7 @@
 """`agejax COMMAND`: lists the commands, and runs each as `python -m` runs its module."""
 
+import ast
+import importlib.util
 import pathlib
 import re
 import runpy
@@ -10,6 +12,7 @@ import sys
 import pytest
 
 from agejax import __main__ as front
+from agejax.process import usage
 
 ROOT = pathlib.Path(__file__).parents[1]
 AGEJAX = [sys.executable, "-m", "agejax"]
@@ -64,12 +67,40 @@ def test_a_command_runs_its_module_with_the_rest_of_the_line(name, tmp_path, mon
         runpy, "run_module",
         lambda module, run_name, alter_sys: run.append((module, run_name, alter_sys, sys.argv[1:])),
     )  # fmt: skip
+    monkeypatch.setattr(usage, "_typed", [])
     monkeypatch.setattr(sys, "argv", ["agejax", name, "--a=b", "c"])
     monkeypatch.setattr(sys, "path", ["bin"])
     monkeypatch.chdir(tmp_path)
     front.main()
     assert run == [(front.COMMANDS[name][0], "__main__", True, ["--a=b", "c"])]
     assert sys.path == [str(tmp_path), "bin"]
+    module = ast.parse(pathlib.Path(importlib.util.find_spec(run[0][0]).origin).read_text())
+    text = usage.text(ast.get_docstring(module, clean=False))
+    assert text.startswith(f"agejax {name} ")
+    assert f"python -m {run[0][0]} " not in text
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        ([sys.executable, "-m", "agejax.sweep"], "python -m agejax.sweep"),
+        ([*AGEJAX, "sweep"], "agejax sweep"),
+    ],
+)
+def test_help_and_errors_show_the_command_as_it_was_typed(call, name):
+    def said(*arguments):
+        return subprocess.run(
+            [*call, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+
+    shown = said("--help").stdout
+    assert shown.startswith(f"usage: {name} --config=FILE --space=FILE --study=DIR [")
+    assert "--config.schedule.lr=3e-3" in shown  # how to give settings
+    assert "--pruner" in shown
+    wrong = said("--trials=many")
+    assert wrong.returncode == 2
+    assert f"\n{name}: error: argument --trials: invalid int value" in wrong.stderr
+    assert said("--help=config.schedule").stdout.startswith("config.schedule: The learning rate")
 
 
 def test_train_ends_as_its_module_does(tmp_path):

@@ -12,7 +12,6 @@ if __name__ == "__main__":
 
     start.as_command()
 
-import argparse
 import pathlib
 import sys
 import threading
@@ -30,6 +29,7 @@ from agejax.faces import detection
 from agejax.faces.geometry import Geometry
 from agejax.logging import progress
 from agejax.paths import expand
+from agejax.process import usage
 from agejax.process.command import run_command
 from agejax.runs.ensembles import open_run
 
@@ -98,11 +98,7 @@ def _encoded(image: np.ndarray, suffix: str) -> bytes:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m agejax.data.align",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = usage.parser(__doc__)
     parser.add_argument("--source", required=True, help="the archive or folder of faces")
     parser.add_argument("--like", required=True, metavar="RUN", help="a run that was evaluated")
     parser.add_argument("--output", required=True, help="a folder that is not there yet")

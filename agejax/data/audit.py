@@ -12,7 +12,6 @@ if __name__ == "__main__":
 
     start.as_command()
 
-import argparse
 import pathlib
 import sys
 import time
@@ -23,6 +22,7 @@ from agejax.auditing import audit
 from agejax.data import flags, sources
 from agejax.errors import UserError
 from agejax.paths import expand
+from agejax.process import usage
 from agejax.process.command import run_command
 
 
@@ -34,10 +34,7 @@ def _shares(given: Sequence[str]) -> dict[str, float]:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m agejax.data.audit", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = usage.parser(__doc__)
     flags.add_preparing(parser)
     parser.add_argument(
         "--split-file", action="append", default=[], metavar="NAME=FILE",

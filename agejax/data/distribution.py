@@ -20,6 +20,7 @@ from agejax import command_line, files
 from agejax.auditing import distribution
 from agejax.data import opening, splits
 from agejax.paths import expand
+from agejax.process import usage
 from agejax.process.command import run_command
 from agejax.reporting import plots
 
@@ -28,7 +29,7 @@ OUTPUT = flags.DEFINE_string("output", None, "A folder for distribution.{json,tx
 
 
 def main(argv: Sequence[str]) -> None:
-    config = command_line.parse(argv, f"usage: {__doc__}".rstrip())
+    config = command_line.parse(argv, usage.text(__doc__))
     if OUTPUT.value is not None:
         files.check_folder(expand(OUTPUT.value), "--output")
     source = opening.open_source(config.data)

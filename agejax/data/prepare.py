@@ -21,21 +21,18 @@ if __name__ == "__main__":
 
     start.as_command()
 
-import argparse
 import importlib.util
 import sys
 from collections.abc import Sequence
 
 from agejax.data import cache, flags, sources
 from agejax.errors import UserError
+from agejax.process import usage
 from agejax.process.command import run_command
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m agejax.data.prepare", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = usage.parser(__doc__)
     flags.add_preparing(parser)
     parser.add_argument(
         "--beam", action="append", metavar="FLAG", help="of the pipeline, such as --beam=--runner=X"

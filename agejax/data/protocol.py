@@ -12,7 +12,6 @@ if __name__ == "__main__":
 
     start.as_command()
 
-import argparse
 import sys
 from collections.abc import Sequence
 
@@ -20,14 +19,12 @@ from agejax import files
 from agejax.data import facebase, flags, sources
 from agejax.errors import UserError
 from agejax.paths import expand
+from agejax.process import usage
 from agejax.process.command import run_command
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m agejax.data.protocol", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = usage.parser(__doc__)
     parser.add_argument(
         "--database", required=True, metavar="FILE",
         help="the benchmark's JSON file of the data set",

@@ -21,7 +21,6 @@ if __name__ == "__main__":
 
     start.as_command()
 
-import argparse
 import dataclasses
 import json
 import math
@@ -38,6 +37,7 @@ from jax.extend import core
 
 from agejax.errors import UserError, nearest
 from agejax.models import lowerings, registry
+from agejax.process import usage
 from agejax.process.command import run_command
 
 # Edge in pixels of the images that published weights were trained on, if not 224.
@@ -301,11 +301,7 @@ def describe_all(**options: Any) -> Iterator[Row]:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m agejax.models.summary",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = usage.parser(__doc__)
     parser.add_argument("--model", help="one of them; default: all")
     parser.add_argument("--image_size", type=int, help="default: what published weights expect")
     parser.add_argument("--num_classes", type=int, help="with the published classifier, as 1000")
