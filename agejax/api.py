@@ -16,8 +16,8 @@ import jax
 import ml_collections
 import numpy as np
 
-from agejax.config import check, replaced
-from agejax.errors import REMEDIES, UserError, line_in, one_line, reason
+from agejax.config import check, check_returned, file_error, replaced
+from agejax.errors import UserError, one_line
 from agejax.evaluation.calibration import Calibration
 from agejax.logging import console
 from agejax.paths import config_file
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     import pandas
 
 Folder = str | os.PathLike[str]
-HINT = "return agejax.config.default() with your changes"
 
 
 def config(name_or_path: str, /, **overrides: Any) -> ml_collections.ConfigDict:
@@ -53,19 +52,11 @@ def config(name_or_path: str, /, **overrides: Any) -> ml_collections.ConfigDict:
         get_config = runpy.run_path(path)["get_config"]
         found = get_config(argument) if argument else get_config()
     except (Exception, SystemExit) as error:
-        if where := line_in(path, error):
-            raise UserError(f"{path}, {where}") from error
-        if isinstance(error, OSError) and error.errno in REMEDIES:
-            raise UserError(f"{path} cannot be read: {reason(error)}") from error
-        if isinstance(error, KeyError):
-            raise UserError(f"{path} has no get_config(); let one {HINT}") from error
+        if line := file_error(path, error, path):
+            raise line from error
         raise
-    if not isinstance(found, ml_collections.ConfigDict):
-        raise UserError(f"{path}: get_config() returns {type(found).__name__}; let it {HINT}")
-    try:
-        changed = replaced(found, {key.replace("__", "."): v for key, v in overrides.items()})
-    except TypeError as error:  # ConfigDict's own
-        raise UserError(f"config: {error}") from error
+    check_returned(found, path)
+    changed = replaced(found, {key.replace("__", "."): v for key, v in overrides.items()})
     check(changed)
     return changed
 

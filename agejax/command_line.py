@@ -11,8 +11,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from agejax import overrides, reference
-from agejax.config import SETTINGS, check
-from agejax.errors import UserError, line_in
+from agejax.config import SETTINGS, check, check_returned, file_error
+from agejax.errors import UserError
 from agejax.paths import config_file
 from agejax.settings import Setting
 
@@ -59,16 +59,8 @@ def parse(argv: Sequence[str], usage: str = "") -> ml_collections.ConfigDict:
         if CONFIG.value is not None:
             getattr(CONFIG.value, "keys", None)  # raises now if the file cannot be read
     except (Exception, SystemExit) as error:
-        if path and (where := line_in(path, error)):
-            raise UserError(f"--config={path}, {where}") from error
-        if isinstance(error, AttributeError) and "'get_config'" in str(error):
-            raise UserError(
-                f"--config={path} has no get_config(); write one that returns "
-                "agejax.config.default() with your changes"
-            ) from error
-        if isinstance(error, OSError):  # the config's own error, which quotes the first one
-            reason = str(error).strip().splitlines()[-1].strip()
-            raise UserError(f"--config={path} cannot be loaded: {reason}") from error
+        if path and (line := file_error(path, error, f"--config={path}")):
+            raise line from error
         if not isinstance(error, _OF_ABSL):
             raise
         raise UserError(
@@ -82,11 +74,7 @@ def parse(argv: Sequence[str], usage: str = "") -> ml_collections.ConfigDict:
         raise UserError(f"unexpected argument {extra[0]!r}; flags look like --name=value")
     if path is None and CONFIG.value is None:
         raise UserError("--config is missing: name a file, such as --config=configs/quickstart.py")
-    if not isinstance(CONFIG.value, ml_collections.ConfigDict):
-        raise UserError(
-            f"--config={path}: get_config() returns {type(CONFIG.value).__name__}; let it return "
-            "agejax.config.default() with your changes"
-        )
+    check_returned(CONFIG.value, f"--config={path}")
     check(CONFIG.value)
     overrides.apply(CONFIG.value, parts)
     return CONFIG.value

@@ -11,11 +11,12 @@ from typing import Any
 
 import ml_collections
 
-from agejax.errors import UserError
+from agejax.errors import REMEDIES, UserError, line_in, reason
 from agejax.settings import Duration, Group, Setting
 from agejax.training import augment
 
 MOST = 2**31 - 1
+REMEDY = "return agejax.config.default() with your changes"
 
 SETTINGS = Group(
     "All settings of a run.",
@@ -451,27 +452,76 @@ def open_dict(path: str) -> tuple[Setting, tuple[str, ...], tuple[str, ...]] | N
 def replaced(
     config: ml_collections.ConfigDict, values: Mapping[str, Any]
 ) -> ml_collections.ConfigDict:
-    """A copy with the settings at dotted paths replaced; a dict becomes a part of the config.
-
-    A path such as "total.steps" replaces the unit of a duration.
+    """A copy with the settings at dotted paths replaced.
 
     Raises:
-      UserError: a path that does not exist.
+      UserError: as `put`.
     """
     copy = config.copy_and_resolve_references()
     with copy.unlocked():
         for path, value in values.items():
-            opened = open_dict(path)
-            *where, key = path.split(".")
-            if opened and isinstance(opened[0], Duration) and opened[2]:
-                *where, key = opened[1]
-                value = {".".join(opened[2]): value}
-            group = copy
-            for part in where:
-                if not isinstance(group.get(part), ml_collections.ConfigDict):
-                    raise UserError(f"config.{path}: there is no {part!r}")
-                group = group[part]
-            if key not in group and opened is None:
-                raise UserError(f"config.{path}: there is no setting {key!r}")
-            group[key] = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
+            put(copy, path, value, f"config.{path}")
     return copy
+
+
+def put(
+    config: ml_collections.ConfigDict, path: str, value: Any, where: str, *, new: bool = False
+) -> None:
+    """Sets the setting at a dotted path in an unlocked config; a dict becomes a part of it.
+
+    A value in an open dict has any type. A path such as "total.steps" replaces the unit of a
+    duration.
+
+    Args:
+      where: the place that messages name.
+      new: makes the dicts that are missing on the path, inside an open dict.
+
+    Raises:
+      UserError: a path that does not exist, a part of a value that has none, or a value of another
+        type.
+    """
+    setting, at, below = open_dict(path) or (None, tuple(path.split(".")), ())
+    if isinstance(setting, Duration) and below:
+        value, below = {".".join(below): value}, ()
+    *groups, key = at + below
+    group = config
+    try:
+        for depth, name in enumerate(groups):
+            if new and depth >= len(at) and group.get(name) is None:
+                group[name] = ml_collections.ConfigDict()
+            if name not in group:
+                raise UserError(f"{where}: there is no {name!r}")
+            if not isinstance(group[name], ml_collections.ConfigDict):
+                raise UserError(f"{where}: {name} is {group[name]!r}, which has no parts")
+            group = group[name]
+        if setting is None and key not in group:
+            raise UserError(f"{where}: there is no setting {key!r}")
+        if setting is not None and key in group:
+            del group[key]  # with its type
+        group[key] = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
+    except (TypeError, ValueError) as error:  # ConfigDict's own
+        raise UserError(f"{where}: {' '.join(str(error).split())}") from error
+
+
+def file_error(path: str, error: BaseException, where: str) -> UserError | None:
+    """The one line for an error that loading a config file raised; None for one of another origin.
+
+    Args:
+      where: the file as the user named it.
+    """
+    if place := line_in(path, error):
+        return UserError(f"{where}, {place}")
+    if isinstance(error, (AttributeError, KeyError)) and "'get_config'" in str(error):
+        return UserError(f"{where} has no get_config(); let one {REMEDY}")
+    if isinstance(error, OSError):
+        # ml_collections' own error has no number, and quotes the first one at its end.
+        quoted = (str(error).strip() or repr(error)).splitlines()[-1].strip()
+        why = reason(error) if error.errno in REMEDIES else quoted
+        return UserError(f"{where} cannot be read: {why}")
+    return None
+
+
+def check_returned(value: Any, where: str) -> None:
+    """Raises `UserError` where a file's get_config() has returned something else than a config."""
+    if not isinstance(value, ml_collections.ConfigDict):
+        raise UserError(f"{where}: get_config() returns {type(value).__name__}; let it {REMEDY}")

@@ -15,7 +15,7 @@ from typing import Any
 
 import ml_collections
 
-from agejax.config import open_dict
+from agejax.config import open_dict, put
 from agejax.errors import UserError, nearest
 from agejax.settings import Duration, Setting
 from agejax.training.durations import UNITS
@@ -91,10 +91,11 @@ def apply(config: ml_collections.ConfigDict, overrides: Sequence[Override]) -> N
                 unit = ".".join(each.below)
                 if unit not in UNITS:
                     raise UserError(f"{each.flag}: no unit {unit!r}; {nearest(unit, UNITS)}")
-                _set(config, each.at, {unit: _value(each.text, 0.0)}, each.flag)
+                old = 0.0
             else:
-                path = each.at + each.below
-                _set(config, path, _value(each.text, _at(config, path)), each.flag)
+                old = _at(config, each.at + each.below)
+            path = ".".join(each.at + each.below)
+            put(config, path, _value(each.text, old), each.flag, new=True)
     for each in overrides:
         name = each.below[0]
         if each.at == ("heads",) and name not in heads and not _at(config, ("heads", name, "kind")):
@@ -116,24 +117,6 @@ def _at(config: Any, path: Sequence[str]) -> Any:
     for part in path:
         config = config.get(part) if isinstance(config, ml_collections.ConfigDict) else None
     return config
-
-
-def _set(config: ml_collections.ConfigDict, path: Sequence[str], value: Any, flag: str) -> None:
-    """Sets the value at a path, whatever its old type; creates dicts on the way."""
-    *groups, key = path
-    group = config
-    try:
-        for name in groups:
-            if group.get(name) is None:
-                group[name] = ml_collections.ConfigDict()
-            if not isinstance(group[name], ml_collections.ConfigDict):
-                raise UserError(f"{flag}: {name} is {group[name]!r}, which has no parts")
-            group = group[name]
-        if key in group:
-            del group[key]
-        group[key] = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{flag}: {' '.join(str(error).split())}") from error
 
 
 def _value(text: str, old: Any) -> Any:
