@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -13,9 +14,13 @@ import pytest
 
 import tiny
 from agejax import export
+from agejax.data import sources
 from agejax.evaluation import metrics
-from agejax.exporting import card, description, files, jax_export, onnx_export
+from agejax.evaluation.calibration import Calibration
+from agejax.evaluation.uncertainty import ByGroup, GroupQuantile
+from agejax.exporting import card, description, files, jax_export, onnx_export, onnx_resize
 from agejax.exporting.prediction import any_batch, difference, prediction
+from agejax.labels import DECADES
 from agejax.models.lowerings.pool import mean_pool
 from agejax.process.command import run_command
 from agejax.runs.run import Run
@@ -275,6 +280,68 @@ def test_the_onnx_command_writes_labels_into_the_file(workdir, tmp_path):
     check_alone(ONNX_ALONE, tmp_path / "model.onnx", workdir, tmp_path)
     properties = {p.key: p.value for p in onnx.load_from_string(data).metadata_props}
     assert json.loads(properties["outputs"])["gender"]["classes"] == ["male", "female"]
+
+
+@pytest.mark.parametrize(
+    "shape", [(32, 32), (64, 64), (47, 33), (100, 81), (20, 25), (31, 90), (1, 1), (32, 90)]
+)
+def test_an_onnx_file_cuts_and_resizes_images_as_the_training_images(shape):
+    onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+
+    def tensor(name, *shape):
+        return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, shape)
+
+    graph = onnx.helper.make_graph(
+        onnx_resize.nodes(32), "resize", [tensor("images", "batch", "height", "width", 3)],
+        [tensor(onnx_resize.SQUARE, "batch", 32, 32, 3)],
+    )  # fmt: skip
+    opset = onnx.helper.make_opsetid("", onnx_export.OPSET)
+    model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=onnx_export.IR_VERSION)
+    x = np.random.default_rng(0).integers(0, 256, (2, *shape, 3), np.uint8)
+    resized = onnx_export.load(model.SerializeToString())(x)[onnx_resize.SQUARE]
+    expected = np.stack([sources.square(image, 32) for image in x])
+    assert resized.dtype == np.uint8
+    assert np.abs(resized.astype(int) - expected).max() <= 1
+    # An image of twice its edge is averaged by another routine, which rounds halves up.
+    assert np.mean(resized != expected) < (0.2 if shape == (64, 64) else 1e-3)
+
+
+def test_an_onnx_file_takes_images_of_any_size(workdir):
+    run = Run.open(workdir, devices=1)
+    model, graph = onnx_of(run)
+    sizes = [d.dim_param or d.dim_value for d in graph.input[0].type.tensor_type.shape.dim]
+    assert sizes == ["batch", "height", "width", 3]
+    x = np.random.default_rng(0).integers(0, 256, (3, 90, 47, 3), np.uint8)
+    expected = prediction(run)(np.stack([sources.square(image, 32) for image in x]))
+    assert np.ptp(expected["age"]) > 1e-3
+    assert difference(model(x), expected) <= 1e-3
+
+
+def test_an_export_carries_the_calibration(workdir, tmp_path):
+    onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    shutil.copytree(workdir, tmp_path / "run")
+    files.export(tmp_path / "run", tmp_path / "plain", ["onnx"])
+    assert json.loads((tmp_path / "plain" / "model.json").read_text())["calibration"] is None
+    assert "no calibration" in (tmp_path / "plain" / "model_card.md").read_text()
+
+    step = Run.open(workdir, devices=1).step
+    width = GroupQuantile(40, 12.5, True)
+    widths = {"age": ByGroup(width, dict.fromkeys(DECADES, width))}
+    calibration = Calibration(step, 40, {"gender": 1.25}, widths)
+    calibration.save(tmp_path / "run")
+    files.export(tmp_path / "run", tmp_path / "fitted", ["onnx"])
+    info = json.loads((tmp_path / "fitted" / "model.json").read_text())
+    assert Calibration.from_json(info["calibration"]) == calibration
+    model = onnx.load(str(tmp_path / "fitted" / "model.onnx"))
+    properties = {p.key: p.value for p in model.metadata_props}
+    assert json.loads(properties["calibration"]) == info["calibration"]
+    assert "resized to 32 x 32" in json.loads(properties["input"])["resize"]
+    text = (tmp_path / "fitted" / "model_card.md").read_text()
+    assert "fitted to 40 images of the split `val`" in text
+    assert "T in `temperatures` (gender 1.250)" in text
+    assert "90 times in 100 (everybody: age 12.50)" in text
 
 
 def test_images_of_another_size_are_resized_inside(workdir):

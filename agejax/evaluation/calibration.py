@@ -109,11 +109,34 @@ class Calibration:
             if name in predictions
         }
 
-    def save(self, folder: pathlib.Path) -> None:
+    def as_json(self) -> dict[str, Any]:
+        """JSON data from which `from_json` makes it again."""
         values = dataclasses.asdict(dataclasses.replace(self, geometry=None))
         if self.geometry is not None:
             values["geometry"] = self.geometry.as_json()
-        values = files.clean(values)
+        cleaned: dict[str, Any] = files.clean(values)
+        return cleaned
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Calibration | None:
+        """The calibration in JSON data; None where the data is damaged."""
+        try:
+            widths = {
+                name: ByGroup(
+                    GroupQuantile(**fitted["everybody"]),
+                    {group: GroupQuantile(**one) for group, one in fitted["groups"].items()},
+                )
+                for name, fitted in values["widths"].items()
+            }
+            framing = values["geometry"]
+            geometry = None if framing is None else Geometry.from_json(framing)
+            read = cls(**{**values, "widths": widths, "geometry": geometry})
+            return read if read._is_right() else None
+        except (*DAMAGE, AttributeError):
+            return None
+
+    def save(self, folder: pathlib.Path) -> None:
+        values = self.as_json()
         files.write_json(folder / FILE, values | {"digest": files.digest(values)})
 
     @classmethod
@@ -138,17 +161,7 @@ class Calibration:
                 return None
             if image_size not in (None, stored.get("image_size", 0)):
                 return None
-            stored["widths"] = {
-                name: ByGroup(
-                    GroupQuantile(**fitted["everybody"]),
-                    {group: GroupQuantile(**one) for group, one in fitted["groups"].items()},
-                )
-                for name, fitted in stored["widths"].items()
-            }
-            if stored["geometry"] is not None:
-                stored["geometry"] = Geometry.from_json(stored["geometry"])
-            read = cls(**stored)
-            return read if read._is_right() else None
+            return cls.from_json(stored)
         except (OSError, *DAMAGE, AttributeError):  # missing or damaged: it is made again
             return None
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from agejax import files
 from agejax.errors import DAMAGE, UserError
-from agejax.evaluation import metrics
+from agejax.evaluation import metrics, uncertainty
 from agejax.evaluation.calibration import Calibration
 from agejax.exporting import quantize
 from agejax.logging import console
@@ -84,8 +84,11 @@ know all of them; read them before you pass this model on:
 ## How to run it
 
 It takes uint8 images [batch, {size}, {size}, 3] and does the rest itself: \
-{steps}. The files, and the largest difference of each from the run (as a share of the largest \
-value): {files}.
+{steps}. The training images were cut to their centre square and resized to {size} x {size}: an \
+area mean where that shrinks an image (cv2.INTER_AREA), bicubic where it enlarges one \
+(cv2.INTER_CUBIC). An ONNX file takes images [batch, height, width, 3] of any size and does the \
+same, within 1 of 255 in a pixel; for the JAX file, resize them first. The files, and the largest \
+difference of each from the run (as a share of the largest value): {files}.
 
 ```python
 # JAX alone
@@ -99,7 +102,29 @@ session = onnxruntime.InferenceSession("model.onnx")
 names = [output.name for output in session.get_outputs()]
 predictions = dict(zip(names, session.run(names, {{"images": images}})))
 ```
+
+`agejax.load("model.onnx").predict("photo.jpg")` does all of this, with intervals.
+
+## Intervals and calibrated probabilities
+
+{calibration}
 """
+
+# What a user of an exported model has to calculate, as `Calibration` does.
+APPLY = """\
+The outputs are the network's own. `calibration` in model.json, and in the metadata of an ONNX \
+file, has what agejax applies to them. It was fitted to {n:,} images of the split `{split}`, and \
+holds for images like those.
+
+- Probabilities p of classes become p^(1/T), divided by their sum, with T in `temperatures`\
+{temperatures}.
+- An age has an interval of ± q years, with q in `widths`: of the decade of the predicted age in \
+`groups`, or of `everybody`. Where there is an output `age_sigma`, q counts multiples of it. The \
+interval is cut to {low:.0f} to {high:.0f} years. It holds the label {share:.0f} times in 100\
+{widths}."""
+UNCALIBRATED = """\
+The run has no calibration, so there are no intervals, and probabilities are as the network gives \
+them. `python -m agejax.evaluate` makes one; then export again."""
 
 
 def of_export(run: Run, info: Mapping[str, Any]) -> str:
@@ -109,7 +134,7 @@ def of_export(run: Run, info: Mapping[str, Any]) -> str:
       info: the contents of model.json.
     """
     return EXPORT.format(
-        **{k: v for k, v in info.items() if k not in ("outputs", "files", "quantization")},
+        **{k: info[k] for k in ("run", "step", "backbone", "agejax", "data")},
         size=info["input"]["shape"][1],
         outputs=outputs(info),
         scores=scores(run) or UNMEASURED.format(workdir=box.name_of(run.workdir)),
@@ -120,6 +145,26 @@ def of_export(run: Run, info: Mapping[str, Any]) -> str:
         terms=terms(lineage.of(run)),
         steps="; ".join(info["preprocessing_inside"]),
         files=", ".join(f"{f['name']} {f['parity']:.0e}" for f in info["files"].values()),
+        calibration=_apply(info["calibration"]),
+    )
+
+
+def _apply(stored: Mapping[str, Any] | None) -> str:
+    """How to apply a calibration, as JSON data, to the outputs of an exported model."""
+    calibration = None if stored is None else Calibration.from_json(stored)
+    if calibration is None:
+        return UNCALIBRATED
+    temperatures = ", ".join(f"{k} {t:.3f}" for k, t in calibration.temperatures.items())
+    widths = ", ".join(f"{k} {w.everybody.q:.2f}" for k, w in calibration.widths.items())
+    low, high = uncertainty.AGES
+    return APPLY.format(
+        n=calibration.n,
+        split=calibration.split,
+        temperatures=f" ({temperatures})" if temperatures else "",
+        widths=f" (everybody: {widths})" if widths else "",
+        share=100 * (1 - calibration.alpha),
+        low=low,
+        high=high,
     )
 
 

@@ -10,13 +10,18 @@ import jax.export
 import numpy as np
 
 from agejax import heads
+from agejax.evaluation.calibration import Calibration
 from agejax.runs.run import Run
 from agejax.training import image_sizes
 from agejax.version import __version__
 
 
 def describe(run: Run, outputs: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
-    """The contents of model.json except the files: input, preprocessing, outputs and origin."""
+    """The contents of model.json except the files.
+
+    Input, preprocessing, outputs, origin, and the run's calibration, as calibration.json has it;
+    without one, None.
+    """
     config = run.config
     size, inside = config.data.image_size, image_sizes.of_evaluation(config)
     nothing = {head.label: np.zeros(0) for head in run.heads.values()}
@@ -26,6 +31,7 @@ def describe(run: Run, outputs: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str,
         steps.append(f"resize to {inside} x {inside}, bilinear")
     steps.append(f"(x - mean) / std of RGB, mean {list(config.model.mean)}, "
                  f"std {list(config.model.std)}")  # fmt: skip
+    calibration = Calibration.read(run.workdir, run.step, config.eval.get("image_size", 0))
     return {
         "run": run.workdir.resolve().name,
         "step": run.step,
@@ -39,6 +45,9 @@ def describe(run: Run, outputs: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str,
             "dtype": "uint8",
             "shape": ["batch", size, size, 3],
             "layout": "NHWC, RGB, a face that fills the square as in the training data",
+            "resize": f"Images of another size: their centre square, resized to {size} x {size}; "
+            "an area mean where that shrinks it (cv2.INTER_AREA), bicubic where it grows "
+            "(cv2.INTER_CUBIC). An ONNX file does this itself.",
         },
         "preprocessing_inside": steps,
         "outputs": {
@@ -50,5 +59,6 @@ def describe(run: Run, outputs: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str,
             )
             for name, out in outputs.items()
         },
+        "calibration": None if calibration is None else calibration.as_json(),
         "files": {},
     }

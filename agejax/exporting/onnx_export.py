@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from agejax.errors import UserError
+from agejax.exporting import onnx_resize
 from agejax.exporting.prediction import Predict
 from agejax.models import lowerings
 from agejax.version import __version__
@@ -23,10 +24,12 @@ Operation = Callable[..., str]
 
 
 def to_onnx(predict: Predict, images: jax.ShapeDtypeStruct, info: Mapping[str, Any]) -> bytes:
-    """Converts `predict` to an ONNX model for any batch size, with `info` as its metadata.
+    """Converts `predict` to an ONNX model, with `info` as its metadata.
+
+    The model takes uint8 images [batch, H, W, 3] of any size and number, and resizes them itself.
 
     Args:
-      images: uint8 [batch, S, S, 3] with a symbolic batch.
+      images: what `predict` takes, uint8 [batch, S, S, 3] with a symbolic batch.
 
     Raises:
       UserError: an operation that neither `ELEMENTWISE` nor `OPERATIONS` holds.
@@ -36,21 +39,22 @@ def to_onnx(predict: Predict, images: jax.ShapeDtypeStruct, info: Mapping[str, A
     with lowerings.plain():
         closed, shapes = jax.make_jaxpr(predict, return_shape=True)(images)
     graph = Graph(images)
+    graph.nodes += onnx_resize.nodes(images.shape[1])
     # JAX flattens a dict sorted by key.
-    values = graph.run(closed.jaxpr, closed.consts, [Value("images", images.shape)])
+    values = graph.run(closed.jaxpr, closed.consts, [Value(onnx_resize.SQUARE, images.shape)])
     for name, value in zip(sorted(shapes), values, strict=True):
         graph.node("Identity", graph.full(value, shapes[name].shape), name=name)
 
-    def tensor(name: str, like: jax.ShapeDtypeStruct) -> Any:
-        shape = [n if isinstance(n, int) else str(n) for n in like.shape]
-        return onnx.helper.make_tensor_value_info(name, onnx_type(like.dtype), shape)
+    def tensor(name: str, dtype: Any, shape: Sequence[Any]) -> Any:
+        sizes = [n if isinstance(n, int) else str(n) for n in shape]
+        return onnx.helper.make_tensor_value_info(name, onnx_type(dtype), sizes)
 
     model = onnx.helper.make_model(
         onnx.helper.make_graph(
             graph.nodes,
             "agejax",
-            [tensor("images", images)],
-            [tensor(name, shapes[name]) for name in sorted(shapes)],
+            [tensor("images", images.dtype, (images.shape[0], "height", "width", 3))],
+            [tensor(name, shapes[name].dtype, shapes[name].shape) for name in sorted(shapes)],
             graph.initializers,
         ),
         opset_imports=[onnx.helper.make_opsetid("", OPSET)],
