@@ -22,9 +22,9 @@ from agejax.evaluation.calibration import Calibration
 from agejax.logging import console
 from agejax.paths import config_file
 from agejax.predicting import images, output, predictions
+from agejax.predicting.model import Model, open_model
 from agejax.reporting import results
 from agejax.runs import box
-from agejax.runs.ensembles import open_run
 from agejax.runs.run import Run
 from agejax.train import train as loop
 from agejax.training import sharding
@@ -114,8 +114,14 @@ def evaluate(
       UserError: no run, no such data or split, or data without any label that the run predicts.
     """
     _keep_compiled_programs()
+    if not isinstance(run, Predictor):
+        workdir = _as_given(run)
+    elif run.run is None:
+        raise UserError(f"{run.model.name} is an exported file; name the run that it was made from")
+    else:
+        workdir = run.run.workdir
     return results.evaluate(
-        run.run.workdir if isinstance(run, Predictor) else _as_given(run),
+        workdir,
         dataset=dataset,
         source_path=source,
         split=split,
@@ -131,28 +137,31 @@ def load(run: Folder = box.BOX) -> Predictor:
 
     Args:
       run: the folder of a run, an ensemble or a released model, or "box:NAME" for a model that
-        agejax comes with; default: the first of these.
+        agejax comes with; default: the first of these. Or a file that `agejax export` wrote,
+        model.onnx (onnxruntime must be installed) or model.jaxexport with model.json beside it.
 
     Raises:
       UserError: nothing of the kind is there, or it is damaged.
     """
     _keep_compiled_programs()
-    opened = open_run(_as_given(run))
-    size = opened.config.eval.get("image_size", 0)
-    return Predictor(opened, Calibration.read(opened.workdir, opened.step, size))
+    return Predictor(open_model(run))
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-    """A trained model, ready to predict.
+    """A trained model, ready to predict."""
 
-    Attributes:
-      run: its config, network and weights.
-      calibration: what its intervals and probabilities come from; None before `evaluate` made one.
-    """
+    model: Model
 
-    run: Run
-    calibration: Calibration | None
+    @property
+    def run(self) -> Run | None:
+        """The config, network and weights; None for an exported file."""
+        return self.model.run
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What intervals and probabilities come from; None before `evaluate` made one."""
+        return self.model.calibration
 
     def predict(
         self,
@@ -180,7 +189,7 @@ class Predictor:
         pictures = _pictures(given)
         if not pictures:
             return Predictions()
-        read = images.choose_reader(faces, self.run, self.calibration, pictures)
+        read = images.choose_reader(faces, self.model, pictures)
         counts = images.Counts()
 
         def report(picture: images.Picture, found: int | Exception) -> None:
@@ -189,8 +198,8 @@ class Predictor:
                 console.warning(one_line(f"skipped {picture}: {found}"))
 
         found = images.crops(pictures, read, report)
-        batch_size = predictions.batch_size_of(len(pictures), self.run)
-        made = Predictions(predictions.of_faces(self.run, found, batch_size, self.calibration))
+        batch_size = predictions.batch_size_of(len(pictures), self.model)
+        made = Predictions(predictions.of_faces(self.model, found, batch_size))
         if counts.skipped == counts.files:
             raise UserError(f"none of the {counts.files} file(s) is a readable image")
         return made

@@ -21,14 +21,13 @@ from collections.abc import Sequence
 
 from agejax import files
 from agejax.errors import UserError, one_line
-from agejax.evaluation.calibration import Calibration
 from agejax.logging import console, progress
 from agejax.paths import expand
 from agejax.predicting import annotation, images, output, predictions
+from agejax.predicting.model import open_model
 from agejax.process import usage
 from agejax.process.command import run_command
 from agejax.runs import box
-from agejax.runs.ensembles import open_run
 from agejax.runs.run import Run
 from agejax.training import sharding
 
@@ -45,8 +44,8 @@ def main(argv: Sequence[str]) -> None:
     parser = usage.parser(__doc__)
     parser.add_argument(
         "--workdir", default=box.BOX,
-        help="the folder of a trained run, a released model or an ensemble, or box:NAME; default: "
-        "the model that comes with agejax",
+        help="the folder of a trained run, a released model or an ensemble, an exported file, or "
+        "box:NAME; default: the model that comes with agejax",
     )  # fmt: skip
     parser.add_argument("--format", choices=("jsonl", "csv"), default="jsonl")
     parser.add_argument(
@@ -66,20 +65,19 @@ def main(argv: Sequence[str]) -> None:
         files.check_folder(expand(args.annotate), "--annotate")
         copies = annotation.places(paths, expand(args.annotate))
     sharding.start()
-    run = open_run(args.workdir)
+    model = open_model(args.workdir)
     counts = images.Counts()
-    calibration = Calibration.read(run.workdir, run.step, run.config.eval.get("image_size", 0))
-    if box.is_release(run.workdir):
-        console.note(introduction(run))
-    if calibration is None:
-        remedy = f"python -m agejax.evaluate --workdir={run.workdir} makes it"
-        released = box.is_release(run.workdir)
+    released = model.run is not None and box.is_release(model.run.workdir)
+    if model.run is not None and released:
+        console.note(introduction(model.run))
+    if model.calibration is None:
+        remedy = f" yet; python -m agejax.evaluate --workdir={model.name} makes it"
         console.note(
-            f"no intervals: {box.name_of(run.workdir)} has no calibration"
-            + ("" if released else f" yet; {remedy}")
+            f"no intervals: {model.name} has no calibration"
+            + ("" if released or model.run is None else remedy)
         )
-    read = images.choose_reader(args.faces, run, calibration, paths)
-    batch_size = predictions.batch_size_of(len(paths), run)
+    read = images.choose_reader(args.faces, model, paths)
+    batch_size = predictions.batch_size_of(len(paths), model)
     # Records that scroll over a terminal need no bar among them.
     counted = args.output is not None or not sys.stdout.isatty()
 
@@ -96,7 +94,7 @@ def main(argv: Sequence[str]) -> None:
         progress.Count("predicted", len(paths), "files") as count,
     ):
         faces = images.crops(paths, read, report)
-        records = predictions.of_faces(run, faces, batch_size, calibration)
+        records = predictions.of_faces(model, faces, batch_size)
         if args.annotate is not None:
             records = annotation.annotated(records, copies)
         output.write(records, args.format, out)

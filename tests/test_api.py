@@ -15,6 +15,7 @@ from agejax import predict
 from agejax.data import sources
 from agejax.errors import UserError
 from agejax.predicting import images
+from agejax.predicting import model as models
 from agejax.process.command import run_command
 
 
@@ -163,7 +164,7 @@ def test_a_face_in_an_array_has_its_box(model, faces, monkeypatch):
         return lambda photo: found if photo.any() else []
 
     monkeypatch.setattr(images, "face_finder", finder)
-    monkeypatch.setattr(images, "known_geometry", lambda workdir, step: "as trained")
+    monkeypatch.setattr(models, "known_geometry", lambda workdir, step: "as trained")
     first, second = model.predict(photos, faces="detect")
     assert (first["image"], first["face"], first["box"]) == (1, 0, [1.0, 2.0, 30.0, 40.0])
     assert (second["image"], second["face"]) == (1, 1)

@@ -249,9 +249,7 @@ def test_predict_without_a_run_uses_the_model_in_the_box(in_the_box, measured, f
     [(1, 1, 1), (2, 1, 2), (3, 1, 4), (37, 1, 64), (300, 1, 256), (1, 8, 8), (17, 8, 32)],
 )
 def test_few_numbers_of_images_compile_anew(images, devices, rows):
-    config = tiny.get_config()
-    config.eval.batch_size = 256
-    opened = types.SimpleNamespace(config=config, mesh=types.SimpleNamespace(size=devices))
+    opened = types.SimpleNamespace(batch_size=256, devices=devices)
     assert predictions.batch_size_of(images, opened) == rows
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from agejax import predict, tables
 from agejax.data import edits, sources
 from agejax.distillation import pseudo_labels
-from agejax.predicting import images, output, predictions
+from agejax.predicting import images, model, output, predictions
 from agejax.process.command import run_command
 from agejax.reporting import results
 from agejax.runs.run import Run
@@ -116,7 +116,7 @@ def test_the_labels_of_classes_named_as_formulas_are_written_as_texts(trained, t
     run = Run.open(trained, devices=1)
     run.facts.label_names["gender"] = ("=f()", "-m")
     faces = [images.Crop(tmp_path / "a.jpg", np.zeros((32, 32, 3), np.uint8))]
-    output.write(predictions.of_faces(run, faces, 1), "csv", out := io.StringIO())
+    output.write(predictions.of_faces(model.of_run(run), faces, 1), "csv", out := io.StringIO())
     header, row = csv.reader(io.StringIO(out.getvalue()))
     assert {"gender_=f()", "gender_-m"} <= set(header)
     assert len(row) == len(header)

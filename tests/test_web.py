@@ -27,7 +27,7 @@ from agejax.exporting.web import page, runtime
 from agejax.faces import detection
 from agejax.faces.detection import Detector
 from agejax.faces.geometry import Face, Geometry, align
-from agejax.predicting import images, output, predictions
+from agejax.predicting import images, model, output, predictions
 from agejax.process.command import run_command
 from agejax.runs.run import Run
 
@@ -136,8 +136,7 @@ def predicted(workdir, crops):
     """The flat records of `agejax.predict` for crops."""
     run = Run.open(workdir, devices=1)
     faces = [images.Crop(pathlib.Path(name), image) for name, image in crops.items()]
-    calibration = Calibration.read(workdir, run.step)
-    return [output.flat(record) for record in predictions.of_faces(run, faces, 16, calibration)]
+    return [output.flat(record) for record in predictions.of_faces(model.of_run(run), faces, 16)]
 
 
 def noise(height, width, seed=0, blur=0):

@@ -15,6 +15,8 @@ from agejax.runs.run import Run
 from agejax.training import image_sizes
 from agejax.version import __version__
 
+FILE = "model.json"
+
 
 def describe(run: Run, outputs: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
     """The contents of model.json except the files.

@@ -100,7 +100,7 @@ def export(
             f"{output / one['name']}: {one['bytes'] / 1e6:,.1f} MB, differs from the run by "
             f"{one['parity']:.1e} of the largest value{before}"
         )
-    files.write_json(output / "model.json", info)
+    files.write_json(output / description.FILE, info)
     files.write_text(output / "model_card.md", card.of_export(run, info))
     console.result("written beside it: model.json, model_card.md")
     return info

@@ -70,9 +70,14 @@ def to_onnx(predict: Predict, images: jax.ShapeDtypeStruct, info: Mapping[str, A
 
 
 def load(data: bytes) -> Predict:
+    """Loads what `to_onnx` made, as a function of images."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    return prediction_of(onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"]))
+
+
+def prediction_of(session: Any) -> Predict:
+    """The outputs of an `onnxruntime.InferenceSession` by name, as a function of images."""
     names = [output.name for output in session.get_outputs()]
     return lambda images: dict(zip(names, session.run(names, {"images": images}), strict=True))
 

@@ -21,12 +21,11 @@ from agejax.data import sources
 from agejax.data.builders import archives
 from agejax.data.builders.archives import SUFFIXES
 from agejax.errors import UserError
-from agejax.evaluation.calibration import Calibration, known_geometry
 from agejax.faces import detection
 from agejax.faces.geometry import Geometry
 from agejax.logging import console
 from agejax.paths import expand
-from agejax.runs.run import Run
+from agejax.predicting.model import Model
 
 WORKERS = 4  # threads that read and decode
 
@@ -195,9 +194,7 @@ def face_finder(geometry: Geometry, image_size: int) -> Callable[[np.ndarray], l
     return find
 
 
-def choose_reader(
-    faces: str, run: Run, calibration: Calibration | None, pictures: Sequence[Picture]
-) -> Reader:
+def choose_reader(faces: str, model: Model, pictures: Sequence[Picture]) -> Reader:
     """Chooses whether to read images as crops or as photos, and logs what may spoil the ages.
 
     Args:
@@ -207,10 +204,10 @@ def choose_reader(
     Raises:
       UserError: "detect" without a detector, or with training images whose frame is unknown.
     """
-    size = run.config.data.image_size
+    size = model.image_size
     if faces == "detect":
-        return photo_reader(known_geometry(run.workdir, run.step), size)
-    geometry = calibration.geometry if calibration else None
+        return photo_reader(model.geometry(), size)
+    geometry = model.calibration.geometry if model.calibration else None
     crops = crop_reader(size)
     if faces == "auto" and geometry is not None and detection.Detector.if_installed() is None:
         console.note(

@@ -8,28 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from agejax import heads
-from agejax.evaluation.calibration import Calibration
 from agejax.predicting.images import Crop
-from agejax.runs.run import Run
+from agejax.predicting.model import Model
 
 if TYPE_CHECKING:
     from agejax.data.pipeline import HostBatch
 
 
-def of_faces(
-    run: Run, faces: Iterable[Crop], batch_size: int, calibration: Calibration | None = None
-) -> Iterator[dict[str, Any]]:
+def of_faces(model: Model, faces: Iterable[Crop], batch_size: int) -> Iterator[dict[str, Any]]:
     """Yields one record per face.
 
     A record holds the face's path and place, where known, age (years) and
-    {target: {class: probability}}; with a calibration, the probabilities are calibrated, and
-    age_low and age_high (years) are added.
+    {target: {class: probability}}; where the model has a calibration, the probabilities are
+    calibrated, and age_low and age_high (years) are added.
     """
-    nothing = {head.label: np.zeros(0) for head in run.heads.values()}
-    classes = heads.derive(run.heads, nothing, run.facts.label_names)[1]
+    calibration = model.calibration
     for batch in _batches(faces, batch_size):
-        said = run.predict([_pad(np.stack([face.image for face in batch]), batch_size)])
+        said = model.predict(_pad(np.stack([face.image for face in batch]), batch_size))
         intervals = calibration.intervals(said) if calibration else {}
         said = said | (calibration.probabilities(said) if calibration else {})
         for i, face in enumerate(batch):
@@ -43,16 +38,15 @@ def of_faces(
                         record[f"{name}_low"] = round(float(low[i]), 2)
                         record[f"{name}_high"] = round(float(high[i]), 2)
                 else:
-                    record[name] = {
-                        c: round(float(p), 4) for c, p in zip(classes[name], values[i], strict=True)
-                    }
+                    shares = zip(model.classes[name], values[i], strict=True)
+                    record[name] = {c: round(float(p), 4) for c, p in shares}
             yield record
 
 
-def batch_size_of(images: int, run: Run) -> int:
+def batch_size_of(images: int, model: Model) -> int:
     """Rows of a batch: a power of two per device, so that few sizes are compiled."""
-    rows = 2 ** math.ceil(math.log2(max(images / run.mesh.size, 1))) * run.mesh.size
-    return int(min(run.config.eval.batch_size, rows))
+    rows = 2 ** math.ceil(math.log2(max(images / model.devices, 1))) * model.devices
+    return int(min(model.batch_size, rows))
 
 
 def _batches(faces: Iterable[Crop], size: int) -> Iterator[list[Crop]]:
