@@ -21,7 +21,7 @@ COMMANDS = {
     "export": ("agejax.export", "write a model that needs no agejax: JAX, ONNX or a web page"),
     "release": ("agejax.release", "pack a run as a small folder to share"),
     "ensemble": ("agejax.ensemble", "combine several runs into one"),
-    "distill": ("agejax.distill", "write the answers of a run, to teach another one"),
+    "distill": ("agejax.distill", "write a run's predictions, to teach another run"),
     "pseudo-label": ("agejax.pseudo_label", "label new faces with a run, to train on them"),
     "baselines": ("agejax.baselines", "fit classical estimators on a backbone's features"),
     "sweep": ("agejax.sweep", "search the settings of a config"),

@@ -26,7 +26,10 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--workdir", required=True, help="the folder of a trained run")
     parser.add_argument("--estimator", choices=tuple(ESTIMATORS), default="svm")
     parser.add_argument(
-        "--features", choices=FEATURES, default="run", help="as trained, or as training found them"
+        "--features",
+        choices=FEATURES,
+        default="run",
+        help="of the trained backbone, or of its pretrained weights",
     )
     parser.add_argument("--split", default="test")
     parser.add_argument("--output", help="default: WORKDIR/baselines/ESTIMATOR-FEATURES-SPLIT")

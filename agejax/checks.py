@@ -78,8 +78,8 @@ def with_data(config: Any, rows: Mapping[str, np.ndarray]) -> None:
         )
     if "val" not in rows and config.eval.patience:
         raise UserError(
-            "config.eval.patience: stopping early takes a val split, and "
-            "config.data.split.val_of_train=0 leaves none; set one of them otherwise"
+            "config.eval.patience: early stopping needs a val split, and "
+            "config.data.split.val_of_train=0 leaves none; change one of the two"
         )
     final = config.eval.final_split
     if final and final not in (*rows, "all"):
@@ -89,8 +89,8 @@ def with_data(config: Any, rows: Mapping[str, np.ndarray]) -> None:
         )
     if "val" not in rows:
         console.note(
-            "no val split: nothing is evaluated while it trains, the last checkpoint counts as the "
-            "best, and nothing is calibrated"
+            "no val split: nothing is evaluated during the training, the last checkpoint counts "
+            "as the best, and nothing is calibrated"
         )
 
 

@@ -33,7 +33,7 @@ SETTINGS = Group(
             "--help=config.data.mixture lists them.",
         ),
         edits=Group(
-            "Changes of the data before it is split.",
+            "Changes to the data before it is split.",
             labels=Setting(
                 None,
                 "CSV of labels in place of the data set's own, such as corrected labels or "
@@ -94,7 +94,7 @@ SETTINGS = Group(
             val_of_train=Setting(
                 0.1,
                 "Share of train that becomes val where there is no val. 0: there is no val, and "
-                "its images are trained on, for a length that is known to be right.",
+                "its images are trained on; for trainings whose length needs no val.",
                 limits=(0, 0.99),
             ),
             calibration_of_val=Setting(
@@ -117,9 +117,9 @@ SETTINGS = Group(
         "How often each training image is drawn.",
         kind=Setting(
             "uniform",
-            "uniform: all alike. density: by DenseWeight of the age. lds: by the smoothed counts "
-            "of the age. inverse: by the counts of the classes `over`. oversample: copies for "
-            "decades with few images.",
+            "uniform: equally often. density: by DenseWeight of the age. lds: by the smoothed "
+            "counts of the age. inverse: by the counts of the classes `over`. oversample: copies "
+            "for decades with few images.",
             choices=("uniform", "density", "lds", "inverse", "oversample"),
         ),
         alpha=Setting(
@@ -205,19 +205,19 @@ SETTINGS = Group(
     ),
     distill=Group(
         "Teachers that the run learns from beside its labels: trained networks, or files of their "
-        "answers (docs/training.md).",
+        "predictions (docs/training.md).",
         runs=Setting((), "Folders of runs or ensembles; they see each image as it is augmented."),
         files=Setting((), "Files (.npz) that python -m agejax.distill writes."),
         onnx=Setting(
             {}, "ONNX models: name -> its settings; --help=config.distill.onnx lists them."
         ),
         share=Setting(
-            0.5, "Share of the loss that is the teachers'; the labels have the rest.", limits=(0, 1)
+            0.5, "The teachers' share of the loss; the labels have the rest.", limits=(0, 1)
         ),
         missing=Setting(
             "error",
-            "Training images that no file has a row for: an error, or they learn from their labels "
-            "alone.",
+            "Training images that no file has a row for: an error, or they learn from their "
+            "labels only.",
             choices=("error", "labels"),
         ),
         allow_seen=Setting(
@@ -245,8 +245,8 @@ SETTINGS = Group(
             ),
             teacher=Setting(
                 "",
-                "Whose features, where several teachers have some: a path of runs or files, or a "
-                "name of onnx.",
+                "The teacher whose features are learned, where several have features: a path of "
+                "runs or files, or a name of onnx.",
             ),
         ),
     ),
@@ -306,7 +306,7 @@ SETTINGS = Group(
             limits=(0, MOST),
         ),
         warmup=Duration(
-            {"percent": 30.0}, "one_cycle and warmup_cosine: the part in which it rises."
+            {"percent": 30.0}, "one_cycle and warmup_cosine: the duration of the rise."
         ),
         div=Setting(25.0, "one_cycle: peak / start.", limits=(1e-3, 1e12)),
         final_div=Setting(
@@ -338,7 +338,9 @@ SETTINGS = Group(
             "Metric that chooses the best checkpoint and stops early: a path into metrics.json, or "
             "loss.",
         ),
-        best_mode=Setting("min", "Which value of it is best.", choices=("min", "max")),
+        best_mode=Setting(
+            "min", "Whether the lowest or the highest value is the best.", choices=("min", "max")
+        ),
         patience=Setting(
             0,
             "Evaluations without a better value before the run stops early; 0: it does not.",
@@ -359,7 +361,7 @@ SETTINGS = Group(
     nonfinite=Setting(
         "stop",
         "What to do about a loss or gradient that is not finite: stop there, skip that step's "
-        "update, or roll back to the last checkpoint and pass over that step.",
+        "update, or roll back to the last checkpoint and leave that step out.",
         choices=("stop", "skip", "rollback"),
     ),
     watchdog=Setting(
@@ -370,8 +372,8 @@ SETTINGS = Group(
     ),
     deterministic=Setting(
         False,
-        "On a GPU, compiles the steps from algorithms alone that add in the same order every time; "
-        "they may be slower. On a CPU every step is so already.",
+        "On a GPU, compiles the steps from algorithms only that add in the same order every time; "
+        "they may be slower. On a CPU every step is already so.",
     ),
     sharding=Group(
         "The devices.",

@@ -30,7 +30,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--workdir", required=True, help="the folder of a trained run or ensemble")
     parser.add_argument("--output", required=True, help="the file to write, .npz")
     flags.add_data(parser)
-    parser.add_argument("--split", default="all", help="train,val,... of the run; default: all")
+    parser.add_argument(
+        "--split", default="all", help="splits of the run, such as train,val; default: all"
+    )
     parser.add_argument("--views", default="plain", help=f"some of {', '.join(ensembles.VIEWS)}")
     parser.add_argument("--targets", default=",".join(TARGETS), help="what to write; default: all")
     args = parser.parse_args(argv[1:])

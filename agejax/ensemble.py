@@ -31,24 +31,28 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("members", nargs="+", metavar="RUN[@STEP]", help="folders of trained runs")
     parser.add_argument("--output", required=True, help="the ensemble's folder")
     parser.add_argument("--combine", choices=COMBINE, default=COMBINE[0])
-    parser.add_argument("--weights", default="", help=".4,.6, or fit: on val; default: equal")
+    parser.add_argument(
+        "--weights", default="", help="0.4,0.6, or fit: fitted on val; default: equal"
+    )
     parser.add_argument("--views", default="plain", help=f"some of {', '.join(VIEWS)}")
     parser.add_argument(
         "--statistics", choices=STATISTICS, default=STATISTICS[0],
-        help="of batch norms, with --combine=weights; anew: computed on training images",
+        help="statistics of batch norms, with --combine=weights; anew: computed on training images",
     )  # fmt: skip
     parser.add_argument(
         "--batches",
         type=int,
         default=batch_statistics.BATCHES,
-        help="of them, for --statistics=anew",
+        help="batches of training images for --statistics=anew",
     )
     args = parser.parse_args(argv[1:])
     views = args.views.split(",")
     if unknown := set(views) - VIEWS.keys():
         raise UserError(f"--views={args.views}: {unknown.pop()!r} is none of {', '.join(VIEWS)}")
     if args.weights == "fit" and args.combine == "weights":
-        raise UserError("--weights=fit: predictions are fitted, weights of networks are given")
+        raise UserError(
+            "--weights=fit: it fits shares of predictions; with --combine=weights, give the shares"
+        )
     sharding.start()
     output = expand(args.output)
     weights = ensembling.create(

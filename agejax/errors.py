@@ -125,7 +125,7 @@ def reason(error: OSError) -> str:
 
 
 def brief(error: Exception) -> str:
-    """The message of an error, one line and not too long; a bare key says too little."""
+    """The message of an error, one line and not too long; a bare key explains too little."""
     text = repr(error) if isinstance(error, LookupError) or not str(error).strip() else str(error)
     text = " ".join(text.split())
     return text if len(text) <= 200 else f"{text[:200]}..."

@@ -26,7 +26,9 @@ def main(argv: Sequence[str]) -> None:
     parser = usage.parser(__doc__)
     parser.add_argument("--workdir", required=True, help="the folder of a trained run")
     flags.add_data(parser)
-    parser.add_argument("--split", help="train, val, test, all; default: test, or all elsewhere")
+    parser.add_argument(
+        "--split", help="train, val, test or all; default: test, or all on other data"
+    )
     parser.add_argument("--compare", metavar="RUN2", help="another run, on the same images")
     parser.add_argument(
         "--image_size", type=int, metavar="PIXELS",

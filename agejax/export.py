@@ -29,10 +29,12 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--workdir", required=True, help="the folder of a trained run")
     parser.add_argument("--output", required=True, help="the folder to write to")
     parser.add_argument("--format", choices=(*files.FORMATS, "both"), default="jax")
-    parser.add_argument("--quantize", choices=("int8",), help="of an ONNX file, or the page's")
+    parser.add_argument(
+        "--quantize", choices=("int8",), help="type of the weights of an ONNX file or a page"
+    )
     parser.add_argument(
         "--max_mae_change", type=float, default=quantize.MAX_MAE_CHANGE, metavar="YEARS",
-        help="by which int8 may raise the error on val; default %(default)s",
+        help="the largest increase of the error on val by int8; default: %(default)s",
     )  # fmt: skip
     parser.add_argument(
         "--source", help="the run's archive or folder, for int8; default: where its config says"
@@ -43,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     )  # fmt: skip
     args = parser.parse_args(argv[1:])
     if args.quantize and args.format == "jax":
-        raise UserError("--quantize=int8: of ONNX files only; use --format=onnx or web")
+        raise UserError("--quantize=int8: it is for ONNX files and pages; use --format=onnx or web")
     sharding.start()
     files.export(
         args.workdir,

@@ -201,13 +201,13 @@ def new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def write_bytes(path: pathlib.Path, data: bytes) -> None:
-    """Writes a file in one go, as `replacing` says."""
+    """Writes a file in one go, as `replacing` does."""
     with replacing(path) as file:
         file.write(data)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file of UTF-8 in one go, as `replacing` says."""
+    """Writes a file of UTF-8 in one go, as `replacing` does."""
     write_bytes(path, text.encode())
 
 

@@ -36,7 +36,7 @@ JOIN_TIMEOUT = flags.DEFINE_float(
     "join_timeout", 300.0, "Seconds to wait for the other processes.", lower_bound=1.0
 )
 DRY_RUN = flags.DEFINE_bool(
-    "dry_run", False, "Only says what would be trained, and what a step costs; writes no run."
+    "dry_run", False, "Only reports what would be trained and the cost of a step; writes no run."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; default: runs/<config name>.")
 

@@ -110,7 +110,7 @@ def main(argv: Sequence[str]) -> None:
     if counts.faceless:
         console.warning(f"no face in {counts.faceless} of {counts.files} photos")
     if args.annotate is not None:
-        console.note(f"the images with a face, boxes and ages drawn in, are in {args.annotate}/")
+        console.note(f"images with boxes and ages are in {args.annotate}/")
     console.note(
         f"{counts.faces} faces of {counts.files} files, {counts.skipped} skipped, "
         f"{counts.faces / seconds:,.0f} images/s"

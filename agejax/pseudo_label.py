@@ -26,11 +26,19 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--workdir", required=True, help="the folder of a trained run or ensemble")
     parser.add_argument("--source", help="a folder or archive of face crops")
     parser.add_argument("--dataset", default="image_folder", help="a data set's name")
-    parser.add_argument("--labels", default=",".join(LABELS), help="those to write; default: all")
+    parser.add_argument("--labels", default=",".join(LABELS), help="labels to write; default: all")
     parser.add_argument("--output", required=True, help="the folder to write to")
-    parser.add_argument("--keep", type=float, default=0.8, help="share of the surest; default .8")
     parser.add_argument(
-        "--probability", type=float, default=0.9, help="of a class, below it unknown; default .9"
+        "--keep",
+        type=float,
+        default=0.8,
+        help="share of the most certain images to keep; default: 0.8",
+    )
+    parser.add_argument(
+        "--probability",
+        type=float,
+        default=0.9,
+        help="least probability of a class, below which the label is unknown; default: 0.9",
     )
     args = parser.parse_args(argv[1:])
     sharding.start()

@@ -26,7 +26,9 @@ def main(argv: Sequence[str]) -> None:
         "--workdir", required=True, help="the folder of a trained run, or of averaged weights"
     )
     parser.add_argument("--output", required=True, help="the folder to write")
-    parser.add_argument("--storage", choices=STORAGE, default=STORAGE[0], help="of the kernels")
+    parser.add_argument(
+        "--storage", choices=STORAGE, default=STORAGE[0], help="type of the stored kernels"
+    )
     args = parser.parse_args(argv[1:])
     sharding.start()
     release(args.workdir, args.output, args.storage)

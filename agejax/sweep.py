@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--start", type=int, default=5, help="random trials to start with")
     parser.add_argument("--pruner", choices=study.PRUNERS, default="none")
     parser.add_argument("--storage", default="", help="a database's URL; default: sqlite in DIR")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampler")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sampler")
     args, rest = parser.parse_known_args(argv[1:])
     folder = expand(args.study)
     files.check_folder(folder, "--study")

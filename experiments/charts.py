@@ -93,7 +93,7 @@ def confusions(label: str, names: list[str], scores: Mapping[str, Scores]) -> Ch
     for axes in list(grid.flat)[len(scores) :]:
         axes.set_visible(False)
     alt = f"Confusion matrices of {label}, one an arm. {'; '.join(words)}."
-    return Chart.of(figure, f"{label.capitalize()}: what each class was taken for, %", alt)
+    return Chart.of(figure, f"{label.capitalize()}: what the model predicts for each class, %", alt)
 
 
 def curves(logs: Mapping[str, pathlib.Path]) -> Chart:

@@ -327,7 +327,7 @@ class Process:
     @property
     def said(self) -> str:
         """The output line that names the fault."""
-        named = re.compile("^agejax: |^a worker of|: set aside$|is made again$")
+        named = re.compile("^agejax: |^an input worker|: set aside$|is rebuilt$")
         return next((line for line in self.text.splitlines() if named.search(line)), "")
 
     @property
@@ -510,7 +510,7 @@ def table(result: dict[str, Any]) -> str:
     for row in result["rows"]:
         by_kind[row["kind"]].append(row)
     lines = [
-        f"| fault | n | {' | '.join(GOOD.values())} | starts, mean | what it said |",
+        f"| fault | n | {' | '.join(GOOD.values())} | starts, mean | message |",
         "|---" * (len(GOOD) + 4) + "|",
     ]
     for kind, rows in by_kind.items():
@@ -534,7 +534,7 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--faults", type=int, default=216)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=1, help="how many at once")
+    parser.add_argument("--jobs", type=int, default=1, help="how many faults run at once")
     parser.add_argument("--only", default="", help="regex of the kinds")
     parser.add_argument("--output", type=pathlib.Path, default=OUTPUT)
     args = parser.parse_args(argv[1:])

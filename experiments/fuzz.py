@@ -136,7 +136,7 @@ class Sandbox:
         """The paths that were written since the last call."""
         before, self._before = self._before, self._state()
         paths = sorted(before.keys() | self._before.keys())
-        return [f"{p} is not as before" for p in paths if before.get(p) != self._before.get(p)]
+        return [f"{p} has changed" for p in paths if before.get(p) != self._before.get(p)]
 
     def ready(self) -> None:
         """Records the current files, which no input has written."""
@@ -307,7 +307,7 @@ def main(argv: Sequence[str]) -> None:
     (args.output / "fuzz.md").write_text(text := table(tallies))
     print(f"\n{text}")
     if failed := sum(tally.failed for tally in tallies.values()):
-        raise UserError(f"{failed} inputs came to no good end; they are in {args.output}/fuzz.json")
+        raise UserError(f"{failed} inputs failed; they are in {args.output}/fuzz.json")
 
 
 if __name__ == "__main__":

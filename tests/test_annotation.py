@@ -54,7 +54,7 @@ def test_copies_lie_as_their_images_do(tmp_path):
     assert alone == tmp_path / "photo.jpg"
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "photo.jpg").write_text("mine")
-    with pytest.raises(UserError, match=r"^--annotate: .*/b/photo\.jpg is there already"):
+    with pytest.raises(UserError, match=r"^--annotate: .*/b/photo\.jpg exists already"):
         annotation.places(paths, tmp_path)
 
 
@@ -81,4 +81,4 @@ def test_the_command_writes_upright_copies_once(trained, faces, tmp_path, capsys
     assert sizes == {"a.jpg": ("JPEG", (40, 60)), "more/a.png": ("PNG", (60, 40))}
     assert (photos / "a.jpg").read_bytes() == before
     assert run_command(predict.main, command) == 2
-    assert f"{folder}/a.jpg is there already; name another" in capsys.readouterr().err
+    assert f"{folder}/a.jpg exists already; name another" in capsys.readouterr().err

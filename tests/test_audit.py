@@ -239,7 +239,7 @@ def test_the_command_writes_its_files(faces, cache, tmp_path, capsys):
         (["--dataset=utkfce"], "did you mean 'utkface'"),
         (["--source=/nowhere"], "/nowhere does not exist"),
         (["--split-file=train"], "NAME=VALUE"),
-        (["--split-file=a=x.txt", "--split-file=a=y.txt"], "'a' is there twice"),
+        (["--split-file=a=x.txt", "--split-file=a=y.txt"], "'a' is given twice"),
         (["--split-file=train=/nowhere.txt"], "/nowhere.txt cannot be read"),
         (["--split-file=train=EMPTY"], "names no image"),
         (["--fraction=train=much"], "write train=0.8"),

@@ -27,7 +27,7 @@ def test_years_are_learned_and_unknown_ones_left_out(estimator):
     fitted, options = estimators.fit(estimator, parts, labels)
     assert options in estimators.ESTIMATORS[estimator][2]
     known = np.isfinite(labels["val"])
-    said = estimators.say(fitted, parts["val"][known], None)
+    said = estimators.predict(fitted, parts["val"][known], None)
     error = np.abs(said - labels["val"][known]).mean()
     assert error < 0.5 * np.abs(labels["val"][known] - np.nanmedian(labels["train"])).mean()
 
@@ -41,7 +41,7 @@ def test_classes_are_learned_and_have_probabilities(estimator, classes):
     y[::9] = -1
     parts, labels = splits_of(x, y, 400)
     fitted, _ = estimators.fit(estimator, parts, labels)
-    p = estimators.say(fitted, parts["val"], classes + 1)  # one class has no image
+    p = estimators.predict(fitted, parts["val"], classes + 1)  # one class has no image
     np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-5)
     assert not p[:, -1].any()
     known = labels["val"] >= 0

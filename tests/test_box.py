@@ -317,7 +317,7 @@ def test_a_run_starts_from_all_that_the_model_in_the_box_has(
     fresh, start = start_of(config_of(faces, cache), tmp_path)
     out, err = capsys.readouterr()
     assert (
-        "starting from step 4 of box:small: took the backbone, head age, head ethnicity, head "
+        "starting from step 4 of box:small: loaded the backbone, head age, head ethnicity, head "
         "gender\n"
     ) in out
     assert "may have seen" not in err
@@ -508,7 +508,7 @@ def test_an_unmeasured_run_is_released_with_a_card_that_says_so(trained, tmp_pat
     text = (tmp_path / "out/card.md").read_text()
     assert "Not measured" in text
     assert "It is not calibrated" in text
-    assert "enclose the label" not in text
+    assert "contain the label" not in text
     image = str(ROOT / "docs/procedural_faces.jpg")
     assert run_command(predict.main, ["predict", f"--workdir={tmp_path / 'out'}", image]) == 0
     assert "has no calibration\n" in capsys.readouterr().err

@@ -109,7 +109,7 @@ def test_an_archive_with_a_flipped_bit_is_refused(kind, tmp_path, files):
 
 def test_what_is_no_archive_is_refused(tmp_path):
     (tmp_path / "x.tar.gz").write_bytes(b"<html>not found</html>")
-    with pytest.raises(UserError, match=r"no \.tar\.gz, \.tar or \.zip"):
+    with pytest.raises(UserError, match=r"not a \.tar\.gz, \.tar or \.zip"):
         faces(tmp_path / "x.tar.gz")
 
 

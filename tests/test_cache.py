@@ -139,7 +139,7 @@ def test_damaged_records_are_prepared_again(archive, place, made, capsys):
     flip(max(records.rglob("*.array_record*"), key=lambda path: path.stat().st_size), 100)
     shutil.rmtree(decoded(place))
     assert_same(load(archive, place), made[1])
-    assert "has changed since it was written) and is made again" in capsys.readouterr().err
+    assert "has changed since it was written) and is rebuilt" in capsys.readouterr().err
 
 
 def test_a_process_reads_a_whole_folder_once(archive, place, made, monkeypatch):
@@ -240,7 +240,7 @@ def test_the_command_names_what_is_damaged_and_changes_nothing(place, capsys):
     assert "labels.npz has changed" in err
     assert decoded(place, "labels.npz").read_bytes() == damaged
     assert run_command(prepare.main, [*command, "--dataset=aaf"]) == 2
-    assert "nothing is kept there of aaf" in capsys.readouterr().err
+    assert "it holds nothing of aaf" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------ a file that is cut short
@@ -330,7 +330,7 @@ def test_what_was_prepared_serves_though_the_archive_is_gone(archive, tmp_path, 
     assert_same(load(path, place), made[1])
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1
-    assert f"{path} is gone; what was prepared from it is used" in err
+    assert f"{path} does not exist; the cache prepared from it is used" in err
     assert load(path, place, size=8).images.shape == (12, 8, 8, 3)  # decoded from the records
     flip(decoded(place, "images.u8"), 7)
     assert_same(load(path, place), made[1])

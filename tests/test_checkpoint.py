@@ -252,7 +252,7 @@ def test_a_lost_config_json_changes_no_prediction_and_another_one_is_refused(sev
         ("data", "image_size", 33),
     ]:
         path.write_text(json.dumps(config | {group: config[group] | {key: other}}))
-        with pytest.raises(UserError, match=rf"config.json is not as .*{group}.{key} \("):
+        with pytest.raises(UserError, match=rf"config.json differs from .*{group}.{key} \("):
             Run.open(workdir, devices=1)
     moved = config | {"data": config["data"] | {"source": "elsewhere"}}
     path.write_text(json.dumps(moved))

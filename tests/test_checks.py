@@ -105,7 +105,7 @@ def test_a_batch_larger_than_the_training_split_is_refused(config, tmp_path):
     ("changes", "message"),
     [
         ({"eval__final_split": "tset"}, "the splits are test, train, val; .* not 'tset'"),
-        ({"data__split__val_of_train": 0.0, "eval__patience": 2}, "takes a val split"),
+        ({"data__split__val_of_train": 0.0, "eval__patience": 2}, "needs a val split"),
     ],
 )
 def test_settings_that_the_splits_do_not_suit_are_refused(config, tmp_path, changes, message):
@@ -132,7 +132,9 @@ def test_what_binds_a_run_is_saved_with_its_checkpoints(trained, config, tmp_pat
         (workdir / "config.json").unlink()
     else:
         (workdir / "config.json").write_text(json.dumps(to_json(config)))
-    with pytest.raises(UserError, match=r"trained by another config: schedule\.lr \(0\.003 -> 1\."):
+    with pytest.raises(
+        UserError, match=r"trained with another config: schedule\.lr \(0\.003 -> 1\."
+    ):
         train(config, workdir)
 
 

@@ -360,7 +360,7 @@ def test_an_output_that_cannot_be_written_is_one_line_before_any_work(
         monkeypatch.setattr(opening, "open_source", work)
     for place, message in places(tmp_path).items():
         if name == "align" and place in ("file", "pipe"):
-            message = "is there already"
+            message = "it exists already"
         given = f"{flag}={tmp_path / place}"
         assert message in said_by(command, given, *others, capsys=capsys)
     assert sorted(os.listdir(tmp_path)) == ["file", "link", "pipe"]

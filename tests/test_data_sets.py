@@ -88,7 +88,7 @@ def test_appa_real(kind, tmp_path):
     assert faces["valid/000007.jpg"].apparent_age_std == 4.5
     assert len(skipped) == 3
     assert any("000003.jpg_face.jpg: no row" in line for line in skipped)
-    assert any("000002.jpg_face.jpg: x is no age" in line for line in skipped)
+    assert any("000002.jpg_face.jpg: x is not an age" in line for line in skipped)
     assert "train/000009.jpg: no such face" in skipped
 
 
@@ -159,7 +159,7 @@ def test_a_second_image_of_a_name_is_skipped_and_listed(tmp_path):
     ):
         source = load(name, {f"a/{file}": 1, f"b/{file}": 2}, tmp_path, f"{name}.zip")
         assert source.ids.tolist() == [file]
-        assert source.skipped == (f"{file}: a second image of this name",)
+        assert source.skipped == (f"{file}: a second image with this name",)
 
 
 @pytest.mark.skipif(not AAF.exists(), reason=f"{AAF} is not there")
@@ -187,7 +187,7 @@ def test_agedb_and_fg_net_keep_people_together(tmp_path):
         "3_JohnWayne_40_m.jpg": (40, 0, "johnwayne"),
     }
     assert sorted(skipped) == [
-        "1_Maria_Callas_121_f.jpg: 121 is no age",
+        "1_Maria_Callas_121_f.jpg: 121 is not an age",
         "2_JohnWayne_35_x.jpg: not named [number]_[name]_[age]_[m|f].jpg",
     ]
     more = {"AgeDB/4_JohnWayne_50_m.jpg": 5}
@@ -303,7 +303,7 @@ def test_imdb_wiki(tmp_path):
     ]
     whole, ragged = wiki(), wiki(name=np.array([["A"]], object))
     for content in (b"no table", b"", ragged, *(whole[: len(whole) * i // 20] for i in range(20))):
-        with pytest.raises(UserError, match="no IMDB-WIKI table"):
+        with pytest.raises(UserError, match="not a readable IMDB-WIKI table"):
             read("imdb_wiki", packed({"wiki_crop/wiki.mat": content}, tmp_path / "y.zip"))
     with pytest.raises(UserError, match=r"no imdb\.mat or wiki\.mat"):
         read("imdb_wiki", packed(images, tmp_path / "z.zip"))
@@ -414,7 +414,7 @@ def test_an_image_folder_with_a_csv(kind, tmp_path):
     assert np.isnan(b.age)
     assert (b.gender, b.ethnicity, b.split) == (0, 1, "test")
     assert sorted(skipped) == [
-        "images/c.jpg: 130 is no age",
+        "images/c.jpg: 130 is not an age",
         "images/d.jpg: gender 'robot' is not one of male, female",
         "images/e.jpg: no row in labels.csv",
         "zz.jpg: no such image",

@@ -283,7 +283,7 @@ def test_inverse_count_without_labels_is_an_error() -> None:
         (lambda: class_balanced(np.array([1, 2]), beta=1.0), "beta is 1.0"),
         (lambda: class_balanced(np.array([-1])), "no example has a known label"),
         (lambda: age_bins(AGES, width=0), "bins of 0 years"),
-        (lambda: crossing([]), "a crossing of no labels"),
+        (lambda: crossing([]), "no labels to cross"),
     ],
 )
 def test_bad_input_of_the_others_is_named(call, message: str) -> None:

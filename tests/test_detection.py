@@ -382,7 +382,7 @@ def test_predict_finds_the_faces_of_a_photo_and_warns_of_crops_framed_otherwise(
     Image.fromarray(photo).save(tmp_path / "photo.png")
     Image.fromarray(photo[:, :60]).save(tmp_path / "nobody.png")
     assert run_command(predict.main, [*flags, str(tmp_path / "photo.png")]) == 2
-    assert "how its training images frame faces is not known" in capsys.readouterr().err
+    assert "how faces are framed in its training images is not known" in capsys.readouterr().err
 
     step = Run.open(workdir).step
     Calibration(step, 0, {}, {}, geometry=geometry).save(workdir)
@@ -454,10 +454,10 @@ def test_align_makes_a_copy_that_is_framed_as_the_training_images(
     assert warning is not None
     assert "of 20 images are not framed" in warning
     assert run_command(align.main, flags) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "it exists already" in capsys.readouterr().err
 
     with zipfile.ZipFile(source, "a") as archive:
         archive.writestr(f"{tmp_path}/elsewhere.jpg", b"no")
     assert run_command(align.main, [*flags[:-1], f"--output={tmp_path / 'other'}"]) == 2
-    assert f"{tmp_path}/elsewhere.jpg leads out of it" in capsys.readouterr().err
+    assert f"{tmp_path}/elsewhere.jpg points outside of it" in capsys.readouterr().err
     assert not (tmp_path / "elsewhere.jpg").exists()

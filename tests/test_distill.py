@@ -372,7 +372,7 @@ def test_an_image_without_a_row_is_an_error_or_learns_from_its_labels_alone(
     dataclasses.replace(less, ids=less.ids[::-1]).write()
     with config.unlocked():
         config.checkpoint.every, config.sharding.devices = {"steps": 1}, 1
-    with pytest.raises(UserError, match="are not those that it began with"):
+    with pytest.raises(UserError, match="are not those that it started with"):
         train(config, tmp_path / "run")
 
 
@@ -684,7 +684,7 @@ def test_what_a_teacher_its_start_and_its_teachers_have_seen_counts(config_of, t
         ({"ids": np.array(["a", "a"])}, "some of its ids twice"),
         ({"ids": np.array(["a", "b"])}, "has neither probabilities/HEAD nor features"),
         ({"features": np.zeros((3, 4), np.float32)}, r"must be real numbers, \[2, K\]"),
-        ({"probabilities/gender": np.float32([[0.5, 0.9]] * 2)}, "are no probabilities"),
+        ({"probabilities/gender": np.float32([[0.5, 0.9]] * 2)}, "are not probabilities"),
         (
             {"probabilities/gender": np.float32([[0.5, 0.5]] * 2)},
             "trained on data that is not known",
@@ -699,5 +699,5 @@ def test_files_that_cannot_teach_are_refused(config_of, tmp_path, arrays, words)
 
 def test_what_is_no_archive_is_named(config_of, tmp_path):
     (tmp_path / "t.npz").write_bytes(b"no zip")
-    with pytest.raises(UserError, match=r"t\.npz is no \.npz archive"):
+    with pytest.raises(UserError, match=r"t\.npz is not an \.npz archive"):
         opened(config_of(distill__files=(str(tmp_path / "t.npz"),)))

@@ -258,7 +258,10 @@ def test_a_relay_waits_for_the_service_and_stays_open_when_process_0_closes():
 @pytest.mark.parametrize(
     ("arrivals", "message"),
     [
-        ([(0, 3), (1, 3)], "2 of 3 processes came to .* within 3 s; missing: 2; start those too"),
+        (
+            [(0, 3), (1, 3)],
+            "2 of 3 processes connected to .* within 3 s; missing: 2; start those too",
+        ),
         ([(1, 2)], "no process 0 at .* within 3 s .*; start it there, give another --coordinator"),
         ([(0, 3), (1, 3), (1, 3)], "two processes have --process=1"),
         ([(0, 2), (1, 3)], "process 1 was started with --processes=3, process 0 with --proc"),

@@ -207,7 +207,7 @@ def test_other_data_is_numbered_as_the_run_numbers_it(run, source, capsys):
     np.testing.assert_array_equal(other.labels["gender"], 1 - source.labels["gender"])
     expected = np.array([1, -1, 0, -1, -1])[source.labels["ethnicity"]]
     np.testing.assert_array_equal(other.labels["ethnicity"], expected)
-    assert "the run knows no ethnicity 'Indian'; 19 images" in capsys.readouterr().err
+    assert "the run has no ethnicity 'Indian'; 19 images with it" in capsys.readouterr().err
 
 
 def test_labels_of_a_table_stand_in_place_of_the_data_sets_own(source, tmp_path):
@@ -248,7 +248,7 @@ def test_labels_of_a_data_set_without_any(source, tmp_path):
         ("", "need a column of file.*there are none"),
         ("file,mood\na.jpg,good\n", "one of age, .*there are file, mood"),
         ("id,age\nnobody.jpg,3\n", "no image of utkface in it, such as"),
-        ("id,age\n{id},old\n", "line 2: old is no age"),
+        ("id,age\n{id},old\n", "line 2: old is not an age"),
         ("id,gender\nnobody.jpg,male\n{id},robot\n", "line 3: gender 'robot' is not one of"),
     ],
 )

@@ -113,7 +113,7 @@ def test_an_averaged_network_may_have_statistics_of_its_own(trained, tmp_path, c
     (averaged,) = ensembles.open_run(folder).batch_stats
     anew = ["--statistics=anew", "--batches=2"]
     assert run_command(ensemble.main, ["ensemble", *flags, *anew]) == 0
-    assert "made anew on 2 batches of 16 training images" in capsys.readouterr().out
+    assert "computed on 2 batches of 16 training images" in capsys.readouterr().out
     run = ensembles.open_run(folder)
     expected = batch_statistics.anew(Run.open(trained), count=2)
     name = "backbone/norms/0/mean"
@@ -196,7 +196,7 @@ def test_weights_are_fitted_on_val(trained, other, tmp_path, capsys):
         (["--weights=.4,x"], "2 numbers of 0 or above"),
         (["--weights=-1,2"], "2 numbers of 0 or above"),
         (["--views=flop"], "'flop' is none of plain, flip, crops"),
-        (["--combine=weights", "--weights=fit"], "predictions are fitted"),
+        (["--combine=weights", "--weights=fit"], "it fits shares of predictions"),
         (["--statistics=anew"], "only --combine=weights"),
         (["--combine=weights", "--statistics=anew", "--batches=0"], "--batches=0: give 1"),
     ],

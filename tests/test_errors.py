@@ -48,7 +48,7 @@ def trained(faces, cache, tmp_path_factory):
         (["--config=tests/tiny.py", "--config.total=soon"], "soon|total"),
         (["--config=tests/tiny.py", "extra"], "extra"),
         (["--config=tests/tiny.py", "--config.data.source=/no/such.tar.gz"], r"/no/such\.tar\.gz"),
-        (["--config=tests/tiny.py", "--config.sharding.devices=99"], "99 devices asked for"),
+        (["--config=tests/tiny.py", "--config.sharding.devices=99"], "99 devices requested"),
     ],
 )
 def test_the_command_line_fails_with_one_line_and_code_2(arguments, message, tmp_path):
@@ -180,7 +180,7 @@ def test_a_message_is_one_line_that_no_terminal_obeys_whatever_it_quotes(capsys)
         ({"data__split__folds": 2**40}, "config.data.split.folds"),
         ({"data__split__fractions": {"train": "half"}}, "'half'; set it to a share"),
         ({"data__edits__drop": {"gender": 1}}, "set it to the name of a class"),
-        ({"optim__lr_multipliers": ((".*", "slow"),)}, "'slow' of '.*' is no number"),
+        ({"optim__lr_multipliers": ((".*", "slow"),)}, "'slow' of '.*' is not a number"),
         ({"optim__lr_multipliers": (("(", 1.0),)}, "not a list of"),
         ({"optim": {"b1": 0.9}}, "config.optim.name is missing"),
     ],

@@ -81,7 +81,7 @@ def test_every_bad_end_is_told_with_the_command_that_repeats_it(tmp_path, monkey
     for i in (-2, -1):  # end the worker: late, as the start of one takes most of the time
         number[i] = max(n for n, end in enumerate(drawn) if end == len(ENDS) + i)
     only = f"^bad/({'|'.join(map(str, number))})$"
-    with pytest.raises(UserError, match="7 inputs came to no good end"):
+    with pytest.raises(UserError, match="7 inputs failed"):
         fuzz.main(["", "--inputs=100", f"--only={only}", f"--output={tmp_path}"])
     tally = json.loads((tmp_path / "fuzz.json").read_text())["kinds"]["bad"]
     assert tally["inputs"] == len(ENDS)

@@ -185,7 +185,7 @@ def test_a_head_starts_at_the_mean_age():
             {"age": {"kind": "buckets", "edges": (10, 3)}},
             "a list of rising numbers above 0",
         ),
-        ({"age": {"kind": "buckets", "edges": (3, 3)}}, "rising ages"),
+        ({"age": {"kind": "buckets", "edges": (3, 3)}}, "increasing ages"),
         ({"age": {"kind": "buckets", "edges": (30, 40)}}, "no training image of age 30-39"),
         ({"age": {"kind": "gaussian", "beta": 2}}, "beta: 2; set it to a number in 0..1"),
         (

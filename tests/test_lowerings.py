@@ -291,7 +291,7 @@ def test_a_ceiled_max_pool_counts_the_last_window_that_is_not_full(n, expected):
 
 def test_a_pool_of_more_pixels_than_are_left_is_refused():
     cnn = registry.create("cnn", image_size=4, rngs=nnx.Rngs(0), widths=(2, 2, 2))
-    with pytest.raises(UserError, match="image_size: at a pool of 2x2 pixels 1x1 are left"):
+    with pytest.raises(UserError, match="image_size: a pool of 2x2 pixels gets maps of only 1x1"):
         cnn(random(1, 4, 4, 3))
     assert max_pool(random(1, 1, 1, 2), 3, 2, 1).shape == (1, 1, 1, 2)
 

@@ -111,13 +111,13 @@ def test_copies_across_the_parts_share_a_group_and_a_split(cache, tmp_path, caps
         assert group[f"web/{name}"] == mixed.ids.tolist().index(same)
     assert len(np.unique(mixed.groups)) == 12 + 1
     made = splits.by_fraction(mixed, {"train": 0.6, "test": 0.4}, seed=0)
-    assert splits.torn_groups(mixed, made) == 0
+    assert splits.leaking_groups(mixed, made) == 0
 
-    assert "looking for copies" in capsys.readouterr().err
+    assert "searching" in capsys.readouterr().err
     again = mixture.load(parts, image_size=64, cache_dir=str(cache))
     np.testing.assert_array_equal(again.groups, mixed.groups)
     assert again.fingerprint == mixed.fingerprint
-    assert "looking for copies" not in capsys.readouterr().err
+    assert "searching" not in capsys.readouterr().err
 
 
 def test_drawn_faces_are_no_copies_of_anything(utkface, drawn):

@@ -112,8 +112,8 @@ def test_rows_and_contestants_are_chosen_by_their_names():
         ("--only=(", "--only=(: not a regex"),
         ("--only=resnet51", "no such row; there are train step: mobilenet_v3_small, float32, 128"),
         ("--beside=(", "--beside=(: not a regex"),
-        ("--beside=jit", "--beside=jit: nobody in train step: mobilenet_v3_small, float32, 128 px"),
-        ("--beside=plain", "nobody in end to end: mobilenet_v3_small, float32, 128 px, batch 64; "),
+        ("--beside=jit", "--beside=jit: no such contestant in train step: mobilenet_v3_small"),
+        ("--beside=plain", "no such contestant in end to end: mobilenet_v3_small, float32, 128 px"),
     ],
 )
 def test_bad_arguments_are_told_in_one_line(flag, message, tmp_path, monkeypatch, capsys):

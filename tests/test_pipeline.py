@@ -108,13 +108,15 @@ def test_others_go_on_where_a_worker_died(source, capsys):
         worker.kill()
     for step, batch in zip(range(1, 60), read, strict=True):
         same(batch, batches[step])
-    assert "a worker of the input died before step" in capsys.readouterr().err
+    assert "an input worker died before step" in capsys.readouterr().err
 
 
 def test_workers_that_die_of_the_same_batch_are_an_error(source):
     made = batches_of(source)
     read = Deadly(made.source, made.rows, made.sampler, made.batch_size).iterate(0, 9, workers=1)
-    with pytest.raises(UserError, match=r"config\.data\.workers: 1; they die before .* of step 1,"):
+    with pytest.raises(
+        UserError, match=r"config\.data\.workers: 1; they died before .* of step 1,"
+    ):
         list(read)
 
 

@@ -53,7 +53,7 @@ def test_beam_prepares_what_one_process_does(case, tmp_path):
     ("files", "message"),
     [
         ({"UTKFace/39_1_2017.jpg": b"x"}, "no usable image"),
-        ({f"../{chip(1)}": b"x"}, "leads out of it"),
+        ({f"../{chip(1)}": b"x"}, "points outside of it"),
     ],
 )
 def test_beam_says_what_one_process_does(files, message, tmp_path, capsys):
@@ -84,7 +84,7 @@ def test_options_on_a_command_line_are_numbers_lists_or_texts():
     assert flags.options(given) == {
         "count": 8, "names": ("f", "m"), "labels": "a=b.csv", "score": 0.1
     }  # fmt: skip
-    with pytest.raises(UserError, match="'count' is there twice"):
+    with pytest.raises(UserError, match="'count' is given twice"):
         flags.options(["count=8", "count=9"])
     with pytest.raises(UserError, match="write it as NAME=VALUE"):
         flags.options(["count"])

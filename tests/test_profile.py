@@ -44,7 +44,7 @@ def test_shares_and_times_are_those_of_the_trace():
     ]
     page = profile.summary(program, events, steps=2, seconds=0.006, batch_size=30)
     assert "| a step | 3.0 ms, 10,000 images/s |" in page
-    assert "| of it the device was at work | 50% |" in page
+    assert "| of this, the device was busy | 50% |" in page
     assert re.search(rf"\| {re.escape(first)}: .* \| 0 \| 1.50 \| 75.0% \|", page)
     assert re.search(rf"\| {re.escape(second)}: .* \| 0 \| 0.50 \| 25.0% \|", page)
 

@@ -188,7 +188,7 @@ def test_the_lists_are_what_split_files_reads(lists, config, capsys):
 def test_the_command_replaces_nothing(lists, faces, capsys):
     arguments = ["protocol", f"--database={lists.parent / 'UTKFace.json'}", f"--source={faces}"]
     assert run_command(protocol.main, [*arguments, f"--output={lists}"]) == 2
-    assert "is there already; name a new folder" in capsys.readouterr().err
+    assert "it exists already; name a new folder" in capsys.readouterr().err
 
 
 def test_folds_are_trained_scored_and_tabulated_and_go_on(lists, config, tmp_path, monkeypatch):
@@ -219,7 +219,7 @@ def test_folds_are_trained_scored_and_tabulated_and_go_on(lists, config, tmp_pat
     # The same command has nothing left to do; another config is refused, not mixed in.
     monkeypatch.setattr(folds, "train", lambda *args: pytest.fail("trained again"))
     assert folds.cross_validate(config, tmp_path, two) == found
-    with pytest.raises(UserError, match=r"trained by another config: schedule\.lr"):
+    with pytest.raises(UserError, match=r"trained with another config: schedule\.lr"):
         folds.cross_validate(replaced(config, {"schedule.lr": 1e-3}), tmp_path, two)
 
 

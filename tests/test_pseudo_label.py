@@ -105,7 +105,7 @@ def test_the_written_lines_train_on_both(labelled, cache, tmp_path):
         mine = source.ids[made[name]][~pseudo[made[name]]]
         assert [f"real/{x}" for x in real.ids[rows]] == mine.tolist()
     # What has a copy in val or test does not train: the folder's images are copies of real ones.
-    assert splits.torn_groups(source, made) == 0
+    assert splits.leaking_groups(source, made) == 0
     summary = train(config.lock(), tmp_path / "run")
     assert summary["examples"]["val"] == len(splits.make(real, alone.data.split)["val"])
 

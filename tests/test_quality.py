@@ -215,7 +215,7 @@ def test_the_public_model_finds_blur_and_noise_worse(faces):
 def test_nothing_of_the_ranges_file_is_run(model, tmp_path):
     (tmp_path / "ranges").write_bytes(pickle.dumps({"min_": pathlib.Path("/"), "max_": []}))
     (tmp_path / "svm.txt").write_text("svm_type epsilon_svr\nkernel_type rbf\nSV\n1 1:0\n")
-    with pytest.raises(pickle.UnpicklingError, match="no plain data"):
+    with pytest.raises(pickle.UnpicklingError, match="not plain data"):
         quality.Brisque.read(tmp_path / "svm.txt", tmp_path / "ranges")
 
 

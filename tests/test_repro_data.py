@@ -108,7 +108,7 @@ def test_a_person_of_two_parts_of_a_mixture_is_on_one_side_of_a_split(tmp_path, 
         assert (group[f"imdb/01/imdb{i}_0.jpg"] == group[f"wiki/02/wiki{i}_1.jpg"]) == (i < 6)
     for seed in range(5):
         made = splits.by_fraction(mixed, {"train": 0.6, "test": 0.4}, seed)
-        assert splits.torn_groups(mixed, made) == 0
+        assert splits.leaking_groups(mixed, made) == 0
 
 
 def test_names_of_people_are_the_same_in_other_data_sets_and_numbers_are_not(tmp_path):
@@ -161,10 +161,12 @@ def test_archives_in_a_folder_or_an_archive_are_named(tmp_path):
     for k in (1, 2):
         pack(chips, folder / f"part{k}.tar.gz")
     said = refused("utkface", folder, tmp_path)
-    assert "archives lie in it (part1.tar.gz, part2.tar.gz): name one of them as the source" in said
+    assert (
+        "it contains archives (part1.tar.gz, part2.tar.gz): name one of them as the source" in said
+    )
     inner = (folder / "part1.tar.gz").read_bytes()
     said = refused("utkface", pack({"x/part1.tar.gz": inner}, tmp_path / "y.zip"), tmp_path)
-    assert "archives lie in it (x/part1.tar.gz)" in said
+    assert "it contains archives (x/part1.tar.gz)" in said
     pack(chips, folder)
     _, skipped, _ = read("utkface", folder)
     assert skipped == [f"part{k}.tar.gz: an archive in it, which is not read" for k in (1, 2)]
@@ -194,7 +196,7 @@ def test_a_zip_with_backslashes_is_read_as_one_with_slashes(tmp_path):
 @pytest.mark.parametrize("name", ["..\\{}", "a\\..\\..\\{}", "C:\\{}", "\\{}", "\\\\host\\{}"])
 def test_a_zip_with_backslashes_that_lead_out_is_refused(name, tmp_path):
     path = windows_zip(tmp_path / "x.zip", ["a\\b.jpg", name.format("1_0_0_1.jpg")])
-    with pytest.raises(UserError, match="leads out of it"):
+    with pytest.raises(UserError, match="points outside of it"):
         read("image_folder", path)
     hidden = windows_zip(tmp_path / "y.zip", ["a\\b.jpg", "a\\.c\\d.jpg"])
     assert list(read("image_folder", hidden)[0]) == ["a/b.jpg"]
@@ -293,8 +295,8 @@ def test_gender_coded_as_1_and_2_is_one_error_whose_remedy_works(tmp_path):
     said = refused("image_folder", folder, tmp_path)
     assert "numbers in the column gender (1, 2) do not count from 0 (0 male, 1 female)" in said
     remedy = ("", "male", "female")
-    assert said.endswith(f"gender_names to a name for each number from 0, '' for one that is no "
-                         f"class, such as {remedy!r}")  # fmt: skip
+    assert said.endswith(f"gender_names to a name for each number from 0, '' for a number that "
+                         f"is not a class, such as {remedy!r}")  # fmt: skip
     source = load("image_folder", folder, tmp_path, gender_names=remedy)
     assert source.label_names["gender"] == ("male", "female")
     order = np.argsort(source.ids)
@@ -377,7 +379,7 @@ def test_folders_of_men_and_women_are_the_classes_of_gender(tmp_path):
 
 @pytest.mark.parametrize("band", ["20-29", "(25, 32)", "60+", "20 – 29", "more than 70"])
 def test_a_band_of_ages_is_refused_with_what_to_write(band, tmp_path):
-    remedy = f"{band} is a band of ages; write a number, such as the band's middle"
+    remedy = f"{band} is an age range; write a number, such as its middle"
     rows = (f'{name},"{band}"' for name in ("a.jpg", "b.jpg"))
     folder = pack(table("file,age", *rows), tmp_path / "table")
     assert remedy in refused("image_folder", folder, tmp_path)
@@ -417,7 +419,8 @@ def test_a_table_that_has_lost_a_band_is_refused(tmp_path):
     folder = pack(files, tmp_path / "x")
     said = refused("fairface", folder, tmp_path)
     assert (
-        "6 rows of its tables have the age '45725', which is no band, and none has 0-2, 3-9" in said
+        "6 rows of its tables have the age '45725', which is not an age range, and none has 0-2, "
+        "3-9" in said
     )
     assert "a spreadsheet changes 3-9 and 10-19 to dates" in said
     assert len(load("fairface", folder, tmp_path, age="none").ids) == 12
@@ -551,7 +554,7 @@ def test_a_row_that_two_images_could_be_labels_neither(tmp_path):
     del files["valid/000001.jpg"]
     files["labels.csv"] = csv("file,age", "000000.jpg,70")
     said = refused("image_folder", pack(files, tmp_path / "y"), tmp_path)
-    assert "none of its 1 rows is of one image only; train/000000.jpg: one of 2 images" in said
+    assert "none of its 1 rows matches exactly one image; train/000000.jpg: one of 2 images" in said
     # The whole path of an image is that image, in any order.
     for order in (["a.jpg", "old/a.jpg"], ["old/a.jpg", "a.jpg"]):
         pairs = pairing.pair(order, ["a.jpg"])
@@ -642,7 +645,7 @@ def test_a_table_of_other_images_shows_a_row_beside_an_image(tmp_path):
     files = table("file,age", "x/000001.jpg,3")
     said = refused("image_folder", pack(files, tmp_path / "x"), tmp_path)
     assert (
-        "none of its 1 rows is of one of the 2 images; a row is 'x/000001.jpg', an image is "
+        "none of its 1 rows matches one of the 2 images; a row is 'x/000001.jpg', an image is "
         in said
     )
     assert said.endswith("an image is 'a.jpg'")
@@ -741,7 +744,7 @@ def test_folders_may_say_ages_classes_and_splits(tmp_path):
     ]  # fmt: skip
     assert sorted(skipped) == [
         "1.jpg: not in folders split/age",
-        "x/train/old/9.jpg: old is no age",
+        "x/train/old/9.jpg: old is not an age",
     ]
     files = {f"{gender}/{name}/{i}.jpg": jpeg(i) for i, (gender, name) in
              enumerate([("Male", "p1"), ("female", "p1"), ("M", "p2")])}  # fmt: skip
@@ -805,10 +808,10 @@ def test_pixels_that_are_no_image_are_skipped(tmp_path):
     faces, skipped, _ = read("utkface", pack({"x.csv": csv(*lines)}, tmp_path / "d"))
     assert list(faces) == ["30_0_0_a.jpg"]
     assert [line.split(": ", 1)[1] for line in skipped] == [
-        "3 pixels are no square",
+        "3 pixels do not make a square",
         "its pixels are not numbers from 0 to 255",
         "its pixels are not numbers from 0 to 255",
-        "0 pixels are no square",
+        "0 pixels do not make a square",
     ]
     said = refused("utkface", pack({"x.csv": csv("file,age", "a.jpg,3")}, tmp_path / "e") / "x.csv",
                    tmp_path)  # fmt: skip
@@ -866,7 +869,7 @@ def test_adience_in_both_releases(release, tmp_path):
         assert (unknown.gender, unknown.split, unknown.group) == (-1, "train", "101071073@N04")
         assert unknown.image == jpeg({"aligned": 3, "faces": 53}[release])
         assert len(skipped) == 2
-        assert any(line.endswith("13_o.jpg: (0, 2 is no age") for line in skipped)
+        assert any(line.endswith("13_o.jpg: (0, 2 is not an age") for line in skipped)
         assert "101071073@N04/7.12_o: no such image" in skipped
 
 
@@ -908,7 +911,7 @@ def test_cacd_by_its_names_and_its_table(tmp_path):
         assert [face.age for face in faces.values()] == [53, 44]
         assert "23_Katie_Findlay_0012.jpg: no row in celebrity2000_meta.mat" in skipped
     broken = pack(files | {"celebrity2000_meta.mat": b"x" * 200}, tmp_path / "y.zip")
-    assert "leave it out: the images' names hold the ages" in refused("cacd", broken, tmp_path)
+    assert "remove it: the images' names hold the ages" in refused("cacd", broken, tmp_path)
 
 
 def test_morph_by_its_names_and_its_table(tmp_path):

@@ -83,7 +83,7 @@ def test_predictions_name_files_whose_names_are_no_text(tmp_path, capfdbinary):
 @pytest.mark.parametrize("name", ["../{}", "/{}", "a/../../{}", "C:/{}", "..\\{}", "/etc/{}"])
 def test_an_archive_with_a_name_that_leads_out_is_refused(kind, name, tmp_path):
     path = pack({GOOD: jpeg(1), name.format("1_0_0_1.jpg"): jpeg(2)}, tmp_path / kind)
-    with pytest.raises(UserError, match="leads out of it; pack it again, with relative names"):
+    with pytest.raises(UserError, match="points outside of it; pack it again with relative names"):
         faces(path)
 
 

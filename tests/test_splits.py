@@ -59,7 +59,7 @@ def test_a_split_is_disjoint_whole_in_groups_and_near_its_share(n, seed, copies,
     assert list(parts) == list(fractions)
     if not left:
         assert len(rows) == n
-    assert splits.torn_groups(source, parts) == 0
+    assert splits.leaking_groups(source, parts) == 0
     largest = np.bincount(source.groups).max()
     for name, part in parts.items():
         assert part.dtype == np.int64
@@ -115,7 +115,7 @@ def test_carve_takes_whole_groups_out_of_the_rows_given():
     rows = np.arange(100, 600)
     rest, part = splits.carve(source, rows, 0.2, 3)
     np.testing.assert_array_equal(np.sort(np.concatenate([rest, part])), rows)
-    assert splits.torn_groups(source, {"rest": rest, "part": part}) == 0
+    assert splits.leaking_groups(source, {"rest": rest, "part": part}) == 0
     assert abs(len(part) - 100) <= 6
     with pytest.raises(UserError, match="val_of_train=1"):
         splits.carve(source, rows, 1.0, 0)
@@ -157,7 +157,7 @@ def test_groups_that_files_tear_apart_are_counted(tmp_path, capsys):
         "test": write(tmp_path / "b.txt", source.ids[10:]),
     }
     parts = splits.from_files(source, files)
-    assert splits.torn_groups(source, parts) == 1
+    assert splits.leaking_groups(source, parts) == 1
     splits.make(source, config(files=files))
     assert "1 groups of duplicates" in capsys.readouterr().err
 
@@ -176,7 +176,7 @@ def test_train_can_do_without_the_copies_of_the_test_images(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "1 of 45 images have a copy" in said
     assert "groups of duplicates" not in said
-    assert splits.torn_groups(source, parts) == 0
+    assert splits.leaking_groups(source, parts) == 0
 
 
 def config(**changes) -> ml_collections.ConfigDict:
@@ -310,7 +310,7 @@ def whole(source: Source, parts: dict[str, np.ndarray]) -> bool:
     return (
         len(np.unique(rows)) == len(rows)
         and all(np.all(np.diff(part) > 0) for part in parts.values())
-        and splits.torn_groups(source, parts) == 0
+        and splits.leaking_groups(source, parts) == 0
     )
 
 
@@ -500,16 +500,16 @@ def test_the_public_split_of_real_faces(utkface, capsys):
     age = utkface.labels["age"]
     assert all(np.all((age[rows] >= 21) & (age[rows] <= 60)) for rows in parts.values())
     said = capsys.readouterr().err
-    torn = splits.torn_groups(utkface, {"a": np.union1d(parts["train"], parts["val"]),
-                                        "b": parts["test"]})  # fmt: skip
-    assert torn > 100
-    assert f"{torn:,} groups of duplicates" in said
-    assert splits.torn_groups(utkface, {k: parts[k] for k in ("train", "val")}) == 0
+    both = {"a": np.union1d(parts["train"], parts["val"]), "b": parts["test"]}
+    leaking = splits.leaking_groups(utkface, both)
+    assert leaking > 100
+    assert f"{leaking:,} groups of duplicates" in said
+    assert splits.leaking_groups(utkface, {k: parts[k] for k in ("train", "val")}) == 0
 
     # A clean figure on the same test list, and the same after an edit to those ages.
     clean = splits.make(utkface, config(files=files, drop_copies_from_train=True))
     np.testing.assert_array_equal(clean["test"], parts["test"])
-    assert splits.torn_groups(utkface, clean) == 0
+    assert splits.leaking_groups(utkface, clean) == 0
     assert listed - 300 < len(clean["train"]) + len(clean["val"]) < listed
     ages = default().data.edits
     ages.min_age, ages.max_age = 21.0, 60.0
@@ -541,6 +541,6 @@ def thinned() -> ml_collections.ConfigDict:
 def test_folds_of_real_faces(utkface):
     tested = [splits.fold(utkface, 5, i, 0)[1] for i in range(5)]
     assert np.array_equal(np.sort(np.concatenate(tested)), np.arange(len(utkface.ids)))
-    assert splits.torn_groups(utkface, dict(enumerate(tested))) == 0
+    assert splits.leaking_groups(utkface, dict(enumerate(tested))) == 0
     means = [utkface.labels["age"][rows].mean() for rows in tested]
     assert np.ptp(means) < 0.2

@@ -279,7 +279,8 @@ def test_a_run_from_a_runs_weights_predicts_the_same_before_it_learns(
 def test_what_was_taken_is_one_line(continued):
     (line,) = (line for line in continued[2] if line.startswith("starting from"))
     assert line == (
-        f"starting from step 4 of {continued[0].parent / 'old'}: took the backbone, head age, head "
+        f"starting from step 4 of {continued[0].parent / 'old'}: loaded the backbone, head age, "
+        "head "
         "ethnicity, head gender"
     )
 
@@ -301,7 +302,8 @@ def test_other_splits_of_the_same_data_are_warned_of(trained, faces, cache, tmp_
     said = capsys.readouterr()
     assert "may have seen images that this run is scored on" in said.err
     assert (
-        "took the backbone; fresh: the hidden layer (none wide there), head age (it reads other "
+        "loaded the backbone; new, at random: the hidden layer (none wide there), head age (it "
+        "reads other "
         "features), head ethnicity (it reads other features), head gender (it reads other "
         "features), head other (not there)"
     ) in said.out
@@ -462,9 +464,9 @@ def test_a_folder_to_start_from_is_checked_before_the_data(trained, tmp_path):
     refused(new, old / "checkpoints", f"is a part of the run in {old}; name that folder")
     refused(new, old / "checkpoints" / "4", f"is a part of the run in {old}; name that folder")
     shutil.rmtree(old / "checkpoints")
-    refused(new, old, "has no checkpoint yet; let that run train on")
+    refused(new, old, "has no checkpoint yet; wait until that run has saved one")
     (old / "checkpoints").mkdir()
-    refused(new, old, "has no checkpoint yet; let that run train on")
+    refused(new, old, "has no checkpoint yet; wait until that run has saved one")
     ensemble = tmp_path / "ensemble"
     ensemble.mkdir()
     (ensemble / "ensemble.json").write_text("{}")

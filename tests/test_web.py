@@ -253,7 +253,7 @@ def test_it_can_be_used_by_keyboard_and_screen_reader(ready):
 def test_it_says_what_it_is_not_for(ready):
     text = re.sub(r"\s+", " ", ready[0].locator("main").text_content())
     assert "Do not use it for decisions about persons" in text
-    assert "hold the true age for 90% of pictures like the 100 that it was fitted to" in text
+    assert "contains the true age for 90% of pictures like the 100 it was fitted to" in text
     assert "no picture and no result leaves this page" in text
 
 

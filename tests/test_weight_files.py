@@ -463,9 +463,15 @@ def npy(header, data=b""):
     [
         (npy("{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999,)}"), "size of w.npy"),
         (npy("{'descr': '<f4', 'fortran_order': False, 'shape': (2,)}", b"1234"), "size of w.npy"),
-        (npy("{'descr': '|O', 'fortran_order': False, 'shape': ()}", b"N."), "no weights"),
-        (npy("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': ()}"), "no weights"),
-        (npy("{'descr': '<U4', 'fortran_order': False, 'shape': (0,)}"), "no weights"),
+        (
+            npy("{'descr': '|O', 'fortran_order': False, 'shape': ()}", b"N."),
+            "not a type of weights",
+        ),
+        (
+            npy("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': ()}"),
+            "not a type of weights",
+        ),
+        (npy("{'descr': '<U4', 'fortran_order': False, 'shape': (0,)}"), "not a type of weights"),
         (npy("__import__('os').system('false')"), "is damaged"),
         (b"junk", "is damaged"),
         (b"\x93NUMPY\x07\x00", "version"),
@@ -691,7 +697,7 @@ def test_parts_that_were_compiled_alone_have_their_plain_names(tmp_path):
         ("w.txt", b"sorry, no such model", "is a text that begins 'sorry, no such model'"),
         ("w.txt", b"sorry,\nno such\tmodel\n", "is a text that begins 'sorry, no such model'"),
         ("w", b"", "is empty; get it again"),
-        ("w", b"\x01\x02\x03", "is of no format that is known; agejax reads .safetensors"),
+        ("w", b"\x01\x02\x03", "has an unknown format; agejax reads .safetensors"),
     ],
 )
 def test_a_file_of_another_kind_is_named_by_what_it_looks_like(name, data, message, tmp_path):

@@ -197,7 +197,7 @@ def test_a_list_in_a_circle_ends_another_process_and_not_this_one(arrays, tmp_pa
             struct.pack_into("<Q", data, address + free, free)
     (tmp_path / "weights.h5").write_bytes(data)
     monkeypatch.setattr(hdf5, "CPU_SECONDS", 2)
-    refused(tmp_path / "weights.h5", "HDF5 comes to no end in it; get it again")
+    refused(tmp_path / "weights.h5", "its HDF5 structure has no end; get it again")
 
 
 def test_what_is_no_weights_file_of_keras_is_one_clear_line(arrays, tmp_path):
@@ -366,7 +366,7 @@ def test_a_backbone_in_a_layer_and_heads_beside_it_are_found_in_an_archive(tmp_p
 
 def test_an_archive_without_hdf5_says_how_to_save_the_weights(tmp_path):
     write_archive(tmp_path / "x.keras", "{}")
-    refused(tmp_path / "x.keras", r"is no HDF5; .*model\.save_weights\('x\.weights\.h5'\)")
+    refused(tmp_path / "x.keras", r"is not HDF5; .*model\.save_weights\('x\.weights\.h5'\)")
 
 
 def test_an_archive_that_unpacks_to_far_more_is_refused(tmp_path):

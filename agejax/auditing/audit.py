@@ -168,13 +168,13 @@ def find_leaks(source: Source, digest: np.ndarray, parts: Splits) -> dict[str, A
     pairs, groups = [], source.groups
     for pair in itertools.combinations(parts, 2):
         a, b = (parts[name] for name in pair)
-        torn = np.intersect1d(groups[a], groups[b])
-        sides = [rows[np.isin(groups[rows], torn)] for rows in (a, b)]
+        leaking = np.intersect1d(groups[a], groups[b])
+        sides = [rows[np.isin(groups[rows], leaking)] for rows in (a, b)]
         equal = sides[0][np.isin(digest[sides[0]], digest[sides[1]])]
         pairs.append(
             {
                 "splits": pair,
-                "groups": len(torn),
+                "groups": len(leaking),
                 "exact": len(np.unique(groups[equal])),
                 "images": {name: len(rows) for name, rows in zip(pair, sides, strict=True)},
                 "shared": len(np.intersect1d(a, b)),
@@ -183,13 +183,13 @@ def find_leaks(source: Source, digest: np.ndarray, parts: Splits) -> dict[str, A
                         name: source.ids[rows[groups[rows] == group]]
                         for name, rows in zip(pair, sides, strict=True)
                     }
-                    for group in torn
+                    for group in leaking
                 ],
             }
         )
     return {
         "splits": {name: len(rows) for name, rows in parts.items()},
-        "groups": splits.torn_groups(source, parts),
+        "groups": splits.leaking_groups(source, parts),
         "pairs": pairs,
     }
 
@@ -327,7 +327,7 @@ def summary(report: Mapping[str, Any]) -> str:
         "skipped",
         f"duplicates: {copies['groups']:,} groups with {copies['images']:,} images, of these "
         f"{copies['exact']['groups']:,} groups of exact copies",
-        f"labels that contradict: {conflicts['groups']:,} groups; age {conflicts['age']:,} (over "
+        f"contradicting labels: {conflicts['groups']:,} groups; age {conflicts['age']:,} (over "
         f"{CONFLICT:g} years {conflicts['age_over_5_years']:,}), gender {conflicts['gender']:,}, "
         f"ethnicity {conflicts['ethnicity']:,}",
     ]

@@ -82,7 +82,7 @@ def text(measured: Mapping[str, Any], title: str) -> str:
     """The tables of `measure` as text to print."""
     epochs = measured["epochs"]
     lines = [
-        f"{title}: {measured['rows']:,} training images, {measured['draws']:,} draws an epoch, "
+        f"{title}: {measured['rows']:,} training images, {measured['draws']:,} draws per epoch, "
         f"{epochs:,} epoch{'s' * (epochs > 1)} drawn"
     ]
     for label, table in measured["tables"].items():

@@ -86,7 +86,7 @@ def align(
             done.get(future.result(), []).append(path)
             count.add()
     if not done["aligned"]:
-        raise UserError(f"{source}: a face in none of its images")
+        raise UserError(f"{source}: no face was found in any of its images")
     return done
 
 
@@ -101,12 +101,17 @@ def main(argv: Sequence[str]) -> None:
     parser = usage.parser(__doc__)
     parser.add_argument("--source", required=True, help="the archive or folder of faces")
     parser.add_argument("--like", required=True, metavar="RUN", help="a run that was evaluated")
-    parser.add_argument("--output", required=True, help="a folder that is not there yet")
-    parser.add_argument("--size", type=int, default=200, help="pixels; default 200, as UTKFace")
+    parser.add_argument("--output", required=True, help="a new folder")
+    parser.add_argument(
+        "--size",
+        type=int,
+        default=200,
+        help="edge of the images, pixels; default: 200, as in UTKFace",
+    )
     args = parser.parse_args(argv[1:])
     output, source = expand(args.output), expand(args.source)
     if output.exists():
-        raise UserError(f"--output={output}: is there already; name a new folder")
+        raise UserError(f"--output={output}: it exists already; name a new folder")
     if not source.exists():
         raise UserError(f"--source={args.source}: no such file or folder")
     files.check_folder(output, "--output")

@@ -38,13 +38,13 @@ def main(argv: Sequence[str]) -> None:
     flags.add_preparing(parser)
     parser.add_argument(
         "--split-file", action="append", default=[], metavar="NAME=FILE",
-        help="a split to look for leaks in, as a file with one name a line; repeat it",
+        help="a split to search for leaks, as a file with one name per line; may be repeated",
     )  # fmt: skip
     parser.add_argument(
         "--fraction", action="append", default=[], metavar="NAME=SHARE",
-        help="a split by fraction, such as train=0.8, to look for leaks in; repeat it",
+        help="a split by fraction, such as train=0.8, to search for leaks; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of the splits by fraction")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the splits by fraction")
     parser.add_argument("--output", help="a folder; default: runs/audit/DATASET")
     args = parser.parse_args(argv[1:])
     lists, shares = flags.pairs(args.split_file, "--split-file"), _shares(args.fraction)

@@ -78,7 +78,7 @@ def cached(
             try:
                 return opened()  # another process may have made it meanwhile
             except Damaged as error:
-                console.warning(f"{folder} is damaged ({error}) and is made again")
+                console.warning(f"{folder} is damaged ({error}) and is rebuilt")
                 _remove(folder)
             except Absent:
                 pass
@@ -125,7 +125,7 @@ def check_all(name: str, cache_dir: str | None = None) -> str:
     place = cache_folder(cache_dir) / name
     folders = sorted(p for p in place.glob("*") if p.suffix != ".json" and p.name[0] != ".")
     if not folders:
-        raise UserError(f"{place}: nothing is kept there of {name}")
+        raise UserError(f"{place}: it holds nothing of {name}")
     total, damaged = 0, []
     for folder in folders:
         try:
@@ -134,10 +134,10 @@ def check_all(name: str, cache_dir: str | None = None) -> str:
             damaged.append(f"{folder} is damaged ({error})")
     if damaged:
         raise UserError(
-            f"{len(damaged)} of {len(folders)} folders are made again at their next use: "
+            f"{len(damaged)} of {len(folders)} folders are rebuilt at their next use: "
             + "; ".join(damaged)
         )
-    return f"{name}: {len(folders)} folders, {total / 1e6:,.1f} MB, all as they were written"
+    return f"{name}: {len(folders)} folders, {total / 1e6:,.1f} MB, all unchanged"
 
 
 _checked: dict[pathlib.Path, Any] = {}  # folder -> its files' states when they were last checked

@@ -22,7 +22,7 @@ def pairs(given: Sequence[str], flag: str) -> dict[str, str]:
         if not (name and equals and value):
             raise UserError(f"{flag} {text}: write it as NAME=VALUE, such as train=...")
         if name in found:
-            raise UserError(f"{flag} {text}: {name!r} is there twice")
+            raise UserError(f"{flag} {text}: {name!r} is given twice")
         found[name] = value
     return found
 
@@ -43,7 +43,7 @@ def add_option(parser: argparse.ArgumentParser) -> None:
     """Adds the flag whose values `options` reads."""
     parser.add_argument(
         "--option", action="append", default=[], metavar="NAME=VALUE",
-        help="an option of the data set's own, such as labels=FILE.csv; repeat it",
+        help="an option of the data set, such as labels=FILE.csv; may be repeated",
     )  # fmt: skip
 
 
@@ -52,8 +52,12 @@ def add_preparing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", default="utkface", help="a data set's name")
     parser.add_argument("--source", help="the archive or folder; default: tfds' manual folder")
     add_option(parser)
-    parser.add_argument("--image-size", type=int, default=128, help="of the decoded images, pixels")
-    parser.add_argument("--cache-dir", help="default: $AGEJAX_CACHE or ~/.cache/agejax")
+    parser.add_argument(
+        "--image-size", type=int, default=128, help="edge of the decoded images, pixels"
+    )
+    parser.add_argument(
+        "--cache-dir", help="folder of the cache; default: $AGEJAX_CACHE or ~/.cache/agejax"
+    )
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:

@@ -47,7 +47,7 @@ class MappedArray:
         self._file = self.path.open("rb")
         self._size = os.fstat(self._file.fileno()).st_size
         if self._size != self.nbytes:
-            raise ValueError(f"{self.path.name}: {self._size:,} bytes are not {self.nbytes:,}")
+            raise ValueError(f"{self.path.name}: {self._size:,} bytes instead of {self.nbytes:,}")
         self._map = np.memmap(self._file, self.dtype, "r", shape=self.shape)
         _guard(self)
 
@@ -97,7 +97,7 @@ def _map_again(path: str, shape: tuple[int, ...], dtype: np.dtype) -> MappedArra
 
 
 def _cut(path: str | pathlib.Path) -> str:
-    return f"{path} was cut short while it was read; start again, and it is made anew"
+    return f"{path} was cut short while it was read; start again, and it is rebuilt"
 
 
 # ------------------------------------------------------------------------------------------ SIGBUS

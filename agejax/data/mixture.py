@@ -24,7 +24,7 @@ SETTINGS = Group(
     source=Setting(None, "Archive or folder that you downloaded.", kind=str),
     weight=Setting(None, "Its share of the draws; default: its size.", kind=float),
     options=Setting({}, "The data set's own options."),
-    train_only=Setting(False, "Its images only train: they must not validate or test."),
+    train_only=Setting(False, "Uses its images for training only, never in val or test."),
 )
 WHERE = "config.data.mixture"
 
@@ -47,7 +47,7 @@ def load(parts: Mapping[str, Any], *, image_size: int, cache_dir: str | None = N
             {key: value for key, value in given.items() if value is not None}, f"{WHERE}.{part}"
         )
         if "name" not in given:
-            raise UserError(f"{WHERE}.{part}: name is missing, the data set that it is of")
+            raise UserError(f"{WHERE}.{part}: name is missing; set it to a data set")
     loaded = {
         part: sources.load(
             given["name"],
@@ -89,7 +89,7 @@ def copies_across(
 
     def find(folder: pathlib.Path) -> None:
         names = " and ".join(parts[i].name for i in chosen)
-        console.note(f"looking for copies of one picture in {names}")
+        console.note(f"searching for copies of the same picture in {names}")
         found = duplicates.near_pairs(_thumbnails([parts[i] for i in chosen]), part)
         np.savez(folder / "pairs.npz", pairs=rows[found])
         console.note(f"{len(found):,} pairs")
@@ -102,7 +102,9 @@ def copies_across(
             pairs: np.ndarray = arrays["pairs"]
         in_range = (pairs >= 0) & (pairs < sum(len(source.ids) for source in parts))
         if pairs.dtype.kind != "i" or pairs.shape[1:] != (2,) or not in_range.all():
-            raise ValueError(f"pairs.npz: {pairs.dtype} {list(pairs.shape)} are no pairs of images")
+            raise ValueError(
+                f"pairs.npz: {pairs.dtype} {list(pairs.shape)} are not pairs of images"
+            )
         return pairs
 
     return cached(f"copies/{key}", find, read, cache_dir)

@@ -74,8 +74,8 @@ def open_other(
             count = int(np.sum(source.labels[label] == number))
             if name not in names and count:
                 console.note(
-                    f"{dataset}: the run knows no {label} {name!r}; {count:,} images count as "
-                    "unlabelled in it"
+                    f"{dataset}: the run has no {label} {name!r}; {count:,} images with it count "
+                    "as unlabelled"
                 )
     known = {label: names for label, names in label_names.items() if label in source.label_names}
     return edits.with_classes(source, known)

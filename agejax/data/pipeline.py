@@ -92,12 +92,13 @@ class TrainBatches:
                     raise
                 if step == died_at:
                     raise UserError(
-                        f"config.data.workers: {workers}; they die before they have read the batch "
-                        f"of step {step + 1}, perhaps of memory: set fewer, or 0 to read in threads"
+                        f"config.data.workers: {workers}; they died before they had read the batch "
+                        f"of step {step + 1}, perhaps for lack of memory; set fewer, or 0 to read "
+                        "in threads"
                     ) from error
                 died_at = step
                 console.warning(
-                    f"a worker of the input died before step {step + 1}; new ones go on from there"
+                    f"an input worker died before step {step + 1}; new workers continue from there"
                 )
 
     def _read(self, start: int, stop: int, workers: int) -> Generator[HostBatch, None, None]:

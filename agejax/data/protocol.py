@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
 
     database, output = expand(args.database), expand(args.output)
     if output.exists():
-        raise UserError(f"--output={output}: is there already; name a new folder")
+        raise UserError(f"--output={output}: it exists already; name a new folder")
     files.check_folder(output, "--output")
     facebase.read(database)  # before the images are decoded
     source = sources.load(

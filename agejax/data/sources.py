@@ -180,7 +180,7 @@ def load(
         if known is None:
             raise
         missing, (key, files) = error, known
-        console.note(f"{name}: {files} is gone; what was prepared from it is used")
+        console.note(f"{name}: {files} does not exist; the cache prepared from it is used")
 
     def prepare(folder: pathlib.Path) -> None:
         if missing is not None:
@@ -374,7 +374,7 @@ def _decoded(
         except DAMAGE as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{place} is damaged ({reason}); remove it, and it is prepared again"
+                f"{place} is damaged ({reason}); remove it, and it is rebuilt"
             ) from error
         return [_decode_example(example, image_size) for example in found]
 

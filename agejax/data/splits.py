@@ -67,7 +67,7 @@ def make(source: Source, config: Any) -> dict[str, np.ndarray]:
     if way in ("official", "files"):
         if config.get("drop_copies_from_train"):
             splits = without_copies(source, splits)
-        _report_torn(source, splits)
+        _report_leaks(source, splits)
     if "train" not in splits:
         raise UserError(f"{WHERE}: there is no 'train', only {', '.join(splits)}; name one")
     if config.val_of_train and "val" not in splits:
@@ -78,8 +78,8 @@ def make(source: Source, config: Any) -> dict[str, np.ndarray]:
         where = f"{WHERE}.calibration_of_val={share:g}"
         if "val" not in splits or CALIBRATION in splits:
             raise UserError(
-                f"{where}: it needs a val, and no split {CALIBRATION!r} yet; the splits are "
-                f"{', '.join(splits)}"
+                f"{where}: it needs a val split, and no split named {CALIBRATION!r} yet; the "
+                f"splits are {', '.join(splits)}"
             )
         shares = {"val": 1 - share, CALIBRATION: share}
         splits |= _deal(source, splits["val"], shares, config.seed, where)
@@ -359,18 +359,18 @@ def without_copies(source: Source, splits: Mapping[str, np.ndarray]) -> dict[str
     return dict(splits) | {"train": _filled("train", train[~copies], where)}
 
 
-def torn_groups(source: Source, splits: Mapping[str, np.ndarray]) -> int:
+def leaking_groups(source: Source, splits: Mapping[str, np.ndarray]) -> int:
     """The number of groups with images in more than one split."""
     seen = np.concatenate([np.unique(source.groups[rows]) for rows in splits.values()])
     return int((np.unique(seen, return_counts=True)[1] > 1).sum())
 
 
-def _report_torn(source: Source, splits: Mapping[str, np.ndarray]) -> None:
-    torn = torn_groups(source, splits)
-    if torn:
+def _report_leaks(source: Source, splits: Mapping[str, np.ndarray]) -> None:
+    leaking = leaking_groups(source, splits)
+    if leaking:
         console.warning(
-            f"{torn:,} groups of duplicates have images in more than one of {', '.join(splits)}; "
-            "scores on them are too good"
+            f"{leaking:,} groups of duplicates have images in more than one of "
+            f"{', '.join(splits)}; scores on them are too good"
         )
 
 
@@ -389,7 +389,7 @@ def _cells(source: Source, over: Sequence[str], where: str) -> tuple[np.ndarray,
             values, value_names = source.labels[label], source.label_names[label]
         present = np.unique(values[values >= 0])
         if not len(present):
-            raise UserError(f"{where}.over: nobody in {source.name} has a known {label}")
+            raise UserError(f"{where}.over: no image of {source.name} has a known {label}")
         unknown = (cell < 0) | (values < 0)
         cell = cell * len(present) + np.searchsorted(present, values)
         cell[unknown] = -1
@@ -454,7 +454,9 @@ def _check_balanced(fractions: Mapping[str, float], split: str, over: Sequence[s
     """Raises `UserError` for arguments of `balanced` that are invalid for any data."""
     where = f"{WHERE}.balanced"
     if split in fractions:
-        raise UserError(f"{where}: it makes {split!r}; leave that out of {WHERE}.fractions")
+        raise UserError(
+            f"{where}: it makes the split {split!r}; leave that out of {WHERE}.fractions"
+        )
     if not over:
         raise UserError(f"{where}.over is empty; name a label, such as ('gender', 'decade')")
 

@@ -71,10 +71,10 @@ class TargetFile:
                 arrays = {name: archive[name] for name in archive.files}
         except OSError as error:
             if error.errno not in REMEDIES:
-                raise UserError(f"{where} is no .npz archive; {REMEDY}") from error
+                raise UserError(f"{where} is not an .npz archive; {REMEDY}") from error
             raise UserError(f"{where} cannot be read: {reason(error)}") from error
         except (*DAMAGE, AttributeError, zipfile.BadZipFile) as error:  # a plain .npy has no files
-            raise UserError(f"{where} is no .npz archive, or a damaged one; {REMEDY}") from error
+            raise UserError(f"{where} is not an .npz archive, or is damaged; {REMEDY}") from error
         ids = arrays.get("ids")
         if ids is None or ids.ndim != 1 or ids.dtype.kind != "U" or not len(ids):
             raise UserError(f"{where} has no list of texts called ids; {REMEDY}")
@@ -102,7 +102,7 @@ class TargetFile:
             sums = sums[np.isfinite(sums)]
             if (values < 0).any() or (np.abs(sums - 1) > SUM_TOLERANCE).any():
                 raise UserError(
-                    f"{where}, {PROBABILITIES}{head}: its rows are no probabilities, which are 0 "
+                    f"{where}, {PROBABILITIES}{head}: its rows are not probabilities, which are 0 "
                     "or above and sum to 1; take the softmax of logits"
                 )
             if len(outcomes.get(head, values.T)) != values.shape[1]:
@@ -115,7 +115,7 @@ class TargetFile:
             if not isinstance(facts, dict):
                 raise ValueError("not an object")
         except ValueError as error:
-            raise UserError(f"{where}: its facts are no JSON object; leave them out") from error
+            raise UserError(f"{where}: its facts are not a JSON object; leave them out") from error
         return cls(path, ids, probabilities, outcomes, features, facts)
 
     def write(self) -> None:

@@ -225,7 +225,7 @@ def check(models: Mapping[str, Any], heads: Mapping[str, Any]) -> None:
         raise UserError(f"{WHERE}: the package onnxruntime is missing; pip install -e '.[onnx]'")
     if models and jax.process_count() > 1:
         raise UserError(
-            f"{WHERE}: runs of several processes take no ONNX models; write their answers to a "
+            f"{WHERE}: runs of several processes take no ONNX models; write their predictions to a "
             "file, as docs/training.md says"
         )
 

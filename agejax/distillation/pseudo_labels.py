@@ -51,7 +51,7 @@ def pseudo_label(
       UserError: no run, no image, or a share outside (0, 1].
     """
     if not 0 < keep <= 1:
-        raise UserError(f"--keep={keep}: a share above 0, and 1 at most")
+        raise UserError(f"--keep={keep}: set a share above 0 and at most 1")
     output = expand(output)
     files.check_folder(output, "--output")
     run = twice(ensembles.open_run(workdir))

@@ -46,7 +46,7 @@ def check(config: Any, heads: Mapping[str, Any]) -> None:
         return
     if not config.probabilities.weight and not config.features.weight:
         raise UserError(
-            f"{WHERE}: the weights of probabilities and features are 0, and the teachers teach "
+            f"{WHERE}: the weights of probabilities and features are 0, so the teachers teach "
             "nothing; set one above 0"
         )
     if config.features.teacher and config.features.teacher not in named:
@@ -122,7 +122,9 @@ def open_teachers(
         c.features.loss,
     )
     if teachers.width and FEATURES in heads:
-        raise UserError(f"config.heads.{FEATURES}: is what the teacher's features are called here")
+        raise UserError(
+            f"config.heads.{FEATURES}: the teachers' features have this name; choose another"
+        )
     _check_complete(teachers, taught, source, rows["train"], c)
     known = {"features": teachers.width, "teachers": [facts for _, _, facts in found]}
     return dataclasses.replace(teachers, facts=known)
@@ -136,8 +138,8 @@ def check_same(workdir: pathlib.Path, meta: Mapping[str, Any], teachers: Teacher
     """
     if meta.get("distill", teachers.facts) != teachers.facts:
         raise UserError(
-            f"{workdir}: the teachers of {WHERE} are not those that it began with: another step of "
-            "a run, or other contents of a file; give it those again, or use another --workdir"
+            f"{workdir}: the teachers of {WHERE} are not those that it started with (another step "
+            "of a run, or a changed file); restore them, or use another --workdir"
         )
 
 
@@ -184,7 +186,7 @@ def _check_complete(
             if (member.features if name == FEATURES else name in member.heads)
         ]
         if not giving:
-            console.note(f"{WHERE}: no teacher has head {name}; labels alone teach it")
+            console.note(f"{WHERE}: no teacher has the head {name}; it learns from labels only")
             continue
         if any(member.size for member in giving):  # it sees every image
             continue
@@ -202,7 +204,7 @@ def _check_complete(
                 + ("" if lacking.all() else f", or set {WHERE}.missing=labels to do without")
             )
         if jax.process_index() == 0:
-            console.note(f"{WHERE}: {what}; they learn from their labels alone")
+            console.note(f"{WHERE}: {what}; they learn from their labels only")
 
 
 def _of_file(file: TargetFile) -> list[Any]:
@@ -236,11 +238,11 @@ def _judge(
         return {"seen": 0}
     if counted is None:
         what = "was trained on data that is not known, or on another version or part of this run's"
-        what += ", and may have seen what this run is judged on"
+        what += ", and may have seen what this run is evaluated on"
     else:
         what = (
             f"was trained on another split of this data: it has seen {counted:,} of the images "
-            "that this run is judged on, or copies of them"
+            "that this run is evaluated on, or copies of them"
         )
     if not config.distill.allow_seen:
         raise UserError(

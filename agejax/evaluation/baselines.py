@@ -131,7 +131,7 @@ def fit(estimator: str, x: dict[str, np.ndarray], y: dict[str, np.ndarray]) -> t
     return best[1], best[2]
 
 
-def say(fitted: Any, x: np.ndarray, classes: int | None) -> np.ndarray:
+def predict(fitted: Any, x: np.ndarray, classes: int | None) -> np.ndarray:
     """Predicts years [N], or probabilities [N, classes] where there are classes."""
     if classes is None:
         return np.asarray(fitted.predict(x), np.float32)

@@ -198,11 +198,12 @@ def known_geometry(workdir: pathlib.Path, step: int) -> Geometry:
         if box.is_release(workdir):
             raise UserError(
                 f"{workdir}: this model was released without the frame of its training images, so "
-                "that faces cannot be brought into it; give crops, or another model"
+                "faces in photos cannot be framed for it; give crops, or use another model"
             )
         raise UserError(
-            f"{workdir}: how its training images frame faces is not known; delete {FILE} there, "
-            f"and run python -m agejax.evaluate --workdir={workdir} where the training data is"
+            f"{workdir}: how faces are framed in its training images is not known; delete {FILE} "
+            f"there, and run python -m agejax.evaluate --workdir={workdir} where the training data "
+            "is"
         )
     return calibration.geometry
 

@@ -45,7 +45,7 @@ def score_again(
         if seen := int(np.isin(source.groups[rows], source.groups[learned]).sum()):
             console.warning(
                 f"{run.workdir} was trained on {seen:,} of these {len(rows):,} images, or "
-                "on copies of them: it knows the answers"
+                "on copies of them, so its errors are too small"
             )
     return score_rows(run, source, rows, scored.split)
 

@@ -57,11 +57,11 @@ def create(
         if anew := batch_statistics.anew(averaged, batches):
             size = averaged.config.data.batch_size
             console.result(
-                f"batch statistics: made anew on {batches} batches of {size} training images"
+                f"batch statistics: computed on {batches} batches of {size} training images"
             )
         else:
             console.result(
-                "batch statistics: no batch norm trains here, so there is nothing to make anew"
+                "batch statistics: no batch norm is trained, so there is nothing to compute"
             )
     output.mkdir(parents=True, exist_ok=True)
     (output / STATISTICS_FILE).unlink(missing_ok=True)
@@ -92,7 +92,7 @@ def parse_weights(
         numbers = []
     if len(numbers) != len(members) or min(numbers) < 0 or sum(numbers) == 0:
         raise UserError(
-            f"--weights={text}: {len(members)} numbers of 0 or above, such as .4,.6, or fit"
+            f"--weights={text}: give {len(members)} numbers of 0 or above, such as 0.4,0.6, or fit"
         )
     return {
         label: [n * has for n, has in zip(numbers, given, strict=True)]

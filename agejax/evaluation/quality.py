@@ -137,7 +137,7 @@ class _Plain(pickle.Unpickler):
     """Loads lists, dicts and numbers only; runs nothing in the file."""
 
     def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"{module}.{name} is no plain data")
+        raise pickle.UnpicklingError(f"{module}.{name} is not plain data")
 
 
 @dataclasses.dataclass(frozen=True)

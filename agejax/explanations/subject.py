@@ -56,7 +56,7 @@ class Subject(NamedTuple):
         model = run.model
         if model is None:
             raise UserError(
-                f"{run.workdir}: no single network says this; explain one of its members"
+                f"{run.workdir}: this is not a single network; explain one of its members"
             )
         size = image_sizes.of_evaluation(run.config)
 

@@ -33,14 +33,14 @@ TERMS = {
 }
 
 LIMITS = """\
-- Its ages are labels of public photos: in many data sets somebody's guess. The classes of gender \
-and ethnicity are what somebody took a face for, never what a person is.
+- Its ages are labels of public photos: in many data sets annotators' guesses. The classes of \
+gender and ethnicity are annotators' guesses about a face, not facts about a person.
 - It was measured on the data named above and on no other. Errors can be much larger for other \
 cameras, poses, lighting, make-up, covered faces, ages or groups of people. The figures of a group \
 with few images are uncertain.
-- It gives an answer for any image, also for a cat. It does not report that it knows nothing.
-- A single answer is often off by more than the mean error, and usually towards the ages that were \
-common in training."""
+- It gives a prediction for any image, even for a cat. It does not report when it cannot know.
+- A single prediction is often off by more than the mean error, and usually towards the ages that \
+were common in training."""
 
 FAIR_USE = """\
 For research, and for judging such models. Do not use it for decisions about persons: not to \
@@ -230,7 +230,7 @@ def quantization(info: Mapping[str, Any]) -> str:
         f"int8 weights and {record['activations']} activations. It is "
         f"{size['float32'] / size['int8']:.1f} times smaller, and was calibrated on "
         f"{record['calibration_images']:,} images of {record['judged_on']}. On "
-        f"{record['n']:,} others of it:\n\n" + "\n".join(lines) + "\n"
+        f"{record['n']:,} other images of it:\n\n" + "\n".join(lines) + "\n"
     )
 
 
@@ -284,7 +284,7 @@ agejax {agejax}. Its weights are stored in {storage}.
 ## Errors by group, then in total
 
 Years of age are mean absolute errors (mae); bias is predicted minus labelled. Look at the groups \
-first: the error is not the same for everybody.
+first: the error is not the same for everyone.
 
 {scores}
 
@@ -326,16 +326,16 @@ The model is bound by the terms of what it comes from, as far as agejax knows th
 """
 
 CALIBRATED = """\
-- `age_low` and `age_high` enclose the label {share:.0f} times in 100 for images like those it was \
+- `age_low` and `age_high` contain the label {share:.0f} times in 100 for images like those it was \
 calibrated on. For other images they can be much too narrow.
-- Probabilities of classes are scaled on the same images, so that of answers given with 0.8 about \
-80 in 100 agree with the label.
+- Probabilities of classes are scaled on the same images, so that of predictions with a \
+probability of 0.8 about 80 in 100 agree with the label.
 """
 FRAMED = """\
 It expects faces framed as in its training images. `python -m agejax.predict` finds the faces of a \
 photo and frames them so, where a face detector is installed."""
 UNFRAMED = """\
-It expects faces framed as in its training images. How these are framed was not measured, so that \
+It expects faces framed as in its training images. How these are framed was not measured, so \
 `python -m agejax.predict` cannot find faces in photos for it: give it such crops."""
 
 
@@ -378,18 +378,18 @@ def of_release(run: Run, release: Mapping[str, Any], info: Mapping[str, Any], na
 
 
 def intervals(run: Run, calibration: Calibration | None) -> str:
-    """How often age intervals held the label, by group, in every evaluation."""
+    """How often age intervals contain the label, by group, in every evaluation."""
     if calibration is None:
         return "It is not calibrated: predictions come without `age_low` and `age_high`."
     parts = [
-        f"Fitted to {calibration.n:,} images of the split `{calibration.split}`, to hold "
+        f"Fitted to {calibration.n:,} images of the split `{calibration.split}`, to contain "
         f"{1 - calibration.alpha:.0%} of the labels."
     ]
     for _, result in evaluations(run):
         found = result.get("uncertainty", {}).get("age")
         if not found:
             continue
-        rows = ["| group | n | held |", "|---|---:|---:|"]
+        rows = ["| group | n | coverage |", "|---|---:|---:|"]
         rows += [
             f"| {group['name']} | {group['n']:,} | {group['coverage']:.1%} |"
             for by in ("decade", "gender", "ethnicity")
@@ -427,7 +427,7 @@ def origin(node: lineage.Lineage, role: str = "This model", depth: int = 0) -> s
             return (
                 f"{indent}- {role}: the file `{node['name']}`{library} (SHA-256 {node['sha256']})."
             )
-    return f"{indent}- {role}: `{node['name']}`, which was not at hand when this card was made."
+    return f"{indent}- {role}: `{node['name']}`, which was not available when this card was made."
 
 
 def _split(split: Mapping[str, Any]) -> str:

@@ -88,8 +88,8 @@ def quantized(
                 "targets": targets,
             }
     raise UserError(
-        f"--quantize=int8: {figures}, allowed are {max_mae_change:+g} years; nothing was written. "
-        "Allow more by --max_mae_change, or export in float32"
+        f"--quantize=int8: {figures}, at most {max_mae_change:+g} years are allowed; nothing was "
+        "written. Allow more with --max_mae_change, or export in float32"
     )
 
 
@@ -128,8 +128,8 @@ def held_out(run: Run, source_path: str | None) -> tuple[Source, np.ndarray]:
     rows = splits.make(source, run.config.data.split).get("val")
     if rows is None or len(rows) < 2:
         raise UserError(
-            f"--quantize=int8: {run.workdir} was trained without a val split, which calibrates and "
-            "judges int8; export in float32"
+            f"--quantize=int8: {run.workdir} was trained without a val split, which int8 needs; "
+            "export in float32"
         )
     return source, rows
 

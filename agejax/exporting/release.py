@@ -102,7 +102,7 @@ def _network(workdir: str | pathlib.Path) -> Run:
     if spec["combine"] != "weights" or spec["views"] != ["plain"]:
         raise UserError(
             f"--workdir: {run.workdir} is an ensemble of several networks or views, and a released "
-            "model is one network; teach one by them (config.distill), or average weights"
+            "model is one network; train one from them (config.distill), or average their weights"
         )
     (params,), (batch_stats,) = run.params, run.batch_stats
     return dataclasses.replace(
@@ -122,7 +122,7 @@ def _write(
     files.write_bytes(folder / box.WEIGHTS, safetensors.numpy.save(arrays | halves))
     files.write_json(folder / "config.json", lineage.portable(run.config))
     if (run.workdir / "summary.json").exists():
-        summary = files.read_json(run.workdir / "summary.json", dict, "let the run end")
+        summary = files.read_json(run.workdir / "summary.json", dict, "let the run finish")
         kept = {key: summary[key] for key in KEPT_OF_SUMMARY if key in summary}
         files.write_json(folder / "summary.json", kept)
     if fitted is not None:

@@ -200,6 +200,6 @@ def frame_warning(images: Iterable[np.ndarray], geometry: Geometry | None) -> st
     if off <= UNLIKE * looked:
         return None
     return (
-        f"{off} of {looked} images are not framed as the faces this run was trained on, "
-        "which ruins ages silently"
+        f"{off} of {looked} images are not framed as the faces this run was trained on, so their "
+        "ages are unreliable"
     )

@@ -78,8 +78,8 @@ class Geometry:
             rows += [face.landmarks / len(image) for face in detector.find(image)[:1]]
         if len(rows) < FEWEST:
             raise UserError(
-                f"a face is found in {len(rows)} of {count:,} training images; where faces lie in "
-                f"them takes {FEWEST}: take more images, or images of faces"
+                f"a face was found in {len(rows)} of {count:,} training images; at least {FEWEST} "
+                "are needed to measure how faces are framed: use more images, or images of faces"
             )
         landmarks = np.stack(rows)
         middle = np.median(landmarks, axis=0)

@@ -179,8 +179,8 @@ class Regression(Age):
         "One number on a transformed scale.",
         transform=Setting(
             "standard",
-            "Scale that the loss lives on: years, log(1 + years), the range as 0..1, or mean 0 and "
-            "standard deviation 1.",
+            "Scale of the loss: years, log(1 + years), the range as 0..1, or mean 0 and standard "
+            "deviation 1.",
             choices=Scale.KINDS,
         ),
         loss=Setting(
@@ -350,7 +350,9 @@ class Distribution(Age):
         variance_weight=Setting(0.05, "mean_variance: weight of the variance."),
         power=Setting(1, "sord: q_j ~ exp(-scale |j - y|^power).", choices=(1, 2)),
         scale=Setting(1.0, "sord: per year (power 1) or per year squared (power 2).", above=0),
-        smoothing=Setting(0.0, "ce: mass that is spread over all ages.", limits=(0, None), below=1),
+        smoothing=Setting(
+            0.0, "ce: probability that is spread over all ages.", limits=(0, None), below=1
+        ),
         decode=Setting(
             "median",
             "The age to predict; the median is best for the absolute error.",
@@ -493,8 +495,8 @@ class Ordinal(Age):
         ),
         decode=Setting(
             "count",
-            "The age to predict: the count of the questions that are likelier yes, or its "
-            "expectation.",
+            "The age to predict: the number of years that it is probably above, or the "
+            "expectation of that number.",
             choices=("count", "expectation"),
         ),
         decode_prior=Setting("natural", priors.HELP, choices=priors.DECODE),

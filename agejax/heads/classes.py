@@ -142,7 +142,7 @@ class ClassLoss:
             choices=("ce", "focal", "ldam", "lmf"),
         ),
         smoothing=Setting(
-            0.0, "ce: mass that is spread over all classes.", limits=(0, None), below=1
+            0.0, "ce: probability that is spread over all classes.", limits=(0, None), below=1
         ),
         gamma=Setting(
             None, "focal and lmf: exponent; default 2 and 4.", kind=float, limits=(0, None)
@@ -346,7 +346,7 @@ class Buckets(Head):
             raise UserError(f"{where}: {label!r} is not a number; use kind categorical")
         edges = tuple(float(edge) for edge in options["edges"])
         if not edges or any(b <= a for a, b in zip((0.0, *edges), edges, strict=False)):
-            raise UserError(f"{where}.edges: need rising ages above 0, not {options['edges']}")
+            raise UserError(f"{where}.edges: set increasing ages above 0, not {options['edges']}")
 
         def by_bucket(counts: Sequence[float]) -> np.ndarray:
             bucket = np.searchsorted(edges, np.arange(len(counts)), side="right")

@@ -287,5 +287,5 @@ def derive(
 
 def class_names(name: str, label: str, facts: Facts) -> Sequence[str]:
     if not facts.label_names.get(label):
-        raise UserError(f"config.heads.{name}: the data names no classes for {label!r}")
+        raise UserError(f"config.heads.{name}: the data has no names of classes for {label!r}")
     return facts.label_names[label]

@@ -242,7 +242,7 @@ def crossing(labels: Sequence[np.ndarray]) -> np.ndarray:
       UserError: no labels to cross.
     """
     if not labels:
-        raise UserError("density: a crossing of no labels; name one at least")
+        raise UserError("density: no labels to cross; name at least one")
     codes = np.zeros(len(labels[0]), np.int64)
     unknown = np.zeros(len(labels[0]), bool)
     for label in labels:

@@ -1,4 +1,4 @@
-"""A trace of a few steps, and one page that says where their time goes: `--config.profile=10`."""
+"""A trace of a few steps, and one page that shows where their time goes: `--config.profile=10`."""
 
 from __future__ import annotations
 
@@ -139,16 +139,19 @@ def summary(
             sums[key(instruction)] += value
             counts[key(instruction)] += times[instruction]
         rows = sorted(sums.items(), key=lambda item: -item[1])
-        return f"\n| {title} | times a step | ms a step | share |\n|---|---|---|---|\n" + "".join(
-            f"| {each} | {counts[each] / steps:.0f} | {1e3 * value / steps:.2f} | "
-            f"{value / whole:.1%} |\n"
-            for each, value in rows[:ROWS]
+        return (
+            f"\n| {title} | times per step | ms per step | share |\n|---|---|---|---|\n"
+            + "".join(
+                f"| {each} | {counts[each] / steps:.0f} | {1e3 * value / steps:.2f} | "
+                f"{value / whole:.1%} |\n"
+                for each, value in rows[:ROWS]
+            )
         )
 
     step = seconds / steps
     facts = {
         "a step": f"{1e3 * step:.1f} ms, {batch_size / step:,.0f} images/s",
-        "of it the device was at work": f"{covered(spans) / seconds:.0%}",
+        "of this, the device was busy": f"{covered(spans) / seconds:.0%}",
         **_costs(Cost.of(program), step),
     }
     return (
@@ -170,7 +173,7 @@ def _costs(cost: Cost, step: float) -> dict[str, str]:
             rate = f"{count / 1e9:.2f} G{unit}, {count / step / 1e9:.1f} G{unit}/s"
             facts[f"{what}, as XLA counts them"] = rate
     if cost.argument_bytes is not None and cost.temporary_bytes is not None:
-        facts["memory of arguments, and of what comes and goes"] = " and ".join(
+        facts["memory of arguments, and of temporaries"] = " and ".join(
             f"{size / 2**20:,.0f} MiB" for size in (cost.argument_bytes, cost.temporary_bytes)
         )
     return facts

@@ -17,7 +17,8 @@ from agejax.logging.stopwatch import Stopwatch
 
 REMEDY = (
     "training stopped, the last good checkpoint is kept; lower config.schedule.lr, set "
-    "config.optim.clip_norm, or let config.nonfinite=skip or rollback pass over single steps"
+    "config.optim.clip_norm, or set config.nonfinite to skip or rollback, which leave single "
+    "steps out"
 )
 
 Sums = Mapping[str, jax.Array | np.ndarray]

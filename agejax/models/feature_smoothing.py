@@ -33,11 +33,11 @@ SETTINGS = Group(
     ),
     momentum=Setting(
         0.9,
-        "What running statistics keep of their old value at the end of an epoch.",
+        "Share of their old value that running statistics keep at the end of an epoch.",
         limits=(0, None),
         below=1,
     ),
-    first_epoch=Setting(1, "First epoch in which features are moved.", limits=(1, None)),
+    first_epoch=Setting(1, "First epoch in which features are smoothed.", limits=(1, None)),
 )
 
 

@@ -38,7 +38,7 @@ class MLP(Backbone):
         rngs: nnx.Rngs,
     ) -> None:
         if not widths:
-            raise UserError("config.model.options.widths: is empty; name one width a layer")
+            raise UserError("config.model.options.widths: it is empty; give one width per layer")
         init, inputs = jax.nn.initializers.he_normal(), 3 * image_size**2
         layers = []
         for width in widths:

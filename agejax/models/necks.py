@@ -25,7 +25,7 @@ MOST_WIDTH = 2**16
 # config.heads.NAME.neck; the defaults are those of a dense layer.
 SETTINGS = Group(
     "Layers of a head's own between backbone and output.",
-    greyscale=Setting(False, "The head sees what the backbone makes of the image without colours."),
+    greyscale=Setting(False, "The head uses the backbone's features of the greyscale image."),
     convs=Setting(
         (),
         "Channels of 3x3 convolutions over the backbone's maps, each with batch norm.",
@@ -50,7 +50,7 @@ SETTINGS = Group(
     ),
     input_dropout=Setting(
         0.0,
-        "Dropout rate of what enters the first dense layer.",
+        "Dropout rate of the input of the first dense layer.",
         limits=(0, None),
         below=1,
     ),

@@ -302,12 +302,20 @@ def describe_all(**options: Any) -> Iterator[Row]:
 
 def main(argv: Sequence[str]) -> None:
     parser = usage.parser(__doc__)
-    parser.add_argument("--model", help="one of them; default: all")
-    parser.add_argument("--image_size", type=int, help="default: what published weights expect")
-    parser.add_argument("--num_classes", type=int, help="with the published classifier, as 1000")
+    parser.add_argument("--model", help="the backbone to report; default: all")
+    parser.add_argument(
+        "--image_size", type=int, help="edge of the images; default: what published weights expect"
+    )
+    parser.add_argument(
+        "--num_classes",
+        type=int,
+        help="classes of a classifier, such as the 1000 of published weights; default: without",
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--measure", choices=MEASURES, help="default: forward with --model")
-    parser.add_argument("--batch_size", type=int, default=8, help="of what is measured")
+    parser.add_argument(
+        "--measure", choices=MEASURES, help="what to measure; default: forward with --model"
+    )
+    parser.add_argument("--batch_size", type=int, default=8, help="images per measured call")
     parser.add_argument("--remat", action="store_true", help="as config.model.remat")
     parser.add_argument("--format", choices=("text", "md", "json"), default="text")
     args = parser.parse_args(argv[1:])

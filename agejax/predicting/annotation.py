@@ -36,7 +36,7 @@ def places(paths: Sequence[pathlib.Path], folder: pathlib.Path) -> dict[str, pat
         str(path): folder / full.relative_to(top) for path, full in zip(paths, whole, strict=True)
     }
     if there := [copy for copy in found.values() if copy.exists()]:
-        raise UserError(f"--annotate: {there[0]} is there already; name another folder")
+        raise UserError(f"--annotate: {there[0]} exists already; name another folder")
     return found
 
 

@@ -61,7 +61,7 @@ def _years_apart(years: Sequence[float]) -> Chart:
     axes.set(xlabel="years between the oldest and the youngest label", ylabel="groups")
     axes.grid(axis="y", color=GRID, linewidth=0.6)
     tidy(axes)
-    caption = f"How far apart the ages of copies are, {len(years):,} groups whose ages differ"
+    caption = f"Age differences between copies, {len(years):,} groups whose ages differ"
     alt = (
         f"Histogram. {caption}: median {np.median(years):g}, largest {max(years):g} years; "
         f"{np.sum(np.array(years) > 5):,} groups differ by more than 5 years."

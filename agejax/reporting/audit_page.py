@@ -118,8 +118,8 @@ def _leakage(leakage: Mapping[str, Any], notes: Sequence[str]) -> Section:
             name = " and ".join(pair["splits"])
             rows.append((name, pair["groups"], pair["exact"], concerned, pair["shared"]))
             listed += [
-                (name, "; ".join(f"{split}: {', '.join(ids)}" for split, ids in torn.items()))
-                for torn in pair["listed"]
+                (name, "; ".join(f"{split}: {', '.join(ids)}" for split, ids in group.items()))
+                for group in pair["listed"]
             ]
         text += subheading(way) + paragraph(f"Images: {sizes}.")
         text += table(heads, rows)

@@ -65,7 +65,9 @@ def evaluate_baseline(
         console.result(f"{label}: {estimator} {options}")
         names = source.label_names.get(label)
         for name in rows:
-            predictions[name][label] = baselines.say(fitted, x[name], len(names) if names else None)
+            predictions[name][label] = baselines.predict(
+                fitted, x[name], len(names) if names else None
+            )
     seconds = time.perf_counter() - start
     console.result(f"fitted in {seconds:.0f} s")
 

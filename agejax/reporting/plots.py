@@ -94,7 +94,7 @@ def save_distribution_figure(measured: Mapping[str, Any], file: BinaryIO, *, tit
     lines = [max(len(table), 3) for table in tables.values()]
     figure = Figure(figsize=(8.5, 1 + 0.27 * sum(lines) + 0.55 * len(lines)), layout="constrained")
     figure.suptitle(
-        f"{title}: {measured['rows']:,} images, {measured['draws']:,} draws an epoch", color=TEXT
+        f"{title}: {measured['rows']:,} images, {measured['draws']:,} draws per epoch", color=TEXT
     )
     panels = figure.subplots(len(tables), 1, squeeze=False, height_ratios=lines).ravel()
     for axes, (label, table) in zip(panels, tables.items(), strict=True):

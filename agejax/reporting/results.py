@@ -147,7 +147,7 @@ def warn_of_frame(scored: Scored, calibration: Calibration | None) -> None:
     some = scored.source.take(scored.rows[::step][: detection.CHECKED])
     geometry = calibration.geometry if calibration else None
     if warning := detection.frame_warning(some, geometry):
-        console.warning(f"{warning}; python -m agejax.data.align makes a copy that is")
+        console.warning(f"{warning}; python -m agejax.data.align makes a copy framed so")
 
 
 def write_predictions(

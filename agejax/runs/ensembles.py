@@ -197,7 +197,7 @@ def check_alike(members: Sequence[Run]) -> None:
             if tuple(names) != theirs:
                 raise UserError(
                     f"{member.workdir}: its classes of {label} are {', '.join(names)}, those of "
-                    f"{members[0].workdir} {', '.join(theirs)}; such runs cannot be joined"
+                    f"{members[0].workdir} {', '.join(theirs)}; such runs cannot be combined"
                 )
 
 

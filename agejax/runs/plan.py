@@ -146,7 +146,7 @@ def _aligned(facts: Mapping[str, str]) -> str:
 
 
 def _compute(cost: Cost) -> str:
-    return "not known" if cost.flops is None else f"{cost.flops / 1e9:,.2f} GFLOP a step"
+    return "not known" if cost.flops is None else f"{cost.flops / 1e9:,.2f} GFLOP per step"
 
 
 def _memory(cost: Cost) -> str:

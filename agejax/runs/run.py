@@ -63,7 +63,8 @@ class Run:
         if config is None:
             if (workdir / "config.json").exists():
                 raise UserError(
-                    f"--workdir: {workdir} holds no checkpoint yet; let the run train on"
+                    f"--workdir: {workdir} holds no checkpoint yet; wait until the run has saved "
+                    "one"
                 )
             ensemble = "; this takes one run, not an ensemble"
             which = ensemble if (workdir / "ensemble.json").exists() else "; train one first"
@@ -148,7 +149,7 @@ class Run:
           UserError: it is no single network, or its network cannot take that size.
         """
         if self.model is None:
-            raise UserError(f"--image_size: {self.workdir} is no single network; name one run")
+            raise UserError(f"--image_size: {self.workdir} is not a single network; name one run")
         where, built_for = f"--image_size={image_size}", self.config.model.image_size
         image_sizes.check_fits(self.model, image_size, where, built_for)
         config = self.config.copy_and_resolve_references()

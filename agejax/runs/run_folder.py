@@ -127,8 +127,9 @@ def opened_config(workdir: pathlib.Path) -> ml_collections.ConfigDict | None:
         return kept
     if changed := _changed(kept, written):
         raise UserError(
-            f"{workdir / 'config.json'} is not as its checkpoint was trained: "
-            f"{', '.join(changed)}; undo these, or remove the file: the checkpoint has the config"
+            f"{workdir / 'config.json'} differs from the config of its checkpoint: "
+            f"{', '.join(changed)}; undo these changes, or remove the file: the checkpoint has the "
+            "config"
         )
     return written
 
@@ -143,8 +144,8 @@ def check_same_config(
         return
     if changed := _changed(stored, config):
         raise UserError(
-            f"{workdir} was trained by another config: {', '.join(changed)}; undo these to go on "
-            "with this run, or start a new one from its weights: "
+            f"{workdir} was trained with another config: {', '.join(changed)}; undo these changes "
+            "to resume it, or start a new one from its weights: "
             f"--config.model.pretrained={workdir} --workdir=ANOTHER"
         )
 
@@ -172,8 +173,8 @@ def check_same_data(
     # Empty in runs from before there were counts.
     if meta["facts"].get("counts") and meta["facts"]["counts"] != facts.counts:
         raise UserError(
-            f"{workdir} was trained on other images than config.data.split gives now; go on with "
-            "the version of agejax that began it, or use another --workdir"
+            f"{workdir} was trained on other images than config.data.split gives now; resume it "
+            "with the version of agejax that started it, or use another --workdir"
         )
 
 
@@ -216,7 +217,7 @@ def roll_back(workdir: pathlib.Path, error: NotFiniteError) -> None:
         raise error
     if jax.process_index() == 0:
         files.write_json(workdir / SKIPPED, sorted(skipped))
-        console.result(f"{str(error).partition(':')[0]}: rolling back, to pass over it")
+        console.result(f"{str(error).partition(':')[0]}: rolling back, to leave it out")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("rolled back")
 

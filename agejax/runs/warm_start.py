@@ -126,8 +126,8 @@ def _start(
         done = "" if (run.workdir / "summary.json").exists() else ", which is not finished"
         name = box.name_of(run.workdir)
         console.result(
-            f"starting from step {run.step:,} of {name}{done}: took {', '.join(taken)}"
-            + (f"; fresh: {', '.join(left)}" if left else "")
+            f"starting from step {run.step:,} of {name}{done}: loaded {', '.join(taken)}"
+            + (f"; new, at random: {', '.join(left)}" if left else "")
         )
         how = lineage.may_have_seen(lineage.of(run), config, source)
         if how is not None:
@@ -276,7 +276,7 @@ def _config_of(path: pathlib.Path) -> ml_collections.ConfigDict | None:
         raise UserError(f"{where} is an ensemble; name the folder of one of its runs")
     if not _is_run(path):
         if path.is_dir() and _is_of_run(read_config(path)):
-            raise UserError(f"{where} has no checkpoint yet; let that run train on")
+            raise UserError(f"{where} has no checkpoint yet; wait until that run has saved one")
         around = next((p for p in path.absolute().parents if _is_run(p)), None)
         if around is not None and path.is_dir():
             raise UserError(f"{where} is a part of the run in {around}; name that folder")

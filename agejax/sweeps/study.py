@@ -71,7 +71,7 @@ def _check_database(path: pathlib.Path) -> None:
         ) as db:
             tables = {name for (name,) in db.execute("select name from sqlite_master")}
     except sqlite3.Error as error:
-        raise UserError(f"{path} is no study ({error}); use another --study") from error
+        raise UserError(f"{path} is not a study ({error}); use another --study") from error
     if tables and "studies" not in tables:
         raise UserError(f"{path} is a database of something else; use another --study")
 

@@ -654,7 +654,7 @@ def _checked(config: Mapping[str, Any], where: str, group: Group) -> ml_collecti
     """The config with defaults filled in; raises `UserError` for what `build` cannot use."""
     mixed = [key for key in config if key.startswith(("mixup", "cutmix"))]
     if group is RECIPE and mixed:
-        raise UserError(f"{where}.{mixed[0]}: is one for all images; set it in config.augment")
+        raise UserError(f"{where}.{mixed[0]}: it applies to all images; set it in config.augment")
     group.check(config, where)
     c = group.config()
     for key, default in group.defaults().items():

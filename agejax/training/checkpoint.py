@@ -193,8 +193,8 @@ class Checkpoints:
     def _damaged(self, step: int, reason: str) -> UserError:
         others = ", ".join(str(s) for s in self._folders() if s != step) or "none left"
         return UserError(
-            f"{self._folder / str(step)} cannot be restored: {reason}; remove it to go on "
-            f"from another ({others})"
+            f"{self._folder / str(step)} cannot be restored: {reason}; remove it to resume from "
+            f"another ({others})"
         )
 
 

@@ -68,7 +68,7 @@ def check(config: Any, model: Model, frozen: Collection[str]) -> None:
         if config.distill[kind]:
             raise UserError(
                 f"{where}, but the teachers of config.distill.{kind} need the images; write their "
-                f"answers to a file with python -m agejax.distill, {off}"
+                f"predictions to a file with python -m agejax.distill, {off}"
             )
     given, default = (to_json(each) for each in (config.augment, augment.SETTINGS.config()))
     changed = [key for key, value in given.items() if value != default.get(key)]

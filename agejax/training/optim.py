@@ -105,7 +105,7 @@ def match_groups(
         raise UserError(f"config.{where}: not a list of (regex, value): {error}") from error
     for regex, value in groups:
         if not (is_number(value) or (value is None and where.endswith("lr_multipliers"))):
-            raise UserError(f"config.{where}: {value!r} of {regex!r} is no number")
+            raise UserError(f"config.{where}: {value!r} of {regex!r} is not a number")
     values, uncovered = {}, []
     for name in names:
         for pattern, value in compiled:

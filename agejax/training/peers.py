@@ -150,9 +150,9 @@ class Peers:
             except queue.Empty:
                 missing = sorted(set(range(1, self._processes)) - self._lines.keys())
                 self._refuse(
-                    f"{len(self._lines) + 1} of {self._processes} processes came to "
-                    f"{self._address} within {timeout:g} s; missing: {_some(missing)}; start "
-                    "those too, or raise --join_timeout"
+                    f"{len(self._lines) + 1} of {self._processes} processes connected to "
+                    f"{self._address} within {timeout:g} s; missing: {_some(missing)}; start those "
+                    "too, or raise --join_timeout"
                 )
             number, processes = hello["process"], hello["processes"]
             twice = number in self._lines
@@ -184,7 +184,7 @@ class Peers:
             case {"process": int(), "processes": int()} as hello:
                 connection.settimeout(None)
                 if self._complete:
-                    line.send(failed=f"all processes of the run at {self._address} have come "
+                    line.send(failed=f"all processes of the run at {self._address} are connected "
                               "already; stop that run first, or use another port")  # fmt: skip
                 else:
                     self._arrivals.put((hello, line))
@@ -375,7 +375,7 @@ def agree(**facts: Any) -> None:
     if differences:
         shown = "; ".join(list(differences.values())[:MAX_SHOWN])
         more = f"; and {len(differences) - MAX_SHOWN} more" * (len(differences) > MAX_SHOWN)
-        raise UserError(f"the processes differ: {shown}{more}; start all with the same")
+        raise UserError(f"the processes differ: {shown}{more}; start all with the same settings")
 
 
 def agree_on_weights(params: Any) -> None:

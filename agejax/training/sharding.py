@@ -137,18 +137,20 @@ def create_mesh(devices: int, fsdp: int) -> Mesh:
     each = collections.Counter(device.process_index for device in available)
     if len(set(each.values())) > 1:
         counts = ", ".join(f"{n} in process {i}" for i, n in sorted(each.items())[:MAX_SHOWN])
-        raise UserError(f"the processes have different numbers of devices: {counts}; give all as "
-                        "many, such as by CUDA_VISIBLE_DEVICES")  # fmt: skip
+        raise UserError(
+            f"the processes have different numbers of devices: {counts}; give all the same number, "
+            "such as with CUDA_VISIBLE_DEVICES"
+        )
     count = devices or len(available)
     if count > len(available):
         kind = available[0].platform
         raise UserError(
-            f"config.sharding.devices: {count} devices asked for, {len(available)} {kind} "
+            f"config.sharding.devices: {count} devices requested, {len(available)} {kind} "
             "device(s) found; lower it, or set 0 to use what is there"
         )
     if jax.process_count() > 1 and count < len(available):
         raise UserError(
-            f"config.sharding.devices: {count} devices asked for, and {jax.process_count()} "
+            f"config.sharding.devices: {count} devices requested, and {jax.process_count()} "
             f"processes have {len(available)}; start fewer, or set 0 to use what is there"
         )
     if fsdp < 1 or count % fsdp:

@@ -274,8 +274,8 @@ def main(argv: Sequence[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--batch", type=int, default=64, help="images per batch")
-    parser.add_argument("--turns", type=int, default=8, help="of each contestant")
-    parser.add_argument("--seconds", type=float, default=0.2, help="per turn, about")
+    parser.add_argument("--turns", type=int, default=8, help="turns of each contestant")
+    parser.add_argument("--seconds", type=float, default=0.2, help="seconds per turn, about")
     parser.add_argument("--only", default="", help="regex of the cases")
     parser.add_argument("--output", type=pathlib.Path, default=OUTPUT)
     args = parser.parse_args(argv[1:])

@@ -498,7 +498,9 @@ def chosen(scale: Scale, on_gpu: bool, only: str, beside: str) -> list[Row]:
             lines = {k: e for k, e in row.entries.items() if k == FIRST or re.search(beside, k)}
             if len(lines) == 1:
                 there = "; ".join(row.entries)
-                raise UserError(f"--beside={beside}: nobody in {row.title}; there are {there}")
+                raise UserError(
+                    f"--beside={beside}: no such contestant in {row.title}; there are {there}"
+                )
             some.append(dataclasses.replace(row, entries=lines))
     if not some:
         raise UserError(f"--only={only}: no such row; there are {'; '.join(r.title for r in rows)}")
@@ -516,8 +518,10 @@ def main(argv: Sequence[str]) -> None:
         "--beside", default="", help="regex of the contestants beside agejax, such as '^torch$'"
     )
     parser.add_argument("--repeats", type=int, default=7, help="turns of each contestant")
-    parser.add_argument("--steps", type=int, default=20, help="steps a turn, at most")
-    parser.add_argument("--smoke", action="store_true", help="tiny, one turn: does it work?")
+    parser.add_argument("--steps", type=int, default=20, help="steps per turn, at most")
+    parser.add_argument(
+        "--smoke", action="store_true", help="one turn at a tiny size, to see that it works"
+    )
     parser.add_argument(
         "--output", type=pathlib.Path, help="default: experiments/results/peers; runs/ with --smoke"
     )

@@ -168,7 +168,7 @@ def measure(repeats: int, steps: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=7, help="turns of each contestant")
-    parser.add_argument("--steps", type=int, default=20, help="steps a turn")
+    parser.add_argument("--steps", type=int, default=20, help="steps per turn")
     parser.add_argument("--output", type=pathlib.Path, help="a JSON file; default: print only")
     parser.add_argument("--alone", action="store_true", help="print the seconds of a step")
     args = parser.parse_args()

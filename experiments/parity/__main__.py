@@ -26,7 +26,7 @@ from experiments.parity.ours import Ours
 
 ONLY = flags.DEFINE_string("only", "", "regex on MODEL/LIBRARY of the cases to run")
 OUTPUT = flags.DEFINE_string("output", "experiments/results/parity.json", "the file to update")
-GOLDENS = flags.DEFINE_bool("goldens", False, "write the answers of the cases in tests/goldens")
+GOLDENS = flags.DEFINE_bool("goldens", False, "write the outputs of the cases to tests/goldens")
 
 
 def compare(case: case_lib.Case) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -77,11 +77,11 @@ def arms(setting: Setting) -> dict[str, Arm]:
             "half of the largest ethnicity left out of training",
         ),
         "dense-lmf": Arm(
-            dense_lmf, "DenseWeight (alpha .25) and LMF (alpha 2.5, beta .05, gamma 4)",
+            dense_lmf, "DenseWeight (alpha 0.25) and LMF (alpha 2.5, beta 0.05, gamma 4)",
             {"age/mae": 8.9, "gender/accuracy": 0.920, "ethnicity/macro_f1": 0.821},
         ),
         "dense-lmf-searched": Arm(
-            changed(dense_lmf, heads__age=searched), "the same, DenseWeight's alpha searched: .69"
+            changed(dense_lmf, heads__age=searched), "the same, DenseWeight's alpha searched: 0.69"
         ),
         "ours": Arm(
             ours, "SORD, INS for ethnicity, decades x ethnicities drawn by the root of INS"

@@ -49,7 +49,9 @@ def arms(setting: Setting) -> dict[str, Arm]:
     other = "more-data-nasnet_mobile" if setting.scale == "full" else "buckets"
     return chosen | {
         "ensemble": Arm(
-            None, f".6 of more-data and .4 of {other}", make=joined({"more-data": 0.6, other: 0.4})
+            None,
+            f"0.6 of more-data and 0.4 of {other}",
+            make=joined({"more-data": 0.6, other: 0.4}),
         ),
         # On all training images, like the later steps.
         **faces.arms(setting, base(setting, "mobilenet_v3_small"), data__split__train_share=1.0),
@@ -90,7 +92,7 @@ def ladder(setting: Setting, backbone: str) -> dict[str, Arm]:
     buckets = {"kind": "buckets", "edges": EDGES, "decode": "mode"}
     return {
         "frozen": Arm(frozen, "the backbone frozen, one output"),
-        "head": Arm(head, "a dense layer of 1,024 and dropout .7"),
+        "head": Arm(head, "a dense layer of 1,024 and dropout 0.7"),
         "last-layer": Arm(last, "and the last layer of the backbone trained"),
         "last-three": Arm(last3, "and the last three"),
         "augmentation": Arm(augmented, "and augmentation and L2"),

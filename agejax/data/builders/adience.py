@@ -116,7 +116,7 @@ def _age(text: str) -> float:
     if (low, high) == OLD:
         return OLD_AGE
     if not low <= high <= cells.OLDEST:
-        raise ValueError(f"{text} is no band of ages")
+        raise ValueError(f"{text} is not an age range")
     return math.fsum((low, high)) / 2
 
 

@@ -30,7 +30,7 @@ class AgeDB(FaceBuilder):
         for path, match, data in self.images(NAME, "[number]_[name]_[age]_[m|f].jpg"):
             name, age = path.rsplit("/", 1)[-1], int(match[3])
             if age > OLDEST:
-                self.skipped.append(f"{name}: {age} is no age")
+                self.skipped.append(f"{name}: {age} is not an age")
                 continue
             gender = int(match[4].lower() == "f")
             yield Face(id=name, image=data, age=age, gender=gender, group=match[2].lower())

@@ -48,7 +48,7 @@ class Unread(str):
     """Why a file was not read, in place of its contents."""
 
 
-NO_FILE = Unread("no plain file, but a link, a device or one with holes")
+NO_FILE = Unread("not a plain file but a link, a device or a sparse file")
 
 
 class Elsewhere(bytes):
@@ -84,7 +84,9 @@ def read(
 
     def safe(path: str) -> bool:
         if _leads_out(path) and wanted(path):
-            raise UserError(f"{source}: {path} leads out of it; pack it again, with relative names")
+            raise UserError(
+                f"{source}: {path} points outside of it; pack it again with relative names"
+            )
         return plain(path)
 
     try:
@@ -100,7 +102,7 @@ def read(
             yield from _tar(source, safe, mine, most)
     except DAMAGE as error:
         raise UserError(
-            f"{source} is damaged or its download broke off ({error}); download it again"
+            f"{source} is damaged or its download is incomplete ({error}); download it again"
         ) from error
     except OSError as error:
         raise UserError(f"{source} cannot be read: {error}") from error
@@ -117,8 +119,8 @@ class _Budget:
         self.left -= size
         if self.left < 0:
             raise UserError(
-                f"{self._source} unpacks to more than {self.total >> 20} MB, far more than its own "
-                "size, as no archive of photos does; download it again, or unpack it to a folder"
+                f"{self._source} unpacks to more than {self.total >> 20} MB, far more than an "
+                "archive of photos of its size does; download it again, or unpack it to a folder"
             )
 
 
@@ -216,14 +218,14 @@ def _tar(
             tar = tarfile.TarFile(fileobj=stream)  # type: ignore[arg-type]
         except tarfile.ReadError as error:
             raise UserError(
-                f"{source} is no .tar.gz, .tar or .zip archive, or its download broke off; "
+                f"{source} is not a .tar.gz, .tar or .zip archive, or its download is incomplete; "
                 "download it again"
             ) from error
         end = -1
         while (member := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # saves memory: there may be many
             if tar.offset <= end:  # a negative size would repeat members for ever
-                raise tarfile.ReadError(f"{member.name} comes again")
+                raise tarfile.ReadError(f"{member.name} appears twice")
             end = tar.offset
             if member.isdir() or not wanted(member.name):
                 continue

@@ -296,7 +296,7 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         seen: set[str] = set()
         for face in self.faces():
             if face.id in seen:  # for example in another folder; users find images by their ids
-                self.skipped.append(f"{face.id}: a second image of this name")
+                self.skipped.append(f"{face.id}: a second image with this name")
                 continue
             seen.add(face.id)
             if not isinstance(face.image, archives.Elsewhere):
@@ -308,8 +308,8 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         """What the source holds besides images, and what to do about it."""
         if self.packed:
             return (
-                f"archives lie in it ({listed(self.packed)}): name one of them as the source, each "
-                "as a part of config.data.mixture, or unpack them"
+                f"it contains archives ({listed(self.packed)}): name one of them as the source, "
+                "each as a part of config.data.mixture, or unpack them"
             )
         if self.source is not None and self.source.suffix.lower() == ".csv":
             return "it is a table: name the folder or archive of the images as the source"
@@ -364,7 +364,7 @@ def table(data: bytes, where: str, needed: Sequence[str]) -> Iterator[dict[str, 
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: {OTHER_ENCODING}") from error
     except csv.Error as error:
-        raise UserError(f"{where} is no CSV file: {error}") from error
+        raise UserError(f"{where} is not a CSV file: {error}") from error
 
 
 def no_image(

@@ -41,7 +41,7 @@ class CACD(FaceBuilder):
             if age is None:
                 self.skipped.append(f"{name}: no row in celebrity2000_meta.mat")
             elif not 0 <= age <= OLDEST:
-                self.skipped.append(f"{name}: {age:g} is no age")
+                self.skipped.append(f"{name}: {age:g} is not an age")
             else:
                 yield Face(id=name, image=data, age=age, group=match[2].lower())
 
@@ -60,7 +60,7 @@ class CACD(FaceBuilder):
                 return dict(zip(names, ages, strict=True))
             except DAMAGE as error:
                 raise UserError(
-                    f"{path} is no table of CACD's that can be read ({error}); get it again, or "
-                    "leave it out: the images' names hold the ages"
+                    f"{path} is not a readable table of CACD ({error}); download it again, or "
+                    "remove it: the images' names hold the ages"
                 ) from error
         return None

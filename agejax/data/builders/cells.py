@@ -51,13 +51,13 @@ def years(text: str) -> float:
     if is_unknown(text):
         return math.nan
     if BAND.fullmatch(text):
-        raise ValueError(f"{text} is a band of ages; write a number, such as the band's middle")
+        raise ValueError(f"{text} is an age range; write a number, such as its middle")
     try:
         value = float(text)
     except ValueError:
         value = math.inf
     if not 0 <= value <= OLDEST:
-        raise ValueError(f"{text} is no age")
+        raise ValueError(f"{text} is not an age")
     return value
 
 
@@ -141,7 +141,7 @@ def miscounted(found: Mapping[str, int], label: str, names: Sequence[str], optio
         if any(text.strip() in MINUS_ONE for text in found):
             return (
                 f"the numbers in the column {label} (-1, 1) do not count from 0 ({counted}), and "
-                "-1 says that a label is unknown; write names in the table"
+                "-1 marks an unknown label; write names in the table"
             )
         wrong = f"the column {label} has only the number 1, which may be either class ({counted})"
     elif not beyond or (0 in numbers and beyond < TOO_MANY * sum(numbers.values())):
@@ -156,7 +156,7 @@ def miscounted(found: Mapping[str, int], label: str, names: Sequence[str], optio
     places += ("",) * (shown[-1] + 1 - len(places))
     return (
         f"{wrong}; write names in the table, or set {option} to a name for each number from 0, '' "
-        f"for one that is no class, such as {places!r}"
+        f"for a number that is not a class, such as {places!r}"
     )
 
 

@@ -54,7 +54,7 @@ class FairFace(FaceBuilder):
         "Options of fairface.",
         age=Setting(
             "middle",
-            "The age of a band: its middle, or none, for gender and ethnicity alone.",
+            "Age for each age range: its middle, or none, to use gender and ethnicity only.",
             choices=("middle", "none"),
         ),
     )
@@ -127,7 +127,7 @@ def _age(text: str) -> float:
     if cells.is_unknown(text):
         return math.nan
     if (band := cells.band(text, AGES)) is None:
-        raise ValueError(f"{text} is no band of ages")
+        raise ValueError(f"{text} is not an age range")
     return AGES[band]
 
 
@@ -143,9 +143,9 @@ def _check_bands(ages: Mapping[str, int], source: pathlib.Path) -> None:
     text = max(odd, key=lambda t: odd[t], default="")
     if missing and odd and odd[text] >= MANY:
         raise UserError(
-            f"{source}: {odd[text]:,} rows of its tables have the age {text!r}, which is no band, "
-            f"and none has {', '.join(missing)}; a spreadsheet changes 3-9 and 10-19 to dates: get "
-            "the tables again, or set config.data.options.age='none'"
+            f"{source}: {odd[text]:,} rows of its tables have the age {text!r}, which is not an "
+            f"age range, and none has {', '.join(missing)}; a spreadsheet changes 3-9 and 10-19 to "
+            "dates: get the tables again, or set config.data.options.age='none'"
         )
 
 

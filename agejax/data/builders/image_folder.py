@@ -88,8 +88,8 @@ class ImageFolder(FaceBuilder):
         ),
         columns=Setting(
             {},
-            'What the table calls its columns, such as {"age": "Years", "gender": "Sex"}; a column '
-            'called "" is not read.',
+            'The names of the columns in the table, such as {"age": "Years", "gender": "Sex"}; a '
+            'column called "" is not read.',
         ),
         folders=Setting(
             "",
@@ -99,8 +99,8 @@ class ImageFolder(FaceBuilder):
         ),
         gender_names=Setting(
             ("male", "female"),
-            "Classes in their order, an empty one for a number that is no class; (): those of the "
-            "CSV, sorted, or its numbers.",
+            "Classes in their order, an empty name for a number that is not a class; (): those of "
+            "the CSV, sorted, or its numbers.",
             item=str,
         ),
         ethnicity_names=Setting((), "As gender_names.", item=str),
@@ -142,11 +142,11 @@ class ImageFolder(FaceBuilder):
             if pairs.why_not:
                 file, why = next(iter(pairs.why_not.items()))
                 raise UserError(
-                    f"{labels.where}: none of its {len(rows):,} rows is of one image only; {file}: "
-                    f"{why}; write paths with their folders"
+                    f"{labels.where}: none of its {len(rows):,} rows matches exactly one image; "
+                    f"{file}: {why}; write paths with their folders"
                 )
             raise UserError(
-                f"{labels.where}: none of its {len(rows):,} rows is of one of the {len(files):,} "
+                f"{labels.where}: none of its {len(rows):,} rows matches one of the {len(files):,} "
                 f"images; a row is {next(iter(rows))!r}, an image is {files[0]!r}"
             )
         empty = True
@@ -184,7 +184,9 @@ class ImageFolder(FaceBuilder):
             if len(inside) != 1:
                 return None
             ((path, data),) = inside.items()
-            self.report(f"labels from {path} in it; {WHERE}.labels='{NO_LABELS}' leaves it out")
+            self.report(
+                f"labels come from {path} in it; {WHERE}.labels='{NO_LABELS}' leaves it out"
+            )
             return self._read(path, path, data)
         where = f"{WHERE}.labels: {self.labels}"
         inside = self.files(rf"(?:.*/)?{re.escape(self.labels)}")

@@ -80,7 +80,9 @@ class IMDBWIKI(FaceBuilder):
             numbers = [np.asarray(columns[name], np.float64) for name in NUMBERS]
             cells = list(zip(*numbers, *(columns[name] for name in TEXTS), strict=True))
         except DAMAGE as error:
-            raise UserError(f"{path} is no IMDB-WIKI table ({error}); get it again") from error
+            raise UserError(
+                f"{path} is not a readable IMDB-WIKI table ({error}); download it again"
+            ) from error
         rows: dict[str, dict[str, Any] | str] = {}
         for born, taken, gender, score, second, file, name in cells:
             age = _age(born, taken)

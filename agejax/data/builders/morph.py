@@ -44,7 +44,7 @@ class Morph(FaceBuilder):
         for path, match, data in self.images(NAME, "[id]_[photo][M|F][age].JPG"):
             name, age = path.rsplit("/", 1)[-1], int(match[4])
             if age > OLDEST:
-                self.skipped.append(f"{name}: {age} is no age")
+                self.skipped.append(f"{name}: {age} is not an age")
                 continue
             yield Face(
                 id=name,

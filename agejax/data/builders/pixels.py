@@ -30,7 +30,7 @@ def encoded(text: str) -> bytes:
         raise ValueError("its pixels are not numbers from 0 to 255") from error
     edge = math.isqrt(len(values))
     if not edge or edge * edge != len(values):
-        raise ValueError(f"{len(values):,} pixels are no square")
+        raise ValueError(f"{len(values):,} pixels do not make a square")
     done, data = cv2.imencode(".png", values.reshape(edge, edge))
     assert done
     return data.tobytes()

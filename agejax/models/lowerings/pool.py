@@ -27,8 +27,8 @@ def max_pool(
     """
     if min(x.shape[1:3]) + 2 * padding < size:
         raise UserError(
-            f"config.model.image_size: at a pool of {size}x{size} pixels {x.shape[1]}x{x.shape[2]} "
-            "are left; give the network larger images or fewer pools"
+            f"config.model.image_size: a pool of {size}x{size} pixels gets maps of only "
+            f"{x.shape[1]}x{x.shape[2]}; give the network larger images or fewer pools"
         )
     height, width = (
         (padding, padding + (size - n - 2 * padding) % stride * ceil) for n in x.shape[1:3]

@@ -69,8 +69,8 @@ def load(
                 f"{layout.example()!r} ({layout.library})" for layout in LAYOUTS[model_name]
             )
             raise UserError(
-                f"{_where(path)} looks like no model of agejax (its keys: {few(tensors)}); give "
-                f"the weights of {model_name}, whose keys begin like {keys}"
+                f"{_where(path)} does not look like a model of agejax (its keys: {few(tensors)}); "
+                f"give the weights of {model_name}, whose keys begin like {keys}"
             ) from error
         if model_name not in alike:
             raise UserError(

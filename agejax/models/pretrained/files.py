@@ -134,7 +134,7 @@ def _read_keras(path: str) -> Tensors:
         with open(file.name, "rb") as copy:
             if copy.read(8) != hdf5.SIGNATURE:
                 raise UserError(
-                    f"is an archive of Keras whose {KERAS_MEMBER} is no HDF5; save the model "
+                    f"is an archive of Keras whose {KERAS_MEMBER} is not HDF5; save the model "
                     "again, or its weights with model.save_weights('x.weights.h5')"
                 )
         return hdf5.read(file.name)
@@ -166,7 +166,7 @@ def _npy(data: bytes, name: str) -> np.ndarray:
     if dtype == np.dtype("V2"):  # how numpy stores bfloat16
         dtype = np.dtype(ml_dtypes.bfloat16)
     if dtype.kind not in "fiub" and dtype != ml_dtypes.bfloat16:
-        raise UserError(f"has {name} in {dtype}, which are no weights; leave it out")
+        raise UserError(f"has {name} in {dtype}, which is not a type of weights; leave it out")
     if math.prod(shape) * dtype.itemsize != len(data) - file.tell():
         raise UserError(f"is damaged: the size of {name} is not its shape's; get it again")
     return np.frombuffer(data, dtype, offset=file.tell()).reshape(

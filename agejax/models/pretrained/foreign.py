@@ -50,7 +50,7 @@ def format_of(path: pathlib.Path) -> str:
     text = " ".join(start[:40].decode("utf-8", "ignore").split())
     if text and text.isprintable():
         return f"is a text that begins {text!r}; {KNOWN}"
-    return f"is of no format that is known; {KNOWN}"
+    return f"has an unknown format; {KNOWN}"
 
 
 def _manifests(path: pathlib.Path) -> list[pathlib.Path]:
@@ -66,7 +66,7 @@ def not_a_file(path: pathlib.Path) -> str:
         if path.with_name(f"{path.name}.index").is_file():
             return f"is a checkpoint of TensorFlow; {KERAS}"
         return (
-            "is no file; name a weights file"
+            "is not a file; name a weights file"
             if path.exists()
             else "does not exist; name a weights file, or the folder of a run"
         )

@@ -75,7 +75,7 @@ def probe_in_subprocess(path: str) -> None:
         check=False,
     )
     if done.returncode < 0:
-        raise UserError("is damaged: HDF5 comes to no end in it; get it again")
+        raise UserError("is damaged: its HDF5 structure has no end; get it again")
     if done.returncode:
         raise AssertionError(done.stderr)
 
@@ -141,7 +141,7 @@ def _texts(group: h5py.Group, attribute: str) -> list[str]:
     if math.prod(stored.shape) == 0:  # Keras stores empty lists as numbers
         return []
     if h5py.check_string_dtype(stored.dtype) is None:
-        raise UserError(f"is damaged: {attribute} is no text; get it again")
+        raise UserError(f"is damaged: {attribute} is not a text; get it again")
     values = np.ravel(group.attrs[attribute]).tolist()
     # Encoded first, since h5py returns bytes that are not text as lone surrogates.
     return [(v if isinstance(v, bytes) else v.encode()).decode() for v in values]

@@ -147,9 +147,9 @@ class Loaded:
         if self.prefix:
             parts.append(f"its keys begin with {self.prefix!r}")
         if self.fresh:
-            parts.append(f"left fresh: {few(self.fresh, 8)}")
+            parts.append(f"new, at random: {few(self.fresh, 8)}")
         if self.left_out:
-            parts.append(f"left out: {few(self.left_out, 8)}")
+            parts.append(f"not used: {few(self.left_out, 8)}")
         if self.doubt:
             parts.append(self.doubt)
         return "; ".join(parts)

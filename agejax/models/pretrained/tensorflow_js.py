@@ -50,7 +50,9 @@ class Entry:
             raise UserError(f"has an array without a name ({str(name)[:40]}); get it again")
         known: Any = QUANTISED if quantised else DTYPES
         if stored not in known:
-            raise UserError(f"has {name[:80]} in {str(stored)[:20]}, which is no weight")
+            raise UserError(
+                f"has {name[:80]} in {str(stored)[:20]}, which is not a type of weights"
+            )
         if len(shape) > MAX_AXES or not all(type(n) is int and n >= 0 for n in shape):
             raise UserError(f"has {name[:80]} in the shape {str(shape)[:60]}; get it again")
         dtype = np.dtype(DTYPES[stored])
