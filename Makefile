@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check docs parity bench setup chromium clean
+.PHONY: run test check docs parity bench gpu-program setup chromium clean
 
 run: setup
 	$(BIN)/python -m agejax.main --config=configs/quickstart.py
@@ -31,6 +31,11 @@ parity: .venv-parity/.installed
 # experiments/results/peers.*.
 bench: .venv-bench/.installed
 	.venv-bench/bin/python -m experiments.benchmarks.peers
+
+# What a step launches on an H100, compiled without one, beside what is recorded; half an hour and
+# more on two cores; writes experiments/results/gpu_program.*.
+gpu-program: .venv-gpu/.installed
+	.venv-gpu/bin/python -m experiments.benchmarks.gpu_program
 
 .venv-%/.installed: setup.py constraints.txt
 	$(PYTHON) -m venv .venv-$*
@@ -61,4 +66,4 @@ chromium:
 	echo "no Chromium: the tests that look at the report in a browser will be skipped"
 
 clean:
-	rm -rf .venv .venv-parity .venv-bench runs
+	rm -rf .venv .venv-parity .venv-bench .venv-gpu runs

@@ -87,6 +87,8 @@ setup(
             "torch==2.13.0",
             "torchvision==0.28.0",
         ],
+        # XLA's compiler for a GPU, without the libraries that a GPU runs with: make gpu-program.
+        "gpu": ["jax-cuda12-plugin==0.10.2"],
         "docs": ["mkdocs>=1.6", "mkdocs-material>=9.7", "mkdocstrings-python>=2.0"],
         "onnx": ["onnx>=1.23", "onnxruntime>=1.32"],
         "sweep": ["optuna>=5.0"],
