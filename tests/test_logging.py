@@ -129,9 +129,11 @@ def test_progress_on_a_terminal_draws_one_line_again_and_lines_that_stay_above_i
     bar.close()
     first, second, third, later, end = terminal.read().split(ERASE)
     assert first == "[#####...............]  25%  epoch   2.5/10  step   250/1,000  left 6m15s"
-    assert second.startswith("[#####...............]  25%  epoch   2.5/10  step   250/1,000  loss ")
+    assert second.startswith(f"{first}  loss 1.2340  ")
     assert len(second) == 89  # a line that wraps could not be drawn again
-    assert third.startswith("[##########..........]  50%  epoch   5.0/10  step   500/1,000  loss ")
+    assert third.startswith(
+        "[##########..........]  50%  epoch   5.0/10  step   500/1,000  left 4m10s  "
+    )
     beside, val, fourth = later.split("\r\n")
     assert (beside, val) == (
         "a line beside it", "epoch   5.0/10  step   500/1,000  val  age/mae 5.500"

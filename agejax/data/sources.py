@@ -326,7 +326,7 @@ def _decode_all(builder: Any, folder: pathlib.Path, image_size: int, place: str)
     same = [columns["digest"], columns["group"]]
     thumbnails = np.stack(columns["thumbnail"]) if builder.FIND_DUPLICATES else None
     if thumbnails is not None:
-        console.note(f"{builder.name}: searching {len(ids):,} images for duplicates")
+        console.note(f"{builder.name}: searching for duplicates")
     groups = duplicates.groups(len(ids), thumbnails, same)
     labels = {name: np.array(columns[name], dtype) for name, dtype in LABELS.items()}
     official = np.array(columns["split"])

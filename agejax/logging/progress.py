@@ -24,7 +24,7 @@ class Bar:
 
     def __init__(self, out: TextIO, clock: Clock) -> None:
         self._out, self._clock = out, clock
-        self._next = clock()
+        self._next = clock() + EVERY
 
     def due(self) -> bool:
         """Whether it is time to draw it again."""
@@ -85,7 +85,7 @@ class Progress:
         if console.draws_on(self._out):
             self._draw()
         else:
-            self.note(step, self._text())
+            self.note(step, "  ".join(filter(None, (self._shown, self._left()))))
 
     def evaluation(
         self, step: int, values: Mapping[str, float], best_by: str, *, best: bool
@@ -108,11 +108,12 @@ class Progress:
         self._bar.close()
 
     def _draw(self) -> None:
-        self._bar.draw(self._step / self._total, f"{self._place(self._step)}  {self._text()}")
+        # The time left comes first, for a narrow terminal shows no more of the line than fits.
+        parts = self._place(self._step), self._left(), self._shown
+        self._bar.draw(self._step / self._total, "  ".join(filter(None, parts)))
 
-    def _text(self) -> str:
-        left = f"left {duration(self._pace * (self._total - self._step))}" if self._pace else ""
-        return "  ".join(filter(None, (self._shown, left)))
+    def _left(self) -> str:
+        return f"left {duration(self._pace * (self._total - self._step))}" if self._pace else ""
 
     def _place(self, step: int) -> str:
         epoch, total = step / self._total * self._epochs, f"{self._total:,}"
