@@ -20,6 +20,7 @@ COMMANDS = {
     "explain": ("agejax.explain", "show which parts of a face drive a prediction"),
     "export": ("agejax.export", "write a model that needs no agejax: JAX, ONNX or a web page"),
     "release": ("agejax.release", "pack a run as a small folder to share"),
+    "papers": ("agejax.papers", "write a model card, a datasheet and a practice statement"),
     "ensemble": ("agejax.ensemble", "combine several runs into one"),
     "distill": ("agejax.distill", "write a run's predictions, to teach another run"),
     "pseudo-label": ("agejax.pseudo_label", "label new faces with a run, to train on them"),

@@ -246,7 +246,7 @@ def test_the_table_in_the_benchmarks_form():
         "2 of 5 folds are done.",
         "",
         "| fold | train | val | test | age MAE, years | gender accuracy |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: |",
+        "|---|---:|---:|---:|---:|---:|",
         "| 0 | 1,200 | 20 | 30 | 4.00 | 0.900 |",
         "| 1 | 1,200 | 20 | 30 | 5.00 | 0.950 |",
         "| mean |  |  |  | 4.50(0.50) | 0.925(0.025) |",

@@ -29,6 +29,7 @@ def measure(scored: Scored) -> dict[str, Any]:
     return result | {
         "images_per_second": scored.images_per_second,
         "dataset": scored.source.name,
+        "fingerprint": scored.source.fingerprint,
         "split": scored.split,
         "step": scored.run.step,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),

@@ -12,6 +12,7 @@ from agejax.evaluation import metrics, uncertainty
 from agejax.evaluation.calibration import Calibration
 from agejax.exporting import quantize
 from agejax.logging import console
+from agejax.reporting import markdown
 from agejax.runs import box, lineage
 from agejax.runs.run import Run
 from agejax.training import image_sizes
@@ -198,7 +199,7 @@ def _heading(run: Run, result: Mapping[str, Any]) -> str:
     return f"### {result['dataset']}, {result['split']}: {result['n']:,} images{note}"
 
 
-def _known(result: Mapping[str, Any]) -> str:
+def known_to_ancestors(result: Mapping[str, Any]) -> str:
     """A warning for each ancestor that was trained on some of the images; "" for none."""
     known = result.get("known_to_ancestors", {})
     return "".join(
@@ -211,7 +212,8 @@ def _known(result: Mapping[str, Any]) -> str:
 def scores(run: Run) -> str:
     """Every evaluation of the run, groups before totals; "" where there is none."""
     return "\n\n".join(
-        f"{_heading(run, result)}\n\n{_known(result)}```text\n{metrics.table(result)}\n```"
+        f"{_heading(run, result)}\n\n{known_to_ancestors(result)}"
+        f"```text\n{metrics.table(result)}\n```"
         for _, result in evaluations(run)
     )
 
@@ -241,7 +243,8 @@ def training(run: Run) -> str:
     with contextlib.suppress(OSError, UserError, *DAMAGE, AttributeError):  # optional
         summary = files.read_json(run.workdir / "summary.json", dict, "")
         sizes = ", ".join(f"{name} {n:,}" for name, n in summary["examples"].items())
-        lines.append(f"- Images in each split: {sizes}; copies of one photo share a split.")
+        together = "; copies of one photo share a split" if keeps_copies_together(run) else ""
+        lines.append(f"- Images in each split: {sizes}{together}.")
     for label in facts.labels:
         if label in facts.means:
             lines.append(
@@ -252,6 +255,12 @@ def training(run: Run) -> str:
             pairs = zip(facts.label_names[label], facts.counts[label], strict=True)
             lines.append(f"- {label} in training: {', '.join(f'{k} {n:,}' for k, n in pairs)}.")
     return "\n".join(lines)
+
+
+def keeps_copies_together(run: Run) -> bool:
+    """Whether copies of a photo share a split: public splits may separate them."""
+    split = run.config.data.split
+    return not (split.get("official") or split.get("files"))
 
 
 def terms(origin: lineage.Lineage) -> str:
@@ -308,7 +317,7 @@ person, and two photos of one person get different guesses.
 
 {recipes}
 
-This folder: `python -m agejax.release --workdir=RUN --output=FOLDER`.
+This text: `{made_by}`.
 
 ## Limits
 
@@ -339,15 +348,19 @@ It expects faces framed as in its training images. How these are framed was not 
 `python -m agejax.predict` cannot find faces in photos for it: give it such crops."""
 
 
-def of_release(run: Run, release: Mapping[str, Any], info: Mapping[str, Any], name: str) -> str:
-    """card.md of a released model.
+def of_model(
+    run: Run, info: Mapping[str, Any], name: str, *, use: str, storage: str, made_by: str
+) -> str:
+    """card.md of a released model, or model_card.md of a run.
 
     Args:
-      run: opened from the released folder.
-      release: the contents of its release.json.
-      info: `export.describe` of it.
-      name: of the folder that will hold it.
+      info: `description.describe` of it.
+      name: what the model is called.
+      use: --workdir of the command that predicts with it.
+      storage: how its weights are stored.
+      made_by: the command that writes the card.
     """
+    come_from = lineage.of(run)
     calibration = Calibration.read(run.workdir, run.step)
     framed = calibration is not None and calibration.geometry is not None
     classes = [
@@ -360,21 +373,34 @@ def of_release(run: Run, release: Mapping[str, Any], info: Mapping[str, Any], na
         parameters=sum(array.size for array in run.params.values()),
         inside=image_sizes.of_evaluation(run.config),
         agejax=info["agejax"],
-        storage=release["storage"]
-        + ("" if release["parity"] == 0 else f" (predictions differ from the run by at most "
-           f"{release['parity']:.0e} of the largest value)"),
-        use=f"python -m agejax.predict --workdir={box.BOX}:{name} photo.jpg",
-        scores=scores(run) or "Not measured: the run had no evaluation when it was released.",
+        storage=storage,
+        use=f"python -m agejax.predict --workdir={use} photo.jpg",
+        scores=scores(run) or "Not measured: the run had no evaluation when this was written.",
         intervals=intervals(run, calibration),
         calibrated=CALIBRATED.format(share=100 * (1 - calibration.alpha)) if calibration else "",
         framing=FRAMED if framed else UNFRAMED,
-        origin=origin(release["lineage"]),
+        origin=origin(come_from),
         training=training(run),
-        recipes=recipes(release["lineage"]),
+        recipes=recipes(come_from),
+        made_by=made_by,
         limits=LIMITS,
         fair_use=FAIR_USE,
-        terms=terms(release["lineage"]),
-    )  # fmt: skip
+        terms=terms(come_from),
+    )
+
+
+def storage(release: Mapping[str, Any]) -> str:
+    """How a released model stores its weights, for `of_model`.
+
+    Args:
+      release: the contents of its release.json.
+    """
+    if release["parity"] == 0:
+        return str(release["storage"])
+    return (
+        f"{release['storage']} (predictions differ from the run by at most {release['parity']:.0e} "
+        "of the largest value)"
+    )
 
 
 def intervals(run: Run, calibration: Calibration | None) -> str:
@@ -389,14 +415,13 @@ def intervals(run: Run, calibration: Calibration | None) -> str:
         found = result.get("uncertainty", {}).get("age")
         if not found:
             continue
-        rows = ["| group | n | coverage |", "|---|---:|---:|"]
-        rows += [
-            f"| {group['name']} | {group['n']:,} | {group['coverage']:.1%} |"
-            for by in ("decade", "gender", "ethnicity")
-            for group in found["groups"].get(by, ())
+        groups = [
+            *(g for by in ("decade", "gender", "ethnicity") for g in found["groups"].get(by, ())),
+            found["by_decade"] | {"name": "all"},
         ]
-        rows.append(f"| all | {found['by_decade']['n']:,} | {found['by_decade']['coverage']:.1%} |")
-        parts += [f"On {result['dataset']}, {result['split']}:", "\n".join(rows)]
+        rows = [(g["name"], f"{g['n']:,}", f"{g['coverage']:.1%}") for g in groups]
+        table = markdown.table(("group", "n", "coverage"), rows)
+        parts += [f"On {result['dataset']}, {result['split']}:", table]
     return "\n\n".join(parts)
 
 
@@ -412,7 +437,7 @@ def origin(node: lineage.Lineage, role: str = "This model", depth: int = 0) -> s
                 f"{node['image_size']} px, trained on {' and '.join(data['names'])} (data "
                 f"fingerprint {data['fingerprint']}"
                 + (f"; images: {sizes}" if sizes else "")
-                + f"; {_split(data['split'])})."
+                + f"; {split_in_words(data['split'])})."
             ]
             if members := node.get("members"):
                 lines.append(f"{indent}  - Its weights are the mean of {', '.join(members)}.")
@@ -430,12 +455,23 @@ def origin(node: lineage.Lineage, role: str = "This model", depth: int = 0) -> s
     return f"{indent}- {role}: `{node['name']}`, which was not available when this card was made."
 
 
-def _split(split: Mapping[str, Any]) -> str:
+def split_in_words(split: Mapping[str, Any]) -> str:
+    """How the images were split: config.data.split as `lineage.split_of` returns it."""
     if split.get("files"):
         return f"split by lists of names: {', '.join(split['files'])}"
     if split.get("official"):
         return "the official split"
+    if split.get("folds"):
+        return (
+            f"fold {split['fold']} of {split['folds']} is the test split, seed {split['seed']}, "
+            "copies of a photo kept together"
+        )
     shares = ", ".join(f"{name} {share:g}" for name, share in split["fractions"].items())
+    if (even := split.get("balanced") or {}).get("n"):
+        return (
+            f"{even['split']} has {even['n']} images of each {' x '.join(even['over'])}, the rest "
+            f"is split at random, {shares}, seed {split['seed']}, copies of a photo kept together"
+        )
     return f"random split, {shares}, seed {split['seed']}, copies of a photo kept together"
 
 

@@ -78,7 +78,11 @@ def release(
             )
         _seal(folder, written)
         info = description.describe(again, jax.eval_shape(prediction(again), _images(again)))
-        text = card.of_release(again, written, info, output.name)
+        text = card.of_model(
+            again, info, output.name,
+            use=f"{box.BOX}:{output.name}", storage=card.storage(written),
+            made_by="python -m agejax.release --workdir=RUN --output=FOLDER",
+        )  # fmt: skip
         files.write_text(folder / "card.md", text)
         shutil.rmtree(output, ignore_errors=True)
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())

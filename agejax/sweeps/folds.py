@@ -15,7 +15,7 @@ from agejax import files
 from agejax.config import replaced
 from agejax.errors import UserError
 from agejax.logging import console
-from agejax.reporting import results
+from agejax.reporting import markdown, results
 from agejax.runs import run_folder, warm_start
 from agejax.train import train
 
@@ -171,7 +171,7 @@ def text(found: Mapping[str, Any]) -> str:
     """folds.md: a row per fold, then mean(standard deviation)."""
     columns = {name: FIGURES[name.rpartition("/")[2]] for name in found["mean"]}
     titles = [title.format(name.rpartition("/")[0]) for name, (title, _) in columns.items()]
-    rows = [["fold", *SPLITS, *titles], ["---:"] * (1 + len(SPLITS) + len(titles))]
+    rows = []
     for row in found["rows"]:
         sizes = [f"{row['examples'].get(split, 0):,}" for split in SPLITS]
         scores = [format(row["figures"][name], form) for name, (_, form) in columns.items()]
@@ -181,8 +181,8 @@ def text(found: Mapping[str, Any]) -> str:
         for name, (_, form) in columns.items()
     ]
     rows.append(["mean", *[""] * len(SPLITS), *over])
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    parts = [f"# {found['splits']}", "\n".join(lines), ABOUT]
+    table = markdown.table(["fold", *SPLITS, *titles], rows)
+    parts = [f"# {found['splits']}", table, ABOUT]
     done = len(found["rows"])
     if done < found["folds"]:
         parts.insert(1, f"{done} of {found['folds']} folds are done.")
