@@ -1,8 +1,8 @@
 """python -m agejax.evaluate --workdir=RUN [--dataset=NAME --source=PATH --option=NAME=VALUE]
 
 Scores a trained run on its own splits or on any other data. Writes metrics.json, predictions.csv,
-report.html, which opens offline, and its charts under figures/. --compare=RUN2 compares it with
-another run on the same images.
+suspects.csv (labels that may be wrong), report.html, which opens offline, and its charts under
+figures/. --compare=RUN2 compares it with another run on the same images.
 """
 
 from __future__ import annotations

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from agejax.evaluation import gaps, gates, headlines, metrics, quality, uncertainty
+from agejax.evaluation import failures, gaps, gates, headlines, metrics, quality, uncertainty
 from agejax.evaluation.calibration import Calibration
 from agejax.evaluation.scored import Scored, is_known
 from agejax.runs import lineage
@@ -37,10 +38,20 @@ def measure(scored: Scored) -> dict[str, Any]:
 
 
 def look_closer(scored: Scored, calibration: Calibration | None) -> dict[str, Any]:
-    """{"uncertainty", "gaps": target -> `gaps.measure` of the losses}, and for the age
-    {"headlines", "gates", "quality": the error by image quality}."""
+    """{"uncertainty", "gaps": target -> `gaps.measure` of the losses, "suspects": {"n", "reasons":
+    {kind: images}}}, and for the age {"headlines", "gates", "quality": the error by image quality,
+    "weak_groups"}."""
     parts = metrics.partitions(scored.labels, scored.label_names)
-    result: dict[str, Any] = {"gaps": _gaps(scored, parts)}
+    found = suspects(scored, calibration)
+    reasons = Counter(
+        kind
+        for suspect in found
+        for kind in {reason.partition(":")[0] for reason in suspect.reasons}
+    )
+    result: dict[str, Any] = {
+        "gaps": _gaps(scored, parts),
+        "suspects": {"n": len(found), "reasons": dict(reasons)},
+    }
     if calibration is not None:
         result["uncertainty"] = _uncertainty(scored, calibration)
     age, predicted = scored.labels.get("age"), scored.predictions.get("age")
@@ -53,7 +64,33 @@ def look_closer(scored: Scored, calibration: Calibration | None) -> dict[str, An
             name: quality.by_quality(predicted - age, values, quality.edges(name, values))
             for name, values in looks.items()
         }
+        result["weak_groups"] = failures.weak_groups(
+            np.abs(predicted - age), _traits(scored, looks), scored.duplicates
+        )
     return result
+
+
+def suspects(scored: Scored, calibration: Calibration | None) -> list[failures.Suspect]:
+    """`failures.suspects` of an evaluation; without a calibration, only copies tell."""
+    intervals = calibration.intervals(scored.predictions) if calibration else {}
+    probabilities = calibration.probabilities(scored.predictions) if calibration else {}
+    labels = {k: v for k, v in scored.labels.items() if k in scored.source.labels}
+    return failures.suspects(
+        labels, scored.label_names, scored.duplicates, scored.predictions, intervals, probabilities
+    )
+
+
+def _traits(scored: Scored, looks: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What `failures.weak_groups` may divide the images by: labels, and image quality."""
+    classes = {
+        name: scored.labels[label] == number
+        for label in ("gender", "ethnicity")
+        if label in scored.labels
+        for names in [scored.label_names.get(label, ())]
+        for number, name in enumerate(names)
+        if number == 0 or len(names) > 2  # of two classes one is the other's opposite
+    }
+    return {"age": scored.labels["age"].astype(np.float64)} | classes | dict(looks)
 
 
 def _gaps(scored: Scored, parts: Mapping[str, metrics.Partition]) -> dict[str, Any]:

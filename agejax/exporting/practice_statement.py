@@ -201,6 +201,14 @@ def _errors(result: Mapping[str, Any]) -> Iterator[str]:
     ]  # fmt: skip
     heads = ("group, as labelled", "images", "mean absolute error, years", "95 %", "bias", "")
     yield markdown.table(heads, rows)
+    weak = [g for g in result.get("weak_groups", {}).get("groups", ()) if g["confirmed"]]
+    if weak:
+        yield "Groups with larger errors that a search found, and other images confirmed:"
+        yield markdown.bullets(
+            f"{group['name']}: {group['mae']:.2f} years {_interval(group['mae_ci95'])}, "
+            f"n = {group['n']:,}."
+            for group in weak
+        )
     if years := of.get("by_year"):
         yield "By single year of age:"
         yield markdown.table(

@@ -239,6 +239,7 @@ def build(scored: Scored, result: Mapping[str, Any], charts: Mapping[str, Chart]
             charts,
             ("quality",),
         ),
+        _failures(result),
         _comparison(result, charts),
         _section(
             "Faces",
@@ -393,6 +394,36 @@ def _gates(result: Mapping[str, Any], charts: Mapping[str, Chart]) -> page.Secti
         )
         + page.columns([*shown, f"<div>{challenge}{alone}</div>"]),
     )
+
+
+def _failures(result: Mapping[str, Any]) -> page.Section:
+    """The groups that a tree found and another half judged, and how many labels are suspected."""
+    found, suspects = result.get("weak_groups"), result.get("suspects", {"n": 0})
+    text = ""
+    if found and found["groups"]:
+        rows = [
+            (
+                row["name"], row["n"], f"{row['mae']:.2f}", _interval(row["mae_ci95"]),
+                f"{row['found_mae']:.2f}", "yes" if row["confirmed"] else "no",
+            )
+            for row in found["groups"]
+        ]  # fmt: skip
+        heads = ("group", "n", "MAE, years", "95 % interval", "MAE where found", "confirmed")
+        text += page.paragraph(
+            "Groups with large errors that a shallow tree over labels and image quality found on "
+            f"one half of the images ({found['found_on']:,}), judged on the other half "
+            f"({found['judged_on']:,}, MAE {found['mae']:.2f} years). Confirmed: above the MAE of "
+            "that half with 95 % confidence for all groups together."
+        ) + page.table(heads, rows)
+    if suspects["n"]:
+        reasons = ", ".join(f"{kind}: {n:,}" for kind, n in suspects["reasons"].items())
+        text += page.paragraph(
+            f"{suspects['n']:,} images have labels that may be wrong ({reasons}). suspects.csv "
+            "lists them with the reasons. Most large errors are the model's own: look at the "
+            "images, correct the labels that are wrong, delete the other rows, and give the file "
+            "to config.data.edits.labels."
+        )
+    return page.Section("Where it fails", text)
 
 
 def _comparison(result: Mapping[str, Any], charts: Mapping[str, Chart]) -> page.Section:

@@ -1,18 +1,18 @@
-"""Writes evaluations to a folder: metrics.json, predictions.csv and the report."""
+"""Writes evaluations to a folder: metrics.json, predictions.csv, suspects.csv and the report."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from agejax import files, tables
 from agejax.errors import UserError
-from agejax.evaluation import comparison, findings, fitting, metrics
+from agejax.evaluation import comparison, failures, findings, fitting, metrics
 from agejax.evaluation.calibration import Calibration
 from agejax.evaluation.scored import Scored, is_known, score
 from agejax.faces import detection
@@ -21,6 +21,8 @@ from agejax.paths import expand
 from agejax.reporting import report
 from agejax.runs.ensembles import open_run
 
+SUSPECTS = "suspects.csv"
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
@@ -28,7 +30,7 @@ class Evaluation:
 
     Attributes:
       metrics: the contents of metrics.json.
-      folder: holds metrics.json, predictions.csv and, where requested, the report.
+      folder: holds metrics.json, predictions.csv and, where requested, suspects.csv and the report.
     """
 
     metrics: dict[str, Any]
@@ -107,7 +109,7 @@ def publish(
     *,
     write_report: bool = True,
 ) -> dict[str, Any]:
-    """Writes metrics.json, predictions.csv and the report to `output`, and prints the table.
+    """Writes metrics.json, predictions.csv, suspects.csv and the report, and prints the table.
 
     Args:
       other: another run's predictions of the same images.
@@ -136,6 +138,8 @@ def publish(
         compared = metrics.paired_table(result, result["compared"]["targets"])
         console.result(f"\nagainst {other.run.workdir}, paired on the same images:\n{compared}")
     if write_report:
+        suspected = findings.suspects(scored, calibration)
+        write_suspects(output / SUSPECTS, scored, suspected)
         report.write(output, scored, result, calibration)
     console.result(f"written to {output}/")
     return result
@@ -148,6 +152,42 @@ def warn_of_frame(scored: Scored, calibration: Calibration | None) -> None:
     geometry = calibration.geometry if calibration else None
     if warning := detection.frame_warning(some, geometry):
         console.warning(f"{warning}; python -m agejax.data.align makes a copy framed so")
+
+
+def write_suspects(
+    path: pathlib.Path, scored: Scored, suspected: Sequence[failures.Suspect]
+) -> None:
+    """Writes a CSV row per suspected label: id, the labels as they are, why, and the predictions.
+
+    config.data.edits.labels reads it: where a label is corrected in it, the correction counts.
+    """
+    known = [name for name in scored.source.labels if name in scored.labels]
+    predicted = [name for name in known if name in scored.predictions]
+    header = ["id", *known, "reasons", *(f"{name}_predicted" for name in predicted)]
+    rows = [
+        [
+            scored.source.ids[scored.rows[row]],
+            *(_label(scored, name, scored.labels[name][row]) for name in known),
+            "; ".join(reasons),
+            *(_prediction(scored, name, row) for name in predicted),
+        ]
+        for row, reasons in suspected
+    ]
+    text = io.StringIO()
+    tables.write(text, header, rows)
+    files.write_text(path, text.getvalue())
+
+
+def _prediction(scored: Scored, name: str, row: int) -> str:
+    given = scored.predictions[name][row]
+    return f"{given:.1f}" if given.ndim == 0 else _label(scored, name, given.argmax())
+
+
+def _label(scored: Scored, name: str, value: Any) -> str:
+    """A label as a cell; "" where it is unknown."""
+    if name in scored.label_names:
+        return str(scored.label_names[name][value]) if value >= 0 else ""
+    return f"{value:g}" if np.isfinite(value) else ""
 
 
 def write_predictions(
