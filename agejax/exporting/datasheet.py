@@ -66,8 +66,8 @@ the same content.
 """
 
 PEOPLE = """\
-The images show people. Faces identify people, and a label of gender or ethnicity says what \
-somebody took a face for. Treat the data as sensitive."""
+The images show people. Faces identify people, and a label of gender or ethnicity is an \
+annotator's guess about a face. Treat the data as sensitive."""
 DRAWN = "The faces are drawn by a program: they show nobody."
 
 CANNOT = (
@@ -88,7 +88,7 @@ def write(run: Run, name: str, report: Mapping[str, Any] | None) -> str:
     Args:
       name: what the model is called.
       report: of `auditing.audit.audit`, of the run's data with the run's splits under `SPLITS`;
-        None where the data is not at hand.
+        None where the data is not available.
     """
     names = lineage.names(run.config.data)
     return SHEET.format(
@@ -128,8 +128,8 @@ def _collection(names: Sequence[str]) -> Iterator[str]:
 
 def _unaudited(run: Run) -> Iterator[str]:
     yield (
-        "The data was not at hand when this sheet was written, so it was not audited: nothing is "
-        "said of copies, contradicting labels, leaks between splits and outliers. Of the training "
+        "The data was not available when this sheet was written, so it was not audited: copies, "
+        "contradicting labels, leaks between splits and outliers are not known. Of the training "
         "images the run keeps this:"
     )
     yield card.training(run)

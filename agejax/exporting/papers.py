@@ -21,7 +21,7 @@ def write(
     """Writes model_card.md, datasheet.md and practice_statement.md from what the run has stored.
 
     Args:
-      audit: of the run's data, as `datasheet.write` takes it; None: the data is not at hand.
+      audit: of the run's data, as `datasheet.write` takes it; None: the data is not available.
 
     Returns:
       What each file is -> its path.

@@ -52,7 +52,7 @@ Evaluations of images that trained the model, chose its checkpoint or calibrated
 
 CANNOT = (
     "How old anybody is. The true ages of the images are labels of public data, in many sets "
-    "somebody's guess; errors of labels and of the model add up.",
+    "annotators' guesses; errors of labels and of the model add up.",
     "How the model does on other people, cameras, light or poses than those of the tested images. "
     "Public photos are not the customers of a shop or of a website.",
     "What a whole service does. Its camera, face finder, retries, fallback to a document and staff "
