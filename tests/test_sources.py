@@ -1,6 +1,7 @@
 """Data is prepared and decoded once, found again, and survives failures in between."""
 
 import io
+import json
 import os
 import pathlib
 import pickle
@@ -135,6 +136,26 @@ def test_what_cannot_be_decoded_is_skipped_and_listed(files, tmp_path):
     assert len(source.ids) == len(source.images) == 24
     names = {line.split(":")[0] for line in source.skipped}
     assert names == {f"{i}_0_0_2018.jpg" for i in (1, 2, 3)} | {"39_1_2017.jpg.chip.jpg"}
+    # Their labels are kept, so that losses can be counted by group; one file has no labels.
+    known = [{"age": float(i), "gender": "male", "ethnicity": "White"} for i in (1, 2, 3)]
+    assert sorted(source.undecoded, key=lambda labels: labels["age"]) == known
+
+
+def test_a_cache_of_an_older_version_does_not_know_the_labels_of_what_is_lost(files, tmp_path):
+    path = pack(files | {"1_0_0_2018.jpg": b"not an image"}, tmp_path / "x.zip")
+    assert len(load(path, tmp_path / "cache").undecoded) == 1
+    (facts,) = (tmp_path / "cache").glob("*/*px/source.json")
+    older = {k: v for k, v in json.loads(facts.read_text()).items() if k != "undecoded"}
+
+    def opened(changed):
+        facts.write_text(json.dumps(older | changed))
+        return sources._open(facts.parent).undecoded
+
+    assert opened({}) is None
+    assert opened({"skipped": []}) == ()
+    for wrong in ([{"age": "old"}], [{"gender": 1}], [{"name": "x"}], [3], {}, "x"):
+        with pytest.raises((ValueError, KeyError, TypeError)):
+            opened({"undecoded": wrong})
 
 
 def test_what_is_skipped_is_quoted_on_one_line(files, tmp_path, capsys):

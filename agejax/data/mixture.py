@@ -175,6 +175,9 @@ def join(
             + groups.tobytes()
         ).hexdigest()[:16],
         skipped=tuple(f"{name}/{line}" for name, s in parts.items() for line in s.skipped),
+        undecoded=None
+        if any(s.undecoded is None for s in every)
+        else tuple(labels for s in every for labels in s.undecoded or ()),
         **_more(every),
         train_only=np.isin(np.array(list(parts))[part], train_only) if train_only else None,
         part=part,

@@ -32,7 +32,7 @@ from agejax.data import builders, duplicates
 from agejax.data.builders import archives
 from agejax.data.cache import cached
 from agejax.data.mapped import MappedArray
-from agejax.errors import DAMAGE, UserError, one_line
+from agejax.errors import DAMAGE, UserError, is_number, one_line
 from agejax.labels import LABELS
 from agejax.logging import console, progress
 from agejax.paths import cache_folder, expand
@@ -60,6 +60,8 @@ class Source:
       label_names: the class names of gender and ethnicity, empty where the data has none.
       fingerprint: of the content (encoded images, labels, order, groups), not of its location.
       skipped: "name: reason" of every image that could not be used.
+      undecoded: the known labels of each of these that could not be decoded: ages in years, classes
+        by name. None: not recorded, as in caches of older versions.
       official: str [N], each image's split in the data set's own division, "" where it has none;
         None where the data set has no splits.
       people: int64 [N], a digest of the name of each image's group (a person, for example), 0
@@ -83,6 +85,7 @@ class Source:
     part: np.ndarray | None = None
     parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
     train_only: np.ndarray | None = None
+    undecoded: tuple[Mapping[str, float | str], ...] | None = None
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """The images of rows int [B], uint8 [B, S, S, 3]."""
@@ -302,7 +305,7 @@ def _decode_all(builder: Any, folder: pathlib.Path, image_size: int, place: str)
     encoded = {"image": tfds.decode.SkipDecoding()}
     examples = builder.as_data_source(split=SPLIT, decoders=encoded)
     metadata = builder.info.metadata
-    skipped = list(metadata["skipped"])
+    skipped, undecoded = list(metadata["skipped"]), []
     columns: dict[str, list[Any]] = {
         k: [] for k in (*LABELS, "id", "group", "split", "digest", "thumbnail")
     }
@@ -314,6 +317,7 @@ def _decode_all(builder: Any, folder: pathlib.Path, image_size: int, place: str)
                 count.add()
                 if image is None:
                     skipped.append(f"{row['id']}: {row['error']}")
+                    undecoded.append(_known_labels(row, metadata["label_names"]))
                     continue
                 file.write(image.data)
                 for name, values in columns.items():
@@ -339,6 +343,7 @@ def _decode_all(builder: Any, folder: pathlib.Path, image_size: int, place: str)
         "shape": [len(ids), image_size, image_size, 3],
         "label_names": metadata["label_names"],
         "skipped": skipped,
+        "undecoded": undecoded,
         "fingerprint": _key(
             builder.name,
             metadata["label_names"],
@@ -400,6 +405,21 @@ def _decode_example(
     return np.ascontiguousarray(square(image, image_size)), row
 
 
+def _known_labels(
+    row: Mapping[str, Any], label_names: Mapping[str, Sequence[str]]
+) -> dict[str, float | str]:
+    """The labels of an example that are known: ages in years, classes by name."""
+    known: dict[str, float | str] = {}
+    for label, dtype in LABELS.items():
+        value = row[label]
+        if np.dtype(dtype).kind == "i":
+            if value >= 0:
+                known[label] = label_names[label][int(value)]
+        elif np.isfinite(value):
+            known[label] = float(value)
+    return known
+
+
 def _open(folder: pathlib.Path) -> Source:
     """Opens a decoded folder; raises ValueError, KeyError or TypeError if its files disagree."""
     facts = json.loads((folder / "source.json").read_text())
@@ -417,6 +437,14 @@ def _open(folder: pathlib.Path) -> Source:
     texts = [facts["name"], facts["fingerprint"], *facts["skipped"]]
     if not all(isinstance(text, str) for text in (*texts, *sum(label_names.values(), ()))):
         raise ValueError("source.json: a number in place of a text")
+    undecoded = facts.get("undecoded")
+    if undecoded is None and not facts["skipped"]:
+        undecoded = []  # an older version, which found nothing amiss
+    if not (undecoded is None or isinstance(undecoded, list)):
+        raise ValueError("source.json: undecoded is not a list")
+    for label, value in (item for known in undecoded or () for item in dict(known).items()):
+        if not (isinstance(value, str) if kinds[label] == "i" else is_number(value)):
+            raise ValueError(f"source.json: a {label} of {value!r}")
     official, people = columns.pop("official"), columns.pop("people")
     return Source(
         name=facts["name"],
@@ -429,6 +457,7 @@ def _open(folder: pathlib.Path) -> Source:
         label_names=label_names,
         fingerprint=facts["fingerprint"],
         skipped=tuple(facts["skipped"]),
+        undecoded=None if undecoded is None else tuple(undecoded),
     )
 
 

@@ -9,7 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from agejax.evaluation import failures, gaps, gates, headlines, metrics, quality, uncertainty
+from agejax.data.sources import Source
+from agejax.evaluation import (
+    failures,
+    gaps,
+    gates,
+    headlines,
+    metrics,
+    quality,
+    uncertainty,
+    unprocessed,
+)
 from agejax.evaluation.calibration import Calibration
 from agejax.evaluation.scored import Scored, is_known
 from agejax.runs import lineage
@@ -38,9 +48,9 @@ def measure(scored: Scored) -> dict[str, Any]:
 
 
 def look_closer(scored: Scored, calibration: Calibration | None) -> dict[str, Any]:
-    """{"uncertainty", "gaps": target -> `gaps.measure` of the losses, "suspects": {"n", "reasons":
-    {kind: images}}}, and for the age {"headlines", "gates", "quality": the error by image quality,
-    "weak_groups"}."""
+    """{"uncertainty", "gaps": target -> `gaps.measure` of the losses, "unprocessed", "suspects":
+    {"n", "reasons": {kind: images}}}, and for the age {"headlines", "gates", "quality": the error
+    by image quality, "weak_groups"}."""
     parts = metrics.partitions(scored.labels, scored.label_names)
     found = suspects(scored, calibration)
     reasons = Counter(
@@ -50,6 +60,7 @@ def look_closer(scored: Scored, calibration: Calibration | None) -> dict[str, An
     )
     result: dict[str, Any] = {
         "gaps": _gaps(scored, parts),
+        "unprocessed": _unprocessed(scored.source),
         "suspects": {"n": len(found), "reasons": dict(reasons)},
     }
     if calibration is not None:
@@ -100,6 +111,22 @@ def _gaps(scored: Scored, parts: Mapping[str, metrics.Partition]) -> dict[str, A
             losses = metrics.losses(predicted, scored.labels[name])
             result[name] = gaps.measure(losses, known, parts, scored.duplicates)
     return result
+
+
+def _unprocessed(source: Source) -> dict[str, Any]:
+    """What of the whole data set, not of a split, could not be used.
+
+    Returns:
+      {"images": how many could, "files": how many could not, "undecoded": images among these that
+      could not be decoded, None where that is not recorded, "groups": `unprocessed.measure`}.
+    """
+    lost = source.undecoded
+    return {
+        "images": len(source.ids),
+        "files": len(source.skipped),
+        "undecoded": None if lost is None else len(lost),
+        "groups": unprocessed.measure(source.labels, source.label_names, lost or ()),
+    }
 
 
 def _uncertainty(scored: Scored, calibration: Calibration) -> dict[str, Any]:
