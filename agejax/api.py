@@ -9,7 +9,7 @@ import dataclasses
 import os
 import pathlib
 import runpy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -91,7 +91,7 @@ def evaluate(
     source: str | None = None,
     options: Mapping[str, Any] | None = None,
     output: Folder | None = None,
-    compare: Folder | None = None,
+    compare: Folder | Sequence[Folder] = (),
     image_size: int | None = None,
 ) -> results.Evaluation:
     """Scores a run, and writes metrics.json, predictions.csv and report.html.
@@ -104,7 +104,8 @@ def evaluate(
       source: where its files lie; default: where the run's config says.
       options: of the data set, as config.data.options.
       output: the folder to write to; default: evaluation/DATASET-SPLIT in the run's folder.
-      compare: another run, which is scored on the same images.
+      compare: another run or several, which are scored on the same images; those of one config
+        count as its seeds.
       image_size: pixels, to try another size than config.eval.image_size on the val split.
 
     Returns:
@@ -120,13 +121,14 @@ def evaluate(
         raise UserError(f"{run.model.name} is an exported file; name the run that it was made from")
     else:
         workdir = run.run.workdir
+    others = [compare] if isinstance(compare, (str, os.PathLike)) else compare
     return results.evaluate(
         workdir,
         dataset=dataset,
         source_path=source,
         split=split,
         output=None if output is None else pathlib.Path(output),
-        compare_with=None if compare is None else _as_given(compare),
+        compare_with=[_as_given(other) for other in others],
         options=options,
         image_size=image_size,
     )

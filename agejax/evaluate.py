@@ -2,7 +2,8 @@
 
 Scores a trained run on its own splits or on any other data. Writes metrics.json, predictions.csv,
 suspects.csv (labels that may be wrong), report.html, which opens offline, and its charts under
-figures/. --compare=RUN2 compares it with another run on the same images.
+figures/. --compare=RUN2 compares it with another run on the same images, --compare RUN2 RUN3 RUN4
+with several; runs of one config count as its seeds.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--split", help="train, val, test or all; default: test, or all on other data"
     )
-    parser.add_argument("--compare", metavar="RUN2", help="another run, on the same images")
+    parser.add_argument(
+        "--compare", metavar="RUN", nargs="+", action="extend", default=[],
+        help="other runs, on the same images; those of one config count as its seeds",
+    )  # fmt: skip
     parser.add_argument(
         "--image_size", type=int, metavar="PIXELS",
         help="score val at this size, to choose config.eval.image_size; default: the run's own",

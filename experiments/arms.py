@@ -24,7 +24,7 @@ from scipy import optimize, stats
 
 from agejax import files
 from agejax.errors import UserError
-from agejax.evaluation import bootstrap, metrics
+from agejax.evaluation import bootstrap, metrics, replicates
 from agejax.evaluation.bootstrap import RESAMPLES
 from agejax.labels import LABELS
 from agejax.reporting import results
@@ -202,26 +202,6 @@ class Scores:
         }
 
 
-def mean_interval(
-    losses: np.ndarray, groups: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
-) -> dict[str, Any]:
-    """The mean over seeds and images, and its 95 % interval, as `joined` makes it.
-
-    For the difference of two arms' losses on the same images this is the paired interval.
-
-    Args:
-      losses: float [seeds, N]; NaN does not count.
-      groups: [N], equal within a group of copies.
-
-    Returns:
-      {"mean", "ci95": [low, high], "images95", "seeds": the mean of each, "n": images}.
-    """
-    known = np.isfinite(losses).all(axis=0)
-    losses, groups = losses[:, known], groups[known]
-    resampled = [losses @ times / times.sum() for times in _resampled(groups, resamples, seed)]
-    return joined(losses.mean(axis=1), np.array(resampled), losses.shape[1])
-
-
 def macro_f1_interval(
     true: np.ndarray,
     predicted: np.ndarray,
@@ -235,10 +215,11 @@ def macro_f1_interval(
     Args:
       true: class numbers [N]; -1 does not count.
       predicted, reference: class numbers [seeds, N].
-      groups, resamples, seed: as in `mean_interval`.
+      groups, resamples, seed: as in `replicates.mean_interval`.
 
     Returns:
-      (that of `predicted`, the paired difference to `reference`), each as from `mean_interval`.
+      (that of `predicted`, the paired difference to `reference`), each as from
+      `replicates.mean_interval`.
     """
     known = true >= 0
     true, predicted, reference = true[known], predicted[:, known], reference[:, known]
@@ -257,8 +238,8 @@ def macro_f1_interval(
         [of_seeds(times) for times in _resampled(groups[known], resamples, seed)]
     )  # [resamples, 2, seeds]
     return (
-        joined(ours, resampled[:, 0], len(true)),
-        joined(ours - theirs, resampled[:, 0] - resampled[:, 1], len(true)),
+        replicates.joined(ours, resampled[:, 0], len(true)),
+        replicates.joined(ours - theirs, resampled[:, 0] - resampled[:, 1], len(true)),
     )
 
 
@@ -268,68 +249,6 @@ def _resampled(groups: np.ndarray, resamples: int, seed: int) -> Iterator[np.nda
     n = int(group.max(initial=-1)) + 1
     for times in bootstrap.draws(n, resamples, seed):
         yield times[group]
-
-
-# ---- intervals over seeds and images ------------------------------------------------------------
-
-METHOD = (
-    "Intervals of 95 % join Student's t over seeds with a bootstrap over groups of copies; "
-    "differences are paired."
-)
-Z = float(stats.norm.ppf(0.975))
-
-
-def joined(seeds: np.ndarray, resampled: np.ndarray, n: int) -> dict[str, Any]:
-    """A figure of several seeds on the same images, with its 95 % interval.
-
-    By the law of total variance, the variance of the mean over seeds has two parts: that over
-    training runs, given the images, and that over images, of the runs' expected figure. The first
-    is s² / k of the seeds' figures. The second is the bootstrap's over images, less the share that
-    comes from the runs' differences on single images, which s² already includes. `over_seeds`
-    combines the two.
-
-    Args:
-      seeds: each seed's figure, [k].
-      resampled: the same on resampled images, [resamples, k].
-      n: images.
-
-    Returns:
-      {"mean", "ci95": [low, high], "images95": the interval over images alone, "seeds", "n"}. For
-      one seed "ci95" is over images alone, and leaves out how much another training would differ.
-    """
-    k, mean = len(seeds), float(seeds.mean())
-    of_mean = resampled.mean(axis=1)
-    share = 1.0
-    if k > 1 and (total := of_mean.var()) > 0:
-        own = (resampled - resampled.mean(axis=0)).var(axis=1, ddof=1).mean() / k
-        share = max(1 - own / total, 0.0)
-    images = mean + np.sqrt(share) * (np.percentile(of_mean, [2.5, 97.5]) - mean)
-    return {
-        "mean": mean,
-        "ci95": over_seeds(seeds, images),
-        "images95": [float(bound) for bound in images],
-        "seeds": [float(x) for x in seeds],
-        "n": n,
-    }
-
-
-def over_seeds(seeds: Sequence[float] | np.ndarray, images95: Sequence[float]) -> list[float]:
-    """The 95 % interval of the mean over seeds [k], from its interval over images alone.
-
-    Half widths are t* sqrt(A + B), with A = s² / k of the seeds, B the variance over images, and t*
-    the mean of the quantiles of Student's t with k - 1 degrees of freedom and of the normal,
-    weighted by A and B (Cochran & Cox 1957, section 4.14, for means of unequal variances). A joint
-    number of degrees of freedom (Welch & Satterthwaite) covers 0.86 to 0.94 with two seeds;
-    experiments/benchmarks/intervals.py simulates both.
-    """
-    mean = float(np.mean(seeds))
-    a = float(np.var(seeds, ddof=1)) / len(seeds) if len(seeds) > 1 else 0.0
-    if a == 0:
-        return [float(bound) for bound in images95]
-    t = float(stats.t.ppf(0.975, len(seeds) - 1))
-    b = ((np.asarray(images95) - mean) / Z) ** 2
-    half = (a * t + b * Z) / np.sqrt(a + b)
-    return [float(mean - half[0]), float(mean + half[1])]
 
 
 def images_of_percentile(seeds: Sequence[float], ci95: Sequence[float]) -> list[float]:
@@ -353,16 +272,10 @@ def images_of_percentile(seeds: Sequence[float], ci95: Sequence[float]) -> list[
         grid = np.geomspace(1e-9, 10 * abs(bound - mean) + 1e-6, 200)
         too_narrow = [i for i, sigma in enumerate(grid[:-1]) if sign * excess(sigma) > 0]
         found = optimize.brentq(excess, *grid[too_narrow[-1] :][:2]) if too_narrow else 0.0
-        widths.append(Z * found)
+        widths.append(replicates.Z * found)
     # No sigma gives a bound that lies inside the means: then the other side's width is used.
     low, high = (width or max(widths) for width in widths)
     return [mean - low, mean + high]
-
-
-def text(figure: Mapping[str, Any], digits: int = 2, sign: str = "") -> str:
-    """A figure and its interval as a table's cell; sign "+" for a difference."""
-    low, high = figure["ci95"]
-    return f"{figure['mean']:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
 
 
 def commit() -> str:

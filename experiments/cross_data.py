@@ -27,6 +27,7 @@ import numpy as np
 
 from agejax import files
 from agejax.configs import mobilenet_v3_utk_alone
+from agejax.evaluation import replicates
 from agejax.process.command import run_command
 from agejax.reporting import results
 from experiments import arms
@@ -114,8 +115,8 @@ def main(argv: Sequence[str]) -> None:
         tables[name] = {arm: {} for arm in rows}
         for (arm, each), label in itertools.product(rows.items(), LABELS):
             losses, reference = each.losses(label), home.losses(label)
-            difference = arms.mean_interval(losses - reference, groups)
-            tables[name][arm][label] = arms.mean_interval(losses, groups) | {
+            difference = replicates.mean_interval(losses - reference, groups)
+            tables[name][arm][label] = replicates.mean_interval(losses, groups) | {
                 "difference": difference
             }
     output = pathlib.Path(args.output)
@@ -126,7 +127,7 @@ def main(argv: Sequence[str]) -> None:
             "commits": {arm: each.commits for arm, each in scores.items()},
             "commit": arms.commit(),
             "seeds": args.seeds,
-            "intervals": arms.METHOD,
+            "intervals": replicates.METHOD,
             "tested on": tables,
         },
     )
@@ -134,7 +135,7 @@ def main(argv: Sequence[str]) -> None:
     print(table(tables))
 
 
-def page(tables: Mapping[str, Any], intervals: str = arms.METHOD) -> str:
+def page(tables: Mapping[str, Any], intervals: str = replicates.METHOD) -> str:
     """The page cross_data.md."""
     return f"{table(tables)}\n{intervals}\n"
 
@@ -148,8 +149,8 @@ def table(tables: Mapping[str, Any]) -> str:
         for arm, row in rows.items():
             cells = []
             for label, digits in (("age", 2), ("gender", 3)):
-                cells.append(arms.text(row[label], digits))
-                cells.append(arms.text(row[label]["difference"], digits, "+"))
+                cells.append(replicates.text(row[label], digits))
+                cells.append(replicates.text(row[label]["difference"], digits, "+"))
             n = row["age"]["n"]
             lines.append(f"| {SETS[name]} (n = {n:,}) | {arm} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -3,7 +3,7 @@
     python -m experiments.recompute [FILE.json ...]
 
 Each figure's interval is computed from its seeds' figures and its interval over images
-(`arms.joined`). Older files have only a percentile bootstrap over both; the images' part is
+(`replicates.joined`). Older files have only a percentile bootstrap over both; the images' part is
 recovered from it. Default: all comparisons in experiments/results.
 """
 
@@ -25,6 +25,7 @@ from typing import Any
 
 from agejax import files
 from agejax.errors import UserError
+from agejax.evaluation import replicates
 from agejax.process.command import run_command
 from experiments import arms, cross_data, run, targets
 
@@ -56,9 +57,9 @@ def recompute(recorded: dict[str, Any]) -> None:
         if "images95" not in figure:
             figure["images95"] = arms.images_of_percentile(figure["seeds"], figure["ci95"])
             recovered = True
-        figure["ci95"] = arms.over_seeds(figure["seeds"], figure["images95"])
+        figure["ci95"] = replicates.over_seeds(figure["seeds"], figure["images95"])
     if recovered:
-        recorded["intervals"] = arms.METHOD + RECOVERED
+        recorded["intervals"] = replicates.METHOD + RECOVERED
 
 
 def page(name: str, recorded: dict[str, Any], old: str) -> str:

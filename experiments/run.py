@@ -29,6 +29,7 @@ import numpy as np
 
 from agejax import files
 from agejax.errors import UserError
+from agejax.evaluation import replicates
 from agejax.process.command import run_command
 from agejax.reporting.plots import Chart
 from experiments import arms, charts
@@ -55,15 +56,15 @@ def measure(scores: arms.Scores, base: arms.Scores, columns: Sequence[str]) -> d
             )
         elif name == "mae":
             losses, reference = scores.losses(label)[:, some], base.losses(label)[:, some]
-            figure = arms.mean_interval(losses, groups)
-            difference = arms.mean_interval(losses - reference, groups)
+            figure = replicates.mean_interval(losses, groups)
+            difference = replicates.mean_interval(losses - reference, groups)
         else:
             wrong, reference = (
                 of.losses(label) if name == "accuracy" else of.bucket_errors(label, BUCKETS)
                 for of in (scores, base)
             )
-            figure = arms.mean_interval(1 - wrong, groups)
-            difference = arms.mean_interval(reference - wrong, groups)
+            figure = replicates.mean_interval(1 - wrong, groups)
+            difference = replicates.mean_interval(reference - wrong, groups)
         row[path] = figure | {"difference": difference}
     if scores.runs:
         row["images_per_second"] = float(np.median([r["images_per_second"] for r in scores.runs]))
@@ -86,8 +87,8 @@ def table(
         for path in columns:
             theirs = chosen[name].theirs.get(path)
             cells += [
-                arms.text(row[path], 3),
-                arms.text(row[path]["difference"], 3, "+"),
+                replicates.text(row[path], 3),
+                replicates.text(row[path]["difference"], 3, "+"),
                 "" if theirs is None else f"{theirs:g}",
             ]
         cells += [
@@ -118,7 +119,7 @@ def run(
     devices = sorted({run["device"] for of in scores.values() for run in of.runs})
     text = table(f"{system.TITLE}, at scale {setting.scale}", columns, chosen, rows) + (
         f"\n{n:,} test images ({ids:,} without copies) of {setting.dataset}, {len(seeds)} seeds. "
-        f"{arms.METHOD} Trained on {' and '.join(devices)}.\n"
+        f"{replicates.METHOD} Trained on {' and '.join(devices)}.\n"
     )
     return (
         text,
@@ -126,7 +127,7 @@ def run(
             "command": f"python -m experiments.run {name} --scale={setting.scale}",
             "commit": arms.commit(),
             "seeds": list(seeds),
-            "intervals": arms.METHOD,
+            "intervals": replicates.METHOD,
             "dataset": setting.dataset,
             "devices": devices,
             "reference": system.REFERENCE,

@@ -29,7 +29,7 @@ from sklearn.metrics import f1_score
 from agejax import files
 from agejax.config import replaced
 from agejax.configs import mobilenet_v3_utk
-from agejax.evaluation import metrics
+from agejax.evaluation import metrics, replicates
 from agejax.process.command import run_command
 from experiments import arms
 
@@ -136,20 +136,22 @@ def measure(scores: arms.Scores, base: arms.Scores) -> dict[str, Any]:
     true = scores.columns["ethnicity"]
     f1 = [f1_score(true, said, average="macro") for said in scores.predicted["ethnicity"]]
     return {
-        "mae": arms.mean_interval(losses, groups),
-        "difference": arms.mean_interval(losses - reference, groups),
-        "few_shot_mae": arms.mean_interval(losses[:, rare], groups[rare]),
-        "few_shot_difference": arms.mean_interval((losses - reference)[:, rare], groups[rare]),
+        "mae": replicates.mean_interval(losses, groups),
+        "difference": replicates.mean_interval(losses - reference, groups),
+        "few_shot_mae": replicates.mean_interval(losses[:, rare], groups[rare]),
+        "few_shot_difference": replicates.mean_interval(
+            (losses - reference)[:, rare], groups[rare]
+        ),
         "worst_decade": {"name": worst, "mae": decades[worst]},
         "bias": float((scores.predicted["age"] - ages).mean()),
-        "gender_error": arms.mean_interval(scores.losses("gender"), groups),
+        "gender_error": replicates.mean_interval(scores.losses("gender"), groups),
         "ethnicity_macro_f1": {"mean": float(np.mean(f1)), "seeds": f1},
         "images_per_second": float(np.median([r["images_per_second"] for r in scores.runs])),
         "commits": scores.commits,
     }
 
 
-def page(rows: Mapping[str, Mapping[str, Any]], intervals: str = arms.METHOD) -> str:
+def page(rows: Mapping[str, Mapping[str, Any]], intervals: str = replicates.METHOD) -> str:
     """The page targets.md."""
     heading = f"# Age as anything, and imbalance\n\n{__doc__}\nRare ages: {RARE}. {intervals}\n"
     return heading + table(rows)
@@ -167,9 +169,10 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
         for name in (name for name in names if name in rows):
             row = rows[name]
             lines.append(
-                f"| {name} | {arms.text(row['mae'])} | {arms.text(row['difference'], sign='+')} "
-                f"| {arms.text(row['few_shot_mae'])} "
-                f"| {arms.text(row['few_shot_difference'], sign='+')} "
+                f"| {name} | {replicates.text(row['mae'])} "
+                f"| {replicates.text(row['difference'], sign='+')} "
+                f"| {replicates.text(row['few_shot_mae'])} "
+                f"| {replicates.text(row['few_shot_difference'], sign='+')} "
                 f"| {row['worst_decade']['name']}: {row['worst_decade']['mae']:.1f} "
                 f"| {1 - row['gender_error']['mean']:.3f} "
                 f"| {row['ethnicity_macro_f1']['mean']:.3f} | {row['images_per_second']:.0f} |"
@@ -201,7 +204,7 @@ def main(argv: Sequence[str]) -> None:
             "image_size": SIZE,
             "epochs": EPOCHS,
             "rare": RARE,
-            "intervals": arms.METHOD,
+            "intervals": replicates.METHOD,
             "arms": rows,
         },
     )

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 
 from agejax import files
 from agejax.configs import mobilenet_v3_utk
+from agejax.evaluation import replicates
 from agejax.process.command import run_command
 from experiments import arms
 
@@ -50,11 +51,14 @@ def main(argv: Sequence[str]) -> None:
         "commit": arms.commit(),
         "commits": {name: arm.commits for name, arm in scores.items()},
         "steps": args.steps,
-        "intervals": arms.METHOD,
-        "age_mae": {name: arms.mean_interval(values, groups) for name, values in losses.items()},
-        "difference": arms.mean_interval(losses["imagenet"] - losses["scratch"], groups),
+        "intervals": replicates.METHOD,
+        "age_mae": {
+            name: replicates.mean_interval(values, groups) for name, values in losses.items()
+        },
+        "difference": replicates.mean_interval(losses["imagenet"] - losses["scratch"], groups),
         "gender_error": {
-            name: arms.mean_interval(arm.losses("gender"), groups) for name, arm in scores.items()
+            name: replicates.mean_interval(arm.losses("gender"), groups)
+            for name, arm in scores.items()
         },
     }
     files.write_json(pathlib.Path(args.output), result)

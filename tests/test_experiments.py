@@ -5,10 +5,10 @@ import shutil
 
 import numpy as np
 import pytest
-from scipy import stats
 from sklearn.metrics import f1_score
 
 from agejax.errors import UserError
+from agejax.evaluation import replicates
 from agejax.process.command import run_command
 from experiments import arms, cross_data, recompute, run
 from experiments.benchmarks import intervals
@@ -133,33 +133,6 @@ def test_macro_f1_and_its_paired_interval():
     assert twice["ci95"] == pytest.approx(once["ci95"], abs=0.02)
 
 
-def test_an_interval_over_seeds_joins_students_t_with_the_bootstrap_over_images():
-    # One seed: over images alone. Equal seeds: the same.
-    assert arms.over_seeds([5.0], [4.6, 5.5]) == [4.6, 5.5]
-    assert arms.over_seeds([5.0, 5.0], [4.6, 5.5]) == [4.6, 5.5]
-    # No spread over images: Student's t, by scipy.
-    seeds = [4.8, 5.0, 5.5]
-    expected = stats.t.interval(0.95, 2, np.mean(seeds), stats.sem(seeds))
-    assert arms.over_seeds(seeds, [np.mean(seeds)] * 2) == pytest.approx(expected)
-    # Equal parts: the mean of both quantiles, times sqrt(2) deviations.
-    deviation = stats.sem(seeds)
-    images = np.mean(seeds) + np.array([-1, 1]) * 1.959964 * deviation
-    half = (4.302653 + 1.959964) / 2 * np.sqrt(2) * deviation
-    expected = np.mean(seeds) + np.array([-1, 1]) * half
-    assert arms.over_seeds(seeds, images) == pytest.approx(expected, rel=1e-5)
-
-
-def test_what_runs_do_on_single_images_counts_once():
-    rng = np.random.default_rng(0)
-    noise = rng.normal(0, 5, (3, 4000))
-    figure = arms.mean_interval(noise - noise.mean(axis=0), np.arange(4000), resamples=200)
-    # All images are equal over the seeds, so other images would change nothing.
-    assert np.ptp(figure["images95"]) < 0.02
-    shared = arms.mean_interval(np.repeat(noise[:1], 3, axis=0), np.arange(4000), resamples=200)
-    assert np.ptp(shared["images95"]) == pytest.approx(2 * 1.96 * 5 / np.sqrt(4000), rel=0.15)
-    assert shared["ci95"] == shared["images95"]
-
-
 @pytest.mark.parametrize(("seeds", "paired"), [(2, False), (3, True)])
 def test_intervals_over_seeds_hold_the_truth_where_percentiles_do_not(seeds, paired):
     held = intervals.seeds_coverage(seeds, 30, paired, trials=120)
@@ -171,7 +144,7 @@ def test_recorded_tables_are_computed_again_from_what_is_stored(tmp_path):
     rng = np.random.default_rng(0)
     losses = rng.exponential(5, (1, 500)) + np.array([[0.0], [0.4], [-0.3]])
     groups = np.arange(500)
-    now = arms.mean_interval(losses, groups)
+    now = replicates.mean_interval(losses, groups)
     # As it was recorded: percentiles over seeds and images drawn together.
     means = [
         losses[rng.integers(3, size=3)][:, rng.integers(500, size=500)].mean() for _ in range(4000)

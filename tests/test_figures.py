@@ -184,6 +184,7 @@ ODD = {
     "an empty curve": lambda: figures.cumulative_score({"a": np.zeros(0), "b": np.ones(3)}),
     "none kept": lambda: figures.risk_coverage({"a": (np.zeros(0), np.zeros(0))}),
     "no threshold": lambda: figures.challenge([]),
+    "nobody to let in": lambda: figures.let_in("x", [{"name": "a"} | NOBODY], [BLUE]),
 }
 
 
@@ -260,6 +261,9 @@ FULL = {
         "by the interval's width": uncertainty.risk_coverage(np.abs(PREDICTED - AGE), AGE),
         "at random": uncertainty.risk_coverage(np.abs(PREDICTED - AGE), 0 * AGE)}),
     "gates": lambda: figures.challenge(gates.challenge(AGE, PREDICTED)),
+    "let in": lambda: figures.let_in("x", [
+        {"name": name, "n": n, "rate": n / 9000, "ci95": [n / 9500, n / 8000]}
+        for n, name in enumerate((*RACES, "18-20", "60+"), 28)], [ORANGE] * 7),
     "faces": lambda: figures.faces("x", np.repeat(FEW, 8, 0), [WORDS] * 8, columns=4),
     "faces in threes": lambda: figures.faces("x", np.repeat(FEW, 4, 0), [WORDS] * 4),
     "saliency": lambda: figures.saliency(

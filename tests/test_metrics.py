@@ -228,7 +228,7 @@ def test_the_difference_of_two_models_is_that_of_their_errors():
         "age": predictions["age"] + np.sign(predictions["age"] - labels["age"]),  # a year worse
         "gender": predictions["gender"][:, ::-1],
     }
-    found = metrics.paired(predictions, others, labels, NAMES, np.arange(400))
+    found = metrics.paired([predictions], [others], labels, NAMES, np.arange(400))
     assert found["age"]["difference"] == pytest.approx(-1)
     assert found["age"]["difference_ci95"] == pytest.approx([-1, -1], abs=1e-5)
     accuracy = evaluate(predictions, labels)["gender"]["accuracy"]

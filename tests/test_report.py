@@ -12,10 +12,11 @@ from browsing import opened
 
 from agejax.data import opening, splits
 from agejax.errors import UserError
-from agejax.evaluation import comparison, fitting
+from agejax.evaluation import comparison, fitting, gaps
+from agejax.evaluation import gates as audited_gates
 from agejax.evaluation.calibration import Calibration
 from agejax.evaluation.scored import score, score_rows
-from agejax.reporting import figures, report, results
+from agejax.reporting import cells, figures, gates, headlines, report, results
 from agejax.reporting.plots import Chart
 from agejax.runs.run import Run
 
@@ -31,7 +32,7 @@ def other(trained, tmp_path_factory):
 def written(trained, other, tmp_path_factory):
     """A report about the whole small data set, compared with a second run."""
     output = tmp_path_factory.mktemp("report")
-    result = results.evaluate(trained, split="all", output=output, compare_with=other).metrics
+    result = results.evaluate(trained, split="all", output=output, compare_with=[other]).metrics
     return result, output
 
 
@@ -54,6 +55,11 @@ def test_every_figure_of_the_page_stands_in_metrics_json(written):
     assert f"worst group, {worst['name']} (n = {worst['n']})" in text
     for row in result["groups"]["age"]["gender"]:
         assert f"<td>{row['mae']:.3f}</td>" in text
+    assert f"<td>{result['headlines']['sd']:.2f}</td>" in text
+    assert f"<td>{result['headlines']['cells']['mae']:.2f}</td>" in text
+    for row in result["gates"]["groups"]["gender"]:
+        adults = row["challenge"][25 - 18]["tpr"]
+        assert f"<td>{cells.rate(adults)[0]}</td>" in text
     assert f"<td>{result['uncertainty']['gender']['temperature']:.3f}</td>" in text
 
 
@@ -62,7 +68,8 @@ def test_charts_lie_beside_the_page_and_are_named_by_what_they_show(written):
     names = {path.stem.replace("-", " ") for path in (output / "figures").iterdir()}
     assert {
         "age", "age by decade", "age by gender", "age by gender x ethnicity", "bias",
-        "cumulative score", "gender confusion", "ethnicity confusion", "gender reliability",
+        "cumulative score", "age by single year", "let in by age", "true accepts by group",
+        "gender confusion", "ethnicity confusion", "gender reliability",
         "coverage", "risk", "gates", "quality", "training loss", "training age mae",
         "age compared", "gender compared", "best faces", "typical faces", "worst faces", "saliency",
     } <= names  # fmt: skip
@@ -110,14 +117,16 @@ def test_a_run_is_compared_image_by_image_and_below_0_it_is_the_better_one(train
 
     worse = scored.labels["age"] + 30.0
     said = scored.predictions | {"age": worse.astype(np.float32)}
-    found = comparison.compare(scored, dataclasses.replace(scored, predictions=said))
+    (found,) = comparison.compare(scored, [dataclasses.replace(scored, predictions=said)])
     mae = np.abs(scored.predictions["age"] - scored.labels["age"]).mean()
     assert found["targets"]["age"]["difference"] == pytest.approx(mae - 30, rel=1e-5)
     assert mae < 30
 
 
 def test_the_differences_of_two_runs_are_printed(trained, other, tmp_path, capsys):
-    results.evaluate(trained, split="test", output=tmp_path, compare_with=other, write_report=False)
+    results.evaluate(
+        trained, split="test", output=tmp_path, compare_with=[other], write_report=False
+    )
     lines = capsys.readouterr().out.splitlines()
     at = lines.index(f"against {other}, paired on the same images:")
     shown = [" ".join(line.split()) for line in lines[at + 2 : at + 5]]
@@ -129,10 +138,49 @@ def test_the_differences_of_two_runs_are_printed(trained, other, tmp_path, capsy
 def test_two_equal_runs_do_not_differ(written):
     result, _ = written
     for target in ("age", "gender", "ethnicity"):
-        found = result["compared"]["targets"][target]
+        found = result["compared"][0]["targets"][target]
         assert found["difference"] == 0
         assert found["difference_ci95"] == [0, 0]
         assert sum(row["n"] for row in found["groups"]["gender"]) == found["n"]
+
+
+def test_runs_of_one_config_count_as_its_seeds(trained):
+    scored = score(Run.open(trained), split="test")
+    first = scored.run.config.seed
+
+    def again(seed, error, **changes):
+        config = scored.run.config.copy_and_resolve_references()
+        config.seed = seed
+        for path, value in changes.items():
+            config.update_from_flattened_dict({path.replace("__", "."): value})
+        run = dataclasses.replace(scored.run, config=config)
+        said = scored.predictions | {"age": (scored.labels["age"] + error).astype(np.float32)}
+        return dataclasses.replace(scored, run=run, predictions=said)
+
+    def other(seed, error):
+        return again(seed, error, schedule__lr=0.5)
+
+    ours = again(first, 3.0)
+    (found,) = comparison.compare(
+        ours, [other(first + 1, 7.0), again(first + 1, 5.0), other(first, 9.0)]
+    )
+    assert found["ours"]["seeds"] == found["theirs"]["seeds"] == [first, first + 1]
+    assert found["matched"]
+    age = found["targets"]["age"]
+    assert age["difference"] == pytest.approx((3 + 5) / 2 - (9 + 7) / 2)
+    # By seed the differences are -6 and -2: Student's t with one degree of freedom.
+    assert np.ptp(age["difference_ci95"]) == pytest.approx(2 * 12.706 * 2, rel=1e-3)
+    assert "2 seeds" in comparison.title(found)
+    assert ", by seed" in comparison.title(found)
+
+    (found,) = comparison.compare(ours, [other(first + 1, 7.0), other(first + 2, 9.0)])
+    assert (found["matched"], len(found["ours"]["seeds"])) == (False, 1)
+    # Seeds of its own config alone, or copies of a run, are compared with it one by one.
+    found = comparison.compare(ours, [again(first + 1, 5.0), again(first + 1, 4.0)])
+    assert [each["targets"]["age"]["difference"] for each in found] == [-2, -1]
+    # Another start is another recipe, and so is an ensemble.
+    found = comparison.compare(ours, [again(first + 1, 5.0, model__pretrained="x"), other(0, 1.0)])
+    assert [each["ours"]["seeds"] for each in found] == [[first], [first]]
 
 
 def test_calibration_is_fitted_on_val_and_kept(trained, written, faces, tmp_path):
@@ -284,3 +332,43 @@ def test_it_can_be_heard_and_used_without_a_mouse(browser, written):
     page.locator("summary").first.focus()
     page.keyboard.press("Enter")
     assert page.locator("details").first.get_attribute("open") is not None
+
+
+# ----------------------------------------------------------------------- sections from metrics.json
+
+
+def test_few_minors_are_marked_and_promise_no_safe_gate():
+    age = np.repeat([15.0, 16, 40], [12, 40, 60]).astype(np.float32)
+    predicted = np.where(np.arange(112) % 9 == 0, 30.5, age).astype(np.float32)
+    parts = {"gender": [("m", np.arange(112) < 12), ("f", np.arange(112) >= 12)]}
+    found = audited_gates.measure(age, predicted, parts, np.arange(112))
+    charts = gates.charts(found)
+    assert charts["false accepts by group"].alt.endswith("m 17% of 12; f 10% of 40.")
+    body = gates.section(found, charts).body
+    assert "<td>16.7% [4.7, 44.8]</td><td>12 (few)</td>" in body
+    # All 6 who look 30.5 pass below 31. Of 52, none above says up to 6.8 % with confidence.
+    assert '<td>31 [31 or more]</td><td>31 [31 or more]</td><td class="number">52</td>' in body
+    assert "368 for 1% and 72 for 5%" in body
+    assert "No two groups have enough minors" in body
+
+
+def test_a_gap_that_may_be_chance_starts_at_0():
+    rng = np.random.default_rng(0)
+    parts = {"x": [("a", np.arange(80) % 2 == 0), ("b", np.arange(80) % 2 == 1),
+                   ("c", np.arange(80) < 3)]}  # fmt: skip
+    found = gaps.measure(rng.exponential(4, 80), np.ones(80, bool), parts, np.arange(80))
+    section = headlines.section({"gaps": {"age": found}}, {})
+    assert "<td>age by x</td>" in section.body
+    assert f"{found['x']['difference']:.3f} [0.000, " in section.body
+    assert "<td>c (3)</td>" in section.body
+    assert headlines.section({}, {}).body == ""
+
+
+def test_what_could_not_be_decoded_is_shown_by_group():
+    row = {"name": "60-69", "n": 50, "lost": 3, "rate": 0.06, "ci95": [0.02, 0.16]}
+    found = {"images": 900, "files": 5, "undecoded": 4, "groups": {"decade": [row]}}
+    body = report._unprocessed(found).body
+    assert "900 images were used, 5 files could not be. 4 of these are images" in body
+    assert '<td>60-69</td><td class="number">3</td><td>6.0% [2.0, 16.0]</td>' in body
+    assert "was not recorded" in report._unprocessed(found | {"undecoded": None, "groups": {}}).body
+    assert report._unprocessed(found | {"files": 0}).body == ""

@@ -1,8 +1,8 @@
-"""Two runs on the same images."""
+"""Several runs on the same images."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from agejax.errors import UserError
 from agejax.evaluation import metrics
 from agejax.evaluation.scored import Scored, open_data, score_rows
 from agejax.logging import console
+from agejax.runs import ensembles, run_folder
 from agejax.runs.run import Run
 
 
@@ -50,17 +51,91 @@ def score_again(
     return score_rows(run, source, rows, scored.split)
 
 
-def compare(scored: Scored, other: Scored) -> dict[str, Any]:
-    """Compares two runs on the same images: {"workdir", "targets": `metrics.paired`}.
+def compare(scored: Scored, others: Sequence[Scored]) -> list[dict[str, Any]]:
+    """Compares a run with others on the same images, config by config.
 
-    A target whose classes the other run numbers differently is left out.
+    Runs of one config that differ in their seed count as one recipe, trained several times. Where
+    all runs have the config of `scored`, each is compared with it alone.
+
+    Args:
+      others: the other runs' predictions of the same images, from `score_again`.
+
+    Returns:
+      An entry per other config, in the order given: {"ours", "theirs": {"workdirs", "seeds"},
+      "matched": whether both have the same seeds, which are then compared one by one, "targets":
+      `metrics.paired`}. A target whose classes one of the runs numbers differently is left out.
     """
-    alike = {
-        name: values
-        for name, values in other.predictions.items()
-        if other.label_names.get(name) == scored.label_names.get(name)
-    }
-    targets = metrics.paired(
-        scored.predictions, alike, scored.labels, scored.label_names, scored.duplicates
+    recipes = [[scored]]
+    for one in others:
+        recipe = next((known for known in recipes if _is_another_seed(one.run, known)), None)
+        if recipe is None:
+            recipes.append([one])
+        else:
+            recipe.append(one)
+    if len(recipes) == 1:
+        recipes = [[one] for one in recipes[0]]
+    recipes = [sorted(recipe, key=lambda one: _seed(one.run)) for recipe in recipes]
+    ours, *theirs = recipes
+    return [_compare(ours, recipe) for recipe in theirs]
+
+
+def _seed(run: Run) -> int:
+    return int(run.config.get("seed", 0))
+
+
+def _is_another_seed(run: Run, known: Sequence[Scored]) -> bool:
+    """Whether a run is one more training of the recipe of these."""
+    first = known[0].run
+    return (
+        all((one.workdir / ensembles.FILE).exists() is False for one in (run, first))
+        and run.fingerprint == first.fingerprint
+        and run_folder.same_recipe(run.config, first.config)
+        and _seed(run) not in [_seed(one.run) for one in known]
     )
-    return {"workdir": str(other.run.workdir), "targets": targets}
+
+
+def _compare(ours: Sequence[Scored], theirs: Sequence[Scored]) -> dict[str, Any]:
+    names = ours[0].label_names
+    predictions = [
+        {
+            label: values
+            for label, values in one.predictions.items()
+            if one.label_names.get(label) == names.get(label)
+        }
+        for one in (*ours, *theirs)
+    ]
+    sides = [
+        {
+            "workdirs": [str(one.run.workdir) for one in of],
+            "seeds": [_seed(one.run) for one in of],
+        }
+        for of in (ours, theirs)
+    ]
+    matched = sides[0]["seeds"] == sides[1]["seeds"]
+    targets = metrics.paired(
+        predictions[: len(ours)],
+        predictions[len(ours) :],
+        ours[0].labels,
+        names,
+        ours[0].duplicates,
+        matched=matched,
+    )
+    return {"ours": sides[0], "theirs": sides[1], "matched": matched, "targets": targets}
+
+
+def title(found: Mapping[str, Any]) -> str:
+    """What an entry of `compare` compares, in one line."""
+    ours, theirs = found["ours"]["workdirs"], found["theirs"]["workdirs"]
+    if len(ours) == len(theirs) == 1:
+        return f"against {theirs[0]}, paired on the same images"
+    seeds = ", by seed" if found["matched"] else ""
+    return (
+        f"{_runs(ours)} against {_runs(theirs)}, paired on the same images{seeds}; intervals are "
+        "over seeds and images"
+    )
+
+
+def _runs(workdirs: Sequence[str]) -> str:
+    if len(workdirs) == 1:
+        return workdirs[0]
+    return f"{len(workdirs)} seeds ({', '.join(workdirs)})"

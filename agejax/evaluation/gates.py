@@ -98,8 +98,8 @@ def challenge(
     return [
         {
             "threshold": threshold,
-            "fpr": _rate(predicted[youth] >= threshold),
-            "tpr": _rate(predicted[adult] >= threshold),
+            "fpr": rate(predicted[youth] >= threshold),
+            "tpr": rate(predicted[adult] >= threshold),
         }
         for threshold in thresholds
     ]
@@ -148,7 +148,7 @@ def challenge_ages(
                     int(thresholds[np.argmax(low <= limit)]),
                     int(thresholds[np.argmax(enough)]) if enough.any() else None,
                 ],
-                "fpr": _rate(predicted[minors] >= threshold),
+                "fpr": rate(predicted[minors] >= threshold),
                 "needed": math.ceil(math.log(0.025) / math.log(1 - limit)),
             }
         )
@@ -185,7 +185,7 @@ def by_age(age: np.ndarray, predicted: np.ndarray, threshold: float) -> list[dic
         rows.append(
             {
                 "name": _name(first, below),
-                **_rate(predicted[part] >= threshold),
+                **rate(predicted[part] >= threshold),
                 "minor": below <= ADULT,
                 "mean_error": float(error.mean()) if len(error) else None,
                 "largest_error": float(error.max()) if len(error) else None,
@@ -217,12 +217,13 @@ def age_band(
     return {
         "first": first,
         "last": last,
-        "tpr": _rate(let_in[inside]),
-        "fpr": _rate(let_in[outside]),
-        "fpr_near": _rate(let_in[near]),
+        "tpr": rate(let_in[inside]),
+        "fpr": rate(let_in[outside]),
+        "fpr_near": rate(let_in[near]),
     }
 
 
-def _rate(let_in: np.ndarray) -> dict[str, Any]:
+def rate(let_in: np.ndarray) -> dict[str, Any]:
+    """{"n", "rate", "ci95"} of bool [n], as in `challenge`."""
     n, k = len(let_in), int(let_in.sum())
     return {"n": n, "rate": k / n if n else None, "ci95": wilson(k, n)}

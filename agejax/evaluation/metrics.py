@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from agejax.errors import UserError
-from agejax.evaluation import bootstrap
+from agejax.evaluation import bootstrap, replicates
 from agejax.labels import DECADES
 
 SMALLEST_GROUP = 30  # images; the error of a smaller group is too uncertain
@@ -98,43 +98,86 @@ def evaluate(
 
 
 def paired(
-    predictions: Mapping[str, np.ndarray],
-    others: Mapping[str, np.ndarray],
+    predictions: Sequence[Mapping[str, np.ndarray]],
+    others: Sequence[Mapping[str, np.ndarray]],
     labels: Mapping[str, np.ndarray],
     label_names: Mapping[str, Sequence[str]],
     duplicates: np.ndarray,
+    *,
+    matched: bool = True,
     seed: int = 0,
     resamples: int = bootstrap.RESAMPLES,
 ) -> dict[str, Any]:
-    """Compares the errors of two models' predictions on the same images.
+    """Compares the errors of two models on the same images, each trained with one or more seeds.
 
     Args:
-      predictions, others, labels, label_names, duplicates, seed, resamples: as in `evaluate`.
+      predictions, others: of each seed.
+      labels, label_names, duplicates, seed, resamples: as in `evaluate`.
+      matched: as in `replicates.difference`.
 
     Returns:
       target -> {"n", "difference": of the mean absolute errors in years, or of the error rates of
-      classes, below 0 where `predictions` are better, "difference_ci95": paired, "groups": {by:
-      [{"name", "n", "difference", "difference_ci95"}]}}, for targets that both predict.
+      classes, below 0 where `predictions` are better, "difference_ci95": paired, over images, and
+      over seeds where there are several, "groups": {by: [{"name", "n", "difference",
+      "difference_ci95"}]}}, for targets that all predict.
     """
     result: dict[str, Any] = {}
     parts = partitions(labels, label_names)
-    for target in (name for name in predictions if name in others and name in labels):
+    every = [*predictions, *others]
+    for target in (name for name in predictions[0] if name in labels):
+        if not all(target in one for one in every):
+            continue
         label = labels[target]
-        known = np.isfinite(label) if predictions[target].ndim == 1 else label >= 0
+        known = np.isfinite(label) if predictions[0][target].ndim == 1 else label >= 0
         if not known.any():
             continue
-        ours, theirs = (losses(some[target], label) for some in (predictions, others))
-        masks = [known, *(part & known for by in parts.values() for _, part in by)]
-        intervals = bootstrap.intervals(
-            ours - theirs, np.stack(masks, axis=1), duplicates, seed, resamples
+        ours, theirs = (
+            np.stack([losses(one[target], label) for one in some]) for some in (predictions, others)
         )
-        groups = _group_scores({"difference": ours - theirs}, parts, masks[1:], intervals[1:])
+        masks = [known, *(part & known for by in parts.values() for _, part in by)]
+        intervals = _difference_intervals(
+            ours, theirs, np.stack(masks, axis=1), duplicates, matched, seed, resamples
+        )
+        differences = ours.mean(axis=0) - theirs.mean(axis=0)
+        groups = _group_scores({"difference": differences}, parts, masks[1:], intervals[1:])
         result[target] = {
             "n": int(known.sum()),
-            "difference": float((ours - theirs)[known].mean()),
+            "difference": float(differences[known].mean()),
             "difference_ci95": intervals[0],
             "groups": {by: rows for by, rows in groups.items() if by != "worst"},
         }
+    return result
+
+
+def _difference_intervals(
+    ours: np.ndarray,
+    theirs: np.ndarray,
+    masks: np.ndarray,
+    duplicates: np.ndarray,
+    matched: bool,
+    seed: int,
+    resamples: int,
+) -> list[list[float]]:
+    """The interval of the difference of mean losses [seeds, N] in each part of masks [N, K]."""
+    means = [
+        np.stack([bootstrap.means(one, masks, duplicates, seed, resamples) for one in of], axis=-1)
+        for of in (ours, theirs)
+    ]  # [resamples, K, seeds] each
+    result = []
+    for k, part in enumerate(masks.T):
+        drawn = np.isfinite(means[0][:, k, 0])  # resamples with an image of the part
+        if not drawn.any():
+            result.append([np.nan, np.nan])
+            continue
+        one, other = (of[drawn, k] for of in means)
+        figure = replicates.difference(
+            ours[:, part].mean(axis=1),
+            theirs[:, part].mean(axis=1),
+            (one, other),
+            int(part.sum()),
+            matched,
+        )
+        result.append(figure["ci95"])
     return result
 
 

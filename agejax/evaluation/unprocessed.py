@@ -41,13 +41,20 @@ def measure(
         ]  # fmt: skip
         every[label] = np.concatenate([known, np.array(more, known.dtype)])
     is_lost = np.arange(len(next(iter(every.values())))) >= len(next(iter(labels.values())))
+    return by_group(is_lost, metrics.partitions(every, label_names))
+
+
+def by_group(
+    lost: np.ndarray, parts: Mapping[str, metrics.Partition]
+) -> dict[str, list[dict[str, Any]]]:
+    """The share of each group that is lost, bool [N]: the rows of `measure`."""
     return {
         by: [
-            {"name": name, **_share(int((part & is_lost).sum()), int(part.sum()))}
-            for name, part in parts
+            {"name": name, **_share(int((part & lost).sum()), int(part.sum()))}
+            for name, part in of
             if part.any()
         ]
-        for by, parts in metrics.partitions(every, label_names).items()
+        for by, of in parts.items()
     }
 
 

@@ -109,7 +109,7 @@ def _compare(
         metrics.evaluate(each, known, names, duplicates=groups, resamples=1)
         for each in (before, after)
     )
-    paired = metrics.paired(after, before, known, names, groups)
+    paired = metrics.paired([after], [before], known, names, groups)
     return {name: _change(one, old[name], new[name]) for name, one in paired.items()}
 
 

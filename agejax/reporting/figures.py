@@ -141,13 +141,16 @@ def cumulative_score(errors: Mapping[str, np.ndarray]) -> Chart:
 # ------------------------------------------------------------------------------------------- groups
 
 
-def error_by_group(title: str, rows: Rows, key: str, everybody: float) -> Chart:
+def error_by_group(
+    title: str, rows: Rows, key: str, everybody: float, called: str = "all images"
+) -> Chart:
     """A row per group: its mean with a 95 % interval, against that of all images.
 
     Args:
       rows: {"name", "n", KEY, f"{KEY}_ci95"}.
       key: "mae", years, or "accuracy", a share.
-      everybody: the figure of all images.
+      everybody: the figure that the others are held against, drawn as a line.
+      called: what that is the figure of.
     """
     years = key == "mae"
     scale, unit = (1, "MAE (years)") if years else (100, "accuracy (%)")
@@ -173,8 +176,8 @@ def error_by_group(title: str, rows: Rows, key: str, everybody: float) -> Chart:
     axes.set(xlabel=unit, xlim=limits)
     axes.grid(axis="x", color=GRID, linewidth=0.6)
     axes.annotate(
-        "all", (scale * everybody, 1), xycoords=("data", "axes fraction"), ha="center",
-        va="bottom", fontsize=SMALL, color=TEXT,
+        called.removesuffix(" images"), (scale * everybody, 1),
+        xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=SMALL, color=TEXT,
     )  # fmt: skip
     words = "; ".join(
         f"{row['name']} {scale * row[key]:.1f} (n = {row['n']:,})"
@@ -185,7 +188,7 @@ def error_by_group(title: str, rows: Rows, key: str, everybody: float) -> Chart:
     mark = ""
     if worst is not None:
         mark = f" Worst of {SMALLEST_GROUP} images or more: {rows[worst]['name']}."
-    alt = f"Dot plot of {unit}, all images {scale * everybody:.1f}. {words}.{mark}"
+    alt = f"Dot plot of {unit}, {called} {scale * everybody:.1f}. {words}.{mark}"
     return Chart.of(figure, _capital(f"{title}: {unit}"), alt)
 
 
@@ -377,6 +380,35 @@ def challenge(rows: Rows) -> Chart:
     tidy(axes)
     caption = "The share let in without a document, with 95 % intervals"
     return Chart.of(figure, caption, f"Line chart against the threshold. {'; '.join(words)}.")
+
+
+def let_in(title: str, rows: Rows, colours: Sequence[str]) -> Chart:
+    """A row per group: the share that a gate lets in, with its 95 % interval.
+
+    Args:
+      rows: {"name", "n", "rate": None for n = 0, "ci95"}.
+      colours: of each row; rows of few images are pale.
+    """
+    known = [y for y, row in enumerate(rows) if row["n"]]
+    figure, axes = _lines(
+        rows,
+        {
+            "%": [f"{100 * row['rate']:.0f}" if row["n"] else MISSING for row in rows],
+            "n": [f"{row['n']:,}" for row in rows],
+        },
+    )
+    for y in known:
+        low, high = (100 * bound for bound in rows[y]["ci95"])
+        _dot(axes, y, 100 * rows[y]["rate"], (low, high), _pale(rows[y], colours[y]))
+    axes.set(xlabel="let in (%)", xlim=(-2, 102))
+    axes.grid(axis="x", color=GRID, linewidth=0.6)
+    words = "; ".join(
+        f"{row['name']} {row['rate']:.0%} of {row['n']:,}"
+        if row["n"]
+        else f"{row['name']} no image"
+        for row in rows
+    )
+    return Chart.of(figure, title, f"Dot plot of the share let in. {words or 'No group'}.")
 
 
 def error_by_quality(tables: Mapping[str, Rows], everybody: float) -> Chart:

@@ -15,7 +15,7 @@ from agejax.evaluation import metrics, uncertainty
 from agejax.evaluation.calibration import Calibration
 from agejax.explanations.subject import explainer
 from agejax.logging import console
-from agejax.reporting import figures, page, plots
+from agejax.reporting import cells, compared, figures, gates, headlines, page, plots
 from agejax.reporting.plots import Chart
 from agejax.version import __version__
 
@@ -77,9 +77,9 @@ def draw(
                 name = f"{target} by {by}"
                 charts[name] = _by_group(target, by, rows, result[target])
     charts |= _ages(scored, result) | _classes(scored, calibration)
-    charts |= _intervals(scored, result, calibration) | _compared(result)
+    charts |= _intervals(scored, result, calibration) | compared.charts(result)
     if "gates" in result:
-        charts["gates"] = figures.challenge(result["gates"]["challenge"])
+        charts |= gates.charts(result["gates"]) | headlines.charts(result["headlines"])
     if "quality" in result:
         charts["quality"] = figures.error_by_quality(result["quality"], result["age"]["mae"])
     curves = scored.run.workdir / "metrics.jsonl"
@@ -156,20 +156,6 @@ def _intervals(
     }
 
 
-def _compared(result: Mapping[str, Any]) -> dict[str, Chart]:
-    return {
-        f"{target} compared": figures.paired_differences(
-            target,
-            [
-                {"name": "all", **{k: v for k, v in found.items() if k != "groups"}},
-                *(row for by in found["groups"].values() for row in by),
-            ],
-            "years" if "mae" in result[target] else "error rate",
-        )
-        for target, found in result.get("compared", {}).get("targets", {}).items()
-    }
-
-
 def _faces(scored: Scored) -> dict[str, Chart]:
     """Faces with the best, typical and worst ages, and what the worst ages rest on."""
     age, predicted = scored.labels.get("age"), scored.predictions.get("age")
@@ -230,8 +216,9 @@ def build(scored: Scored, result: Mapping[str, Any], charts: Mapping[str, Chart]
     lead += "".join(page.cards(_headline(target, result)) for target in targets)
     lead += page.legend(LEGEND)
     sections = [
+        headlines.section(result, charts),
         *(_target(target, result, charts) for target in targets),
-        _gates(result, charts),
+        gates.section(result.get("gates"), charts),
         _section(
             "Image quality",
             "The error where images are dark or blurred. Luminance is the mean grey; Laplacian and "
@@ -240,7 +227,7 @@ def build(scored: Scored, result: Mapping[str, Any], charts: Mapping[str, Chart]
             ("quality",),
         ),
         _failures(result),
-        _comparison(result, charts),
+        *compared.sections(result, charts),
         _section(
             "Faces",
             "The best, typical and worst predictions of the age. Look at the worst for wrong "
@@ -249,6 +236,7 @@ def build(scored: Scored, result: Mapping[str, Any], charts: Mapping[str, Chart]
             charts,
             ("best faces", "typical faces", "worst faces", "saliency"),
         ),
+        _unprocessed(result.get("unprocessed")),
         _section(
             "Training",
             "The run's metrics by step.",
@@ -345,7 +333,7 @@ def _certainty(target: str, result: Mapping[str, Any], charts: Mapping[str, Char
     elif "marginal" in of:
         both = {"one width for all": of["marginal"], "a width by decade": of["by_decade"]}
         rows = [
-            (kind, f"{c['coverage']:.1%}", _band(c["band95"]), f"{c['width']:.1f}")
+            (kind, f"{c['coverage']:.1%}", cells.band(c["band95"]), f"{c['width']:.1f}")
             for kind, c in both.items()
         ]
         heads = ("intervals", "coverage", "range that chance allows", "mean width, years")
@@ -363,39 +351,6 @@ def _certainty(target: str, result: Mapping[str, Any], charts: Mapping[str, Char
     return page.subheading("Calibration") + page.columns(blocks)
 
 
-def _gates(result: Mapping[str, Any], charts: Mapping[str, Chart]) -> page.Section:
-    gates = result.get("gates")
-    if gates is None:
-        return page.Section("Age gates", "")
-    rows = [
-        (row["threshold"], *_rate(row["fpr"]), *_rate(row["tpr"])) for row in gates["challenge"]
-    ]
-    heads = ("T", "14 to 17: let in", "n", "18 and older: let in", "n")
-    band = gates["band"]
-    challenge = page.table(heads, rows)
-    alone = page.paragraph(
-        f"A service for ages {band['first']} to {band['last']} only, which lets in everyone with a "
-        "predicted age in this range:"
-    ) + page.table(
-        ("true age", "let in", "n"),
-        [
-            ("in the range", *_rate(band["tpr"])),
-            ("outside it", *_rate(band["fpr"])),
-            ("outside it by at most 5 years", *_rate(band["fpr_near"])),
-        ],
-    )
-    shown = [page.figure(charts[name]) for name in ("gates",) if name in charts]
-    return page.Section(
-        "Age gates",
-        page.paragraph(
-            "Who would pass without a document if everyone with a predicted age of T years or more "
-            "did (Challenge-T; NIST IR 8525), with 95 % Wilson intervals. This shows how far a "
-            "model is from such a use; it does not permit it."
-        )
-        + page.columns([*shown, f"<div>{challenge}{alone}</div>"]),
-    )
-
-
 def _failures(result: Mapping[str, Any]) -> page.Section:
     """The groups that a tree found and another half judged, and how many labels are suspected."""
     found, suspects = result.get("weak_groups"), result.get("suspects", {"n": 0})
@@ -403,7 +358,7 @@ def _failures(result: Mapping[str, Any]) -> page.Section:
     if found and found["groups"]:
         rows = [
             (
-                row["name"], row["n"], f"{row['mae']:.2f}", _interval(row["mae_ci95"]),
+                row["name"], row["n"], f"{row['mae']:.2f}", cells.interval(row["mae_ci95"]),
                 f"{row['found_mae']:.2f}", "yes" if row["confirmed"] else "no",
             )
             for row in found["groups"]
@@ -426,23 +381,29 @@ def _failures(result: Mapping[str, Any]) -> page.Section:
     return page.Section("Where it fails", text)
 
 
-def _comparison(result: Mapping[str, Any], charts: Mapping[str, Chart]) -> page.Section:
-    found = result.get("compared")
-    if found is None:
-        return page.Section("Comparison", "")
-    rows = [
-        (target, f"{of['difference']:+.3f}", _interval(of["difference_ci95"]), of["n"])
-        for target, of in found["targets"].items()
-    ]
-    return page.Section(
-        f"Comparison with {found['workdir']}",
-        page.paragraph(
-            "Differences on the same images, with paired 95 % intervals: the mean absolute error "
-            "of ages in years, the error rate of classes. Below zero this run is better."
-        )
-        + page.table(("target", "difference", "95 % interval", "images"), rows)
-        + page.figures(charts[name] for name in charts if name.endswith(" compared")),
+def _unprocessed(found: Mapping[str, Any] | None) -> page.Section:
+    """Images that could not be used, by group where their labels are known."""
+    title = "Images that could not be processed"
+    if found is None or not found["files"]:
+        return page.Section(title, "")
+    undecoded = found["undecoded"]
+    known = (
+        "How many of these could not be decoded was not recorded by the version that prepared them."
+        if undecoded is None
+        else f"{undecoded:,} of these are images that could not be decoded."
     )
+    rows = [
+        (row["name"], row["lost"], *cells.rate(row))
+        for of in found["groups"].values()
+        for row in of
+    ]
+    text = page.paragraph(
+        f"Of the whole data set: {found['images']:,} images were used, {found['files']:,} files "
+        f"could not be. {known}"
+    )
+    if rows:
+        text += page.table(("group", "not decoded", "share", "n"), rows)
+    return page.Section(title, text)
 
 
 def _section(
@@ -458,24 +419,9 @@ def _figures(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[An
     heads = ["group", *(HEADS.get(key, key) for key in rows[0] if key != "name")]
     return heads, [
         [
-            _interval(value) if isinstance(value, list)
+            cells.interval(value) if isinstance(value, list)
             else f"{value:.3f}" if isinstance(value, float) else value
             for key, value in row.items()
         ]
         for row in rows
     ]  # fmt: skip
-
-
-def _interval(bounds: Sequence[float]) -> str:
-    return "[" + ", ".join(f"{bound:.3f}" for bound in bounds) + "]"
-
-
-def _band(bounds: Sequence[float]) -> str:
-    return " to ".join(f"{bound:.1%}" for bound in bounds)
-
-
-def _rate(rate: Mapping[str, Any]) -> tuple[str, int]:
-    if not rate["n"]:
-        return "no image", 0
-    low, high = rate["ci95"]
-    return f"{rate['rate']:.1%} [{100 * low:.1f}, {100 * high:.1f}]", rate["n"]

@@ -49,7 +49,7 @@ def evaluate(
     source_path: str | None = None,
     split: str | None = None,
     output: str | pathlib.Path | None = None,
-    compare_with: str | pathlib.Path | None = None,
+    compare_with: Sequence[str | pathlib.Path] = (),
     write_report: bool = True,
     options: Mapping[str, Any] | None = None,
     image_size: int | None = None,
@@ -62,7 +62,8 @@ def evaluate(
       split: train, val, test or another of the run's splits, or all. None: test on the run's own
         data, all on other data, where the run's splits do not apply.
       output: None: evaluation/DATASET-SPLIT below `Run.results`.
-      compare_with: the folder of another run, to compare on the same images.
+      compare_with: the folders of other runs, to compare on the same images; those of one config
+        count as its seeds (`comparison.compare`).
       write_report: without it, only `metrics.evaluate`'s figures and predictions.csv are written.
       options: of the data set, as config.data.options; options not named here stay as in the run.
       image_size: pixels; scores the images at this size, to choose config.eval.image_size. The
@@ -85,9 +86,10 @@ def evaluate(
                 "config.eval.image_size says"
             )
     scored = score(run, dataset, source_path, split, options)
-    other = None
-    if compare_with is not None:
-        other = comparison.score_again(scored, open_run(compare_with), source_path, options)
+    others = [
+        comparison.score_again(scored, open_run(other), source_path, options)
+        for other in compare_with
+    ]
     calibration = None
     if write_report and image_size is None:
         own = scored.source if scored.source.fingerprint == run.fingerprint else None
@@ -97,7 +99,7 @@ def evaluate(
     size = "" if image_size is None else f"-{image_size}px"
     place = run.results / "evaluation" / f"{scored.source.name}-{scored.split}{size}"
     folder = expand(output or place)
-    found = publish(scored, folder, calibration, other, write_report=write_report)
+    found = publish(scored, folder, calibration, others, write_report=write_report)
     return Evaluation(found, folder)
 
 
@@ -105,14 +107,14 @@ def publish(
     scored: Scored,
     output: pathlib.Path,
     calibration: Calibration | None = None,
-    other: Scored | None = None,
+    others: Sequence[Scored] = (),
     *,
     write_report: bool = True,
 ) -> dict[str, Any]:
     """Writes metrics.json, predictions.csv, suspects.csv and the report, and prints the table.
 
     Args:
-      other: another run's predictions of the same images.
+      others: other runs' predictions of the same images.
       write_report: as in `evaluate`.
 
     Returns:
@@ -128,15 +130,15 @@ def publish(
             )
     if write_report:
         result |= findings.look_closer(scored, calibration)
-    if other is not None:
-        result["compared"] = comparison.compare(scored, other)
+    if others:
+        result["compared"] = comparison.compare(scored, others)
     output.mkdir(parents=True, exist_ok=True)
     files.write_json(output / "metrics.json", result)
     write_predictions(output / "predictions.csv", scored, calibration)
     console.result(metrics.table(result))
-    if other is not None:
-        compared = metrics.paired_table(result, result["compared"]["targets"])
-        console.result(f"\nagainst {other.run.workdir}, paired on the same images:\n{compared}")
+    for compared in result.get("compared", ()):
+        table = metrics.paired_table(result, compared["targets"])
+        console.result(f"\n{comparison.title(compared)}:\n{table}")
     if write_report:
         suspected = findings.suspects(scored, calibration)
         write_suspects(output / SUSPECTS, scored, suspected)

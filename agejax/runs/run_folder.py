@@ -178,6 +178,14 @@ def check_same_data(
         )
 
 
+def same_recipe(one: ml_collections.ConfigDict, other: ml_collections.ConfigDict) -> bool:
+    """Whether two configs train the same, but for the seed; either may be of an older version."""
+    alike = other.copy_and_resolve_references()
+    alike.seed = one.seed
+    start = [config.model.get("pretrained") for config in (one, other)]
+    return start[0] == start[1] and not (_changed(one, alike) and _changed(alike, one))
+
+
 def _changed(old_config: Any, new_config: Any) -> list[str]:
     """The settings ("key (old -> new)") that differ and decide what is computed."""
     old, new = leaves(to_json(old_config)), leaves(to_json(new_config))

@@ -22,7 +22,7 @@ import numpy as np
 from scipy import stats
 
 from agejax import files
-from agejax.evaluation import bootstrap, metrics
+from agejax.evaluation import bootstrap, metrics, replicates
 from agejax.evaluation.calibration import Calibration
 from agejax.process.command import run_command
 from experiments import arms
@@ -60,9 +60,9 @@ def seeds_coverage(
         and cancels: a tenth is left, and the part of a seed on an image is the larger one.
 
     Returns:
-      {"joined": by `arms.mean_interval`, "percentile": by a percentile bootstrap over seeds and
-      images, "recovered": by `arms.images_of_percentile` from that, "welch": with the degrees of
-      freedom of Welch and Satterthwaite}.
+      {"joined": by `replicates.mean_interval`, "percentile": by a percentile bootstrap over seeds
+      and images, "recovered": by `arms.images_of_percentile` from that, "welch": with the degrees
+      of freedom of Welch and Satterthwaite}.
     """
     rng = np.random.default_rng([seeds, round(100 * ratio), paired])
     of_image, of_both = (0.1, 1.0) if paired else (1.0, 0.3)
@@ -74,18 +74,18 @@ def seeds_coverage(
         errors += rng.normal(0, np.sqrt(of_seed), (seeds, 1))
         times = rng.multinomial(images, np.full(images, 1 / images), RESAMPLES)
         resampled = times @ errors.T / images
-        figure = arms.joined(errors.mean(axis=1), resampled, images)
+        figure = replicates.joined(errors.mean(axis=1), resampled, images)
         drawn = rng.integers(seeds, size=(RESAMPLES, seeds))
         means = np.take_along_axis(resampled, drawn, axis=1).mean(axis=1)
         percentile = np.percentile(means, [2.5, 97.5]).tolist()
         a = np.var(figure["seeds"], ddof=1) / seeds
-        b = (np.ptp(figure["images95"]) / 2 / arms.Z) ** 2
+        b = (np.ptp(figure["images95"]) / 2 / replicates.Z) ** 2
         freedom = (a + b) ** 2 / (a**2 / (seeds - 1) + b**2 / (images - 1))
         half = stats.t.ppf(0.975, freedom) * np.sqrt(a + b)
         intervals = {
             "joined": figure["ci95"],
             "percentile": percentile,
-            "recovered": arms.over_seeds(
+            "recovered": replicates.over_seeds(
                 figure["seeds"], arms.images_of_percentile(figure["seeds"], percentile)
             ),
             "welch": (figure["mean"] - half, figure["mean"] + half),

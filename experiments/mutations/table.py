@@ -868,7 +868,7 @@ OTHERS = (
     ),
     Mutation(
         "a comparison has its sides swapped", "agejax/evaluation/comparison.py",
-        "scored.predictions, alike, scored.labels", "alike, scored.predictions, scored.labels",
+        "ours, *theirs = recipes", "*theirs, ours = recipes",
         ("test_report.py::test_a_run_is_compared_image_by_image_and_below_0_it_is_the_better_one",),
     ),
     Mutation(
