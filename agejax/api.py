@@ -93,6 +93,7 @@ def evaluate(
     output: Folder | None = None,
     compare: Folder | Sequence[Folder] = (),
     image_size: int | None = None,
+    robustness: bool = False,
 ) -> results.Evaluation:
     """Scores a run, and writes metrics.json, predictions.csv and report.html.
 
@@ -107,6 +108,7 @@ def evaluate(
       compare: another run or several, which are scored on the same images; those of one config
         count as its seeds.
       image_size: pixels, to try another size than config.eval.image_size on the val split.
+      robustness: also score degraded images and several views of each face; takes minutes.
 
     Returns:
       The metrics, and where they and the report are.
@@ -131,6 +133,7 @@ def evaluate(
         compare_with=[_as_given(other) for other in others],
         options=options,
         image_size=image_size,
+        degrade=robustness,
     )
 
 

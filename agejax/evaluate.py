@@ -38,6 +38,10 @@ def main(argv: Sequence[str]) -> None:
         "--image_size", type=int, metavar="PIXELS",
         help="score val at this size, to choose config.eval.image_size; default: the run's own",
     )  # fmt: skip
+    parser.add_argument(
+        "--robustness", action="store_true",
+        help="also score degraded images and several views of each face; takes minutes",
+    )  # fmt: skip
     parser.add_argument("--output", help="default: WORKDIR/evaluation/DATASET-SPLIT")
     args = parser.parse_args(argv[1:])
     sharding.start()
@@ -50,6 +54,7 @@ def main(argv: Sequence[str]) -> None:
         output=args.output,
         compare_with=args.compare,
         image_size=args.image_size,
+        degrade=args.robustness,
     )
 
 

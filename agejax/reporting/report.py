@@ -15,7 +15,7 @@ from agejax.evaluation import metrics, uncertainty
 from agejax.evaluation.calibration import Calibration
 from agejax.explanations.subject import explainer
 from agejax.logging import console
-from agejax.reporting import cells, compared, figures, gates, headlines, page, plots
+from agejax.reporting import cells, compared, figures, gates, headlines, page, plots, robustness
 from agejax.reporting.plots import Chart
 from agejax.version import __version__
 
@@ -80,6 +80,9 @@ def draw(
     charts |= _intervals(scored, result, calibration) | compared.charts(result)
     if "gates" in result:
         charts |= gates.charts(result["gates"]) | headlines.charts(result["headlines"])
+    if "robustness" in result:
+        alpha = calibration.alpha if calibration else None
+        charts |= robustness.charts(result["robustness"], alpha)
     if "quality" in result:
         charts["quality"] = figures.error_by_quality(result["quality"], result["age"]["mae"])
     curves = scored.run.workdir / "metrics.jsonl"
@@ -227,6 +230,7 @@ def build(scored: Scored, result: Mapping[str, Any], charts: Mapping[str, Chart]
             ("quality",),
         ),
         _failures(result),
+        *robustness.sections(result.get("robustness"), charts),
         *compared.sections(result, charts),
         _section(
             "Faces",

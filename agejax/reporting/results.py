@@ -12,7 +12,7 @@ import numpy as np
 
 from agejax import files, tables
 from agejax.errors import UserError
-from agejax.evaluation import comparison, failures, findings, fitting, metrics
+from agejax.evaluation import comparison, failures, findings, fitting, metrics, robustness
 from agejax.evaluation.calibration import Calibration
 from agejax.evaluation.scored import Scored, is_known, score
 from agejax.faces import detection
@@ -53,6 +53,7 @@ def evaluate(
     write_report: bool = True,
     options: Mapping[str, Any] | None = None,
     image_size: int | None = None,
+    degrade: bool = False,
 ) -> Evaluation:
     """Scores the run's best checkpoint and writes the results to `output`.
 
@@ -69,6 +70,7 @@ def evaluate(
       image_size: pixels; scores the images at this size, to choose config.eval.image_size. The
         default split is then val, and nothing is calibrated. The results go to a folder of their
         own, WORKDIR/evaluation/DATASET-SPLIT-SIZEpx.
+      degrade: predicts degraded images and views of one face too (`robustness.measure`).
 
     Raises:
       UserError: no run, no such data or split, or data without a label that the run predicts.
@@ -99,7 +101,7 @@ def evaluate(
     size = "" if image_size is None else f"-{image_size}px"
     place = run.results / "evaluation" / f"{scored.source.name}-{scored.split}{size}"
     folder = expand(output or place)
-    found = publish(scored, folder, calibration, others, write_report=write_report)
+    found = publish(scored, folder, calibration, others, write_report=write_report, degrade=degrade)
     return Evaluation(found, folder)
 
 
@@ -110,12 +112,13 @@ def publish(
     others: Sequence[Scored] = (),
     *,
     write_report: bool = True,
+    degrade: bool = False,
 ) -> dict[str, Any]:
     """Writes metrics.json, predictions.csv, suspects.csv and the report, and prints the table.
 
     Args:
       others: other runs' predictions of the same images.
-      write_report: as in `evaluate`.
+      write_report, degrade: as in `evaluate`.
 
     Returns:
       The contents of metrics.json.
@@ -130,6 +133,8 @@ def publish(
             )
     if write_report:
         result |= findings.look_closer(scored, calibration)
+    if degrade:
+        result["robustness"] = robustness.measure(scored, calibration)
     if others:
         result["compared"] = comparison.compare(scored, others)
     output.mkdir(parents=True, exist_ok=True)
