@@ -175,10 +175,12 @@ def test_runs_of_one_config_count_as_its_seeds(trained):
 
     (found,) = comparison.compare(ours, [other(first + 1, 7.0), other(first + 2, 9.0)])
     assert (found["matched"], len(found["ours"]["seeds"])) == (False, 1)
-    # Seeds of its own config alone, or copies of a run, are compared with it one by one.
-    found = comparison.compare(ours, [again(first + 1, 5.0), again(first + 1, 4.0)])
+    # Seeds of its own config alone are compared with it one by one, and so is a copy of it.
+    found = comparison.compare(ours, [again(first + 1, 5.0), again(first + 2, 4.0)])
     assert [each["targets"]["age"]["difference"] for each in found] == [-2, -1]
-    # Another start is another recipe, and so is an ensemble.
+    (found,) = comparison.compare(ours, [again(first, 4.0)])
+    assert found["targets"]["age"]["difference"] == -1
+    # Another start is another recipe.
     found = comparison.compare(ours, [again(first + 1, 5.0, model__pretrained="x"), other(0, 1.0)])
     assert [each["ours"]["seeds"] for each in found] == [[first], [first]]
 
@@ -257,7 +259,7 @@ def test_groups_stand_before_the_headline_and_each_target_has_its_section(writte
     assert text.index("age: worst group") < text.index("age: MAE")
     assert text.index("gender: worst group") < text.index("gender: accuracy")
     titles = re.findall(r"<h2>(.*?)</h2>", text)
-    assert titles[:4] == ["Age", "Gender", "Ethnicity", "Age gates"]
+    assert titles[:5] == ["Age", "Gender", "Ethnicity", "Headline figures", "Age gates"]
     assert titles == re.findall(r'<a href="#section-\d+">(.*?)</a>', text)
     # True against predicted is the first chart, and a caption stands above its chart.
     captions = re.findall(r"<figure><figcaption>(.*?)</figcaption><img", text)
@@ -346,8 +348,8 @@ def test_few_minors_are_marked_and_promise_no_safe_gate():
     assert charts["false accepts by group"].alt.endswith("m 17% of 12; f 10% of 40.")
     body = gates.section(found, charts).body
     assert "<td>16.7% [4.7, 44.8]</td><td>12 (few)</td>" in body
-    # All 6 who look 30.5 pass below 31. Of 52, none above says up to 6.8 % with confidence.
-    assert '<td>31 [31 or more]</td><td>31 [31 or more]</td><td class="number">52</td>' in body
+    # 6 of 52 pass below 31, which allows a rate of 4.4 %; none at 31, which allows one of 6.8 %.
+    assert '<td>31 [31 or more]</td><td>31 [18 or more]</td><td class="number">52</td>' in body
     assert "368 for 1% and 72 for 5%" in body
     assert "No two groups have enough minors" in body
 

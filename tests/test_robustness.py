@@ -13,7 +13,7 @@ from agejax.evaluation.scored import score
 from agejax.reporting import robustness as sections
 from agejax.runs.run import Run
 
-SIZE = 64
+SIZE = 80
 
 
 def face() -> np.ndarray:
@@ -78,7 +78,10 @@ def test_resolution_is_lost_in_blocks_and_small_images_stay():
     image = np.repeat(np.repeat(np.arange(16, dtype=np.uint8).reshape(4, 4, 1) * 16, 16, 0), 16, 1)
     image = np.repeat(image, 3, axis=2)
     small = degradations.shrink(image, 0, edge=4)
-    assert small[8, 8].tolist() == image[8, 8].tolist()  # the middle of a block of 16 pixels
+    middles = slice(8, None, 16)  # of blocks of 16 pixels; half a pixel off adds 64 / 32
+    np.testing.assert_allclose(
+        small[middles, middles].astype(int), image[middles, middles].astype(int), atol=3
+    )
     np.testing.assert_array_equal(degradations.shrink(image, 0, edge=64), image)
 
 
@@ -131,7 +134,7 @@ def test_the_spread_over_views_by_hand():
     assert found["gate_changes_adults"] == gates.rate(np.zeros(3, bool))
     assert [(row["name"], row["n"], row["sd"]) for row in found["groups"]["x"]] == [("a", 2, 1.0)]
     ((low, high),) = bootstrap.intervals(np.array(sd), np.ones((4, 1), bool), np.arange(4))
-    assert found["sd_ci95"] == [low, high]
+    assert found["sd_ci95"] == pytest.approx([low, high])
 
 
 def test_copies_of_a_photo_by_hand():

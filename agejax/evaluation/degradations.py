@@ -83,15 +83,15 @@ def blur(image: np.ndarray, number: int, *, sigma: float) -> np.ndarray:
 def noise(image: np.ndarray, number: int, *, sigma: float) -> np.ndarray:
     """Gaussian noise of each value; sigma in grey values."""
     rng = np.random.default_rng([number, int(sigma)])
-    noisy = image + sigma * rng.standard_normal(image.shape, np.float32)
-    return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
+    noisy = np.rint(image + sigma * rng.standard_normal(image.shape, np.float32))
+    stored: np.ndarray = np.clip(noisy, 0, 255).astype(np.uint8)
+    return stored
 
 
 def jpeg(image: np.ndarray, number: int, *, quality: int) -> np.ndarray:
     """The image after JPEG compression."""
     _, data = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-    decoded: np.ndarray = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
-    return decoded
+    return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB))
 
 
 def expose(image: np.ndarray, number: int, *, stops: float) -> np.ndarray:
@@ -123,7 +123,7 @@ def move(
     """Turns, enlarges and shifts about the centre; the shifts in edges. Borders are mirrored."""
     size = len(image)
     matrix = cv2.getRotationMatrix2D(((size - 1) / 2, (size - 1) / 2), degrees, zoom)
-    matrix[:, 2] += (right * size, down * size)
+    matrix[:, 2] += np.array([right, down]) * size
     moved: np.ndarray = cv2.warpAffine(
         image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
     )

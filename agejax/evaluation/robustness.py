@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from agejax.data import looking, pipeline
-from agejax.data.sources import Source
 from agejax.evaluation import bootstrap, degradations, gates, metrics, uncertainty, unprocessed
 from agejax.evaluation.calibration import Calibration
 from agejax.evaluation.degradations import Change
@@ -71,45 +70,24 @@ def measure(scored: Scored, calibration: Calibration | None) -> dict[str, Any]:
 def sample(duplicates: np.ndarray, most: int) -> np.ndarray:
     """Evenly spaced indices int [M <= most] into images, one of each group of copies."""
     first = np.sort(np.unique(duplicates, return_index=True)[1])
-    return first[np.linspace(0, len(first) - 1, min(most, len(first))).round().astype(int)]
-
-
-@dataclasses.dataclass(frozen=True)
-class Altered:
-    """Images of a source that are changed when they are read; the images of a `Source`.
-
-    Attributes:
-      rows: int [N], of the source.
-    """
-
-    source: Source
-    rows: np.ndarray
-    change: Change
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (len(self.rows), *self.source.images.shape[1:])
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, which: np.ndarray) -> np.ndarray:
-        """uint8 [B, S, S, 3] of images int [B]."""
-
-        def look(some: np.ndarray) -> list[np.ndarray]:
-            images = self.source.take(self.rows[some])
-            return [self.change(image, int(i)) for image, i in zip(images, some, strict=True)]
-
-        return np.stack([*looking.by_chunks(look, which)])
+    chosen: np.ndarray = first[
+        np.linspace(0, len(first) - 1, min(most, len(first))).round().astype(int)
+    ]
+    return chosen
 
 
 def _predicted(scored: Scored, rows: np.ndarray, change: Change) -> dict[str, np.ndarray]:
     of_source = scored.rows[rows]
-    source = scored.source.select(of_source)
-    altered = dataclasses.replace(source, images=Altered(scored.source, of_source, change))
+
+    def look(some: np.ndarray) -> list[np.ndarray]:
+        images = scored.source.take(of_source[some])
+        return [change(image, int(i)) for image, i in zip(images, some, strict=True)]
+
+    everything = np.arange(len(rows))
+    images = np.stack([*looking.by_chunks(look, everything)])
+    changed = dataclasses.replace(scored.source.select(of_source), images=images)
     batch_size = scored.run.config.eval.batch_size
-    batches = pipeline.evaluation_batches(altered, np.arange(len(rows)), batch_size)
-    return scored.run.predict(batches)
+    return scored.run.predict(pipeline.evaluation_batches(changed, everything, batch_size))
 
 
 def _taken(scored: Scored, rows: np.ndarray) -> Scored:
@@ -186,7 +164,7 @@ def spread(
     """
     sd, ranges = views.std(axis=0, ddof=1), np.ptp(views, axis=0)
     admitted = views >= gates.USUAL
-    undecided = admitted.any(axis=0) & ~admitted.all(axis=0)
+    undecided: np.ndarray = admitted.any(axis=0) & ~admitted.all(axis=0)
     everybody = np.ones(len(age), bool)
     masks = [everybody, *(part for of in parts.values() for _, part in of)]
     first, *intervals = bootstrap.intervals(sd, np.stack(masks, axis=1), duplicates)

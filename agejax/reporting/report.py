@@ -219,8 +219,8 @@ def build(scored: Scored, result: Mapping[str, Any], charts: Mapping[str, Chart]
     lead += "".join(page.cards(_headline(target, result)) for target in targets)
     lead += page.legend(LEGEND)
     sections = [
-        headlines.section(result, charts),
         *(_target(target, result, charts) for target in targets),
+        headlines.section(result, charts),
         gates.section(result.get("gates"), charts),
         _section(
             "Image quality",
