@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from agejax.data import looking, pipeline
+from agejax.data import pipeline
+from agejax.data.sources import Source
 from agejax.evaluation import bootstrap, degradations, gates, metrics, uncertainty, unprocessed
 from agejax.evaluation.calibration import Calibration
 from agejax.evaluation.degradations import Change
 from agejax.evaluation.scored import Scored, is_known
 from agejax.faces.detection import Detector
 from agejax.logging import progress
+from agejax.runs.run import Run
 
 IMAGES = 1000  # at most; one of each group of copies
 
@@ -35,23 +38,27 @@ def measure(scored: Scored, calibration: Calibration | None) -> dict[str, Any]:
     geometry = calibration.geometry if calibration else None
     kinds = degradations.kinds(geometry)
     views = degradations.views()
+    images = part.source.take(part.rows)
+    source = part.source.select(part.rows)
     steps = sum(map(len, kinds.values())) + len(views)
-    count = progress.Count("robustness: predicted", steps * len(rows))
+    with progress.Count("robustness: predicted", steps * len(rows)) as count:
 
-    def predict(change: Change) -> dict[str, np.ndarray]:
-        predicted = _predicted(scored, rows, change)
-        count.add(len(rows))
-        return predicted
+        def predict(change: Change) -> dict[str, np.ndarray]:
+            with ThreadPoolExecutor() as pool:
+                changed = np.stack([*pool.map(change, images, range(len(images)))])
+            predicted = _predicted(scored.run, dataclasses.replace(source, images=changed))
+            count.add(len(images))
+            return predicted
 
-    clean, *others = (predict(change) for change in views.values())
-    targets: dict[str, Any] = {target: {} for target in _targets(part, clean)}
-    for kind, levels in kinds.items():
-        found = {"as it is": clean} | {name: predict(change) for name, change in levels.items()}
-        for target in targets:
-            targets[target][kind] = [
-                {"name": name, **_score(part, target, predicted, clean, calibration)}
-                for name, predicted in found.items()
-            ]
+        clean, *others = (predict(change) for change in views.values())
+        targets: dict[str, Any] = {target: {} for target in _targets(part, clean)}
+        for kind, levels in kinds.items():
+            found = {"as it is": clean} | {name: predict(change) for name, change in levels.items()}
+            for target in targets:
+                targets[target][kind] = [
+                    {"name": name, **_score(part, target, predicted, clean, calibration)}
+                    for name, predicted in found.items()
+                ]
     result: dict[str, Any] = {"n": len(rows), "targets": targets}
     parts = metrics.partitions(part.labels, part.label_names)
     if "age" in targets:
@@ -59,7 +66,7 @@ def measure(scored: Scored, calibration: Calibration | None) -> dict[str, Any]:
         result["stability"] = spread(ages, part.labels["age"], parts, part.duplicates)
         result["copies"] = of_copies(scored.predictions["age"], scored.duplicates)
     if (detector := Detector.if_installed()) is not None:
-        lost = np.array([not detector.find(image) for image in part.source.take(part.rows)])
+        lost = np.array([not detector.find(image) for image in images])
         result["undetected"] = {
             "images": int(lost.sum()),
             "groups": unprocessed.by_group(lost, parts),
@@ -76,18 +83,9 @@ def sample(duplicates: np.ndarray, most: int) -> np.ndarray:
     return chosen
 
 
-def _predicted(scored: Scored, rows: np.ndarray, change: Change) -> dict[str, np.ndarray]:
-    of_source = scored.rows[rows]
-
-    def look(some: np.ndarray) -> list[np.ndarray]:
-        images = scored.source.take(of_source[some])
-        return [change(image, int(i)) for image, i in zip(images, some, strict=True)]
-
-    everything = np.arange(len(rows))
-    images = np.stack([*looking.by_chunks(look, everything)])
-    changed = dataclasses.replace(scored.source.select(of_source), images=images)
-    batch_size = scored.run.config.eval.batch_size
-    return scored.run.predict(pipeline.evaluation_batches(changed, everything, batch_size))
+def _predicted(run: Run, source: Source) -> dict[str, np.ndarray]:
+    rows = np.arange(len(source.ids))
+    return run.predict(pipeline.evaluation_batches(source, rows, run.config.eval.batch_size))
 
 
 def _taken(scored: Scored, rows: np.ndarray) -> Scored:
