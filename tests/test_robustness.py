@@ -10,10 +10,14 @@ import pytest
 
 from agejax.evaluation import bootstrap, degradations, fitting, gates, robustness
 from agejax.evaluation.scored import score
+from agejax.faces.geometry import Geometry
 from agejax.reporting import robustness as sections
 from agejax.runs.run import Run
 
 SIZE = 80
+# Both eyes, the tip of the nose, both corners of the mouth, in edges.
+MARKS = np.array([[0.30, 0.32], [0.70, 0.32], [0.50, 0.50], [0.34, 0.69], [0.66, 0.69]])
+FRAME = Geometry(MARKS, 0 * MARKS, {}, images=300, found=300)
 
 
 def face() -> np.ndarray:
@@ -21,7 +25,7 @@ def face() -> np.ndarray:
     y, x = np.mgrid[:SIZE, :SIZE] / SIZE
     image = np.stack([80 + 60 * x, 90 + 60 * y, 100 + 0 * x], axis=-1)
     image[np.hypot(x - 0.5, y - 0.5) < 0.4] = (200, 160, 130)
-    for eye in degradations.LANDMARKS[:2]:
+    for eye in MARKS[:2]:
         image[np.hypot(x - eye[0], y - eye[1]) < 0.05] = 30
     return image.astype(np.uint8)
 
@@ -33,7 +37,7 @@ def at(point: np.ndarray) -> tuple[int, int]:
 
 CHANGES = [
     (kind, name, change)
-    for kind, levels in {**degradations.kinds(), "views": degradations.views()}.items()
+    for kind, levels in {**degradations.kinds(FRAME), "views": degradations.views()}.items()
     for name, change in levels.items()
 ]
 
@@ -53,7 +57,8 @@ def test_every_change_gives_the_same_image_again_and_leaves_the_original(kind, n
 def test_severities_grow(kind):
     image = face().astype(float)
     off = [
-        np.abs(change(face(), 0) - image).mean() for change in degradations.kinds()[kind].values()
+        np.abs(change(face(), 0) - image).mean()
+        for change in degradations.kinds(FRAME)[kind].values()
     ]
     assert all(a < b for a, b in itertools.pairwise(off)), off
 
@@ -86,7 +91,7 @@ def test_resolution_is_lost_in_blocks_and_small_images_stay():
 
 
 def test_occlusions_cover_what_they_are_named_after():
-    image, marks = face(), degradations.LANDMARKS
+    image, marks = face(), MARKS
     eyes, mouth = [at(mark) for mark in marks[:2]], at(marks[3:].mean(axis=0))
     glasses = degradations.sunglasses(image, 0, marks=marks)
     assert all(tuple(glasses[eye]) == degradations.GLASS for eye in eyes)
@@ -98,6 +103,8 @@ def test_occlusions_cover_what_they_are_named_after():
     assert covered[at(marks[3])]
     assert not covered[at(marks[4])]
     assert 0.05 < covered.mean() < 0.3
+    assert "occlusion" in degradations.kinds(FRAME)
+    assert "occlusion" not in degradations.kinds(None)  # nobody knows where the eyes are
     # Where a run frames faces otherwise, the glasses move with the eyes.
     lower = degradations.sunglasses(image, 0, marks=marks + np.array([0, 0.2]))
     assert tuple(lower[at(marks[0] + np.array([0, 0.2]))]) == degradations.GLASS

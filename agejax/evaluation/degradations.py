@@ -17,21 +17,18 @@ from agejax.faces.geometry import Geometry
 
 Change = Callable[[np.ndarray, int], np.ndarray]  # image, its number -> image
 
-# The usual landmarks of aligned face crops, in edges, where a run's own are unknown: both eyes, the
-# tip of the nose, both corners of the mouth.
-LANDMARKS = np.array([[0.30, 0.32], [0.70, 0.32], [0.50, 0.50], [0.34, 0.69], [0.66, 0.69]])
 GAMMA = 2.2  # between stored and linear light
 CLOTH, GLASS = (160, 190, 210), (25, 25, 25)  # colours of a mask and of sunglasses
 
 
-def kinds(geometry: Geometry | None = None) -> Mapping[str, Mapping[str, Change]]:
+def kinds(geometry: Geometry | None) -> Mapping[str, Mapping[str, Change]]:
     """Kind of degradation -> severity, mild first -> change.
 
     Args:
-      geometry: where the crops have eyes and mouth; None: `LANDMARKS`.
+      geometry: where the crops have eyes and mouth; None, where that is not known, leaves out what
+        covers them.
     """
-    marks = LANDMARKS if geometry is None else geometry.landmarks
-    return {
+    found: dict[str, dict[str, Change]] = {
         "blur": {
             f"σ {sigma:.1%} of the edge": functools.partial(blur, sigma=sigma)
             for sigma in (0.005, 0.01, 0.02, 0.04)
@@ -47,12 +44,15 @@ def kinds(geometry: Geometry | None = None) -> Mapping[str, Mapping[str, Change]
         "low resolution": {
             f"{edge} pixels": functools.partial(shrink, edge=edge) for edge in (64, 32, 24, 16)
         },
-        "occlusion": {
+    }
+    if geometry is not None:
+        marks = geometry.landmarks
+        found["occlusion"] = {
             "sunglasses": functools.partial(sunglasses, marks=marks),
             "mask": functools.partial(mask, marks=marks),
             "hand over a cheek": functools.partial(hand, marks=marks),
-        },
-    }
+        }
+    return found
 
 
 def views() -> Mapping[str, Change]:

@@ -162,7 +162,7 @@ def spread(
     """
     sd, ranges = views.std(axis=0, ddof=1), np.ptp(views, axis=0)
     admitted = views >= gates.USUAL
-    undecided: np.ndarray = admitted.any(axis=0) & ~admitted.all(axis=0)
+    undecided = np.asarray(admitted.any(axis=0) & ~admitted.all(axis=0))
     everybody = np.ones(len(age), bool)
     masks = [everybody, *(part for of in parts.values() for _, part in of)]
     first, *intervals = bootstrap.intervals(sd, np.stack(masks, axis=1), duplicates)
