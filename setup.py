@@ -56,7 +56,6 @@ setup(
     install_requires=[
         "absl-py>=2.5",
         "array_record>=0.8.6",
-        "clu>=0.0.12",
         "flatbuffers>=25.12",  # jax.export writes with it
         "flax>=0.12.8",
         "grain>=0.2.18",
@@ -90,8 +89,10 @@ setup(
         # XLA's compiler for a GPU, without the libraries that a GPU runs with: make gpu-program.
         "gpu": ["jax-cuda12-plugin==0.10.2"],
         "docs": ["mkdocs>=1.6", "mkdocs-material>=9.7", "mkdocstrings-python>=2.0"],
+        "mlflow": ["alembic>=1.20", "mlflow-skinny>=3.17", "SQLAlchemy>=2.1"],
         "onnx": ["onnx>=1.23", "onnxruntime>=1.32"],
         "sweep": ["optuna>=5.0"],
+        "wandb": ["wandb>=0.31"],
         # What backbones, losses and weights are compared with: make parity.
         "parity": [
             "balanced-loss==0.1.1",
@@ -111,6 +112,7 @@ setup(
             "fairlearn>=0.13",  # whose figures by group ours equal
             "hypothesis>=6.170",
             "import-linter>=2.17",  # holds the arrows between rooms
+            "mlflow-skinny>=3.17",
             "mypy>=2.4",
             "onnx>=1.23",
             "onnxruntime>=1.32",
@@ -121,6 +123,7 @@ setup(
             "pytest-xdist>=3.8",
             "ruff>=0.17",
             "tensorboard>=2.21",  # reads the event files back
+            "wandb>=0.31",
         ],
     },
 )

@@ -16,7 +16,7 @@ from agejax.errors import UserError
 from agejax.evaluation import metrics
 from agejax.heads import ages, weights
 from agejax.labels import LABELS
-from agejax.logging import console
+from agejax.logging import console, loggers
 from agejax.models import pretrained
 from agejax.runs import box
 from agejax.training import augment, durations, frozen, image_sizes, optim, state
@@ -34,6 +34,7 @@ def before_data(config: Any, *, resumes: bool = False) -> None:
       config: as `pretrained.settle` returns it.
       resumes: the run resumes from its checkpoint, and needs no pretrained weights.
     """
+    loggers.check(config.loggers)
     splits.way_of(config.data.split)
     distillation.check(config.distill, config.heads)
 

@@ -355,6 +355,12 @@ SETTINGS = Group(
         every=Duration({"epochs": 1.0}, "How often a checkpoint is saved."),
     ),
     log_every=Duration({"steps": 50}, "How often training metrics are logged."),
+    loggers=Setting(
+        ("tensorboard",),
+        "Where the numbers of the run go beside metrics.jsonl: any of tensorboard, wandb and "
+        "mlflow (docs/run_folder.md).",
+        item=str,
+    ),
     profile=Setting(
         0, "Steps to trace soon after the start, into WORKDIR/profile/summary.md; 0: none."
     ),

@@ -215,6 +215,17 @@ def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return value
 
 
+def leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """The settings of a config's JSON data by path, such as "optim.lr"; an empty dict is a leaf."""
+    if isinstance(tree, dict) and tree:
+        return {
+            path: leaf
+            for key, value in tree.items()
+            for path, leaf in leaves(value, f"{prefix}.{key}" if prefix else key).items()
+        }
+    return {prefix: tree}
+
+
 def _is(value: Any, kind: type) -> bool:
     if kind is dict:
         return hasattr(value, "items")

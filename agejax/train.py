@@ -6,25 +6,20 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 
-from agejax import checks
-from agejax import heads as heads_lib
+from agejax import checks, run_data
 from agejax.config import check
-from agejax.data import draws, opening, pipeline, sampling, splits
-from agejax.data.sources import Source
 from agejax.distillation import setup as distillation
-from agejax.distillation.teachers import Teachers
 from agejax.errors import NotFiniteError
 from agejax.evaluation import metrics
 from agejax.evaluation.validation import Validation
-from agejax.heads import training, weights
-from agejax.logging import console
+from agejax.heads import weights
+from agejax.logging import console, loggers
 from agejax.logging.profile import Profile
 from agejax.logging.stopwatch import Stopwatch
 from agejax.logging.train_log import TrainLog
@@ -33,7 +28,6 @@ from agejax.paths import expand
 from agejax.runs import run_folder, warm_start
 from agejax.runs import summary as summaries
 from agejax.runs.plan import Plan
-from agejax.settings import to_json
 from agejax.training import durations, feature_map, frozen, image_sizes, optim, peers, sharding
 from agejax.training import state as state_lib
 from agejax.training import step as step_lib
@@ -91,7 +85,7 @@ def _train(
 
     # ---- 2. data --------------------------------------------------------------------------------
     with clock("data"):
-        data = _open_data(config)
+        data = run_data.open_data(config)
     kept = data.kept(config)
     peers.agree(config=kept["config"], data=kept["fingerprint"], versions=kept["versions"])
 
@@ -165,6 +159,7 @@ def _train(
     log = TrainLog(
         workdir, start_step=step, total_steps=total_steps, batch_size=batch_size, clock=clock,
         steps_per_epoch=steps_per_epoch, epochs=epochs, pending=meta.get("pending", {}),
+        loggers=loggers.open_all(config, workdir, step),
     )  # fmt: skip
     batch: dict[str, Any] = {}  # the last one
     profile = Profile(
@@ -233,6 +228,7 @@ def _train(
         jax.block_until_ready(state)
         with clock("checkpoint"):
             checkpoints.wait()
+        log.finished = not stop.requested
 
     # ---- 9. the end -----------------------------------------------------------------------------
     if stop.requested:
@@ -244,56 +240,3 @@ def _train(
         parameters=sum(state.params[name].size for name in model.parameters),
         rows=data.rows, skipped=len(data.source.skipped),
     )  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """All that a run's data decides.
-
-    Attributes:
-      rows: of each split, int64 [N]; those of "train" without what sampling.keep leaves out.
-      facts: of the training split.
-      heads: with their priors.
-      batches: of training, as a function of the step.
-    """
-
-    source: Source
-    rows: Mapping[str, np.ndarray]
-    facts: heads_lib.Facts
-    heads: Mapping[str, heads_lib.Head]
-    teachers: Teachers
-    batches: pipeline.TrainBatches
-
-    def kept(self, config: ml_collections.ConfigDict) -> dict[str, Any]:
-        """What every checkpoint of the run keeps, as JSON data."""
-        return {
-            "config": to_json(config),
-            "fingerprint": self.source.fingerprint,
-            "facts": dataclasses.asdict(self.facts),
-            "distill": self.teachers.facts,
-            "versions": summaries.versions(),
-        }
-
-
-def _open_data(config: ml_collections.ConfigDict) -> Data:
-    source = opening.open_source(config.data)
-    rows = splits.make(source, config.data.split)
-    rows["train"] = train_rows = draws.keep(config.sampling, source, rows["train"])
-    checks.with_data(config, rows)
-    facts = heads_lib.Facts.of(
-        {k: v[train_rows] for k, v in source.labels.items()}, source.label_names
-    )
-    drawn = draws.weigh(config.sampling, source, train_rows)
-    heads, facts, example_weights = training.prepare(
-        config.heads, facts, source.labels, train_rows,
-        *(each.expected(len(train_rows)) for each in (drawn, draws.even(source, train_rows))),
-    )  # fmt: skip
-    teachers = distillation.open_teachers(config, heads, facts, source, rows)
-    columns = source.labels | example_weights | teachers.columns
-    batches = pipeline.TrainBatches(
-        dataclasses.replace(source, labels=columns), train_rows,
-        sampling.Sampler(*drawn, config.seed), config.data.batch_size,
-        config.sampling.copy_strength, bool(config.augment.copies), jax.process_index(),
-        jax.process_count(),
-    )  # fmt: skip
-    return Data(source, rows, facts, heads, teachers, batches)

@@ -58,6 +58,10 @@ def changed(config, **changes):
         ({"schedule__kind": "cycle"}, "'cycle' is not one of one_cycle"),
         ({"schedule__warmup": {"step": 3}}, r"schedule\.warmup: give exactly one of steps"),
         ({"log_every": {"epochs": "1"}}, r"log_every: epochs must be a number"),
+        (
+            {"loggers": ("tensorbord",)},
+            r"config\.loggers: there is no logger 'tensorbord'; list any",
+        ),
         ({"total": {"percent": 5.0}}, "percent needs a total"),
         ({"augment__crop": (2.0, 3.0)}, r"crop: .*\(low, high\) in 0\.01\.\.1"),
         ({"augment__rand_ops": 15}, r"augment\.rand_ops: 15; set it to a whole number in 0\.\.14"),
@@ -176,7 +180,7 @@ def test_what_changes_nothing_that_is_computed_may_change_on_resume(trained):
         free.checkpoint.every = {"epochs": 2.0}
         free.log_every = {"percent": 1.0}
         changed(free, eval__batch_size=8, eval__patience=3, eval__final_split="", nonfinite="skip",
-                data__workers=2, data__source="/elsewhere", watchdog=0.0)  # fmt: skip
+                data__workers=2, data__source="/elsewhere", watchdog=0.0, loggers=())  # fmt: skip
     run_folder.check_same_config(trained, stored, free)
     for path, value in (
         ("eval.best", "gender/accuracy"), ("eval.best_mode", "max"), ("seed", 1),

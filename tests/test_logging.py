@@ -1,11 +1,10 @@
-"""The output of a training run: progress, metrics.jsonl, JSON files and TensorBoard events."""
+"""The output of a training run: progress, metrics.jsonl and JSON files."""
 
 from __future__ import annotations
 
 import ast
 import errno
 import functools
-import io
 import json
 import logging
 import os
@@ -25,7 +24,7 @@ from hypothesis import strategies as st
 
 from agejax import files
 from agejax.errors import NotFiniteError, UserError
-from agejax.logging import console, metrics_file, progress, tensorboard
+from agejax.logging import console, metrics_file, progress
 from agejax.logging import watchdog as watchdog_lib
 from agejax.logging.stopwatch import Stopwatch
 from agejax.logging.train_log import TrainLog, ratios
@@ -439,59 +438,7 @@ def test_json_in_what_is_no_file_is_named_and_not_waited_for(tmp_path):
             files.read_json(tmp_path / name, dict, "remove it")
 
 
-# ---- TensorBoard --------------------------------------------------------------------------------
-
-
-def events(logdir: pathlib.Path):
-    """The events as TensorBoard itself reads them."""
-    accumulator = pytest.importorskip(
-        "tensorboard.backend.event_processing.event_accumulator",
-        reason="tensorboard is in the extra `test`",
-    )
-    return accumulator.EventAccumulator(
-        str(logdir), size_guidance={"scalars": 0, "images": 0, "histograms": 0, "tensors": 0}
-    ).Reload()
-
-
-def test_tensorboard_reads_what_was_written(tmp_path):
-    writer = tensorboard.create_writer(tmp_path)
-    for step in (1, 2):
-        writer.write_scalars(step, {"loss": np.float32(step / 2), "age/mae": jnp.float32(step)})
-    pixels = np.arange(2 * 8 * 8 * 3).reshape(2, 8, 8, 3).astype(np.uint8)
-    writer.write_images(2, {"faces": pixels, "one": np.full((4, 6, 3), 0.5, np.float32)})
-    writer.write_histograms(2, {"weights": np.arange(100.0)}, num_buckets={"weights": 5})
-    writer.write_texts(2, {"note": "hello"})
-    writer.write_hparams({"lr": 0.1, "heads": ("age",)})
-    writer.flush()
-    read = events(tmp_path)
-    assert [(e.step, e.value) for e in read.Scalars("loss")] == [(1, 0.5), (2, 1.0)]
-    assert [e.value for e in read.Scalars("age/mae")] == [1.0, 2.0]
-    from PIL import Image
-
-    faces, one = (
-        np.asarray(Image.open(io.BytesIO(read.Images(name)[0].encoded_image_string)))
-        for name in ("faces", "one")
-    )
-    np.testing.assert_array_equal(faces, np.concatenate(pixels, axis=1))  # side by side
-    np.testing.assert_array_equal(one, np.full((4, 6, 3), 127))
-    histogram = read.Histograms("weights")[0].histogram_value
-    assert (histogram.num, histogram.min, histogram.max) == (100, 0, 99)
-    assert read.Tensors("note/text_summary")[0].tensor_proto.string_val == [b"hello"]
-    content = read.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
-    assert b"lr" in content
-    assert b"('age',)" in content
-    writer.close()
-
-
-def test_tensorboard_forgets_what_a_resumed_run_repeats(tmp_path):
-    for resume_step, steps, value in ((None, range(1, 9), 1.0), (5, range(6, 11), 2.0)):
-        writer = tensorboard.create_writer(tmp_path, resume_step=resume_step)
-        for step in steps:
-            writer.write_scalars(step, {"loss": value})
-        writer.close()
-    assert len(list(tmp_path.iterdir())) == 2  # also when started twice in one second
-    read = [(e.step, e.value) for e in events(tmp_path).Scalars("loss")]
-    assert read == [(s, 1.0) for s in range(1, 6)] + [(s, 2.0) for s in range(6, 11)]
+# ---- the log of a training ----------------------------------------------------------------------
 
 
 def test_a_line_has_the_means_over_the_rows_of_its_steps(tmp_path):
@@ -512,45 +459,6 @@ def test_a_line_has_the_means_over_the_rows_of_its_steps(tmp_path):
     assert (first["loss"], first["gradient_norm"], first["age/mae"]) == (3, 2, 5)
     assert (last["step"], last["epoch"], last["loss"]) == (7, 3.5, 8)
     assert "age/mae" not in last  # no age was known
-
-
-def test_other_processes_write_no_files(tmp_path):
-    writer = tensorboard.create_writer(tmp_path / "run", just_logging=True)
-    writer.write_scalars(1, {"loss": 1.0})
-    writer.close()
-    assert not (tmp_path / "run").exists()
-
-
-@needs_full
-def test_tensorboard_on_a_full_disk_says_so(tmp_path):
-    writer = tensorboard.SummaryWriter(tmp_path)
-    fill_up(writer._file._py_recordio_writer._writer.fileno())
-    with pytest.raises(UserError, match=r"^disk full"):
-        writer.write_scalars(1, {"loss": 1.0})
-    with pytest.raises(UserError, match=r"^disk full"):
-        writer.close()
-
-
-def test_tensorflow_stays_out_also_where_it_is_installed(tmp_path):
-    """A mock TensorFlow that fails on import replaces an installed one."""
-    (tmp_path / "tensorflow.py").write_text("raise SystemExit('tensorflow was imported')")
-    code = (
-        "import sys; from agejax.logging import tensorboard\n"
-        "w = tensorboard.create_writer('run'); w.write_scalars(1, {'a': 1.0}); w.close()\n"
-        "from clu import metric_writers\n"
-        "from clu.metric_writers import SummaryWriter, create_default_writer\n"
-        "assert SummaryWriter is tensorboard.SummaryWriter\n"
-        "assert isinstance(w, metric_writers.MetricWriter)\n"
-        "assert not {'tensorflow', 'torch'} & set(sys.modules)\n"
-        "w = create_default_writer('run2'); w.write_scalars(1, {'a': 1.0}); w.close()\n"
-    )
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert list((tmp_path / "run2").glob("events.out.tfevents.*"))
 
 
 def test_a_run_that_hangs_says_where(tmp_path):

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from test_loggers import events
 from test_resume import last_checkpoint
 
 import tiny
@@ -50,7 +51,10 @@ def test_a_run_learns_and_leaves_what_the_architecture_page_promises(run):
         min(r["val/age/mae"] for r in map(json.loads, (workdir / "metrics.jsonl").open())
             if "val/age/mae" in r)
     )  # fmt: skip
-    assert list(workdir.glob("events.*"))
+    read = events(workdir)
+    assert [e.step for e in read.Scalars("val/age/mae")] == [6, 12, 18, 24]
+    assert read.Scalars("train/loss")[-1].step == 24
+    assert "_hparams_/session_end_info" in read.summary_metadata  # the run is finished
 
 
 def test_a_finished_run_returns_its_summary_again_and_trains_no_more(run, config_of):

@@ -1,128 +1,103 @@
-"""TensorBoard through clu, without TensorFlow.
-
-clu 0.0.12 imports TensorFlow for one class, the SummaryWriter of `clu.metric_writers`
-(CommonLoopUtils PR 358). Seating our own module in its place before clu is imported leaves the rest
-of clu as it is. Also where TensorFlow is installed, nothing here imports it.
-"""
+"""TensorBoard's event files, by tensorboardX, and without an import of TensorFlow or PyTorch."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import pathlib
 import sys
 import time
-import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from tensorboardX import event_file_writer, summary
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
 
 from agejax import files
+from agejax.settings import leaves
 
 
-class SummaryWriter:
-    """What clu expects of its SummaryWriter, with tensorboardX's protos and event file.
+@contextlib.contextmanager
+def _no_torch() -> Iterator[None]:
+    """tensorboardX imports PyTorch where that is installed, for a check of types: seconds."""
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]  # `import torch` then fails
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
 
-    tensorboardX's own SummaryWriter hands its events to a thread: where that dies of a full disk,
-    the run hangs in close(). Here every call has written when it returns.
+
+with _no_torch():
+    from tensorboardX import event_file_writer, summary
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.proto.summary_pb2 import Summary
+
+
+class TensorBoard:
+    """A `Logger` that writes an event file into the run's folder.
+
+    tensorboardX's own SummaryWriter hands its events to a thread: if that dies of a full disk, the
+    run hangs in close(). Here every call has written when it returns, in about 3 ms, most of it
+    fsync.
 
     Args:
-      logdir: where the event file goes.
-      resume_step: TensorBoard then forgets what an earlier process wrote after this step.
+      workdir: the folder of the run.
+      start_step: TensorBoard drops what an earlier process wrote after this step.
 
     Raises:
       UserError: the disk is full; so do all methods.
     """
 
-    def __init__(self, logdir: str | os.PathLike[str], resume_step: int | None = None) -> None:
-        self._logdir = os.fspath(logdir)
-        with files.disk(self._logdir):
-            os.makedirs(self._logdir, exist_ok=True)
+    run_id = None
+
+    def __init__(self, workdir: pathlib.Path, start_step: int) -> None:
+        self._workdir, self._start_step = workdir, start_step
+        with files.disk(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
             # tensorboardX's file name holds the second; two starts in one must not share a file.
             self._file = event_file_writer.EventsWriter(
-                os.path.join(self._logdir, "events"), filename_suffix=f".{time.time_ns()}"
+                os.fspath(workdir / "events"), filename_suffix=f".{time.time_ns()}"
             )
-        if resume_step is not None:
-            self._add(resume_step + 1, session_log=SessionLog(status=SessionLog.START))
+        self._add(start_step + 1, session_log=SessionLog(status=SessionLog.START))
 
-    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        values = [
-            Summary.Value(tag=name, simple_value=float(np.asarray(value)))
-            for name, value in scalars.items()
-        ]
-        self._add(step, summary=Summary(value=values))
+    def config(self, config: Mapping[str, Any]) -> None:
+        """The config as text, and its settings as hyperparameters for the HPARAMS tab."""
+        text = f"```json\n{json.dumps(config, indent=2)}\n```"
+        self._add(self._start_step, summary=summary.text("config", text))
+        _, start, _ = summary.hparams(_plain(leaves(config)), {})
+        self._add(self._start_step, summary=start)
 
-    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
-        """Images [H, W, C] or [N, H, W, C], uint8 or float in [0, 1]; several go side by side."""
-        for name, value in images.items():
-            image = np.asarray(value)
-            layout = "HWC" if image.ndim == 3 else "NHWC"
-            self._add(step, summary=summary.image(name, image, dataformats=layout))
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        numbers = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._add(step, summary=Summary(value=numbers))
 
-    def write_videos(self, step: int, videos: Any) -> None:
-        raise NotImplementedError("a face engine has no videos to write")
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        self._add(step, summary=summary.image(name, image, dataformats="HWC"))
 
-    def write_audios(self, step: int, audios: Any, *, sample_rate: int) -> None:
-        raise NotImplementedError("a face engine has no sounds to write")
+    def close(self, *, finished: bool) -> None:
+        """Closes the file; the HPARAMS tab lists a finished run with the last value of each scalar.
 
-    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-        for name, text in texts.items():
-            self._add(step, summary=summary.text(name, text))
-
-    def write_histograms(
-        self, step: int, arrays: Mapping[str, Any], num_buckets: Mapping[str, int] | None = None
-    ) -> None:
-        for name, value in arrays.items():
-            buckets = (num_buckets or {}).get(name) or 30
-            self._add(step, summary=summary.histogram(name, np.asarray(value), bins=buckets))
-
-    def write_summaries(self, step: int, values: Any, metadata: Any = None) -> None:
-        raise NotImplementedError("raw tensor summaries need TensorFlow's protos")
-
-    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        """Numbers and strings as they are, what else there is as text."""
-        plain = {k: v if isinstance(v, (int, float)) else str(v) for k, v in hparams.items()}
-        for part in summary.hparams(plain, {}):
-            self._add(0, summary=part)
-
-    def flush(self) -> None:
-        with files.disk(self._logdir):
-            self._file.flush()
-
-    def close(self) -> None:
-        with files.disk(self._logdir):
+        No list of metrics is written: TensorBoard would take the first run's for all runs beside
+        it. Without one it takes all scalars of all runs.
+        """
+        if finished:
+            *_, end = summary.hparams({}, {})
+            self._add(self._start_step, summary=end)
+        with files.disk(self._workdir):
             self._file.close()
 
     def _add(self, step: int, **content: Any) -> None:
-        with files.disk(self._logdir):
-            self._file.write_event(Event(wall_time=time.time(), step=int(step), **content))
+        with files.disk(self._workdir):
+            self._file.write_event(Event(wall_time=time.time(), step=step, **content))
             self._file.flush()
 
 
-_seat = types.ModuleType("clu.metric_writers.summary_writer")
-_seat.SummaryWriter = SummaryWriter  # type: ignore[attr-defined]
-sys.modules.setdefault("clu.metric_writers.summary_writer", _seat)
-
-from clu import metric_writers  # noqa: E402
-
-metric_writers.MetricWriter.register(SummaryWriter)
-
-
-def create_writer(
-    logdir: str | os.PathLike[str], *, just_logging: bool = False, resume_step: int | None = None
-) -> metric_writers.MetricWriter:
-    """clu's writer to absl's log at level INFO and to event files in `logdir`.
-
-    Not clu's asynchronous one, whose errors come late and in another shape; a log takes about 3 ms,
-    most of it fsync.
-
-    Args:
-      just_logging: write no files; for all processes but the first.
-      resume_step: TensorBoard then forgets what an earlier process wrote after this step.
-    """
-    writers: list[Any] = [metric_writers.LoggingWriter()]
-    if not just_logging:
-        writers.append(SummaryWriter(logdir, resume_step))
-    return metric_writers.MultiWriter(writers)
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as the HPARAMS tab takes them: numbers, texts, None for none, the rest as text."""
+    return {
+        k: v if v is None or isinstance(v, (int, float, str)) else json.dumps(v)
+        for k, v in settings.items()
+    }

@@ -1,4 +1,4 @@
-"""What a run says while it trains: the progress line, metrics.jsonl and TensorBoard."""
+"""What a run reports while it trains: the progress line, metrics.jsonl, and its loggers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 from agejax.errors import NotFiniteError
-from agejax.logging import metrics_file, progress, tensorboard
+from agejax.logging import metrics_file, progress
+from agejax.logging.loggers import Loggers
 from agejax.logging.stopwatch import Stopwatch
 
 REMEDY = (
@@ -35,6 +36,10 @@ class TrainLog:
     Args:
       epochs: what progress calls `total_steps`, which are rounded; None: what they are.
       pending: what `take_pending` gave to the run that is resumed.
+      loggers: get every number too, under "train/" or "val/".
+
+    Attributes:
+      finished: set when the training is complete; the loggers report a run without it as stopped.
     """
 
     def __init__(
@@ -48,13 +53,15 @@ class TrainLog:
         clock: Stopwatch,
         epochs: float | None = None,
         pending: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+        loggers: Loggers | None = None,
     ) -> None:
+        self.finished = False
+        self._loggers = loggers or Loggers()
         self._writes = jax.process_index() == 0
         if self._writes:
             self._history = metrics_file.MetricsFile(
                 workdir / "metrics.jsonl", resume_step=start_step
             )
-            self._writer = tensorboard.create_writer(workdir, resume_step=start_step)
             self._progress = progress.Progress(
                 total_steps, epochs or total_steps / steps_per_epoch, start_step
             )
@@ -82,8 +89,8 @@ class TrainLog:
             self.flush()
         if self._writes:
             self._progress.close()
-            self._writer.close()
             self._history.close()
+        self._loggers.close(finished=self.finished)
 
     def add(self, step: int, sums: Sums) -> None:
         """Remembers the sums of a step, 1-based; fetches nothing."""
@@ -141,7 +148,9 @@ class TrainLog:
         if not self._writes:
             return
         self._progress.evaluation(step, values, best_by, best=best)
-        self._record(step, {f"val/{name}": value for name, value in values.items()})
+        named = {f"val/{name}": value for name, value in values.items()}
+        self._record(step, named)
+        self._loggers.scalars(step, named)
 
     def note(self, step: int, text: str) -> None:
         """Prints one line about the run at a step."""
@@ -177,9 +186,9 @@ class TrainLog:
         values["input_wait"] = spent.get("input", 0.0) / max(seconds, 1e-9)
         self._progress.log(last, values)
         self._record(last, values)
+        self._loggers.scalars(last, {f"train/{name}": value for name, value in values.items()})
 
     def _record(self, step: int, values: dict[str, float]) -> None:
-        self._writer.write_scalars(step, values)
         self._history.append({"step": step, "epoch": step / self._steps_per_epoch, **values})
 
 

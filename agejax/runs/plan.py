@@ -17,8 +17,7 @@ from agejax.config import default
 from agejax.data.sources import Source
 from agejax.logging import console
 from agejax.logging.cost import Cost
-from agejax.runs.run_folder import leaves
-from agejax.settings import to_json
+from agejax.settings import leaves, to_json
 from agejax.training import sharding
 from agejax.training.checkpoint import Checkpoints
 from agejax.training.first_call import FirstCall

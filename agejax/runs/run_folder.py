@@ -21,8 +21,9 @@ from agejax import heads as heads_lib
 from agejax.config import default, from_json
 from agejax.errors import NotFiniteError, UserError, is_number
 from agejax.logging import console
+from agejax.logging.loggers import IDS
 from agejax.runs import box
-from agejax.settings import to_json
+from agejax.settings import leaves, to_json
 from agejax.training.checkpoint import Checkpoints
 
 if TYPE_CHECKING:
@@ -34,11 +35,11 @@ if TYPE_CHECKING:
 MAY_CHANGE_ON_RESUME = re.compile(
     r"data\.(source|cache_dir|workers|mixture\.[^.]+\.source)|log_every\..*|checkpoint\.every\..*|"
     r"eval\.(every\..*|batch_size|image_size|patience|final_split)|nonfinite|"
-    r"model\.(pretrained|remat)|watchdog|profile|deterministic|sharding\.(devices|fsdp)"
+    r"model\.(pretrained|remat)|watchdog|profile|loggers|deterministic|sharding\.(devices|fsdp)"
 )
 
 SKIPPED = "skipped_steps.json"
-WRITTEN = ("config.json", "metrics.jsonl", "summary.json", SKIPPED)  # by a run, in its folder
+WRITTEN = ("config.json", "metrics.jsonl", "summary.json", SKIPPED, IDS)  # by a run, in its folder
 MAX_IN_A_ROW = 3
 
 
@@ -261,14 +262,3 @@ class Claim:
 
     def close(self) -> None:
         self._file.close()
-
-
-def leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """The settings of a config, or a part of it, by path."""
-    if isinstance(tree, (dict, ml_collections.ConfigDict)) and len(tree):
-        return {
-            path: leaf
-            for key, value in tree.items()
-            for path, leaf in leaves(value, f"{prefix}.{key}" if prefix else key).items()
-        }
-    return {prefix: dict(tree) if isinstance(tree, ml_collections.ConfigDict) else tree}

@@ -31,6 +31,7 @@ STEP = "agejax/training/step.py"
 STATE = "agejax/training/state.py"
 OPTIM = "agejax/training/optim.py"
 TRAIN = "agejax/train.py"
+DATA = "agejax/run_data.py"
 RUN = "agejax/runs/run.py"
 
 # ---- changes that tests once let through ---------------------------------------------------------
@@ -164,12 +165,12 @@ SURVIVORS = (
         ("test_state.py::test_the_evaluation_in_training_is_that_of_the_averages_on_val",),
     ),
     Mutation(
-        "facts are of all images", TRAIN,
+        "facts are of all images", DATA,
         "{k: v[train_rows] for k, v in source.labels.items()}", "dict(source.labels)",
         ("test_state.py::test_facts_are_of_the_training_images_alone",),
     ),
     Mutation(
-        "sampling.keep does nothing", TRAIN,
+        "sampling.keep does nothing", DATA,
         'draws.keep(config.sampling, source, rows["train"])', 'rows["train"]',
         ("test_loop.py::test_only_what_sampling_keep_leaves_is_trained_on_and_counted",),
     ),
@@ -586,7 +587,7 @@ OTHERS = (
         ("test_loop.py::test_the_schedule_counts_in_the_same_epochs",),
     ),
     Mutation(
-        "copies are augmented like the original", TRAIN,
+        "copies are augmented like the original", DATA,
         "config.sampling.copy_strength, bool(", "1.0, bool(",
         ("test_loop.py::test_later_draws_of_a_row_reach_the_step_with_their_strength",),
     ),
@@ -644,7 +645,7 @@ OTHERS = (
         ("test_loop.py::test_the_schedule_counts_in_the_same_epochs",),
     ),
     Mutation(
-        "every run draws in one order", TRAIN,
+        "every run draws in one order", DATA,
         "sampling.Sampler(*drawn, config.seed)", "sampling.Sampler(*drawn, 0)",
         ("test_loop.py::test_rows_are_drawn_in_the_order_of_the_runs_seed",),
     ),
@@ -904,7 +905,7 @@ OTHERS = (
         ("test_heads.py::test_example_weights_have_mean_one_over_what_is_drawn",),
     ),
     Mutation(
-        "a run forgets the prior of its draws", TRAIN,
+        "a run forgets the prior of its draws", DATA,
         "for each in (drawn, draws.even(source, train_rows))", "for each in (drawn, drawn)",
         ("test_priors.py::test_a_run_keeps_the_prior_of_its_draws_and_is_decoded_with_it",),
     ),

@@ -19,7 +19,9 @@ from agejax import heads as heads_lib
 from agejax.config import default
 from agejax.data import pipeline, sampling
 from agejax.data.sources import Source
+from agejax.logging.loggers import Loggers
 from agejax.logging.stopwatch import Stopwatch
+from agejax.logging.tensorboard import TensorBoard
 from agejax.logging.train_log import TrainLog
 from agejax.models import lowerings, pretrained
 from agejax.training import optim, sharding
@@ -167,6 +169,7 @@ class Loop(TrainStep):
                 batch_size=self.batches.batch_size,
                 steps_per_epoch=1e3,
                 clock=clock,
+                loggers=Loggers({"tensorboard": TensorBoard(folder, 0)}),
             )
         with log, clock("step"):
             start = time.perf_counter()
