@@ -361,6 +361,13 @@ SETTINGS = Group(
         "mlflow (docs/run_folder.md).",
         item=str,
     ),
+    log_images=Setting(
+        0,
+        "How many images the loggers get: augmented training images at the first step, and at each "
+        "evaluation the val images with the largest age errors. 0: none, since loggers write to "
+        "shared disks and servers, and these are faces of people.",
+        limits=(0, 256),
+    ),
     profile=Setting(
         0, "Steps to trace soon after the start, into WORKDIR/profile/summary.md; 0: none."
     ),

@@ -34,6 +34,7 @@ from agejax.training import step as step_lib
 from agejax.training.best import Best
 from agejax.training.checkpoint import CheckpointWriter
 from agejax.training.first_call import FirstCall
+from agejax.training.image_sheets import ImageSheets
 from agejax.training.signals import StopOnSignal
 
 StopAfter = Callable[[int, float], bool]
@@ -151,15 +152,17 @@ def _train(
     # ---- 7. what reads, looks at val, and reports -----------------------------------------------
     run_folder.write_config(workdir, config)
     batches = dataclasses.replace(data.batches, features=features)
+    logs = loggers.open_all(config, workdir, step)
+    sheets = ImageSheets(config, data.source, data.rows.get("val"), data.heads, logs)
     validate = Validation(
         FirstCall(step_lib.make_eval_step(config, model, losses=True), "the eval step", clock),
         data.heads, data.source, data.rows.get("val"), config.eval.batch_size, mesh,
-        data.facts.medians.get("age"), features,
+        data.facts.medians.get("age"), features, sheets.worst,
     )  # fmt: skip
     log = TrainLog(
         workdir, start_step=step, total_steps=total_steps, batch_size=batch_size, clock=clock,
         steps_per_epoch=steps_per_epoch, epochs=epochs, pending=meta.get("pending", {}),
-        loggers=loggers.open_all(config, workdir, step),
+        loggers=logs,
     )  # fmt: skip
     batch: dict[str, Any] = {}  # the last one
     profile = Profile(
@@ -221,6 +224,9 @@ def _train(
             if step in skipped:
                 state = dataclasses.replace(state, step=state.step + 1)
                 continue
+            if step == 1:
+                with clock("compile"):
+                    sheets.augmented(batch, train_steps.size(0))
             state, sums = train_steps.at(step - 1, log)(state, batch)
             log.add(step, sums)
             if step % log_every == 0:

@@ -180,7 +180,8 @@ def test_what_changes_nothing_that_is_computed_may_change_on_resume(trained):
         free.checkpoint.every = {"epochs": 2.0}
         free.log_every = {"percent": 1.0}
         changed(free, eval__batch_size=8, eval__patience=3, eval__final_split="", nonfinite="skip",
-                data__workers=2, data__source="/elsewhere", watchdog=0.0, loggers=())  # fmt: skip
+                data__workers=2, data__source="/elsewhere", watchdog=0.0, loggers=(),
+                log_images=4)  # fmt: skip
     run_folder.check_same_config(trained, stored, free)
     for path, value in (
         ("eval.best", "gender/accuracy"), ("eval.best_mode", "max"), ("seed", 1),

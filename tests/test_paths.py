@@ -117,7 +117,7 @@ def test_configs_spaces_and_weights_are_expanded(home):
 
 
 def test_train_expands_the_run_folder(home, monkeypatch):
-    monkeypatch.setattr(LOOP, "_train", lambda config, workdir, stop_after: workdir)
+    monkeypatch.setattr(LOOP, "_train", lambda config, workdir, *rest: workdir)
     assert train(tiny.get_config(), pathlib.Path("~/run")) == home / "run"
 
 

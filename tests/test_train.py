@@ -38,7 +38,7 @@ def losses(workdir):
 @pytest.fixture(scope="module")
 def run(config_of, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run") / "tiny"
-    return workdir, train(config_of(), workdir)
+    return workdir, train(config_of(log_images=4), workdir)
 
 
 def test_a_run_learns_and_leaves_what_the_architecture_page_promises(run):
@@ -54,6 +54,8 @@ def test_a_run_learns_and_leaves_what_the_architecture_page_promises(run):
     read = events(workdir)
     assert [e.step for e in read.Scalars("val/age/mae")] == [6, 12, 18, 24]
     assert read.Scalars("train/loss")[-1].step == 24
+    assert [e.step for e in read.Images("train/augmented")] == [1]
+    assert [e.step for e in read.Images("val/worst")] == [6, 12, 18, 24]
     assert "_hparams_/session_end_info" in read.summary_metadata  # the run is finished
 
 

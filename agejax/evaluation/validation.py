@@ -29,6 +29,7 @@ class Validation:
       batch_size: images in a batch, over all devices.
       floor_age: predicted for every image, it gives the error to beat; years.
       features: in place of the images, where the backbone is frozen.
+      look: called with the step of each evaluation and its predictions, by label.
     """
 
     eval_step: Callable[..., dict[str, jax.Array]]
@@ -39,6 +40,7 @@ class Validation:
     mesh: Mesh
     floor_age: float | None
     features: CachedFeatures | None
+    look: Callable[[int, Mapping[str, np.ndarray]], None] = lambda step, predictions: None
 
     def __call__(
         self, state: TrainState, stop: Callable[[], bool] = lambda: False
@@ -51,6 +53,7 @@ class Validation:
         if predictions is None:
             return None
         losses = {name: predictions.pop(f"{name}/loss") for name in self.heads}
+        self.look(int(state.step), predictions)
         labels = {k: v[self.rows] for k, v in self.source.labels.items()}
         found = metrics.evaluate(
             predictions,

@@ -70,6 +70,7 @@ class Loggers:
 
     def close(self, *, finished: bool) -> None:
         self._each(lambda logger: logger.close(finished=finished))
+        self._opened.clear()
 
     def _each(self, act: Callable[[Logger], None]) -> None:
         for name, logger in list(self._opened.items()):

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 # what a step computes.
 MAY_CHANGE_ON_RESUME = re.compile(
     r"data\.(source|cache_dir|workers|mixture\.[^.]+\.source)|log_every\..*|checkpoint\.every\..*|"
-    r"eval\.(every\..*|batch_size|image_size|patience|final_split)|nonfinite|"
-    r"model\.(pretrained|remat)|watchdog|profile|loggers|deterministic|sharding\.(devices|fsdp)"
+    r"eval\.(every\..*|batch_size|image_size|patience|final_split)|loggers|"
+    r"log_images|model\.(pretrained|remat)|watchdog|profile|nonfinite|deterministic|"
+    r"sharding\.(devices|fsdp)"
 )
 
 SKIPPED = "skipped_steps.json"

@@ -26,6 +26,13 @@ Batch = Mapping[str, Any]
 Sums = dict[str, jax.Array]  # name -> float32 [2]: a sum and its count
 
 
+def keys(seed: int, step: int | jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The keys of the step from `step` to `step + 1`: of its augmentation, and of its dropout."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    of_augmentation, of_dropout = jax.random.split(key)
+    return of_augmentation, of_dropout
+
+
 def make_train_step(
     config: Any,
     model: Model,
@@ -106,8 +113,7 @@ def make_train_step(
         return total, (stats, sums)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        key_augment, key_dropout = jax.random.split(key)
+        key_augment, key_dropout = keys(seed, state.step)
         images: jax.Array | Features
         if "features" in batch:  # of a frozen backbone; teachers then see no images
             images, mix, seen = Features.of_pooled(batch["features"]), None, {}

@@ -90,7 +90,7 @@ SURVIVORS = (
     ),
     Mutation(
         "every step has the same key", STEP,
-        "jax.random.fold_in(jax.random.key(seed), state.step)", "jax.random.key(seed)",
+        "jax.random.fold_in(jax.random.key(seed), step)", "jax.random.key(seed)",
         ("test_step.py::test_every_step_draws_anew_and_the_same_step_the_same",),
     ),
     Mutation(
@@ -508,7 +508,7 @@ OTHERS = (
     ),
     Mutation(
         "dropout and augmentation share a key", STEP,
-        "key_augment, key_dropout = jax.random.split(key)", "key_augment = key_dropout = key",
+        "of_augmentation, of_dropout = jax.random.split(key)", "of_augmentation = of_dropout = key",
         ("test_step.py::test_a_mixed_row_learns_the_labels_of_the_row_it_is_mixed_with",),
     ),
     Mutation(
