@@ -121,8 +121,8 @@ holds for images like those.
 {temperatures}.
 - An age has an interval of ± q years, with q in `widths`: of the decade of the predicted age in \
 `groups`, or of `everybody`. Where there is an output `age_sigma`, q counts multiples of it. The \
-interval is cut to {low:.0f} to {high:.0f} years. It holds the label {share:.0f} times in 100\
-{widths}."""
+interval is clipped to {low:.0f} to {high:.0f} years. It contains the label {share:.0f} times in \
+100{widths}."""
 UNCALIBRATED = """\
 The run has no calibration, so there are no intervals, and probabilities are as the network gives \
 them. `python -m agejax.evaluate` makes one; then export again."""
