@@ -104,16 +104,16 @@ def test_results_are_kept_and_compared(tmp_path, monkeypatch, capsys):
     output = tmp_path / "programs.json"
     name = gpu_program.PROGRAMS[0].name
     arguments = [f"--output={output}", f"--only=^{re.escape(name)}"]
-    gpu_program.main(arguments)
+    gpu_program.main(["gpu_program", *arguments])
     record = json.loads(output.read_text())
     assert list(record["programs"]) == [name]
     assert f"| {name} | 4 | 1 | 1 | 1 | 1 |" in output.with_suffix(".md").read_text()
     record["programs"][name]["copies"] = 0
     output.write_text(json.dumps(record))
     capsys.readouterr()
-    gpu_program.main(arguments)
+    gpu_program.main(["gpu_program", *arguments])
     assert "worse than recorded: copies 0 -> 1" in capsys.readouterr().out
-    assert run_command(gpu_program.main, ["--only=nothing"]) == 2
+    assert run_command(gpu_program.main, ["gpu_program", "--only=nothing"]) == 2
     assert name in capsys.readouterr().err
 
 

@@ -303,14 +303,14 @@ def as_markdown(record: Mapping[str, Any]) -> str:
     return text
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", default="", metavar="REGEX", help="programs by name")
     parser.add_argument("--output", type=pathlib.Path, default=OUTPUT, metavar="FILE")
     parser.add_argument(
         "--text", type=pathlib.Path, metavar="FOLDER", help="write the programs there"
     )
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(argv[1:])
     chosen = [each for each in PROGRAMS if re.search(arguments.only, each.name)]
     if not chosen:
         names = "; ".join(each.name for each in PROGRAMS)
@@ -336,4 +336,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, sys.argv))
