@@ -1085,6 +1085,42 @@ OTHERS = (
         "np.float32(bias + slope * (new_mean - mean))", "np.float32(bias)",
         ("test_batch_norms.py::test_calibrated_norms_have_other_statistics_and_the_network_predicts_the_same",),
     ),
+    Mutation(
+        "copies of a minor are evidence for a challenge age", "agejax/evaluation/gates.py",
+        "people = len(np.unique(duplicates[minors]))", "people = int(minors.sum())",
+        ("test_gates.py::test_copies_of_a_minor_are_no_new_evidence",),
+    ),
+    Mutation(
+        "a challenge age has no upper bound that it needs", "agejax/evaluation/gates.py",
+        "enough = high <= limit", "enough = low <= limit",
+        ("test_gates.py::test_the_interval_is_that_of_a_quantile_in_scipy",),
+    ),
+    Mutation(
+        "a gap is that of the two extremes alone", "agejax/evaluation/gaps.py",
+        "np.quantile(scaled.max(axis=1), 0.95)", "np.quantile(scaled[:, 0], 0.95)",
+        ("test_headlines.py::test_the_interval_holds_the_true_gap_95_times_in_100",),
+    ),
+    Mutation(
+        "cells count by their images", "agejax/evaluation/headlines.py",
+        '"mae": float(np.mean([size[cell].mean() for cell in cells])),',
+        '"mae": float(size[np.any(cells, axis=0)].mean()),',
+        ("test_headlines.py::test_headline_figures_by_hand",),
+    ),
+    Mutation(
+        "seeds of two recipes have no spread", "agejax/evaluation/replicates.py",
+        "variance = scale * sum(map(_squares, (ours, theirs))) / freedom", "variance = 0.0",
+        ("test_replicates.py::test_recipes_with_other_seeds_are_compared_by_a_t_test_of_two_samples",),
+    ),
+    Mutation(
+        "another start is the same recipe", "agejax/runs/run_folder.py",
+        "return start[0] == start[1] and not (", "return not (",
+        ("test_report.py::test_runs_of_one_config_count_as_its_seeds",),
+    ),
+    Mutation(
+        "degraded images are compared with themselves", "agejax/evaluation/robustness.py",
+        "change = losses - metrics.losses(clean[target], label)", "change = losses - losses",
+        ("test_robustness.py::test_a_run_is_judged_on_the_same_images_made_worse",),
+    ),
 )  # fmt: skip
 
 MUTATIONS = (*(m._replace(survived=True) for m in SURVIVORS), *OTHERS)
