@@ -12,7 +12,6 @@ if __name__ == "__main__":
 
     start.as_command()
 
-import argparse
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -24,17 +23,14 @@ from agejax.errors import UserError
 from agejax.exporting import datasheet, papers
 from agejax.logging import console
 from agejax.paths import expand
+from agejax.process import usage
 from agejax.process.command import run_command
 from agejax.runs.run import Run
 from agejax.training import sharding
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m agejax.papers",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = usage.parser(__doc__)
     parser.add_argument("--workdir", required=True, help="a trained run, or a released model")
     parser.add_argument("--source", help="where the run's data is now; default: the run's own path")
     flags.add_option(parser)
