@@ -156,7 +156,7 @@ def test_first_steps_are_of_two_processes_with_one_cache(monkeypatch):
     caches = []
 
     class Fake:
-        def __init__(self, peer, case, data, **environment):
+        def __init__(self, peer, case, data, patience, **environment):
             self.peer = peer
             caches.append(environment["AGEJAX_CACHE"])
 

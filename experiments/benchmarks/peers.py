@@ -41,6 +41,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -63,6 +64,7 @@ from experiments.benchmarks.turns import alternate, ratio
 T = TypeVar("T")
 QUALITY = 95  # of the JPEG files, as in UTKFace
 WARM_UP = 2  # steps
+PATIENCE = 3600.0  # seconds
 ALONE = 3  # turns, since a process's start and memory vary little
 STARTS = (
     ("first step, nothing compiled before", "seconds", "cold"),
@@ -212,9 +214,12 @@ def rows_of(scale: Scale, on_gpu: bool) -> list[Row]:
 
 
 class Child:
-    """A contestant's process."""
+    """A contestant's process, which is ended where an answer takes `patience` seconds."""
 
-    def __init__(self, peer: Peer, case: Case, data: Data, **environment: str) -> None:
+    def __init__(
+        self, peer: Peer, case: Case, data: Data, patience: float = PATIENCE, **environment: str
+    ) -> None:
+        self._patience = patience
         spec = {
             "library": peer.library,
             "options": peer.options,
@@ -235,10 +240,15 @@ class Child:
         """Sends a request to `contestants/__main__.py`; raises `Failed` with the reason."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        begin, patience = time.perf_counter(), threading.Timer(self._patience, self._process.kill)
+        patience.start()
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         line = self._process.stdout.readline()
+        patience.cancel()
+        if not line and time.perf_counter() - begin >= self._patience:
+            raise Failed(f"no answer within {self._patience:g} s")
         if not line:
             raise Failed(f"its process ended with code {self._process.wait()}")
         answer: dict[str, Any] = json.loads(line)
@@ -266,14 +276,14 @@ class Child:
 class Children(contextlib.ExitStack):
     """The processes of one case, each started at its first use."""
 
-    def __init__(self, case: Case, data: Data) -> None:
+    def __init__(self, case: Case, data: Data, patience: float = PATIENCE) -> None:
         super().__init__()
-        self._case, self._data = case, data
+        self._case, self._data, self._patience = case, data, patience
         self._by_name: dict[str, Child] = {}
 
     def of(self, entry: Entry) -> Child:
         if entry.name not in self._by_name:
-            child = Child(entry.peer, self._case, self._data)
+            child = Child(entry.peer, self._case, self._data, self._patience)
             self._by_name[entry.name] = self.enter_context(contextlib.closing(child))
         return self._by_name[entry.name]
 
@@ -337,7 +347,7 @@ def in_turns(
 
 
 def alone(
-    row: Row, data: Data, repeats: int, steps: int
+    row: Row, data: Data, repeats: int, steps: int, patience: float = PATIENCE
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
     """(label -> per turn {"cold", "warm": seconds, "bytes", "device_bytes"}, label -> why not).
 
@@ -347,7 +357,9 @@ def alone(
     def start(entry: Entry, cache: str) -> dict[str, Any]:
         begin = time.perf_counter()
         environment = dict.fromkeys(CACHES, cache) | LIMIT
-        with contextlib.closing(Child(entry.peer, row.case, data, **environment)) as child:
+        with contextlib.closing(
+            Child(entry.peer, row.case, data, patience, **environment)
+        ) as child:
             turn = child.prepare(entry.task)
             seconds = time.perf_counter() - begin
             turn(steps)
@@ -363,6 +375,19 @@ def alone(
     once, skipped = sort_out({label: [tried()] for label, tried in turns.items()})
     again, failed = sort_out(alternate({label: turns[label] for label in once}, repeats - 1))
     return {k: once[k] + more for k, more in again.items()}, skipped | failed
+
+
+def starts(
+    row: Row, data: Data, repeats: int, steps: int, patience: float = PATIENCE
+) -> list[dict[str, Any]]:
+    """Measures a row of first steps: a row of JSON data for each of `STARTS`."""
+    given, skipped = alone(row, data, repeats, steps, patience)
+    return [
+        summarise(kind, row.what, unit, {k: [t[key] for t in v] for k, v in given.items()},
+                  skipped)
+        for kind, unit, key in STARTS
+        if all(turn[key] is not None for turn in given[FIRST])
+    ]  # fmt: skip
 
 
 def summarise(
@@ -399,13 +424,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Measures one row: its rows of JSON data."""
     if row.kind == "first step":
-        given, skipped = alone(row, data, min(ALONE, repeats), steps)
-        return [
-            summarise(kind, row.what, unit, {k: [t[key] for t in v] for k, v in given.items()},
-                      skipped)
-            for kind, unit, key in STARTS
-            if all(turn[key] is not None for turn in given[FIRST])
-        ]  # fmt: skip
+        return starts(row, data, min(ALONE, repeats), steps)
     seconds, skipped = in_turns(row, children, repeats, steps)
     result = summarise(row.kind, row.what, "seconds", seconds, skipped, row.case.batch)
     if row.kind == "train step":

@@ -45,6 +45,13 @@ def measured(row: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
     """The median in the row's unit, as a table's cell."""
     if row["unit"] == "bytes":
         return f"{figures['median'] / 2**20:,.0f} MiB"
+    if row["unit"] == "arrays":
+        if not figures["median"]:
+            return f"the same bits in all {figures['of']} arrays"
+        return (
+            f"{figures['median']} of {figures['of']} arrays differ, by up to "
+            f"{figures['largest']:.1e} of an array's largest value"
+        )
     if row["images"] is None:
         return f"{figures['median']:.1f} s"
     speed = figures["images_per_second"]
@@ -52,7 +59,13 @@ def measured(row: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
     if "flops_per_second" in figures:
         cell += f", {figures['flops_per_second'] / 1e9:,.1f} GFLOP/s"
     if "mfu" in figures:
-        cell += f", MFU {figures['mfu']:.1%}, {figures['roofline']:.1%} of the roofline"
+        cell += f", MFU {figures['mfu']:.1%}"
+    if "roofline" in figures:  # only where the bytes that a step moves are known
+        cell += f", {figures['roofline']:.1%} of the roofline"
+    if "host_milliseconds" in figures:
+        cell += f", {figures['host_milliseconds']:.2f} ms of the host per step"
+    if "device_bytes" in figures:
+        cell += f", {figures['device_bytes'] / 2**20:,.0f} MiB of the device"
     return cell
 
 

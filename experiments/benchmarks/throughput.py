@@ -76,26 +76,6 @@ def cache_images_per_second(source: Source, batch: int = 256, batches: int = 60)
     return batch * batches / seconds
 
 
-def host_milliseconds(loop: Loop, steps: int = 20) -> float:
-    """Median milliseconds until the host is free again after it has dispatched a step.
-
-    The device is idle before each step. The host takes a batch, puts it on the device, dispatches
-    the step and stores its sums.
-    """
-    read = loop.batches.iterate(0, ENDLESS, 0)
-    next(read)
-    milliseconds, window = [], []
-    for _ in range(steps):
-        jax.block_until_ready(loop.state)
-        start = time.perf_counter()
-        batch = sharding.put_batch(next(read), loop.mesh)
-        loop.state, sums = loop.step(loop.state, batch)
-        window.append(sums)
-        milliseconds.append(1e3 * (time.perf_counter() - start))
-    read.close()
-    return statistics.median(milliseconds)
-
-
 def in_processes(repeats: int, steps: int) -> dict[str, list[float]]:
     """Seconds per step in processes that keep freed memory (`process.memory`) or return it.
 
@@ -156,7 +136,7 @@ def measure(repeats: int, steps: int) -> dict[str, Any]:
             },
             "memory_kept_over_given_back": ratio(memory["given back"], memory["kept"]),
             "cache_images_per_second": cache_images_per_second(source),
-            "host_milliseconds_per_step": host_milliseconds(loop),
+            "host_milliseconds_per_step": loop.host_milliseconds(),
             "repeats": repeats,
             "steps_a_turn": steps,
             "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores",

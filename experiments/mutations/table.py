@@ -682,6 +682,16 @@ OTHERS = (
         ("test_train.py::test_frozen_parameters_and_their_statistics_do_not_move",),
     ),
     Mutation(
+        "config.sharding.batch_norm does nothing", STATE,
+        "multiplier is None, per_device", "multiplier is None, False",
+        ("test_batch_norms.py::test_running_statistics_follow_the_average_over_devices",),
+    ),
+    Mutation(
+        "config.deterministic does nothing", STEP,
+        'repeatable = on_gpu and config.get("deterministic", False)', "repeatable = False",
+        ("test_step.py::test_only_on_gpus_are_steps_compiled_with_repeatable_algorithms",),
+    ),
+    Mutation(
         "teachers see images as they were", STEP,
         "lambda s: seen[s][0]", 'lambda s: inputs.eval_images(batch["image"], s)',
         ("test_step.py::test_teachers_have_their_share_and_see_the_images_as_they_are_augmented",),

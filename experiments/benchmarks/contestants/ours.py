@@ -6,24 +6,30 @@ import contextlib
 import functools
 import io
 import pathlib
+import statistics
 import tempfile
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
+from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from agejax import heads as heads_lib
-from agejax.config import default
+from agejax.config import default, replaced
 from agejax.data import pipeline, sampling
 from agejax.data.sources import Source
 from agejax.logging.loggers import Loggers
 from agejax.logging.stopwatch import Stopwatch
 from agejax.logging.tensorboard import TensorBoard
 from agejax.logging.train_log import TrainLog
-from agejax.models import lowerings, pretrained
+from agejax.models import lowerings, pretrained, vit
+from agejax.models.lowerings import attention, depthwise
+from agejax.models.lowerings import conv as conv_lib
 from agejax.training import optim, sharding
 from agejax.training import state as state_lib
 from agejax.training import step as step_lib
@@ -35,6 +41,28 @@ LIGHT = {
     "brightness": case_lib.JITTER, "contrast": case_lib.JITTER, "saturation": case_lib.JITTER,
 }  # fmt: skip
 ENDLESS = 10**6  # steps of a run that never finishes
+
+
+def cudnn_attention(qkv: jax.Array) -> jax.Array:
+    """`attention.attention` by cuDNN's fused kernels, which only a GPU has."""
+    return jax.nn.dot_product_attention(*jnp.moveaxis(qkv, 2, 0), implementation="cudnn")
+
+
+# Forms of operations to compare with the one in use: name -> where it is called, as what, the form.
+FORMS = {
+    "attention by cuDNN": (vit, "attention", cudnn_attention),
+    "attention by heads": (vit, "attention", attention.by_heads),
+    "depthwise by taps": (conv_lib, "depthwise_conv", depthwise.by_taps),
+}
+
+
+@contextlib.contextmanager
+def using(forms: Sequence[str]) -> Iterator[None]:
+    """While active, tracing uses these of `FORMS`."""
+    with contextlib.ExitStack() as stack:
+        for module, name, form in (FORMS[each] for each in forms):
+            stack.enter_context(mock.patch.object(module, name, form))
+        yield
 
 
 def make_config(case: Case, **augment: Any) -> Any:
@@ -186,33 +214,75 @@ class Loop(TrainStep):
         read.close()
         return seconds
 
+    def host_milliseconds(self, steps: int = 20) -> float:
+        """Median milliseconds until the host is free again after it has dispatched a step.
+
+        The device is idle before each step. The host takes a batch, puts it on the device,
+        dispatches the step and stores its sums.
+        """
+        read = self.batches.iterate(0, ENDLESS, 0)
+        next(read)
+        milliseconds, window = [], []
+        for _ in range(steps):
+            jax.block_until_ready(self.state)
+            start = time.perf_counter()
+            batch = sharding.put_batch(next(read), self.mesh)
+            self.state, sums = self.step(self.state, batch)
+            window.append(sums)
+            milliseconds.append(1e3 * (time.perf_counter() - start))
+        read.close()
+        return statistics.median(milliseconds)
+
 
 class Ours(case_lib.Contestant):
-    """agejax in `experiments.benchmarks.peers`."""
+    """agejax in `experiments.benchmarks.peers` and `experiments.benchmarks.gpu`.
 
-    def __init__(self, case: Case, data: Data, plain: bool) -> None:
+    Args:
+      plain: use XLA's own operations.
+      settings: of the config, by their dotted paths, in place of those of `make_config`.
+      forms: of `FORMS`, in place of those in use.
+    """
+
+    def __init__(
+        self,
+        case: Case,
+        data: Data,
+        plain: bool = False,
+        settings: Mapping[str, Any] | None = None,
+        forms: Sequence[str] = (),
+    ) -> None:
         super().__init__(case, data)
-        self.plain = plain
+        self.plain, self.settings, self.forms = plain, settings or {}, forms
         self.trained: TrainStep | None = None
         sharding.start()
+
+    def config(self, **augment: Any) -> Any:
+        """The config of the case with this contestant's settings."""
+        return replaced(make_config(self.case, **augment), self.settings)
 
     def source(self, size: int) -> Source:
         """The source of faces at this edge, pixels."""
         return as_source(self.data.images(size), self.data.labels())
 
-    def train(self) -> Turn:
-        source = self.source(self.case.image_size)
-        self.trained = trained = TrainStep(make_config(self.case), source, self.plain)
+    def train(self, light: bool = False) -> Turn:
+        """The train step on a batch on the device; `light`: with augmentation."""
+        source = self.source(self.data.edge if light else self.case.image_size)
+        with using(self.forms):
+            trained = TrainStep(self.config(**(LIGHT if light else {})), source, self.plain)
+        self.trained = trained
         return trained.turn
 
     def evaluation(self) -> Turn:
         source = self.source(self.case.image_size)
-        return EvalStep(make_config(self.case), source, self.plain).turn
+        with using(self.forms):
+            return EvalStep(self.config(), source, self.plain).turn
 
     def loop(self) -> Turn:
         folder = tempfile.mkdtemp(dir=self.data.folder)
         source = self.source(self.data.edge)
-        return Loop(make_config(self.case, **LIGHT), source, pathlib.Path(folder)).turn
+        with using(self.forms):
+            self.trained = Loop(self.config(**LIGHT), source, pathlib.Path(folder))
+        return self.trained.turn
 
     def input(self, workers: int) -> Turn:
         """Batches from the decoded cache; without workers, two threads read."""
@@ -227,6 +297,19 @@ class Ours(case_lib.Contestant):
         """`TrainStep.cost` of the network trained last."""
         assert self.trained is not None
         return self.trained.cost()
+
+    def host(self) -> dict[str, float]:
+        """{"host_milliseconds": of a step of the loop prepared last}."""
+        assert isinstance(self.trained, Loop)
+        return {"host_milliseconds": self.trained.host_milliseconds()}
+
+    def save(self) -> dict[str, str]:
+        """{"file": the state of the network trained last, every array of it (.npz)}."""
+        assert self.trained is not None
+        leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(self.trained.state))
+        file = pathlib.Path(tempfile.mkdtemp(dir=self.data.folder)) / "state.npz"
+        np.savez(file, **{jax.tree_util.keystr(path): leaf for path, leaf in leaves})
+        return {"file": str(file)}
 
     def facts(self) -> dict[str, Any]:
         assert self.trained is not None
