@@ -54,8 +54,11 @@ def test_a_planted_group_is_found_named_and_confirmed(traits):
 def test_a_class_is_named_or_its_opposite(traits):
     found = failures.weak_groups(noise(0) + 8 * traits["male"], traits, np.arange(N))
     assert found["groups"][0]["name"].split(", ")[0] == "male"
-    found = failures.weak_groups(noise(0) + 8 * ~traits["male"], traits, np.arange(N))
+    women = noise(0) + 8 * ~traits["male"]
+    found = failures.weak_groups(women, traits, np.arange(N))
     assert found["groups"][0]["name"].split(", ")[0] == "not male"
+    found = failures.weak_groups(women, traits, np.arange(N), opposites={"male": "female"})
+    assert found["groups"][0]["name"].split(", ")[0] == "female"
 
 
 def test_of_noise_alone_hardly_a_group_is_confirmed(traits):
@@ -149,7 +152,7 @@ def test_a_corrected_list_is_given_back_as_labels(tmp_path):
     results.write_suspects(path, scored, found())
     rows = list(csv.DictReader(io.StringIO(path.read_text())))
     assert rows[0] == {
-        "id": "e.jpg", "age": "50", "gender": "female", "ethnicity": "",
+        "id": "e.jpg", "age": "50", "gender": "female",  # nobody's ethnicity is known
         "reasons": "far: age 50, predicted 20 (10 to 30); unlikely: gender female (0.40%), "
         "predicted male", "age_predicted": "20.0", "gender_predicted": "male",
     }  # fmt: skip

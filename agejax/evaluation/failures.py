@@ -29,6 +29,7 @@ def weak_groups(
     duplicates: np.ndarray,
     seed: int = 0,
     resamples: int = bootstrap.RESAMPLES,
+    opposites: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The groups with the largest errors that a regression tree (Breiman et al. 1984) finds.
 
@@ -41,6 +42,7 @@ def weak_groups(
       traits: name -> what may divide the images, float [N]: numbers, or bool, "is one". NaN where
         unknown, which counts as the median.
       duplicates: int [N], equal within a group of copies.
+      opposites: trait -> what an image without it is called; default: "not" and the trait.
 
     Returns:
       {"found_on", "judged_on": images, "mae": of the judged images, "groups": the leaves whose mean
@@ -69,7 +71,7 @@ def weak_groups(
     )
     above = resampled[:, :-1] - resampled[:, -1:]
     lowest = np.nanquantile(above, (1 - CONFIDENCE) / len(leaves), axis=0)
-    names = _conditions(tree.tree_, list(traits), columns, [v.dtype.kind for v in traits.values()])
+    names = _conditions(tree.tree_, traits, columns, opposites or {})
     found = []
     for i, (leaf, interval) in enumerate(
         zip(leaves.tolist(), bootstrap.percentiles(resampled[:, :-1]), strict=True)
@@ -102,17 +104,23 @@ def _filled(values: np.ndarray) -> np.ndarray:
 
 
 def _conditions(
-    tree: Any, names: Sequence[str], columns: np.ndarray, kinds: Sequence[str]
+    tree: Any,
+    traits: Mapping[str, np.ndarray],
+    columns: np.ndarray,
+    opposites: Mapping[str, str],
 ) -> dict[int, str]:
     """Leaf -> its conditions in words, each trait once."""
-    found = {}
+    names, found = list(traits), {}
     paths: list[tuple[int, dict[int, tuple[float, float]]]] = [(0, {})]
     while paths:
         node, bounds = paths.pop()
         trait = int(tree.feature[node])
         if trait < 0:  # a leaf
             found[node] = ", ".join(
-                _words(names[t], *between, columns[:, t], kinds[t]) for t, between in bounds.items()
+                _is_or_not(names[t], low, opposites)
+                if traits[names[t]].dtype.kind == "b"
+                else _between(names[t], low, high, columns[:, t])
+                for t, (low, high) in bounds.items()
             )
             continue
         low, high = bounds.get(trait, (-np.inf, np.inf))
@@ -122,10 +130,12 @@ def _conditions(
     return found
 
 
-def _words(name: str, low: float, high: float, values: np.ndarray, kind: str) -> str:
-    """low < value <= high in words; of numbers, with values that occur."""
-    if kind == "b":
-        return name if low > -np.inf else f"not {name}"
+def _is_or_not(name: str, low: float, opposites: Mapping[str, str]) -> str:
+    return name if low > -np.inf else opposites.get(name, f"not {name}")
+
+
+def _between(name: str, low: float, high: float, values: np.ndarray) -> str:
+    """low < value <= high in words, with values that occur."""
     inside = values[(low < values) & (values <= high)]
     first, last = f"{inside.min():.4g}", f"{inside.max():.4g}"
     if low == -np.inf:

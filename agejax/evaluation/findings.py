@@ -76,7 +76,16 @@ def look_closer(scored: Scored, calibration: Calibration | None) -> dict[str, An
             for name, values in looks.items()
         }
         result["weak_groups"] = failures.weak_groups(
-            np.abs(predicted - age), _traits(scored, looks), scored.duplicates
+            np.abs(predicted - age),
+            _traits(scored, looks),
+            scored.duplicates,
+            opposites={
+                names[0]: names[1]
+                for label, names in scored.label_names.items()
+                if len(names) == 2
+                and label in scored.labels
+                and is_known(scored.labels[label]).all()
+            },
         )
     return result
 

@@ -168,7 +168,11 @@ def write_suspects(
 
     config.data.edits.labels reads it: where a label is corrected in it, the correction counts.
     """
-    known = [name for name in scored.source.labels if name in scored.labels]
+    known = [
+        name
+        for name in scored.source.labels
+        if name in scored.labels and is_known(scored.labels[name]).any()
+    ]
     predicted = [name for name in known if name in scored.predictions]
     header = ["id", *known, "reasons", *(f"{name}_predicted" for name in predicted)]
     rows = [
