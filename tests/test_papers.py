@@ -79,7 +79,7 @@ def test_the_practice_statement_holds_gates_and_errors_by_group(run):
     assert girls[5] == "few"
     # |26 - 16| = 10 for 7, |17 - 16| = 1 for 53, |28 - 30| = 2 for 54, |20 - 30| = 10 for 6.
     assert f"Mean absolute error: {(70 + 53 + 108 + 60) / 120:.2f} years" in text
-    assert f"Within 1 years {53 / 120:.1%}" in text
+    assert f"Acc(x): {53 / 120:.1%} for x = 1," in text
     assert rows(text, "16")[0][1:3] == ["60", f"{(70 + 53) / 60:.2f}"]
     # The 60 minors are too few for 1 %: 7 of them pass until T is 27.
     assert "False accepts of 1% or less need the challenge age 27" in text

@@ -167,9 +167,9 @@ def _errors(result: Mapping[str, Any]) -> Iterator[str]:
         lines += [
             f"Bias (estimate minus label): {of['bias']:+z.2f} years {_interval(of['bias_ci95'])}; "
             f"standard deviation of the error: {of['sd']:.2f} years.",
-            "Within "
-            + ", ".join(f"{x} years {of['within'][x]:.1%}" for x in (1, 3, 5, 10))
-            + " of the images.",
+            "Share of the images within x years, Acc(x): "
+            + ", ".join(f"{of['within'][x]:.1%} for x = {x}" for x in (1, 3, 5, 10))
+            + ".",
         ]
         if cells := of.get("cells"):
             lines.append(
