@@ -54,7 +54,7 @@ def test_images_lie_row_by_row_in_a_square():
 
 
 def test_a_caption_stands_below_its_image():
-    page = sheet(FACES[:2], ["10 years, not 20", ""])
+    page = sheet(FACES[:2], ["age 10, predicted 20", ""])
     assert page.shape == (32 + 14, 2 * 130, 3)
     assert (page[:32, 130:162] == 1).all()
     assert (page[32:, :130] < 128).any()
@@ -72,7 +72,7 @@ def test_the_worst_are_those_of_the_largest_known_errors(sheets_of, monkeypatch)
     sheets.worst(6, {"gender": np.zeros((5, 2)), "age": years})
     ((step, name, images),) = got
     assert (step, name, images.tolist()) == (6, "val/worst", [2, 4, 0])
-    assert captions == ["30 years, not 5", "50 years, not 30", "10 years, not 12"]
+    assert captions == ["age 30, predicted 5", "age 50, predicted 30", "age 10, predicted 12"]
 
 
 def test_without_an_age_or_a_val_split_there_are_no_worst(sheets_of):

@@ -82,7 +82,7 @@ class ImageSheets:
         shown = known[np.argsort(-errors[known], kind="stable")[: self._count]]
         if not shown.size:
             return
-        captions = [f"{truth[i]:.0f} years, not {predicted[i]:.0f}" for i in shown]
+        captions = [f"age {truth[i]:.0f}, predicted {predicted[i]:.0f}" for i in shown]
         images = self._source.take(self._val[shown])
         self._loggers.image(step, "val/worst", sheet(images, captions))
 
