@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -243,6 +244,6 @@ def _train(
     return summaries.write(
         workdir, kept, step=step, batch_size=batch_size, epoch_size=sampler.size, best=best,
         last=val_metrics or validate(state), seconds=clock.seconds, mesh=mesh,
-        parameters=sum(state.params[name].size for name in model.parameters),
+        parameters=sum(math.prod(model.shapes[name]) for name in model.parameters),
         rows=data.rows, skipped=len(data.source.skipped),
     )  # fmt: skip

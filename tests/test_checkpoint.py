@@ -19,7 +19,7 @@ from agejax.errors import UserError
 from agejax.runs import run_folder
 from agejax.runs.run import Run
 from agejax.settings import to_json
-from agejax.training import optim, sharding
+from agejax.training import optim, sharding, vectors
 from agejax.training import state as state_lib
 from agejax.training.checkpoint import Checkpoints, CheckpointWriter, VanishedError, rank
 from agejax.training.state import TrainState
@@ -192,7 +192,7 @@ def several(trained, tmp_path_factory):
     model, initialise = state_lib.create_model(config, heads)
     optimizer = optim.create_optimizer(config.optim, optax.constant_schedule(0.0), model.parameters)
     shapes = state_lib.abstract(config, initialise, optimizer, sharding.create_mesh(1, 1))
-    whole, _ = Checkpoints(trained / "checkpoints").restore(shapes, 4)
+    whole, _ = Checkpoints(trained / "checkpoints").restore(vectors.unpacked(shapes), 4)
 
     def make(values, mode="min"):
         workdir = tmp_path_factory.mktemp("several") / "run"

@@ -216,13 +216,15 @@ def test_what_features_depend_on_is_what_they_are_kept_by(bench, settings, read)
 
 def test_other_weights_of_the_backbone_have_other_features_and_those_of_heads_have_not(bench):
     bench.compute()
-    params = bench.state.params
-    bench.state = dataclasses.replace(
-        bench.state, params=params | {"heads/age/bias": params["heads/age/bias"] + 1}
-    )
+    start = bench.state.params
+
+    def change(name, by):
+        changed = start.pack({**start, name: start[name] + by})
+        bench.state = dataclasses.replace(bench.state, params=changed)
+
+    change("heads/age/bias", 1)
     assert bench.compute()[1] == 0
-    name = "backbone/convs/0/bias"
-    bench.state = dataclasses.replace(bench.state, params=params | {name: params[name] + 1e-6})
+    change("backbone/convs/0/bias", 1e-6)
     assert bench.compute()[1] == ALL
 
 

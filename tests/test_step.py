@@ -412,7 +412,7 @@ def explode(bench: Bench) -> Any:
             params[name] = jnp.full_like(value, 1e36)
     for name in ("heads/age/kernel", "heads/gender/kernel"):
         params[name] = jnp.zeros_like(params[name])
-    return dataclasses.replace(bench.start, params=params)
+    return dataclasses.replace(bench.start, params=bench.start.params.pack(params))
 
 
 def test_an_infinite_gradient_beside_a_finite_loss_stops_a_run(plain, tmp_path):

@@ -18,7 +18,7 @@ from agejax.config import default
 from agejax.errors import UserError
 from agejax.runs import box, run_folder
 from agejax.settings import to_json
-from agejax.training import feature_map, image_sizes, optim, sharding
+from agejax.training import feature_map, image_sizes, optim, sharding, vectors
 from agejax.training import state as state_lib
 from agejax.training.checkpoint import Checkpoints, again_if_vanished
 from agejax.training.prediction import predict_batches
@@ -97,13 +97,13 @@ class Run:
             model.parameters,
             feature_map.names(taught),
         )
-        like = state_lib.abstract(config, initialise, optimizer, mesh)
+        like = vectors.unpacked(state_lib.abstract(config, initialise, optimizer, mesh))
         state, meta = again_if_vanished(lambda: checkpoints.restore(like, chosen()))
         params, batch_stats = state.averaged()
-        params = {name: params[name] for name in model.parameters}  # without the feature map
+        own = {name: params[name] for name in model.parameters}  # without the feature map
         return cls(
             workdir, config, facts, heads, meta["fingerprint"], int(state.step), mesh, model,
-            params, batch_stats, make_eval_step(config, model),
+            own, batch_stats, make_eval_step(config, model),
         )  # fmt: skip
 
     @classmethod

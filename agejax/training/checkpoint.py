@@ -22,6 +22,7 @@ from agejax import files
 from agejax.errors import UserError, brief, of_the_machine
 from agejax.files import full_disk, no_room
 from agejax.logging import console
+from agejax.training import vectors
 from agejax.training.state import TrainState
 
 if TYPE_CHECKING:  # orbax is imported where it is used: a released model does not need it
@@ -125,7 +126,8 @@ class Checkpoints:
         """(state, meta) of a step.
 
         Args:
-          like: a TrainState of jax.ShapeDtypeStruct with shardings, as `state.abstract` makes.
+          like: a TrainState of jax.ShapeDtypeStruct with shardings, as `state.abstract` makes, or
+            the same `vectors.unpacked`, to get dicts of arrays.
 
         Raises:
           UserError: it is damaged.
@@ -135,13 +137,13 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         reader = ocp.Checkpointer(ocp.StandardCheckpointHandler())
-        arguments = ocp.args.StandardRestore(like)
+        arguments = ocp.args.StandardRestore(vectors.unpacked(like))
         state = self._read(
             step, lambda folder: reader.restore((folder / "state").absolute(), args=arguments)
         )
         if "checksum" in meta and checksum(state) != meta["checksum"]:
             raise self._damaged(step, "its numbers are not those that were saved")
-        return state, meta
+        return vectors.packed(state, like), meta
 
     def _read(self, step: int, read: Callable[[pathlib.Path], T]) -> T:
         folder = self._folder / str(step)
@@ -278,16 +280,19 @@ class CheckpointWriter(Checkpoints):
 
         step = int(state.step)
         value = None if value is None else float(value)
-        kept = json.loads(json.dumps({**meta, "value": value, "checksum": checksum(state)}))
+        arrays = vectors.unpacked(state)
+        kept = json.loads(json.dumps({**meta, "value": value, "checksum": checksum(arrays)}))
         kept["digest"] = files.digest(kept)
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(kept))
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(kept)
+        )
         if step in self._manager.all_steps():
             if value is None:
                 return
             # It was saved when a signal interrupted its evaluation; now it has a value.
             self._manager.delete(step)
         # Checked first, since a disk that fills up later fails in many threads of orbax.
-        size = sum(shard.data.nbytes for leaf in jax.tree.leaves(state)
+        size = sum(shard.data.nbytes for leaf in jax.tree.leaves(arrays)
                    for shard in leaf.addressable_shards if shard.replica_id == 0)  # fmt: skip
         self.wait()
         if shutil.disk_usage(self._folder).free < size + SPARE:

@@ -25,7 +25,7 @@ from agejax.errors import UserError, few
 from agejax.models import inputs
 from agejax.models.necks import NeckOptions
 from agejax.settings import to_json
-from agejax.training import augment
+from agejax.training import augment, vectors
 from agejax.training.optim import Flat
 from agejax.training.state import Model, TrainState
 from agejax.version import __version__
@@ -154,7 +154,7 @@ def compute(
     if not views:
         return None
     arrays: tuple[Arrays, Arrays] = multihost_utils.process_allgather(
-        (state.params, state.batch_stats), tiled=True
+        vectors.unpacked((state.params, state.batch_stats)), tiled=True
     )
     devices = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
     here = Mesh(np.array(devices), ("data",))

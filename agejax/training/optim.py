@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import jax
 import optax
 
 from agejax.errors import UserError, is_number
+from agejax.training.vectors import Vectors
 
 Steps = Callable[[Mapping[str, float], str], int]
 Flat = dict[str, jax.Array]  # "backbone/features/0/0/kernel" -> array
@@ -23,17 +25,22 @@ class Optimizer:
     Attributes:
       transform: of optax, for the trainable parameters only.
       schedule: step -> learning rate.
-      frozen: paths of the parameters that never change.
+      rates: path of every parameter -> its (learning rate's multiplier, decay); those with equal
+        ones are updated alike. None: it never changes.
     """
 
     transform: optax.GradientTransformation
     schedule: optax.Schedule
-    frozen: frozenset[str]
+    rates: Mapping[str, tuple[float, float] | None]
 
-    def split(self, params: Flat) -> tuple[Flat, Flat]:
+    @property
+    def frozen(self) -> frozenset[str]:
+        """Paths of the parameters that never change."""
+        return frozenset(name for name, rates in self.rates.items() if rates is None)
+
+    def split(self, params: Vectors) -> tuple[Vectors, Vectors]:
         """(trainable, frozen) parameters."""
-        trainable = {k: v for k, v in params.items() if k not in self.frozen}
-        return trainable, {k: v for k, v in params.items() if k in self.frozen}
+        return params.split(self.frozen)
 
 
 def lr_scale(config: Any) -> float:
@@ -141,11 +148,11 @@ def create_optimizer(
     lr = match_groups(parameters, config.lr_multipliers, "optim.lr_multipliers")
     layer_decay = config.get("layer_decay", 1.0)  # older runs lack it
     lr = {k: v if v is None else v * layer_decay ** parameters[k] for k, v in lr.items()}
-    frozen = frozenset(name for name, value in lr.items() if value is None)
-    if len(frozen) == len(lr):
+    if all(value is None for value in lr.values()):
         raise UserError("config.optim.lr_multipliers freezes every parameter: nothing to train")
     decay = match_groups(parameters, config.decay_multipliers, "optim.decay_multipliers")
     lr, decay = ({**each, **dict.fromkeys(beside, 1.0)} for each in (lr, decay))
+    decay = {name: config.weight_decay * value for name, value in decay.items()}
 
     match config.name:
         case "adamw" | "adam":
@@ -160,11 +167,12 @@ def create_optimizer(
     chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     chain.append(direction)
     if config.weight_decay:
-        chain.append(_add_decay({n: config.weight_decay * decay[n] for n in lr}))
+        chain.append(_add_decay(decay))
     if any(value not in (None, 1.0) for value in lr.values()):
         chain.append(_scale(lr))
     chain.append(optax.scale_by_learning_rate(schedule))
-    return Optimizer(optax.chain(*chain), schedule, frozen)
+    rates = {name: None if m is None else (m, decay[name]) for name, m in lr.items()}
+    return Optimizer(optax.chain(*chain), schedule, rates)
 
 
 def create_penalty(config: Any, names: Iterable[str]) -> Callable[[Flat], jax.Array] | None:
@@ -193,10 +201,16 @@ def ema_decay(decay: float, step: jax.Array) -> jax.Array:
 
 
 def _add_decay(rates: Mapping[str, float]) -> optax.GradientTransformation:
-    return optax.stateless(
-        lambda updates, params: {k: u + rates[k] * params[k] for k, u in updates.items()}
-    )
+    def update(updates: Vectors, params: Vectors) -> Vectors:
+        decayed: Vectors = jax.tree.map(
+            lambda u, rate, p: u + rate * p, updates, updates.spread(rates), params
+        )
+        return decayed
+
+    return optax.stateless(update)
 
 
 def _scale(multipliers: Mapping[str, float]) -> optax.GradientTransformation:
-    return optax.stateless(lambda updates, _: {k: u * multipliers[k] for k, u in updates.items()})
+    return optax.stateless(
+        lambda updates, _: jax.tree.map(operator.mul, updates, updates.spread(multipliers))
+    )

@@ -22,6 +22,7 @@ from agejax.models.feature_smoothing import SmoothingOptions
 from agejax.models.necks import NeckOptions
 from agejax.training import optim, sharding
 from agejax.training.optim import Flat
+from agejax.training.vectors import Vectors
 
 Initialise = Callable[[jax.Array], tuple[Flat, Flat]]  # key -> (params, batch_stats)
 Arrays = Mapping[str, jax.typing.ArrayLike]
@@ -36,7 +37,8 @@ class TrainState:
 
     Attributes:
       step: int32 [], steps done.
-      params, batch_stats: flat dicts, float32.
+      params, batch_stats: float32, by flat name. Those that are updated alike share a vector; with
+        config.sharding.fsdp > 1 each has its own.
         Beside the network's parameters a run that learns a teacher's features has those of its map
         (agejax/training/feature_map.py).
       opt_state: of the trainable parameters only.
@@ -44,12 +46,12 @@ class TrainState:
     """
 
     step: jax.Array
-    params: Flat
-    batch_stats: Flat
+    params: Vectors
+    batch_stats: Vectors
     opt_state: Any
-    ema: dict[str, Flat] | None
+    ema: dict[str, Vectors] | None
 
-    def averaged(self) -> tuple[Flat, Flat]:
+    def averaged(self) -> tuple[Vectors, Vectors]:
         """The (params, batch_stats) to evaluate with: the averages, if they are kept."""
         if self.ema is None:
             return self.params, self.batch_stats
@@ -73,8 +75,8 @@ class Model:
 
     def apply(
         self,
-        params: Flat,
-        batch_stats: Flat,
+        params: Mapping[str, jax.Array],
+        batch_stats: Mapping[str, jax.Array],
         images: jax.Array | Features,
         *,
         train: bool = False,
@@ -92,13 +94,15 @@ class Model:
         outputs = network(images, train=train, rngs=rngs, **labels)
         return outputs, _flatten(nnx.state(network, nnx.BatchStat))[0]
 
-    def network(self, params: Flat, batch_stats: Flat) -> FaceModel:
+    def network(
+        self, params: Mapping[str, jax.Array], batch_stats: Mapping[str, jax.Array]
+    ) -> FaceModel:
         """The module itself, with these arrays; a new one at every call."""
         arrays = (self._nested(params), self._nested(batch_stats))
         network: FaceModel = nnx.merge(self.graphdef, *arrays)
         return network
 
-    def _nested(self, flat: Flat) -> dict[str, Any]:
+    def _nested(self, flat: Mapping[str, jax.Array]) -> dict[str, Any]:
         own = {self.paths[k]: v for k, v in flat.items() if k in self.paths}
         nested: dict[str, Any] = traverse_util.unflatten_dict(own)
         return nested
@@ -168,7 +172,7 @@ def abstract(
 ) -> TrainState:
     """Shapes, dtypes and shardings of a state, without arrays: to restore a checkpoint to."""
     shapes = jax.eval_shape(
-        lambda key: _start(config, optimizer, *initialise(key)), jax.random.key(0)
+        lambda key: _start(config, optimizer, mesh, *initialise(key)), jax.random.key(0)
     )
     placed: TrainState = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -192,7 +196,7 @@ def create(
         config.model.pretrained, if it names one.
     """
     shardings = jax.tree.map(lambda x: x.sharding, abstract(config, initialise, optimizer, mesh))
-    start = functools.partial(_start, config, optimizer)
+    start = functools.partial(_start, config, optimizer, mesh)
     key = jax.random.key(config.seed)
     if start_from is None and config.model.pretrained:
         start_from = functools.partial(from_file, config.model)
@@ -215,13 +219,22 @@ def from_file(config: Any, params: Flat, batch_stats: Flat) -> tuple[Arrays, Arr
     )
 
 
-def _start(config: Any, optimizer: optim.Optimizer, params: Flat, batch_stats: Flat) -> TrainState:
-    average = {"params": params, "batch_stats": batch_stats} if config.optim.ema else None
+def _start(
+    config: Any, optimizer: optim.Optimizer, mesh: Mesh, params: Flat, batch_stats: Flat
+) -> TrainState:
+    # Several devices that share the state split each array along an axis of its own.
+    merged = mesh.shape["fsdp"] == 1
+    # cuDNN reads kernels by output, and would copy others in every step; XLA:CPU would copy these.
+    by_output = mesh.devices.flat[0].platform == "gpu"
+    rates = optimizer.rates if merged else {k: k for k in params}
+    parameters = Vectors.of(params, rates, by_output)
+    statistics = Vectors.of(batch_stats, {k: "" if merged else k for k in batch_stats})
+    average = {"params": parameters, "batch_stats": statistics} if config.optim.ema else None
     return TrainState(
         step=jnp.int32(0),
-        params=params,
-        batch_stats=batch_stats,
-        opt_state=optimizer.transform.init(optimizer.split(params)[0]),
+        params=parameters,
+        batch_stats=statistics,
+        opt_state=optimizer.transform.init(optimizer.split(parameters)[0]),
         # A copy: the state is donated, and one buffer cannot be donated twice.
         ema=jax.tree.map(jnp.copy, average),
     )

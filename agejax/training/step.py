@@ -20,6 +20,7 @@ from agejax.training import image_sizes, optim
 from agejax.training.optim import Flat
 from agejax.training.state import Model, TrainState
 from agejax.training.teaching import Target, Teaching
+from agejax.training.vectors import Vectors
 
 # name -> array: "image", or a frozen backbone's "features", labels, and inputs of teachers
 Batch = Mapping[str, Any]
@@ -127,14 +128,20 @@ def make_train_step(
         whole = _targets(model, batch, mix, taught) | {"images": images}
 
         trainable, rest = optimizer.split(state.params)
-        gradient = lowerings.batch_split(like.step.sharding.num_devices)(
-            jax.grad(loss_and_sums, has_aux=True)
-        )
+        arrays = dict(trainable), dict(rest)
+
+        @lowerings.batch_split(like.step.sharding.num_devices)
+        def gradient(
+            stats: Vectors, part: Any, key: jax.Array
+        ) -> tuple[Vectors, tuple[Vectors, Sums]]:
+            # By the arrays, joined once: by the vectors, it would be a sum of padded arrays.
+            grads, (new, sums) = jax.grad(loss_and_sums, has_aux=True)(
+                *arrays, dict(stats), part, key, state.step
+            )
+            return trainable.pack(grads), (stats.pack(new), sums)
 
         if micro == 1:
-            grads, (stats, sums) = gradient(
-                trainable, rest, state.batch_stats, whole, key_dropout, state.step
-            )
+            grads, (stats, sums) = gradient(state.batch_stats, whole, key_dropout)
         else:
             counts = {"counts": whole.pop("counts")}
 
@@ -142,9 +149,7 @@ def make_train_step(
                 grads, stats = carry
                 i, rows = part
                 part_key = jax.random.fold_in(key_dropout, i)
-                more, (stats, sums) = gradient(
-                    trainable, rest, stats, rows | counts, part_key, state.step
-                )
+                more, (stats, sums) = gradient(stats, rows | counts, part_key)
                 return (jax.tree.map(jnp.add, grads, more), stats), sums
 
             # A micro-batch takes every n-th row, so that no row changes its device.
@@ -161,7 +166,7 @@ def make_train_step(
             new = {"params": params, "batch_stats": stats}
             mean = jax.tree.map(lambda a, n: decay * a + (1 - decay) * n, average, new)
             # A frozen array is its own average: a sum would only round it.
-            average = mean | {"params": mean["params"] | {k: average["params"][k] for k in rest}}
+            average = mean | {"params": mean["params"] | optimizer.split(average["params"])[1]}
         sums["gradient_norm"] = jnp.stack([optax.global_norm(grads), 1.0])
         sums["learning_rate"] = jnp.stack([jnp.float32(optimizer.schedule(state.step)), 1.0])
         taken = TrainState(state.step + 1, params, stats, opt_state, average)
@@ -187,6 +192,8 @@ def make_train_step(
 def make_eval_step(config: Any, model: Model, *, losses: bool = False) -> jax.stages.Wrapped:
     """The jitted `eval_step(params, batch_stats, batch) -> {label: predictions}`.
 
+    The arrays are dicts, or `Vectors` as in a train state.
+
     Years [B] for an age, probabilities [B, K] for classes; a head's extras as LABEL_EXTRA. If two
     heads share a label, predictions use the first. The images are resized to
     `image_sizes.of_evaluation(config)`.
@@ -197,7 +204,9 @@ def make_eval_step(config: Any, model: Model, *, losses: bool = False) -> jax.st
     """
     size = image_sizes.of_evaluation(config)
 
-    def eval_step(params: Flat, batch_stats: Flat, batch: Batch) -> dict[str, jax.Array]:
+    def eval_step(
+        params: Mapping[str, jax.Array], batch_stats: Mapping[str, jax.Array], batch: Batch
+    ) -> dict[str, jax.Array]:
         images: jax.Array | Features
         if "features" in batch:
             images = Features.of_pooled(batch["features"])

@@ -113,13 +113,10 @@ class Program:
             for name, x in pipeline.gather(source, np.arange(size)).items()
         }
         if self.kind == "train":
-            made = step.make_train_step(config, model, optimizer, like)
-            return made.lower(like, batch).compile(dict(self.options))
-        evaluate: Any = step.make_eval_step(config, model)
-        compiled: jax.stages.Compiled = evaluate.lower(*like.averaged(), batch).compile(
-            dict(self.options)
-        )
-        return compiled
+            lowered = step.make_train_step(config, model, optimizer, like).lower(like, batch)
+        else:
+            lowered = step.make_eval_step(config, model).lower(*like.averaged(), batch)
+        return lowered.compile(dict(self.options))
 
 
 # Without autotuning, XLA takes tiles that Triton cannot use for a product of ViT-S.

@@ -314,7 +314,7 @@ class Ours(case_lib.Contestant):
     def facts(self) -> dict[str, Any]:
         assert self.trained is not None
         return {
-            "parameters": sum(x.size for x in self.trained.state.params.values()),
+            "parameters": sum(x.size for x in jax.tree.leaves(self.trained.state.params)),
             "versions": {name: metadata.version(name) for name in ("jax", "flax", "optax")},
         }
 
