@@ -148,13 +148,17 @@ class Instruction:
 
     Attributes:
       opcode: or the target of a custom call.
+      inputs: names of the operands; the number of a parameter.
       results, operands: dtypes and bytes of each.
+      calls: the computation of a fusion; else "".
     """
 
     name: str
     opcode: str
+    inputs: tuple[str, ...]
     results: tuple[tuple[str, int], ...]
     operands: tuple[tuple[str, int], ...]
+    calls: str
 
 
 def parse(text: str) -> tuple[dict[str, list[Instruction]], list[Instruction]]:
@@ -204,14 +208,45 @@ def _instructions(
     for line in body:
         if found := profile.INSTRUCTION.match(line):
             arguments = line[found.end() :].partition(")")[0]
-            operands = [
-                each
-                for name in re.findall(r"%([\w.\-]+)", arguments)
-                for each in types.get(name, ())
-            ]
+            name, opcode = found["name"], found["opcode"]
+            of_operand = r"\d+" if opcode == "parameter" else r"(?<=%)[\w.\-]+"
+            inputs = tuple(re.findall(of_operand, arguments))
+            operands = tuple(each for key in inputs for each in types.get(key, ()))
             target = re.search(r'custom_call_target="([^"]+)"', line)
-            opcode = target[1] if target else found["opcode"]
-            yield Instruction(found["name"], opcode, types[found["name"]], tuple(operands))
+            calls = re.search(r"calls=%?([\w.\-]+)", line) if opcode == "fusion" else None
+            yield Instruction(
+                name, target[1] if target else opcode, inputs, types[name], operands,
+                calls[1] if calls else "",
+            )  # fmt: skip
+
+
+def bytes_moved(each: Instruction, bodies: Mapping[str, Sequence[Instruction]]) -> int:
+    """Bytes of an instruction's results and operands; of an operand that it slices, the slices."""
+    total = sum(size for _, size in each.results)
+    body = bodies.get(each.calls, ())
+    parameters = [inner for inner in body if inner.opcode == "parameter"]
+    parameters.sort(key=lambda inner: int(inner.inputs[0]))
+    if len(parameters) != len(each.operands):
+        return total + sum(size for _, size in each.operands)
+    for parameter, (_, whole) in zip(parameters, each.operands, strict=True):
+        total += round(whole * min(1.0, _share_read(parameter, body)))
+    return total
+
+
+def _share_read(value: Instruction, body: Sequence[Instruction]) -> float:
+    """The share of a value that is read where all that reads it are slices, of its dtype or not."""
+    users = [each for each in body if value.name in each.inputs]
+    if not users:  # the result
+        return 1.0
+    share = 0.0
+    for user in users:
+        if user.opcode in ("slice", "dynamic-slice"):
+            share += user.results[0][1] / value.results[0][1]
+        elif user.opcode in ("convert", "bitcast"):
+            share += _share_read(user, body)
+        else:
+            return 1.0
+    return share
 
 
 def _types(text: str) -> tuple[tuple[str, int], ...]:
@@ -233,7 +268,7 @@ def facts(compiled: jax.stages.Compiled, trains: bool = True) -> dict[str, Any]:
     float32_products: matrix products and convolutions with a float32 operand.
     converts: changes of dtype, most of them inside of kernels.
     collectives: by kind; a pair of start and done counts once.
-    gigabytes: operands and results of all launches, an upper limit of what memory moves.
+    gigabytes: what launches read and write (`bytes_moved`), an upper limit of what memory moves.
     peak_mebibytes: of arguments, results and temporary arrays.
     """
     text = compiled.as_text() or ""
@@ -243,7 +278,7 @@ def facts(compiled: jax.stages.Compiled, trains: bool = True) -> dict[str, Any]:
     ops = profile.parse(text)
     phases = collections.Counter(ops[each.name].phase if trains else "forward" for each in launched)
     kinds = collections.Counter(each.opcode for each in launched)
-    moved = sum(size for each in launched for _, size in (*each.results, *each.operands))
+    moved = sum(bytes_moved(each, bodies) for each in launched)
     stats = compiled.memory_analysis()
     peak = (
         stats.argument_size_in_bytes
@@ -285,7 +320,7 @@ def as_markdown(record: Mapping[str, Any]) -> str:
     text = (
         "# What a step launches on an H100\n\nCompiled without a GPU by `make gpu-program`: "
         "configs/mobilenet_v3_utk.py in bfloat16 with each network. No times, no autotuning; what "
-        "a loop repeats counts once. Gigabytes are the operands and results of all launches.\n\n"
+        "a loop repeats counts once. Gigabytes are what all launches read and write.\n\n"
         f"| program | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}\n"
     )
     for name, each in programs.items():
