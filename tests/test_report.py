@@ -1,5 +1,6 @@
 """The report of an evaluation: its figures, and its page in a browser."""
 
+import csv
 import dataclasses
 import itertools
 import json
@@ -61,6 +62,25 @@ def test_every_figure_of_the_page_stands_in_metrics_json(written):
         adults = row["challenge"][25 - 18]["tpr"]
         assert f"<td>{cells.rate(adults)[0]}</td>" in text
     assert f"<td>{result['uncertainty']['gender']['temperature']:.3f}</td>" in text
+
+
+def test_suspected_labels_lie_beside_the_page(trained, tmp_path):
+    scored = score(Run.open(trained), split="all")
+    copies = scored.source.groups.copy()
+    one, other = np.argsort(scored.labels["age"])[[0, -1]]
+    copies[other] = copies[one]  # the youngest and the oldest are called copies
+    scored = dataclasses.replace(scored, source=dataclasses.replace(scored.source, groups=copies))
+    result = results.publish(scored, tmp_path, fitting.calibrate(scored.run))
+    with (tmp_path / "suspects.csv").open() as file:
+        rows = {row["id"]: row for row in csv.DictReader(file)}
+    assert len(rows) == result["suspects"]["n"]
+    assert result["suspects"]["reasons"]["copies disagree"] == 2
+    for row in (one, other):
+        found = rows[scored.source.ids[row]]
+        assert float(found["age"]) == scored.labels["age"][row]
+        assert "copies disagree: age " in found["reasons"]
+    page = (tmp_path / "report.html").read_text()
+    assert f"{len(rows)} images have labels that may be wrong" in page
 
 
 def test_charts_lie_beside_the_page_and_are_named_by_what_they_show(written):
