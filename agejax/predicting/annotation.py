@@ -18,8 +18,10 @@ from agejax.errors import UserError
 from agejax.predicting import images
 
 COLOUR, INK = (255, 176, 0), (0, 0, 0)  # of boxes, and of the text on them
-LINE, LETTER = 1 / 300, 1 / 40  # width of a line and height of the text, of the longest edge
+LETTER = 1 / 40  # height of the text, of the longest edge; less where the box is narrower than it
 SMALLEST_LETTER = 12  # pixels
+SLENDER = 1.8  # height of a letter to its mean width
+LINE = 1 / 8  # width of a line, of the text's height
 
 
 def places(paths: Sequence[pathlib.Path], folder: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -73,13 +75,15 @@ def drawn(image: np.ndarray, faces: Iterable[Mapping[str, Any]]) -> Image.Image:
     """
     canvas = Image.fromarray(image)
     draw = ImageDraw.Draw(canvas)
-    edge = max(canvas.size)
-    font = ImageFont.load_default(max(round(LETTER * edge), SMALLEST_LETTER))
     for face in faces:
-        left, top, right, bottom = face.get("box", (0, 0, 0, 0))
-        if "box" in face:
-            draw.rectangle((left, top, right, bottom), outline=COLOUR, width=round(LINE * edge) + 1)
         text = _text(face)
+        left, top, right, bottom = face.get("box", (0, 0, *canvas.size))
+        fits = SLENDER * (right - left) / max(len(text), 1)
+        letter = max(min(fits, LETTER * max(canvas.size)), SMALLEST_LETTER)
+        font = ImageFont.load_default(letter)
+        if "box" in face:
+            line = max(round(LINE * letter), 1)
+            draw.rectangle((left, top, right, bottom), outline=COLOUR, width=line)
         x0, y0, x1, y1 = draw.textbbox((0, 0), text, font)
         width, height = x1 + x0, y1 + y0  # the same margin on all sides
         left = max(min(left, canvas.width - width), 0)
