@@ -139,6 +139,26 @@ def test_images_that_could_not_be_processed_are_in_the_statement_by_group(run):
     assert rows(text, "gender: male")[-1][1:] == ["2", "100", "2.0% [0.5%, 7.0%]"]
 
 
+def test_degraded_images_and_views_of_a_face_are_in_the_statement(run):
+    blurred = [
+        {"name": name, "n": 120, "mae": mae, "mae_ci95": [1, 9], "change": change,
+         "change_ci95": [change - 0.5, change + 0.5], "coverage": 0.9}
+        for name, mae, change in (("as it is", 2.4, 0.0), ("sigma 2", 3.9, 1.5))
+    ]  # fmt: skip
+    found = {
+        "n": 110, "targets": {"age": {"blur": blurred}}, "undetected": {"images": 3, "groups": {}},
+        "stability": {"views": 9, "sd": 1.25, "sd_ci95": [1.1, 1.4], "range": 4.0},
+    }  # fmt: skip
+    store(run, test=evaluation(robustness=found))
+    text = practice_statement.write(run, "mine")
+    assert rows(text, "blur: sigma 2") == [
+        ["blur: sigma 2", "3.90", "+1.50", "[1.00, 2.00]", "90.0%"]
+    ]
+    assert "standard deviation of 1.25 years [1.10, 1.40]" in text
+    assert "In 3 of these 110 images the face detector finds no face" in text
+    assert "Robustness" not in text
+
+
 def test_a_cell_stays_in_its_row():
     assert markdown.table(("a", "b"), [("x|y\nz", 1)]).splitlines()[2] == r"| x\|y z | 1 |"
 

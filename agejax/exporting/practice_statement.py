@@ -66,7 +66,7 @@ CANNOT = (
 NEVER = (
     "Presentation attacks: a photo, a screen, a mask, make-up to look older, a generated face.",
     "Live cameras and video, in the light and at the distance of a real use.",
-    "Finding the face. Images are cropped faces, and those without a face are not counted.",
+    "Finding the face in a photo: the images are cropped faces.",
     "Several attempts by one person: whether trying again raises the rate of false accepts.",
     "Skin tone as such; ethnicity as labelled is no measurement of it.",
     "Disabilities, scars, glasses, head coverings and make-up, by group.",
@@ -123,6 +123,7 @@ def _results(result: Mapping[str, Any], run: Run) -> str:
         *_gates(result),
         *_intervals(result),
         *_quality(result),
+        *_robustness(result),
         *_unprocessed(result),
     ]
     return "\n\n".join(part for part in parts if part)
@@ -314,6 +315,38 @@ def _quality(result: Mapping[str, Any]) -> Iterator[str]:
         yield markdown.table(("measure", "images", "mean absolute error, years", ""), rows)
 
 
+def _robustness(result: Mapping[str, Any]) -> Iterator[str]:
+    found = result.get("robustness", {})
+    if "age" not in found.get("targets", {}):
+        return
+    yield "### Degraded images, and views of one face"
+    yield (
+        f"On {found['n']:,} of the images, one of each group of copies. The change is that of the "
+        "error, against the same images as they are."
+    )
+    yield markdown.table(
+        ("degradation", "mean absolute error, years", "change", "95 %", "interval held"),
+        [
+            (f"{kind}: {row['name']}", f"{row['mae']:.2f}", f"{row['change']:+z.2f}",
+             _interval(row["change_ci95"]),
+             f"{row['coverage']:.1%}" if "coverage" in row else "")
+            for kind, rows in found["targets"]["age"].items()
+            for row in rows
+        ],
+    )  # fmt: skip
+    if spread := found.get("stability"):
+        yield (
+            f"Over {spread['views']} views of one face (mirrored, turned, moved, brighter, darker, "
+            f"compressed) the estimate has a standard deviation of {spread['sd']:.2f} years "
+            f"{_interval(spread['sd_ci95'])} and a range of {spread['range']:.2f} years in the "
+            "mean."
+        )
+    if lost := found.get("undetected"):
+        yield (
+            f"In {lost['images']:,} of these {found['n']:,} images the face detector finds no face."
+        )
+
+
 def _unprocessed(result: Mapping[str, Any]) -> Iterator[str]:
     found = result.get("unprocessed")
     if not found:
@@ -349,7 +382,8 @@ def _untested(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         ("Intervals of the estimated age", lambda r: r.get("uncertainty", {}).get("age")),
         ("The error by image quality", lambda r: r.get("quality")),
         ("Robustness to blur, noise, compression, exposure and covered faces, and stability over "
-         "views of one face", lambda r: r.get("robustness")),
+         "views of one face (`python -m agejax.evaluate --robustness`)",
+         lambda r: r.get("robustness")),
         ("Which images could not be processed, by group", lambda r: r.get("unprocessed")),
     ):  # fmt: skip
         if not any(map(key, results)):
