@@ -56,6 +56,7 @@ setup(
     install_requires=[
         "absl-py>=2.5",
         "array_record>=0.8.6",
+        "clu>=0.0.12",
         "flatbuffers>=25.12",  # jax.export writes with it
         "flax>=0.12.8",
         "grain>=0.2.18",

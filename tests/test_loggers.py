@@ -110,7 +110,7 @@ def test_tensorboard_forgets_what_a_resumed_run_repeats(tmp_path):
 @needs_full
 def test_tensorboard_on_a_full_disk_says_so(tmp_path):
     log = TensorBoard(tmp_path, 0)
-    fill_up(log._file._py_recordio_writer._writer.fileno())
+    fill_up(log._file._file._py_recordio_writer._writer.fileno())
     with pytest.raises(UserError, match=r"^disk full"):
         log.scalars(1, {"train/loss": 1.0})
     with pytest.raises(UserError, match=r"^disk full"):
@@ -127,6 +127,9 @@ def test_nothing_else_is_imported_also_where_it_is_installed(tmp_path):
         "from agejax.logging import loggers\n"
         "log = loggers.open_all(default(), pathlib.Path('run'), 0)\n"
         "log.scalars(1, {'a': 1.0}); log.close(finished=True)\n"
+        "from agejax.logging import tensorboard\n"
+        "from clu.metric_writers import SummaryWriter\n"
+        "assert SummaryWriter is tensorboard.SummaryWriter\n"
     )
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     done = subprocess.run(
@@ -179,7 +182,7 @@ def test_a_logger_that_fails_is_left_out_with_one_warning(capsys):
 @needs_full
 def test_a_full_disk_for_tensorboard_alone_ends_no_training(tmp_path, capsys):
     tensorboard = TensorBoard(tmp_path, 0)
-    fill_up(tensorboard._file._py_recordio_writer._writer.fileno())
+    fill_up(tensorboard._file._file._py_recordio_writer._writer.fileno())
     log = Loggers({"tensorboard": tensorboard})
     log.scalars(1, {"train/loss": 1.0})
     log.scalars(2, {"train/loss": 1.0})
