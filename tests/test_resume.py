@@ -77,7 +77,7 @@ def test_a_run_stopped_five_times_at_random_steps_ends_bit_equal(
         at = rng.randint(2, 4) if name == "SIGTERM" else rng.randint(5, 7)
         code, printed = start(faces, cache, tmp_path / "run", workers=i % 3, name=name, at=at)
         assert code == (-signal.SIGKILL if name == "SIGKILL" else 0), printed
-        assert ("stopped" in printed) == (name == "SIGTERM"), printed
+        assert ("stopped by a signal" in printed) == (name == "SIGTERM"), printed
     code, printed = start(faces, cache, tmp_path / "run", workers=1)
     assert code == 0, printed
     assert "finished" in printed
