@@ -10,7 +10,7 @@ import pytest
 
 from agejax import heads
 from agejax.models import pretrained
-from agejax.training import augment, optim, state
+from agejax.training import augment, optim, sharding, state
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("[!_]*.py"))
 LABELS = {
@@ -34,8 +34,10 @@ def test_config(path):
     model, initialise = state.create_model(config, heads.create(config.heads, facts))
     schedule = optim.create_schedule(config.schedule, 1000, lambda d, name: 100)
     optimizer = optim.create_optimizer(config.optim, schedule, model.parameters)
-    params, _ = jax.eval_shape(initialise, jax.random.key(0))
-    assert jax.eval_shape(optimizer.transform.init, optimizer.split(params)[0])
+    mesh = sharding.create_mesh(1, 1)
+    started = state.abstract(config, initialise, optimizer, mesh)
+    assert set(started.params) == set(model.parameters)
+    assert jax.tree.leaves(started.opt_state)
     augment.build(config.augment, config.model.image_size)
 
 

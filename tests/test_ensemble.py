@@ -168,7 +168,7 @@ def test_the_command_makes_a_folder_that_evaluate_and_predict_take(
     assert run_command(ensemble.main, ["ensemble", f"--output={tmp_path / 'both'}", *flags]) == 0
     assert "age: weights 0.400, 0.600" in capsys.readouterr().out
     result = results.evaluate(tmp_path / "both").metrics
-    assert "no saliency: " in capsys.readouterr().err
+    assert "the report has no saliency maps: " in capsys.readouterr().err
     assert (tmp_path / "both/evaluation/utkface-test/report.html").exists()
     alone = results.evaluate(trained, write_report=False, output=tmp_path / "alone").metrics
     assert result["n"] == alone["n"]

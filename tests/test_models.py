@@ -364,7 +364,7 @@ def test_vgg_pools_other_sizes_as_torch_does():
             {"padding": "sam"},
             r"padding: 'sam' is not one of torch, same",
         ),
-        ("mlp", {"widths": ()}, r"options\.widths: is empty"),
+        ("mlp", {"widths": ()}, r"options\.widths: it is empty"),
         ("vit_ti16", {"image_size": 100}, "multiple of 16"),
     ],
 )

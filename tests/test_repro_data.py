@@ -712,7 +712,8 @@ def test_labels_csv_in_the_source_is_read_and_said(tmp_path, capsys):
         assert sorted(source.labels["age"]) == [30, 40]
         said = capsys.readouterr().err
         assert (
-            "labels from labels.csv in it; config.data.options.labels='none' leaves it out" in said
+            "labels come from labels.csv in it; config.data.options.labels='none' leaves it out"
+            in said
         )
     source = load("image_folder", tmp_path / "x", tmp_path, labels="none")
     assert np.isnan(source.labels["age"]).all()

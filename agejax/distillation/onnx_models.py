@@ -9,9 +9,11 @@ A model of another library tells little about its input, so config.distill.onnx 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -138,6 +140,20 @@ class OnnxTeacher:
         return result
 
 
+def _declared_size(session: Any) -> int:
+    """The edge of the images that a model takes, pixels; 0 where it takes any.
+
+    Models that agejax exports take any and resize them; their metadata holds the edge to use.
+    """
+    edge = session.get_inputs()[0].shape[2]  # at this index in both layouts
+    if isinstance(edge, int):
+        return edge
+    metadata = session.get_modelmeta().custom_metadata_map
+    with contextlib.suppress(KeyError, ValueError, TypeError, IndexError):
+        return int(json.loads(metadata["input"])["shape"][1])
+    return 0
+
+
 class OnnxModel:
     """An ONNX model with one image input: float32 RGB images in 0..1 in, its outputs out.
 
@@ -165,8 +181,7 @@ class OnnxModel:
             given = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
             raise UserError(f"{where}: needs one input of images, [B, H, W, 3]; it has {given}")
         self._layout = options["layout"] or ("NCHW" if shape[1] == 3 else "NHWC")
-        edge = shape[2]  # at this index in both layouts
-        self.size = int(options["size"] or (edge if isinstance(edge, int) else 0))
+        self.size = int(options["size"]) or _declared_size(self._session)
         if not self.size:
             raise UserError(f"{where}.size: the model takes images of any size; set one, in pixels")
         self._batch = shape[0] if isinstance(shape[0], int) else 0

@@ -11,13 +11,10 @@ file and gpu_program.md anew. It takes several CPU minutes per program.
 
 from __future__ import annotations
 
-import os
-
 if __name__ == "__main__":
     from agejax.process import start
 
     start.as_command()
-    os.environ["JAX_PLATFORMS"] = "cpu"  # before JAX is imported; the plugin would look for a GPU
 
 import argparse
 import collections
@@ -343,6 +340,7 @@ def main(argv: Sequence[str]) -> None:
         "--text", type=pathlib.Path, metavar="FOLDER", help="write the programs there"
     )
     arguments = parser.parse_args(argv[1:])
+    jax.config.update("jax_platforms", "cpu")  # the plugin would look for a GPU
     chosen = [each for each in PROGRAMS if re.search(arguments.only, each.name)]
     if not chosen:
         names = "; ".join(each.name for each in PROGRAMS)
