@@ -345,6 +345,8 @@ def main(argv: Sequence[str]) -> None:
     if not chosen:
         names = "; ".join(each.name for each in PROGRAMS)
         raise UserError(f"--only: {arguments.only!r} matches none of: {names}")
+    files.check_file(arguments.output, "--output")
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     record = {"programs": {}}
     if arguments.output.exists():
         record = json.loads(arguments.output.read_text())
