@@ -124,6 +124,11 @@ def test_every_setting_named_is_in_the_config(page):
             assert is_setting(path), path
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_page_holds_the_marks_of_a_merge(page):
+    assert not re.findall(r"^(?:<{7} |={7}$|>{7} ).*", page.read_text(), re.MULTILINE)
+
+
 def test_a_setting_that_does_not_exist_is_noticed():
     assert is_setting("eval.every.steps")
     assert is_setting("data.options.labels")

@@ -1,4 +1,4 @@
-"""python -m agejax.data.audit --dataset=NAME --source=PATH [--split-file NAME=FILE ...]
+"""python -m agejax.data.audit --dataset=NAME --source=PATH [--split_file NAME=FILE ...]
 
 Checks a data set before training: unusable files, duplicates, contradicting labels, leaks between
 splits, the distribution of labels, outliers. Writes audit.json and index.html; the page shows
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     parser = usage.parser(__doc__)
     flags.add_preparing(parser)
     parser.add_argument(
-        "--split-file", action="append", default=[], metavar="NAME=FILE",
+        "--split_file", "--split-file", action="append", default=[], metavar="NAME=FILE",
         help="a split to search for leaks, as a file with one name per line; may be repeated",
     )  # fmt: skip
     parser.add_argument(
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the splits by fraction")
     parser.add_argument("--output", help="a folder; default: runs/audit/DATASET")
     args = parser.parse_args(argv[1:])
-    lists, shares = flags.pairs(args.split_file, "--split-file"), _shares(args.fraction)
+    lists, shares = flags.pairs(args.split_file, "--split_file"), _shares(args.fraction)
 
     output = expand(args.output or pathlib.Path("runs/audit") / args.dataset)
     files.check_folder(output, "--output")

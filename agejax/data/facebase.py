@@ -100,7 +100,7 @@ def splits(source: Source, path: pathlib.Path, leave_out: bool = False) -> Split
     twice = {name for name, count in times.items() if count > 1} | pairs.doubtful | ambiguous
     missing = times.keys() - found.keys() - twice
     if not leave_out:
-        remedy = "; --leave-out writes the lists without them"
+        remedy = "; --leave_out writes the lists without them"
         if twice:
             raise UserError(
                 f"{path}: {len(twice):,} names stand for more than one image, or twice for one, "

@@ -53,10 +53,16 @@ def add_preparing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", help="the archive or folder; default: tfds' manual folder")
     add_option(parser)
     parser.add_argument(
-        "--image-size", type=int, default=128, help="edge of the decoded images, pixels"
+        "--image_size",
+        "--image-size",
+        type=int,
+        default=200,
+        help="edge of the decoded images, pixels; default: 200, as config.data.image_size",
     )
     parser.add_argument(
-        "--cache-dir", help="folder of the cache; default: $AGEJAX_CACHE or ~/.cache/agejax"
+        "--cache_dir",
+        "--cache-dir",
+        help="folder of the cache; default: $AGEJAX_CACHE or ~/.cache/agejax",
     )
 
 

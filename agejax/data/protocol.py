@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     flags.add_preparing(parser)
     parser.add_argument("--output", required=True, help="a folder that is not there yet")
     parser.add_argument(
-        "--leave-out", action="store_true",
+        "--leave_out", "--leave-out", action="store_true",
         help="leave out images that the data lacks, or that are named twice",
     )  # fmt: skip
     args = parser.parse_args(argv[1:])
