@@ -11,7 +11,7 @@ import pytest
 
 from agejax.data import edits
 from agejax.data.sources import Source
-from agejax.evaluation import failures
+from agejax.evaluation import failures, findings
 from agejax.evaluation.scored import Scored
 from agejax.reporting import results
 
@@ -137,6 +137,19 @@ def test_labels_that_contradict_a_copy_or_a_confident_prediction_are_suspected()
 
 def test_without_a_calibration_only_copies_tell():
     assert {IDS[row] for row, _ in found(calibrated=False)} == {"=a.jpg", "b.jpg", "c.jpg", "d.jpg"}
+
+
+def test_photos_of_one_person_are_no_copies():
+    """COPIES joins rows 0 and 1, and 2 and 3; the first two are now of one person."""
+    source = Source(
+        "made", np.zeros((6, 1, 1, 3), np.uint8), LABELS, np.array(IDS), COPIES, NAMES, "f0", (),
+        people=np.array([7, 7, 0, 0, 0, 0]),
+    )  # fmt: skip
+    scored = Scored(types.SimpleNamespace(), source, np.arange(6), "all", {"age": AGES}, LABELS,
+                    NAMES, 1.0)  # fmt: skip
+    suspected = findings.suspects(scored, None)
+    assert {IDS[row] for row, _ in suspected} == {"c.jpg", "d.jpg"}
+    assert len(set(scored.copies)) == len(set(COPIES)) + 1
 
 
 def test_a_corrected_list_is_given_back_as_labels(tmp_path):

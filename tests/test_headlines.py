@@ -142,3 +142,15 @@ def test_a_group_without_an_error_has_no_ratio():
     few = gaps.measure(losses, np.arange(90) < 40, {"x": divided("abc", (30, 30, 30))},
                        np.arange(90))  # fmt: skip
     assert few == {}
+
+
+def test_a_gap_has_no_upper_end_where_a_group_is_one_person():
+    """Resamples of people miss a group that has only one or two: then nothing can be told."""
+    losses, parts = np.repeat([4.0, 6.0], 60) + np.arange(120) % 3, divided("ab", (60, 60))
+    for people, known in ((1, False), (10, True)):
+        groups = np.arange(120) // (60 // people)
+        (found,) = gaps.measure(losses, np.ones(120, bool), {"x": parts}, groups).values()
+        low, high = found["difference_ci95"]
+        assert np.isfinite(high) == known
+        assert low == (0 if not known else pytest.approx(found["difference"], abs=0.5))
+        assert np.isfinite(found["ratio_ci95"]).all() == known

@@ -366,3 +366,14 @@ def test_mlflow_beside_the_run_has_one_run_of_both_parts(tmp_path, monkeypatch, 
     (tmp_path / "run/loggers.json").write_text('{"mlflow": "gone"}')
     with pytest.raises(UserError, match=r"config.loggers: mlflow does not open: .*gone.*; see"):
         loggers.open_all(config_of("mlflow"), tmp_path / "run", 1)
+
+
+def test_a_training_that_starts_anew_is_a_new_run_there(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        loggers, "_open", lambda name, workdir, step, run_id: asked.append(run_id) or Recorder()
+    )
+    (tmp_path / "loggers.json").write_text(json.dumps({"mlflow": "old"}))
+    for start_step in (0, 5):
+        loggers.open_all(config_of("mlflow"), tmp_path, start_step)
+    assert asked == [None, "old"]

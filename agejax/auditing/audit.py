@@ -90,7 +90,7 @@ def audit(source: Source, ways: Mapping[str, Splits]) -> dict[str, Any]:
         "image_size": source.images.shape[1],
         "skipped": skipped(source),
         "duplicates": find_duplicates(source, copies, pixels.digest),
-        "conflicts": find_conflicts(source, copies),
+        "conflicts": find_conflicts(source, _members(source.copies)),
         "leakage": {way: find_leaks(source, pixels.digest, parts) for way, parts in ways.items()},
         "distribution": distribution(source),
         "outliers": find_outliers(source, pixels),

@@ -112,7 +112,8 @@ def splits(source: Source, path: pathlib.Path, leave_out: bool = False) -> Split
                 f"{few(sorted(missing))}; get the whole data set{remedy}, but figures on them "
                 "do not compare with published ones"
             )
-    kept = [(found[name], folder) for name, folder in entries if name in found.keys() - twice]
+    usable = found.keys() - twice
+    kept = [(found[name], folder) for name, folder in entries if name in usable]
     folds = [
         {
             split: sorted(name for name, folder in kept if folder in folders)

@@ -93,6 +93,13 @@ class Source:
             return np.take(self.images, rows, axis=0)
         return self.images[rows]
 
+    @property
+    def copies(self) -> np.ndarray:
+        """Int64 [N], equal for copies of one photo; `groups` also joins the photos of a person."""
+        if self.people is None:
+            return self.groups
+        return np.where(self.people == 0, self.groups, -1 - np.arange(len(self.groups)))
+
     def select(self, rows: np.ndarray) -> Source:
         """A source of only these rows, int [M]; the images are not copied."""
         rows = np.asarray(rows, np.int64)

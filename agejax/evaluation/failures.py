@@ -7,6 +7,7 @@ A tree finds groups by chance too, so the other half confirms each of them or do
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -70,7 +71,9 @@ def weak_groups(
         sizes[judges], np.hstack([masks, everybody]), duplicates[judges], seed, resamples
     )
     above = resampled[:, :-1] - resampled[:, -1:]
-    lowest = np.nanquantile(above, (1 - CONFIDENCE) / len(leaves), axis=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a leaf without a judged image
+        lowest = np.nanquantile(above, (1 - CONFIDENCE) / len(leaves), axis=0)
     names = _conditions(tree.tree_, traits, columns, opposites or {})
     found = []
     for i, (leaf, interval) in enumerate(

@@ -96,7 +96,7 @@ def suspects(scored: Scored, calibration: Calibration | None) -> list[failures.S
     probabilities = calibration.probabilities(scored.predictions) if calibration else {}
     labels = {k: v for k, v in scored.labels.items() if k in scored.source.labels}
     return failures.suspects(
-        labels, scored.label_names, scored.duplicates, scored.predictions, intervals, probabilities
+        labels, scored.label_names, scored.copies, scored.predictions, intervals, probabilities
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 
 from agejax.evaluation import bootstrap
 from agejax.evaluation.metrics import SMALLEST_GROUP, Partition
+
+ENOUGH = 0.9  # of the resamples hold an image of each group: at least some three people in each
 
 
 def measure(
@@ -80,9 +83,14 @@ def _range(means: np.ndarray, deviations: np.ndarray) -> tuple[float, float]:
 
     Args:
       means: [K].
-      deviations: of resampled means, [resamples, K].
+      deviations: of resampled means, [resamples, K]; NaN where a resample has no image of a group.
+        With too few whole rows the interval has no upper end.
     """
     one, other = np.triu_indices(len(means), 1)
+    whole = np.isfinite(deviations).all(axis=1)
+    if whole.mean() < ENOUGH:
+        return 0.0, math.inf
+    deviations = deviations[whole]
     apart = deviations[:, one] - deviations[:, other]
     spread = apart.std(axis=0)
     vary = spread > 0

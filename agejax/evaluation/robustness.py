@@ -64,7 +64,7 @@ def measure(scored: Scored, calibration: Calibration | None) -> dict[str, Any]:
     if "age" in targets:
         ages = np.stack([clean["age"], *(view["age"] for view in others)])
         result["stability"] = spread(ages, part.labels["age"], parts, part.duplicates)
-        result["copies"] = of_copies(scored.predictions["age"], scored.duplicates)
+        result["copies"] = of_copies(scored.predictions["age"], scored.copies)
     if (detector := Detector.if_installed()) is not None:
         lost = np.array([not detector.find(image) for image in images])
         result["undetected"] = {
@@ -194,18 +194,18 @@ def spread(
     }
 
 
-def of_copies(predicted: np.ndarray, duplicates: np.ndarray) -> dict[str, Any]:
+def of_copies(predicted: np.ndarray, copies: np.ndarray) -> dict[str, Any]:
     """How far the predicted ages of copies of one photo are apart.
 
     Args:
       predicted: years [N].
-      duplicates: int [N], equal within a group of copies.
+      copies: int [N], equal within a group of copies.
 
     Returns:
       {"n": groups of two copies or more, "images", "range": the mean over groups of largest -
       smallest, years, "largest"}; the latter two None where there are no copies.
     """
-    _, group, sizes = np.unique(duplicates, return_inverse=True, return_counts=True)
+    _, group, sizes = np.unique(copies, return_inverse=True, return_counts=True)
     order = np.argsort(group, kind="stable")
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     years = predicted[order].astype(np.float64)

@@ -42,8 +42,15 @@ class Scored:
 
     @property
     def duplicates(self) -> np.ndarray:
+        """Int64 [N], equal for images that are no independent evidence: copies, and a person's."""
         groups: np.ndarray = self.source.groups[self.rows]
         return groups
+
+    @property
+    def copies(self) -> np.ndarray:
+        """Int64 [N], equal for copies of one photo."""
+        copies: np.ndarray = self.source.copies[self.rows]
+        return copies
 
 
 def score(

@@ -361,7 +361,7 @@ def of_model(
       made_by: the command that writes the card.
     """
     come_from = lineage.of(run)
-    calibration = Calibration.read(run.workdir, run.step)
+    calibration = Calibration.read(run.workdir, run.step, run.config.eval.get("image_size", 0))
     framed = calibration is not None and calibration.geometry is not None
     classes = [
         f"{n} ({', '.join(o['classes'])})" for n, o in info["outputs"].items() if "classes" in o

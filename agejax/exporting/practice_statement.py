@@ -409,8 +409,9 @@ def _few(n: int) -> str:
     return "few" if n < SMALLEST_GROUP else ""
 
 
-def _interval(bounds: Sequence[float]) -> str:
-    return f"[{bounds[0]:.2f}, {bounds[1]:.2f}]"
+def _interval(bounds: Sequence[float | None]) -> str:
+    low, high = ("unknown" if bound is None else f"{bound:.2f}" for bound in bounds)
+    return f"[{low}, {high}]"
 
 
 def _rate(rate: Mapping[str, Any]) -> str:

@@ -111,7 +111,9 @@ def open_all(config: Any, workdir: pathlib.Path, start_step: int) -> Loggers:
     if jax.process_index() > 0:
         return Loggers()
     path = workdir / IDS
-    ids = files.read_json(path, dict, "remove it to log as a new run") if path.exists() else {}
+    ids = {}
+    if start_step and path.exists():  # a run that starts anew is another one there, too
+        ids = files.read_json(path, dict, "remove it to log as a new run")
     opened: dict[str, Logger] = {}
     for name in config.loggers:
         try:

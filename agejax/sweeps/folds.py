@@ -58,6 +58,7 @@ def of_protocol(folder: pathlib.Path) -> Folds:
     if not (folder / PROTOCOL).exists():
         raise UserError(f"--protocol={folder}: it holds no {PROTOCOL}; {remedy}")
     about = files.read_json(folder / PROTOCOL, dict, remedy)
+    folder = folder.resolve()  # a fold resumes from whatever folder the command is started in
     places = [folder / f"fold-{number}" for number in range(int(about.get("folds", 0)))]
     if not places:
         raise UserError(f"{folder / PROTOCOL} names no folds; {remedy}")
