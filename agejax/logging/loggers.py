@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -79,6 +80,8 @@ class Loggers:
             except Exception as error:
                 del self._opened[name]
                 console.warning(f"{name}: {brief(error)}; the training goes on without this logger")
+                with contextlib.suppress(Exception):  # it has failed already
+                    logger.close(finished=False)
 
 
 def check(names: Sequence[str]) -> None:
