@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from agejax import files
 from agejax.auditing import audit
-from agejax.data import flags, sources
+from agejax.data import flags
 from agejax.errors import UserError
 from agejax.paths import expand
 from agejax.process import usage
@@ -52,13 +52,7 @@ def main(argv: Sequence[str]) -> None:
     output = expand(args.output or pathlib.Path("runs/audit") / args.dataset)
     files.check_folder(output, "--output")
     start = time.perf_counter()
-    source = sources.load(
-        args.dataset,
-        args.source,
-        image_size=args.image_size,
-        cache_dir=args.cache_dir,
-        options=flags.options(args.option),
-    )
+    source = flags.load(args)
     output.mkdir(parents=True, exist_ok=True)
     loaded = time.perf_counter()
     ways, notes = audit.ways_to_split(source, lists, shares, args.seed)

@@ -7,6 +7,8 @@ import ast
 from collections.abc import Sequence
 from typing import Any
 
+from agejax.data import sources
+from agejax.data.sources import Source
 from agejax.errors import UserError
 
 
@@ -63,6 +65,18 @@ def add_preparing(parser: argparse.ArgumentParser) -> None:
         "--cache_dir",
         "--cache-dir",
         help="folder of the cache; default: $AGEJAX_CACHE or ~/.cache/agejax",
+    )
+
+
+def load(args: argparse.Namespace, beam: Sequence[str] | None = None) -> Source:
+    """Opens the data set that the flags of `add_preparing` name; `beam` as in `sources.load`."""
+    return sources.load(
+        args.dataset,
+        args.source,
+        image_size=args.image_size,
+        cache_dir=args.cache_dir,
+        options=options(args.option),
+        beam=beam,
     )
 
 

@@ -25,7 +25,7 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 
-from agejax.data import cache, flags, sources
+from agejax.data import cache, flags
 from agejax.errors import UserError
 from agejax.process import usage
 from agejax.process.command import run_command
@@ -44,14 +44,7 @@ def main(argv: Sequence[str]) -> None:
         return
     if args.beam is not None and importlib.util.find_spec("apache_beam") is None:
         raise UserError("--beam: Apache Beam is not installed; pip install -e '.[beam]'")
-    source = sources.load(
-        args.dataset,
-        args.source,
-        image_size=args.image_size,
-        cache_dir=args.cache_dir,
-        options=flags.options(args.option),
-        beam=args.beam,
-    )
+    source = flags.load(args, beam=args.beam)
     print(f"{source.name}: {len(source.ids):,} images are ready, fingerprint {source.fingerprint}")
 
 

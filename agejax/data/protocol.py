@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 
 from agejax import files
-from agejax.data import facebase, flags, sources
+from agejax.data import facebase, flags
 from agejax.errors import UserError
 from agejax.paths import expand
 from agejax.process import usage
@@ -42,13 +42,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--output={output}: it exists already; name a new folder")
     files.check_folder(output, "--output")
     facebase.read(database)  # before the images are decoded
-    source = sources.load(
-        args.dataset,
-        args.source,
-        image_size=args.image_size,
-        cache_dir=args.cache_dir,
-        options=flags.options(args.option),
-    )
+    source = flags.load(args)
     found = facebase.splits(source, database, args.leave_out)
     about = {"database": database.name, "dataset": source.name, "fingerprint": source.fingerprint}
     with files.new_folder(output) as folder:

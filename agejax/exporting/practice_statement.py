@@ -11,6 +11,7 @@ from agejax.evaluation.calibration import Calibration
 from agejax.evaluation.metrics import SMALLEST_GROUP
 from agejax.exporting import card
 from agejax.reporting import markdown
+from agejax.reporting.cells import interval
 from agejax.runs import lineage
 from agejax.runs.run import Run
 from agejax.training import image_sizes
@@ -410,8 +411,7 @@ def _few(n: int) -> str:
 
 
 def _interval(bounds: Sequence[float | None]) -> str:
-    low, high = ("unknown" if bound is None else f"{bound:.2f}" for bound in bounds)
-    return f"[{low}, {high}]"
+    return interval(bounds, digits=2)
 
 
 def _rate(rate: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,8 +11,13 @@ from agejax.evaluation.metrics import SMALLEST_GROUP
 FEW = f"“few” marks fewer than {SMALLEST_GROUP} images: such a figure is hardly known."
 
 
-def interval(bounds: Sequence[float], digits: int = 3) -> str:
-    return "[" + ", ".join(f"{bound:.{digits}f}" for bound in bounds) + "]"
+def interval(bounds: Sequence[float | None], digits: int = 3) -> str:
+    """A bound that is not finite, which JSON holds as null, is unknown."""
+    texts = (
+        f"{bound:.{digits}f}" if bound is not None and math.isfinite(bound) else "unknown"
+        for bound in bounds
+    )
+    return f"[{', '.join(texts)}]"
 
 
 def band(bounds: Sequence[float]) -> str:
