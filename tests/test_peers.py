@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
+import time
 
 import numpy as np
 import pytest
 
 from agejax.process.command import run_command
-from experiments.benchmarks import peers, peers_report, roofline
+from experiments.benchmarks import commits, peers, peers_report, roofline
 from experiments.benchmarks.contestants import case as case_lib
 from experiments.benchmarks.contestants import ours
 from experiments.benchmarks.contestants.__main__ import respond
@@ -206,3 +209,21 @@ def test_agejax_is_measured_without_the_other_libraries(tmp_path, monkeypatch, c
     assert plain["parameters"] == own["parameters"] > 1000
     assert own["flops_per_second"] == pytest.approx(train["flops"] / own["median"])
     assert output.with_suffix(".png").stat().st_size > 5000
+
+
+def test_another_commit_is_checked_out_whole_and_an_unknown_one_is_one_line(tmp_path, capsys):
+    commits.check_out("HEAD", tmp_path / "head")
+    assert (tmp_path / "head/agejax/configs/quickstart.py").is_file()
+    flags = ["--before=no-commit", f"--output={tmp_path / 'out.json'}"]
+    assert run_command(commits.main, ["commits", *flags]) == 2
+    error = capsys.readouterr().err
+    assert "--before=no-commit: fatal: not a valid object name: no-commit" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_cpu_time_of_a_process_is_what_it_used():
+    before, known = commits.cpu_seconds(os.getpid()), time.process_time()
+    while time.process_time() - known < 0.2:
+        pass
+    assert commits.cpu_seconds(os.getpid()) - before == pytest.approx(0.2, abs=0.05)

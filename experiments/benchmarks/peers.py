@@ -236,6 +236,11 @@ class Child:
             text=True,
         )
 
+    @property
+    def pid(self) -> int:
+        """The number of the process."""
+        return self._process.pid
+
     def ask(self, **request: Any) -> dict[str, Any]:
         """Sends a request to `contestants/__main__.py`; raises `Failed` with the reason."""
         assert self._process.stdin is not None
