@@ -83,6 +83,12 @@ OPTIONS: dict[str, Setting] = {
         False, "The first 1x1 convolution of a bottleneck strides, not its 3x3."
     ),
     "zero_padded_max": Setting(False, "Max pools pad with zeros, as in Keras."),
+    "stem": Setting(
+        "patches",
+        "What makes tokens of an image: a linear map of each patch, or convolutions, which learn in "
+        "far fewer steps from random weights and for which there are no published weights.",
+        choices=get_args(vit.Stem),
+    ),
     "gelu": Setting(
         "exact", "GELU itself, or its approximation by tanh.", choices=get_args(vit.Gelu)
     ),
