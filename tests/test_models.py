@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import export
+from scipy import signal
 
 from agejax.errors import UserError
 from agejax.models import backbone, efficientnet, layers, mobilenet_v3, registry, resnet, vgg, vit
@@ -172,6 +173,10 @@ def test_layers_are_timms_blocks_with_what_follows_the_last_one():
     found = heights(of_any_size("vit_ti16"), ["backbone/pos_embed", "backbone/norm/scale",
                     "backbone/blocks/11/fc1/bias", "backbone/blocks/1/fc1/bias"])  # fmt: skip
     assert list(found.values()) == [13, 1, 1, 11]
+    convolutional = shallow_network("vit of convolutions")
+    found = heights(convolutional, [f"backbone/{path}" for path in shapes(convolutional)])
+    assert {found[f"backbone/patch_embed/{x}"] for x in ("convs/0/kernel", "norms/3/scale",
+                                                         "proj/bias")} == {3}  # fmt: skip
     resnet50 = of_any_size("resnet50")
     found = heights(resnet50, ["backbone/bn1/scale", "backbone/layer4/0/downsample/0/kernel"])
     assert list(found.values()) == [17, 3]
@@ -186,6 +191,8 @@ def shallow_network(name, **options):
     match name:
         case "vit":
             return vit.ViT(16, 2, 2, image_size=32, **common)
+        case "vit of convolutions":
+            return vit.ViT(16, 2, 2, image_size=32, stem="convolutions", **common)
         case "resnet":
             return resnet.ResNet(resnet.Basic, (1, 1, 1, 1), **common)
         case "mobilenet_v3":
@@ -197,7 +204,7 @@ def shallow_network(name, **options):
     return registry.create(name, image_size=32, **common)
 
 
-RESIDUAL = ("vit", "resnet", "mobilenet_v3", "efficientnet")
+RESIDUAL = ("vit", "vit of convolutions", "resnet", "mobilenet_v3", "efficientnet")
 
 
 @pytest.mark.parametrize("name", RESIDUAL)
@@ -221,6 +228,7 @@ def test_drop_path_grows_from_none_in_the_first_block_to_its_rate_in_the_last(na
     model = shallow_network(name, drop_path=0.6)
     blocks = {
         "vit": lambda: model.blocks,
+        "vit of convolutions": lambda: model.blocks,
         "resnet": lambda: [stage[0] for stage in (model.layer1, model.layer2, model.layer3,
                                                   model.layer4)],
         "mobilenet_v3": lambda: model.features[1:-1],
@@ -338,6 +346,42 @@ def test_a_bottleneck_strides_in_its_3x3_and_as_in_caffe_in_its_first_1x1(name, 
     assert (first.conv1.stride, first.conv2.stride) == strides
     assert first.downsample[0].stride == 2
     assert (other.conv1.stride, other.conv2.stride) == (1, 1)
+
+
+def test_a_stem_of_convolutions_makes_one_token_of_16x16_px():
+    """Against scipy's correlation, with moved batch statistics and the class token left out."""
+    stem = vit.ConvStem(16, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(1)
+    for norm in stem.norms:
+        norm.mean.set_value(jnp.asarray(rng.normal(size=norm.mean[...].shape), jnp.float32))
+        norm.var.set_value(jnp.asarray(rng.uniform(1, 2, norm.var[...].shape), jnp.float32))
+    image = rng.normal(size=(32, 48, 3))
+    x = image
+    for conv, norm, width in zip(stem.convs, stem.norms, (2, 4, 8, 16), strict=True):
+        kernel, padded = np.asarray(conv.kernel[...]), np.pad(x, ((1, 1), (1, 1), (0, 0)))
+        assert kernel.shape == (3, 3, x.shape[-1], width)
+        y = np.stack([signal.correlate(padded, kernel[..., o], "valid")[::2, ::2, 0]
+                      for o in range(width)], axis=-1)  # fmt: skip
+        y = (y - norm.mean[...]) / np.sqrt(norm.var[...] + norm.epsilon)
+        x = np.maximum(y, 0)
+    expected = x @ np.asarray(stem.proj.kernel[0, 0])
+    assert expected.shape == (2, 3, 16)
+    found = stem(jnp.asarray(image[None], jnp.float32), train=False)
+    np.testing.assert_allclose(found[0], expected, atol=1e-5)
+
+
+def test_a_vit_reads_the_tokens_of_its_convolutions_row_by_row():
+    """A ViT of patches that is handed the same tokens in this order gives the same features."""
+    make = functools.partial(vit.ViT, 16, 1, 2, image_size=32)
+    plain, convolutional = (
+        make(stem=stem, rngs=nnx.Rngs(0)) for stem in ("patches", "convolutions")
+    )
+    x = jax.random.normal(jax.random.key(0), (1, 32, 32, 3))
+    tokens = convolutional.patch_embed(x, train=False).reshape(1, 4, 16)
+    plain.patch_embed = lambda patches: tokens
+    plain.cls_token, plain.pos_embed = convolutional.cls_token, convolutional.pos_embed
+    plain.blocks, plain.norm = convolutional.blocks, convolutional.norm
+    np.testing.assert_allclose(plain(x), convolutional(x), atol=1e-6)
 
 
 def test_vgg_pools_other_sizes_as_torch_does():

@@ -85,8 +85,8 @@ OPTIONS: dict[str, Setting] = {
     "zero_padded_max": Setting(False, "Max pools pad with zeros, as in Keras."),
     "stem": Setting(
         "patches",
-        "What makes tokens of an image: a linear map of each patch, or convolutions, which learn in "
-        "far fewer steps from random weights and for which there are no published weights.",
+        "What makes tokens of an image: a linear map of each patch, or convolutions, which learn "
+        "in far fewer steps from random weights and for which there are no published weights.",
         choices=get_args(vit.Stem),
     ),
     "gelu": Setting(
