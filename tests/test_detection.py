@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from agejax import predict
-from agejax.data import align
+from agejax.data import align, sources
 from agejax.errors import UserError
 from agejax.evaluation.calibration import Calibration
 from agejax.faces import detection
@@ -422,10 +422,15 @@ def test_predict_finds_the_faces_of_a_photo_and_warns_of_crops_framed_otherwise(
     assert detection.REMEDY in err
 
 
+TABLE = "file,age,gender\n" + "".join(f"faces/{i}.jpg,30,male\n" for i in range(20))
+TABLE += "faces/nobody.png,,male\nfaces/broken.jpg,70,female\n"
+
+
 def test_align_makes_a_copy_that_is_framed_as_the_training_images(
     detector, geometry, trained, tmp_path, capsys
 ):
-    """Files without a face or unreadable ones are counted and named; paths outside are refused."""
+    """Files without a face or unreadable ones are counted and named, and stay as empty files, whose
+    labels are counted; paths outside are refused."""
     workdir = tmp_path / "run"
     shutil.copytree(trained, workdir)
     Calibration(Run.open(workdir).step, 0, {}, {}, geometry=geometry).save(workdir)
@@ -438,15 +443,24 @@ def test_align_makes_a_copy_that_is_framed_as_the_training_images(
             "faces/nobody.png", cv2.imencode(".png", np.zeros((90, 90, 3), np.uint8))[1]
         )
         archive.writestr("faces/broken.jpg", b"no")
-        archive.writestr("labels.csv", "file,age\n")
+        archive.writestr("labels.csv", TABLE)
     flags = ["align", f"--source={source}", f"--like={workdir}", f"--output={tmp_path / 'out'}"]
     assert run_command(align.main, flags) == 0
     said = capsys.readouterr().out
     assert "aligned: 20" in said
     assert "no face: 1 (faces/nobody.png)" in said
     assert "unreadable: 1 (faces/broken.jpg)" in said
-    assert (tmp_path / "out/labels.csv").read_text() == "file,age\n"
-    images = [np.asarray(Image.open(p)) for p in sorted((tmp_path / "out/faces").glob("*.jpg"))]
+    assert (tmp_path / "out/labels.csv").read_text() == TABLE
+    source_of_out = sources.load(
+        "image_folder", str(tmp_path / "out"), image_size=32, cache_dir=str(tmp_path / "cache")
+    )
+    lost = sorted(source_of_out.undecoded, key=str)
+    assert lost == [{"age": 70.0, "gender": "female"}, {"gender": "male"}]
+    assert sorted(source_of_out.skipped) == [
+        "faces/broken.jpg: an empty file", "faces/nobody.png: an empty file",
+    ]  # fmt: skip
+    whole = sorted(p for p in (tmp_path / "out/faces").iterdir() if p.stat().st_size)
+    images = [np.asarray(Image.open(p)) for p in whole]
     assert {image.shape for image in images} == {(200, 200, 3)}
     assert detection.frame_warning(images, geometry) is None
     before = [np.pad(chip, ((90, 20), (60, 20), (0, 0))) for chip in utkface()[:20]]

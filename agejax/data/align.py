@@ -2,7 +2,8 @@
 
 Copies an archive or folder of faces with every face framed like the run's training images. Each
 public data set frames faces in its own way, and a model trained on one frame is wrong on another:
-align the data before you evaluate on it or mix it. Tables and other files are copied unchanged.
+align the data before you evaluate on it or mix it. Tables and other files are copied unchanged. An
+image that is unreadable or shows no face becomes an empty file: evaluate counts these by group.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ def align(
 ) -> dict[str, list[str]]:
     """Writes the largest face of every image to `output`, under the image's own path.
 
+    An empty file stands for an image without a face, or an unreadable one: its name, or its row in
+    a table, still has its labels, so that an evaluation counts it by group (`Source.undecoded`).
+
     Args:
       size: edge of the images written, pixels.
 
@@ -60,25 +64,29 @@ def align(
         target = (output / path).resolve()
         if not target.is_relative_to(output.resolve()):
             return "unsafe path"
-        if isinstance(data, archives.Unread):
-            return "unreadable"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if archives.IMAGE.fullmatch(path) is None:
+        what, written = aligned(path, data)
+        if written is not None:
             with files.disk(target):
-                target.write_bytes(data)
-            return ""
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(written)
+        return what
+
+    def aligned(path: str, data: bytes | archives.Unread) -> tuple[str, bytes | None]:
+        """What a file is, and what to write in its place."""
+        if archives.IMAGE.fullmatch(path) is None:
+            return ("unreadable", None) if isinstance(data, archives.Unread) else ("", data)
+        if isinstance(data, archives.Unread):
+            return "unreadable", b""
         if not hasattr(of_thread, "detector"):
             of_thread.detector = detection.Detector.installed()
         try:
             image = sources.decode_whole(data)
         except ValueError:
-            return "unreadable"
+            return "unreadable", b""
         crop = next((crop for _, crop in of_thread.detector.crops(image, geometry, size)), None)
         if crop is None:
-            return "no face"
-        with files.disk(target):
-            target.write_bytes(_encoded(crop, target.suffix))
-        return "aligned"
+            return "no face", b""
+        return "aligned", _encoded(crop, pathlib.PurePath(path).suffix)
 
     images = archives.read(source, limit=archives.MAX_TABLE)
     with progress.Count("aligned", None, "files") as count:

@@ -239,6 +239,8 @@ def decode(data: bytes, image_size: int) -> np.ndarray:
 
 def decode_whole(data: bytes) -> np.ndarray:
     """Decodes like `decode`, without cropping or resizing: uint8 [H, W, 3]."""
+    if not data:
+        raise ValueError("an empty file")
     try:
         with Image.open(io.BytesIO(data)) as header:  # reads no pixels
             width, height = header.size
