@@ -61,6 +61,28 @@ def test_a_class_is_named_or_its_opposite(traits):
     assert found["groups"][0]["name"].split(", ")[0] == "female"
 
 
+def test_a_class_name_that_two_labels_share_stays_two_traits():
+    labels = {
+        "age": np.array([20, 30, 40], np.float32),
+        "gender": np.array([0, 1, 1], np.int32),
+        "ethnicity": np.array([2, 0, 1], np.int32),
+    }
+    names = {"gender": ("other", "female"), "ethnicity": ("White", "fft", "other")}
+    scored = types.SimpleNamespace(labels=labels, label_names=names)
+    traits, opposites = findings._traits(scored, {"fft": np.array([-3.0, -2, -1])})
+    assert {name: values.tolist() for name, values in traits.items()} == {
+        "age": [20, 30, 40],
+        "gender other": [True, False, False],
+        "White": [False, True, False],
+        "ethnicity fft": [False, False, True],  # a class may be called as a measure is
+        "ethnicity other": [True, False, False],
+        "fft": [-3, -2, -1],
+    }
+    assert opposites == {"gender other": "female"}
+    labels["gender"][0] = -1  # an image without a gender is not female
+    assert findings._traits(scored, {})[1] == {}
+
+
 def test_of_noise_alone_hardly_a_group_is_confirmed(traits):
     """Of 60 searches in noise, 5 % may confirm one: 8 or more would be one chance in 100."""
     confirmed = sum(

@@ -21,9 +21,9 @@ def by_chunks(look: Callable[[np.ndarray], Iterable[T]], rows: np.ndarray) -> It
     chunks = (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
     with ThreadPoolExecutor() as pool, progress.Count("looked at", len(rows)) as count:
         for results in pool.map(look, chunks):
-            for result in results:
-                yield result
-                count.add()
+            found = [*results]
+            count.add(len(found))  # after one image the time left would be that of a chunk each
+            yield from found
 
 
 def sharpness(grey: np.ndarray) -> float:

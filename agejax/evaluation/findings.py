@@ -75,17 +75,9 @@ def look_closer(scored: Scored, calibration: Calibration | None) -> dict[str, An
             name: quality.by_quality(predicted - age, values, quality.edges(name, values))
             for name, values in looks.items()
         }
+        traits, opposites = _traits(scored, looks)
         result["weak_groups"] = failures.weak_groups(
-            np.abs(predicted - age),
-            _traits(scored, looks),
-            scored.duplicates,
-            opposites={
-                names[0]: names[1]
-                for label, names in scored.label_names.items()
-                if len(names) == 2
-                and label in scored.labels
-                and is_known(scored.labels[label]).all()
-            },
+            np.abs(predicted - age), traits, scored.duplicates, opposites=opposites
         )
     return result
 
@@ -100,17 +92,30 @@ def suspects(scored: Scored, calibration: Calibration | None) -> list[failures.S
     )
 
 
-def _traits(scored: Scored, looks: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What `failures.weak_groups` may divide the images by: labels, and image quality."""
+def _traits(
+    scored: Scored, looks: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """What `failures.weak_groups` may divide the images by, labels and image quality; and, of two
+    classes, what the second is called, by the first."""
     classes = {
-        name: scored.labels[label] == number
+        label: scored.label_names[label]
         for label in ("gender", "ethnicity")
-        if label in scored.labels
-        for names in [scored.label_names.get(label, ())]
-        for number, name in enumerate(names)
-        if number == 0 or len(names) > 2  # of two classes one is the other's opposite
+        if label in scored.labels and label in scored.label_names
     }
-    return {"age": scored.labels["age"].astype(np.float64)} | classes | dict(looks)
+    times = Counter(["age", *looks, *(name for names in classes.values() for name in names)])
+    traits: dict[str, np.ndarray] = {"age": scored.labels["age"].astype(np.float64)}
+    opposites = {}
+    for label, names in classes.items():
+        # Labels may share the name of a class, such as "other".
+        called = [name if times[name] == 1 else f"{label} {name}" for name in names]
+        values = scored.labels[label]
+        if len(called) == 2:  # one is the other's opposite
+            traits[called[0]] = values == 0
+            if is_known(values).all():
+                opposites[called[0]] = called[1]
+            continue
+        traits |= {name: values == number for number, name in enumerate(called)}
+    return traits | dict(looks), opposites
 
 
 def _gaps(scored: Scored, parts: Mapping[str, metrics.Partition]) -> dict[str, Any]:

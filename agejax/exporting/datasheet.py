@@ -153,15 +153,12 @@ def _composition(report: Mapping[str, Any], run: Run) -> Iterator[str]:
     yield "Images by group, as labelled, and decade of age:"
     yield markdown.table(
         ("group", *shown["decades"], "all"),
-        [
-            (group, *(f"{n:,}" for n in row), f"{sum(row):,}")
-            for group, row in shown["table"].items()
-        ],
+        [(group, *row, sum(row)) for group, row in shown["table"].items()],
     )
     yield "Labels of the images:"
     yield markdown.table(
         ("label", "known", "unknown"),
-        [(name, f"{n:,}", f"{report['images'] - n:,}") for name, n in known.items()],
+        [(name, n, report["images"] - n) for name, n in known.items()],
     )
     yield "What the run kept of its training images:"
     yield card.training(run)

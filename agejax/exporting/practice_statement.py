@@ -10,8 +10,7 @@ from agejax.evaluation import gates, headlines
 from agejax.evaluation.calibration import Calibration
 from agejax.evaluation.metrics import SMALLEST_GROUP
 from agejax.exporting import card
-from agejax.reporting import markdown
-from agejax.reporting.cells import interval
+from agejax.reporting import cells, markdown
 from agejax.runs import lineage
 from agejax.runs.run import Run
 from agejax.training import image_sizes
@@ -34,9 +33,8 @@ document, no video, no behaviour.
 {inside} x {inside} pixels. Its training data has the fingerprint {fingerprint}.
 - Answer: an age in years{answer}. A gate with the challenge age T admits everyone whose estimate \
 is T or more.
-- In tables, groups of fewer than {smallest} images are marked "few": their figures say hardly \
-anything. Intervals are of 95 %; they describe this one trained model, not another training of the \
-same recipe.
+- In tables, {few} Intervals are of 95 %; they describe this one trained model, not another \
+training of the same recipe.
 
 Evaluations of images that trained the model, chose its checkpoint or calibrated it are left out.
 
@@ -76,6 +74,7 @@ NEVER = (
 )  # fmt: skip
 
 
+ACCEPTS = ("false accepts", "minors", "true accepts", "adults")  # heads of `_accepts`
 NO_RESULTS = """\
 ## Results
 
@@ -106,7 +105,7 @@ def write(run: Run, name: str) -> str:
         fingerprint=run.fingerprint,
         answer=", with an interval that is meant to hold the label "
         f"{1 - calibration.alpha:.0%} of the time" if calibration else "",
-        smallest=SMALLEST_GROUP,
+        few=cells.FEW,
         results="\n\n".join(_results(result, run) for result in found) or NO_RESULTS,
         untested=markdown.bullets(_untested(found)),
         limits=markdown.bullets(CANNOT),
@@ -152,13 +151,12 @@ def _role(result: Mapping[str, Any], run: Run) -> str:
 
 def _people(result: Mapping[str, Any]) -> Iterator[str]:
     rows = [
-        (f"{by}: {group['name']}", f"{group['n']:,}", f"{group['n'] / result['n']:.1%}",
-         _few(group["n"]))
+        (f"{by}: {group['name']}", cells.count(group["n"]), f"{group['n'] / result['n']:.1%}")
         for by in ("decade", "gender", "ethnicity")
         for group in result["groups"]["age"].get(by, ())
-    ]  # fmt: skip
+    ]
     yield "### On whom"
-    yield markdown.table(("group, as labelled", "images", "share", ""), rows)
+    yield markdown.table(("group, as labelled", "images", "share"), rows)
 
 
 def _errors(result: Mapping[str, Any]) -> Iterator[str]:
@@ -173,12 +171,12 @@ def _errors(result: Mapping[str, Any]) -> Iterator[str]:
             + ", ".join(f"{of['within'][x]:.1%} for x = {x}" for x in (1, 3, 5, 10))
             + ".",
         ]
-        if cells := of.get("cells"):
+        if mean := of.get("cells"):
             lines.append(
-                f"Mean over {cells['filled']} of {cells['of']} cells (each sex at each age from "
+                f"Mean over {mean['filled']} of {mean['of']} cells (each sex at each age from "
                 f"{headlines.CELL_YEARS[0]} to {headlines.CELL_YEARS[-1]}, as NIST's FATE AEV "
-                f"reports): {cells['mae']:.2f} years {_interval(cells['mae_ci95'])}; the smallest "
-                f"cell has {cells['smallest']:,} images."
+                f"reports): {mean['mae']:.2f} years {_interval(mean['mae_ci95'])}; the smallest "
+                f"cell has {mean['smallest']:,} image{'s' * (mean['smallest'] != 1)}."
             )
     else:
         lines.append(f"Bias (estimate minus label): {scores['bias']:+z.2f} years.")
@@ -195,13 +193,13 @@ def _errors(result: Mapping[str, Any]) -> Iterator[str]:
         )
     yield markdown.bullets(lines)
     rows = [
-        (f"{by}: {group['name']}", f"{group['n']:,}", f"{group['mae']:.2f}",
-         _interval(group["mae_ci95"]), f"{group['bias']:+z.2f}", _few(group["n"]))
+        (f"{by}: {group['name']}", cells.count(group["n"]), f"{group['mae']:.2f}",
+         _interval(group["mae_ci95"]), f"{group['bias']:+z.2f}")
         for by, groups in result["groups"]["age"].items()
         if by != "worst"
         for group in groups
     ]  # fmt: skip
-    heads = ("group, as labelled", "images", "mean absolute error, years", "95 %", "bias", "")
+    heads = ("group, as labelled", "images", "mean absolute error, years", "95 %", "bias")
     yield markdown.table(heads, rows)
     weak = [g for g in result.get("weak_groups", {}).get("groups", ()) if g["confirmed"]]
     if weak:
@@ -214,10 +212,10 @@ def _errors(result: Mapping[str, Any]) -> Iterator[str]:
     if years := of.get("by_year"):
         yield "By single year of age:"
         yield markdown.table(
-            ("age", "images", "mean absolute error, years", "95 %", "bias", ""),
+            ("age", *heads[1:]),
             [
-                (year["name"], f"{year['n']:,}", f"{year['mae']:.2f}", _interval(year["mae_ci95"]),
-                 f"{year['bias']:+z.2f}", _few(year["n"]))
+                (year["name"], cells.count(year["n"]), f"{year['mae']:.2f}",
+                 _interval(year["mae_ci95"]), f"{year['bias']:+z.2f}")
                 for year in years
             ],
         )  # fmt: skip
@@ -233,15 +231,15 @@ def _gates(result: Mapping[str, Any]) -> Iterator[str]:
         "more. Younger minors are in the table by age. Intervals are Wilson's."
     )
     yield markdown.table(
-        ("challenge age", "false accepts", "minors", "true accepts", "adults", ""),
-        [(str(row["threshold"]), *_accepts(row)) for row in found["challenge"]],
+        ("challenge age", *ACCEPTS),
+        [(row["threshold"], *_accepts(row)) for row in found["challenge"]],
     )
     if limits := found.get("limits"):
         yield markdown.bullets(_limit(row) for row in limits)
     if groups := found.get("groups"):
         yield f"At Challenge-{gates.USUAL}, by group:"
         yield markdown.table(
-            ("group, as labelled", "false accepts", "minors", "true accepts", "adults", ""),
+            ("group, as labelled", *ACCEPTS),
             [
                 (f"{by}: {group['name']}", *_accepts(row))
                 for by, of in groups.items()
@@ -253,10 +251,10 @@ def _gates(result: Mapping[str, Any]) -> Iterator[str]:
     for at in found.get("by_age", ()):
         yield f"Who is admitted at Challenge-{at['threshold']}, by the labelled age:"
         yield markdown.table(
-            ("age", "admitted", "images", "mean error of the admitted, years", ""),
+            ("age", "admitted", "images", "mean error of the admitted, years"),
             [
-                (row["name"], _rate(row), f"{row['n']:,}",
-                 "" if row["mean_error"] is None else f"{row['mean_error']:+z.1f}", _few(row["n"]))
+                (row["name"], *cells.rate(row),
+                 "" if row["mean_error"] is None else f"{row['mean_error']:+z.1f}")
                 for row in at["rows"]
             ],
         )  # fmt: skip
@@ -265,20 +263,19 @@ def _gates(result: Mapping[str, Any]) -> Iterator[str]:
 def _limit(row: Mapping[str, Any]) -> str:
     low, high = row["ci95"]
     top = (
-        f"no upper bound: that takes {row['needed']:,} minors, none of whom is admitted"
+        f"95 % interval {low} or more, with no upper bound: that takes {row['needed']:,} minors, "
+        "none of whom is admitted"
         if high is None
         else f"95 % interval {low} to {high}"
     )
     return (
         f"False accepts of {row['limit']:.0%} or less need the challenge age {row['threshold']} "
-        f"({top}); there, {_rate(row['fpr'])} of {row['fpr']['n']:,} minors are admitted."
+        f"({top}); there, {cells.rate(row['fpr'])[0]} of {row['fpr']['n']:,} minors are admitted."
     )
 
 
-def _accepts(row: Mapping[str, Any]) -> tuple[str, ...]:
-    minors, adults = row["fpr"], row["tpr"]
-    few = _few(min(minors["n"], adults["n"]))
-    return (_rate(minors), f"{minors['n']:,}", _rate(adults), f"{adults['n']:,}", few)
+def _accepts(row: Mapping[str, Any]) -> tuple[str | int, ...]:
+    return (*cells.rate(row["fpr"]), *cells.rate(row["tpr"]))
 
 
 def _intervals(result: Mapping[str, Any]) -> Iterator[str]:
@@ -297,9 +294,9 @@ def _intervals(result: Mapping[str, Any]) -> Iterator[str]:
         for group in groups
     ]
     yield markdown.table(
-        ("group, as labelled", "images", "held", "mean width, years", ""),
+        ("group, as labelled", "images", "held", "mean width, years"),
         [
-            (name, f"{of['n']:,}", f"{of['coverage']:.1%}", f"{of['width']:.1f}", _few(of["n"]))
+            (name, cells.count(of["n"]), f"{of['coverage']:.1%}", f"{of['width']:.1f}")
             for name, of in rows
         ],
     )
@@ -307,13 +304,13 @@ def _intervals(result: Mapping[str, Any]) -> Iterator[str]:
 
 def _quality(result: Mapping[str, Any]) -> Iterator[str]:
     rows = [
-        (f"{measure} {row['name']}", f"{row['n']:,}", f"{row['mae']:.2f}", _few(row["n"]))
+        (f"{measure} {row['name']}", cells.count(row["n"]), f"{row['mae']:.2f}")
         for measure, of in result.get("quality", {}).items()
         for row in of
     ]
     if rows:
         yield "### Image quality"
-        yield markdown.table(("measure", "images", "mean absolute error, years", ""), rows)
+        yield markdown.table(("measure", "images", "mean absolute error, years"), rows)
 
 
 def _robustness(result: Mapping[str, Any]) -> Iterator[str]:
@@ -357,15 +354,20 @@ def _unprocessed(result: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"Of the whole data set, {found['files']:,} files could not be used, and "
         f"{found['images']:,} images could."
-        + ("" if lost is None else f" {lost:,} of these files are images that cannot be decoded.")
+        + (
+            ""
+            if lost is None
+            else f" {lost:,} of these files are images that cannot be decoded, or in which no face "
+            "was found when the data was aligned."
+        )
     )
     rows = [
-        (f"{by}: {group['name']}", f"{group['lost']:,}", f"{group['n']:,}", _rate(group))
+        (f"{by}: {group['name']}", group["lost"], *cells.rate(group))
         for by, groups in found.get("groups", {}).items()
         for group in groups
     ]
     if rows:
-        heads = ("group, as labelled", "not decoded", "images", "share")
+        heads = ("group, as labelled", "not decoded", "share", "images")
         yield markdown.table(heads, rows)
 
 
@@ -406,16 +408,5 @@ def _untested(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield from NEVER
 
 
-def _few(n: int) -> str:
-    return "few" if n < SMALLEST_GROUP else ""
-
-
 def _interval(bounds: Sequence[float | None]) -> str:
-    return interval(bounds, digits=2)
-
-
-def _rate(rate: Mapping[str, Any]) -> str:
-    if rate["rate"] is None:
-        return "nobody there"
-    low, high = rate["ci95"]
-    return f"{rate['rate']:.1%} [{low:.1%}, {high:.1%}]"
+    return cells.interval(bounds, digits=2)

@@ -174,7 +174,7 @@ def text(found: Mapping[str, Any]) -> str:
     titles = [title.format(name.rpartition("/")[0]) for name, (title, _) in columns.items()]
     rows = []
     for row in found["rows"]:
-        sizes = [f"{row['examples'].get(split, 0):,}" for split in SPLITS]
+        sizes = [row["examples"].get(split, 0) for split in SPLITS]
         scores = [format(row["figures"][name], form) for name, (_, form) in columns.items()]
         rows.append([str(row["fold"]), *sizes, *scores])
     over = [
