@@ -312,6 +312,15 @@ def test_it_fits_a_phone_and_a_desk(browser, written, width):
     assert (left < right) == (width > 1000)
 
 
+def test_nothing_is_cut_off_on_paper(browser, written):
+    a4 = {"width": 680, "height": 1000}  # 21 cm less two margins, at 96 dots per inch
+    page, _ = opened(browser, written[1] / "report.html", viewport=a4)
+    page.emulate_media(media="print")
+    wider = "all => all.filter(e => e.scrollWidth > e.clientWidth + 1).length"
+    assert page.eval_on_selector_all(".wide", wider) == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= 680
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_in_the_light_and_in_the_dark(browser, written, scheme):
     page, _ = opened(browser, written[1] / "report.html", color_scheme=scheme)
@@ -367,10 +376,16 @@ def test_few_minors_are_marked_and_promise_no_safe_gate():
     charts = gates.charts(found)
     assert charts["false accepts by group"].alt.endswith("m 17% of 12; f 10% of 40.")
     body = gates.section(found, charts).body
-    assert "<td>16.7% [4.7, 44.8]</td><td>12 (few)</td>" in body
+    assert '<td>16.7% [4.7, 44.8]</td><td class="number">12 (few)</td>' in body
     # 6 of 52 pass below 31, which allows a rate of 4.4 %; none at 31, which allows one of 6.8 %.
-    assert '<td>31 [31 or more]</td><td>31 [18 or more]</td><td class="number">52</td>' in body
+    assert '<td class="number">52</td><td>31 [31 or more]</td><td>31 [18 or more]</td>' in body
     assert "368 for 1% and 72 for 5%" in body
+    # At T = 31 nobody of 15 passes; at 25 two of 12 do, 15.5 years off.
+    assert "let in at T = 25</th><th" in body
+    assert ">12 (few)</td><td>16.7% [4.7, 44.8]</td><td>0.0% [0.0, 24.2]</td>" in body
+    row = ('<td class="number">25</td><td>15</td><td class="number">2</td>'
+           '<td class="number">12 (few)</td><td>+15.5</td><td>+15.5</td>')  # fmt: skip
+    assert row in body
     assert "No two groups have enough minors" in body
 
 
@@ -393,4 +408,5 @@ def test_what_could_not_be_decoded_is_shown_by_group():
     assert "900 images were used, 5 files could not be. 4 of these are images" in body
     assert '<td>60-69</td><td class="number">3</td><td>6.0% [2.0, 16.0]</td>' in body
     assert "was not recorded" in report._unprocessed(found | {"undecoded": None, "groups": {}}).body
+    assert "None of these is an image" in report._unprocessed(found | {"undecoded": 0}).body
     assert report._unprocessed(found | {"files": 0}).body == ""

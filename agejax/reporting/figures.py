@@ -30,6 +30,12 @@ NAME = 18  # characters of a group's name per line
 CHARACTER = 0.68 * SMALL  # points, the average width of one, a little generous
 SHOWN_AGES = (-20.0, 140.0)  # years; predictions outside are drawn at the border
 MISSING = "–"
+# Figure of a group -> the heading of its column, and the label of its axis.
+UNITS = {
+    "mae": ("MAE", "MAE (years)"),
+    "sd": ("SD", "standard deviation (years)"),
+    "accuracy": ("%", "accuracy (%)"),
+}
 
 
 # --------------------------------------------------------------------------------------------- ages
@@ -104,7 +110,7 @@ def bias_by_decade(rows: Rows) -> Chart:
 
 
 def cumulative_score(errors: Mapping[str, np.ndarray]) -> Chart:
-    """The share of images with an error of at most k years; group -> errors, years [N]."""
+    """The share of images with an error of at most x years; group -> errors, years [N]."""
     figure, axes = _figure(3.8)
     years = np.arange(0, 15.01, 0.25)
     styles = itertools.cycle(
@@ -121,7 +127,7 @@ def cumulative_score(errors: Mapping[str, np.ndarray]) -> Chart:
         ends.append(float(curve[-1]))
         words.append(f"{name} {curve[years == 3][0]:.0f}%, {curve[years == 5][0]:.0f}% and "
                      f"{curve[years == 10][0]:.0f}%")  # fmt: skip
-    axes.set(xlabel="k, the largest error counted (years)", xlim=(0, 15), ylim=(0, 100))
+    axes.set(xlabel="x, the largest error counted (years)", xlim=(0, 15), ylim=(0, 100))
     axes.yaxis.set_major_formatter(FuncFormatter(_percent))
     axes.grid(color=GRID, linewidth=0.6)
     # Each label beside the end of its line, or as near as the other labels allow.
@@ -135,7 +141,8 @@ def cumulative_score(errors: Mapping[str, np.ndarray]) -> Chart:
         )  # fmt: skip
     tidy(axes)
     alt = f"Line chart. Share within 3, 5 and 10 years: {'; '.join(words)}."
-    return Chart.of(figure, "CS@k: the share of images with an error of at most k years", alt)
+    caption = "Acc(x), or CS@x: the share of images with an error of at most x years"
+    return Chart.of(figure, caption, alt)
 
 
 # ------------------------------------------------------------------------------------------- groups
@@ -148,19 +155,19 @@ def error_by_group(
 
     Args:
       rows: {"name", "n", KEY, f"{KEY}_ci95"}.
-      key: "mae", years, or "accuracy", a share.
+      key: of `UNITS`: years, or "accuracy", a share.
       everybody: the figure that the others are held against, drawn as a line.
       called: what that is the figure of.
     """
-    years = key == "mae"
-    scale, unit = (1, "MAE (years)") if years else (100, "accuracy (%)")
+    years = key != "accuracy"
+    scale, (heading, unit) = 1 if years else 100, UNITS[key]
     known = _known(rows, key)
     large = [y for y in known if rows[y]["n"] >= SMALLEST_GROUP]
     worst = (max if years else min)(large, key=lambda y: rows[y][key]) if len(large) > 1 else None
     figure, axes = _lines(
         rows,
         {
-            "MAE" if years else "%": [f"{scale * row[key]:.{2 if years else 1}f}" for row in rows],
+            heading: [f"{scale * row[key]:.{2 if years else 1}f}" for row in rows],
             "n": [f"{row['n']:,}" for row in rows],
         },
     )

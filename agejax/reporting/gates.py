@@ -132,11 +132,14 @@ def _limits(gates: Mapping[str, Any]) -> str:
     """The challenge ages that keep false accepts at a limit, over all and by group."""
     everybody = {"name": "all", "limits": gates["limits"]}
     rows = [
-        (row["name"], *(_age(limit) for limit in row["limits"]),
-         cells.count(row["limits"][0]["fpr"]["n"]))
+        (
+            row["name"],
+            cells.count(row["limits"][0]["fpr"]["n"]),
+            *(_age(limit) for limit in row["limits"]),
+        )
         for row in (everybody, *_groups(gates))
         if row["limits"]
-    ]  # fmt: skip
+    ]
     if not rows:
         return ""
     names = [f"{row['limit']:.0%} of minors" for row in gates["limits"]]
@@ -148,7 +151,7 @@ def _limits(gates: Mapping[str, Any]) -> str:
             "95 % interval (exact). “or more” has no upper end: these images cannot show that any "
             f"T is safe enough. That takes at least so many minors: {needed}."
         )
-        + page.table(("group", *names, "minors"), rows)
+        + page.table(("group", "minors", *names), rows)
     )
 
 
@@ -158,25 +161,35 @@ def _age(limit: Mapping[str, Any]) -> str:
 
 
 def _by_age(gates: Mapping[str, Any], charts: Mapping[str, Chart]) -> str:
-    tables = ""
-    for at in gates["by_age"]:
-        rows = [
-            (
-                row["name"], *cells.rate(row),
-                *("" if row[key] is None or not row["minor"] else f"{row[key]:+.1f}"
-                  for key in ("mean_error", "largest_error")),
-            )
-            for row in at["rows"]
-        ]  # fmt: skip
-        heads = ("true age", "let in", "n", "minors let in: mean error", "largest error, years")
-        table = page.table(heads, rows)
-        if at["threshold"] == USUAL:
-            tables += table
-        else:
-            tables += page.listing(f"at T = {at['threshold']}", heads, rows)
-    text = page.paragraph(
-        "What a gate costs adults, and how old the minors are who pass. The error is predicted − "
-        f"true age of the minors whom it lets in. The open table is of Challenge-{USUAL}."
+    """What gates cost adults, and which minors pass them, at each challenge age of note."""
+    by_age = sorted(gates["by_age"], key=lambda at: at["threshold"])
+    rows = [
+        (same[0]["name"], cells.count(same[0]["n"]), *(cells.rate(row)[0] for row in same))
+        for same in zip(*(at["rows"] for at in by_age), strict=True)
+    ]
+    minors = [
+        (
+            at["threshold"], row["name"], round(row["rate"] * row["n"]), cells.count(row["n"]),
+            f"{row['mean_error']:+.1f}", f"{row['largest_error']:+.1f}",
+        )
+        for at in by_age
+        for row in at["rows"]
+        if row["minor"] and row["rate"]
+    ]  # fmt: skip
+    heads = ("true age", "n", *(f"let in at T = {at['threshold']}" for at in by_age))
+    passed = page.paragraph("No minor passes at these challenge ages.")
+    if minors:
+        passed = page.paragraph(
+            "Minors who pass, and how far off their predicted ages are (predicted − true)."
+        ) + page.table(
+            ("T", "true age", "let in", "of", "mean error, years", "largest error"), minors
+        )
+    return (
+        page.subheading("By true age")
+        + page.paragraph(
+            "What a gate costs adults: the share of each age that is let in, at "
+            f"Challenge-{USUAL} and at the challenge ages above that let in few minors."
+        )
+        + page.table(heads, rows)
+        + page.columns([page.figure(charts["let in by age"]), f"<div>{passed}</div>"])
     )
-    blocks = [page.figure(charts["let in by age"]), f"<div>{text}{tables}</div>"]
-    return page.subheading("By true age") + page.columns(blocks)

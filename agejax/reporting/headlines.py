@@ -26,9 +26,13 @@ def section(result: Mapping[str, Any], charts: Mapping[str, Chart]) -> page.Sect
     body = _gaps(result.get("gaps", {}))
     if "headlines" in result:
         found = result["headlines"]
-        blocks = [page.figure(charts[name]) for name in ("age by single year",) if name in charts]
+        curve, years = (
+            page.figure(charts[name]) if name in charts else ""
+            for name in ("cumulative score", "age by single year")
+        )
+        figures = f"<div>{_table(found)}{_within(found)}{curve}</div>"
         body += page.subheading("The age, in the field's figures")
-        body += page.columns([f"<div>{_table(found)}{_within(found)}</div>", *blocks])
+        body += page.columns([figures, *filter(None, [years])])
     return page.Section(TITLE, body)
 
 

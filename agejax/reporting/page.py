@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from agejax.reporting.plots import Chart
 
 ROWS = 100  # rows of a list on a page; the JSON beside it has all
+SHORT = 24  # characters of a table's cell that stay on one line
 
 PAGE = string.Template("""<!doctype html>
 <html lang="en">
@@ -53,6 +54,10 @@ nav ul, .legend { display: flex; flex-wrap: wrap; gap: 0.2rem 1.2rem; margin: 0.
 table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.25rem 0.6rem; border-bottom: 1px solid var(--line); text-align: left;
   vertical-align: top; }
+th { vertical-align: bottom; }
+td { white-space: nowrap; }
+td.long { white-space: normal; min-width: 9rem; }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--back); }
 .number { text-align: right; }
 figure { margin: 0; }
 figcaption { margin: 0 0 0.4rem; font-weight: 600; }
@@ -63,8 +68,12 @@ summary { cursor: pointer; margin: 0.4rem 0; font-size: 0.85rem; }
   body { max-width: none; padding: 0; font-size: 0.8rem; }
   nav, details:not([open]) { display: none; }
   .columns { grid-template-columns: 1fr 1fr; gap: 1rem; }
+  .wide { overflow: visible; }
+  table { font-size: 0.6rem; }
+  th, td { padding: 0.1rem 0.3rem; }
+  td.long { min-width: 0; }
   figure, .cards, tr { break-inside: avoid; }
-  h2, h3, figcaption { break-after: avoid; }
+  h2, h3, p, figcaption { break-after: avoid; }
 }
 </style>
 </head>
@@ -139,17 +148,28 @@ def cards(figures: Mapping[str, Any]) -> str:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Renders a table; numbers are right-aligned, with commas."""
-    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>\n" for row in rows)
-    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in heads)
+    """Renders a table; columns with whole numbers are right-aligned, and these have commas."""
+    rows = [*rows]
+    counts = [any(isinstance(cell, int) for cell in cells) for cells in zip(*rows, strict=True)]
+    counts = counts or [False] * len(heads)
+    body = "".join(f"<tr>{''.join(map(_cell, row, counts))}</tr>\n" for row in rows)
+    head = "".join(
+        f'<th scope="col"{_kind(number=count)}>{html.escape(name)}</th>'
+        for name, count in zip(heads, counts, strict=True)
+    )
     # A scrolling region must be reachable by keyboard, and then needs a name.
     wide = f'class="wide" tabindex="0" role="region" aria-label="table of {html.escape(heads[-1])}"'
     return f"<div {wide}><table><thead><tr>{head}</tr></thead>\n{body}</table></div>\n"
 
 
-def _cell(value: Any) -> str:
-    kind = ' class="number"' if isinstance(value, int) else ""
-    return f"<td{kind}>{_text(value)}</td>"
+def _cell(value: Any, count: bool) -> str:
+    return f"<td{_kind(number=count, long=len(str(value)) > SHORT)}>{_text(value)}</td>"
+
+
+def _kind(**kinds: bool) -> str:
+    """The attribute for those classes that hold."""
+    names = " ".join(name for name, holds in kinds.items() if holds)
+    return f' class="{names}"' if names else ""
 
 
 def _text(value: Any) -> str:

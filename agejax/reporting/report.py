@@ -36,7 +36,8 @@ LEGEND = {
     "resample groups of copies; a dashed line is the mean of all images.",
     plots.ORANGE: "Orange: look here first. The group with the largest error, intervals that "
     "contain the true age less often than chance allows, or a group in which the compared run is "
-    "better. In a chart of lines, orange is a second line, and the chart names it.",
+    "better. In a chart of lines, orange is a second line, and the chart names it; in a chart of "
+    "who is let in, it marks minors.",
     figures.PALE: f"Pale: fewer than {metrics.SMALLEST_GROUP} images, so the figure is very "
     "uncertain; or no difference shown.",
 }
@@ -298,7 +299,7 @@ def _headline(target: str, result: Mapping[str, Any]) -> dict[str, str]:
 
 def _target(target: str, result: Mapping[str, Any], charts: Mapping[str, Chart]) -> page.Section:
     """All about a target: true against predicted, errors by group, how certain it is."""
-    first = (target, "bias", "cumulative score") if target == "age" else (f"{target} confusion",)
+    first = (target, "bias") if target == "age" else (f"{target} confusion",)
     whole = [page.figure(charts[name]) for name in first if name in charts]
     groups = [
         page.figure(charts[f"{target} by {by}"], page.listing("as a table", *_figures(rows)))
@@ -362,7 +363,7 @@ def _failures(result: Mapping[str, Any]) -> page.Section:
     if found and found["groups"]:
         rows = [
             (
-                row["name"], row["n"], f"{row['mae']:.2f}", cells.interval(row["mae_ci95"]),
+                row["name"], row["n"], f"{row['mae']:.2f}", cells.interval(row["mae_ci95"], 2),
                 f"{row['found_mae']:.2f}", "yes" if row["confirmed"] else "no",
             )
             for row in found["groups"]
@@ -391,11 +392,15 @@ def _unprocessed(found: Mapping[str, Any] | None) -> page.Section:
     if found is None or not found["files"]:
         return page.Section(title, "")
     undecoded = found["undecoded"]
-    known = (
-        "How many of these could not be decoded was not recorded by the version that prepared them."
-        if undecoded is None
-        else f"{undecoded:,} of these are images that could not be decoded."
-    )
+    if undecoded is None:
+        known = "How many could not be decoded was not recorded by the version that prepared them."
+    elif undecoded:
+        known = (
+            f"{undecoded:,} of these are images that could not be decoded, or empty files, which "
+            "agejax.data.align leaves where it finds no face."
+        )
+    else:
+        known = "None of these is an image that could not be decoded."
     rows = [
         (row["name"], row["lost"], *cells.rate(row))
         for of in found["groups"].values()

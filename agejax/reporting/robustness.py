@@ -15,6 +15,7 @@ ABOUT = (
     "photos of them."
 )
 AS_IT_IS = "as it is"
+SPREAD = "age over views of one face"
 
 
 def charts(robustness: Mapping[str, Any], alpha: float | None) -> dict[str, Chart]:
@@ -37,6 +38,9 @@ def charts(robustness: Mapping[str, Any], alpha: float | None) -> dict[str, Char
         if alpha is not None and "coverage" in every[0]:
             name = f"{target} coverage when degraded"
             drawn[name] = figures.interval_coverage(every, 1 - alpha)
+    if stability := robustness.get("stability"):
+        rows = [row for of in stability["groups"].values() for row in of]
+        drawn[SPREAD] = figures.error_by_group(SPREAD, rows, "sd", stability["sd"])
     return drawn
 
 
@@ -67,7 +71,7 @@ def sections(
     body += _undetected(robustness.get("undetected"), robustness["n"])
     return [
         page.Section("Degraded images", body),
-        page.Section("Views of one face", _stability(robustness)),
+        page.Section("Views of one face", _stability(robustness, charts)),
     ]
 
 
@@ -85,7 +89,7 @@ def _undetected(found: Mapping[str, Any] | None, n: int) -> str:
     ) + page.listing("images without a face found, by group", ("group", "lost", "share", "n"), rows)
 
 
-def _stability(robustness: Mapping[str, Any]) -> str:
+def _stability(robustness: Mapping[str, Any], charts: Mapping[str, Chart]) -> str:
     found, copies = robustness.get("stability"), robustness.get("copies")
     if found is None or copies is None:
         return ""
@@ -110,7 +114,7 @@ def _stability(robustness: Mapping[str, Any]) -> str:
         if copies["n"]
         else "No photo has a copy among the scored images."
     )
-    return (
+    text = (
         page.paragraph(
             f"{found['views']} views of each of {found['n']:,} faces, in which a person would see "
             "the same age: mirrored, turned by 5 degrees, nearer, farther, moved, brighter, "
@@ -119,7 +123,7 @@ def _stability(robustness: Mapping[str, Any]) -> str:
             f"{found['range']:.2f} years in the mean, {found['range_p95']:.2f} for the least "
             f"stable 5 %. {of_copies}"
         )
-        + page.paragraph(f"Faces that Challenge-{USUAL} lets in in some views only:")
+        + page.paragraph(f"Faces that Challenge-{USUAL} admits in some views and not in others:")
         + page.table(("true age", "share", "n"), gate)
         + page.listing(
             "standard deviation over views, by group",
@@ -127,3 +131,4 @@ def _stability(robustness: Mapping[str, Any]) -> str:
             rows,
         )
     )
+    return page.columns([f"<div>{text}</div>", page.figure(charts[SPREAD])])

@@ -439,7 +439,7 @@ SURVIVORS = (
     ),
     Mutation(
         "a table's head is HTML of whoever wrote the data", "agejax/reporting/page.py",
-        '<th scope="col">{html.escape(name)}</th>', '<th scope="col">{name}</th>',
+        "{_kind(number=count)}>{html.escape(name)}</th>", "{_kind(number=count)}>{name}</th>",
         ("test_page.py::test_text_in_every_element_stays_text",),
     ),
     Mutation(
