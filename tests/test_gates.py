@@ -1,4 +1,4 @@
-"""Age gates: by hand, against scipy, and the promise of their intervals in simulation."""
+"""Age gates: by hand, against scipy and fairlearn, and their intervals in simulation."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+from fairlearn.metrics import MetricFrame, false_positive_rate, true_positive_rate
 from scipy import stats
 
 from agejax.evaluation import gates, metrics, uncertainty
@@ -151,3 +152,26 @@ def test_gates_of_groups_are_those_of_their_images_alone():
     limits = [row["threshold"] for row in found["limits"]]
     assert [at["threshold"] for at in found["by_age"]] == list(dict.fromkeys([25, *limits]))
     json.dumps(found, allow_nan=False)
+
+
+def test_rates_and_gaps_of_groups_are_those_of_fairlearn():
+    """A gate is a classifier of adults, and those of 14 to 17 are its negatives."""
+    rng = np.random.default_rng(4)
+    age = rng.integers(14, 40, 3000).astype(float)
+    predicted = age + rng.normal(2, 6, 3000)
+    labels = {"age": age, "gender": rng.integers(0, 2, 3000), "ethnicity": rng.integers(0, 3, 3000)}
+    names = {"gender": ("m", "f"), "ethnicity": ("a", "b", "c")}
+    found = gates.measure(age, predicted, metrics.partitions(labels, names), np.arange(3000))
+    frame = MetricFrame(
+        metrics={"fpr": false_positive_rate, "tpr": true_positive_rate},
+        y_true=age >= 18, y_pred=predicted >= 25,
+        sensitive_features={by: np.array(of)[labels[by]] for by, of in names.items()},
+    )  # fmt: skip
+    for row in found["groups"]["gender x ethnicity"]:
+        theirs = frame.by_group.loc[tuple(row["name"].split())]
+        ours = {key: row["challenge"][25 - 18][key]["rate"] for key in ("fpr", "tpr")}
+        assert ours == pytest.approx(theirs.to_dict()), row["name"]
+    gap = found["gaps"]["gender x ethnicity"]
+    assert not gap["left_out"]
+    assert gap["difference"] == pytest.approx(frame.difference()["fpr"])
+    assert gap["ratio"] == pytest.approx(1 / frame.ratio()["fpr"])

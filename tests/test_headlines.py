@@ -35,6 +35,32 @@ def test_headline_figures_by_hand():
     json.dumps(found, allow_nan=False)
 
 
+def test_headline_figures_are_those_of_scikit_learn_and_their_intervals_those_of_scipy():
+    rng = np.random.default_rng(5)
+    age = rng.integers(10, 36, 900).astype(float)
+    predicted = age + rng.normal(1, 4, 900)
+    sex = rng.integers(0, 2, 900)
+    sexes = [("m", sex == 0), ("f", sex == 1)]
+    found = headlines.measure(age, predicted, sexes, np.arange(900), resamples=4000)
+    inside = (age >= 18) & (age <= 30)
+    frame = MetricFrame(
+        metrics=mean_absolute_error, y_true=age[inside], y_pred=predicted[inside],
+        sensitive_features={"sex": sex[inside], "age": age[inside]},
+    )  # fmt: skip
+    assert found["cells"]["mae"] == pytest.approx(frame.by_group.mean())
+    assert (found["cells"]["filled"], found["cells"]["n"]) == (26, inside.sum())
+    assert [row["name"] for row in found["by_year"]] == [str(year) for year in range(13, 31)]
+    for row in found["by_year"]:
+        of = age == int(row["name"])
+        assert row["mae"] == pytest.approx(mean_absolute_error(age[of], predicted[of]))
+    error = predicted - age
+    for values, key in ((np.abs(error), "mae"), (error, "bias")):
+        theirs = stats.bootstrap((values,), np.mean, n_resamples=4000, method="percentile",
+                                 rng=np.random.default_rng(6)).confidence_interval  # fmt: skip
+        assert found[key] == pytest.approx(values.mean())
+        assert found[f"{key}_ci95"] == pytest.approx([theirs.low, theirs.high], abs=0.02)
+
+
 def test_without_sexes_there_are_no_cells_and_with_one_image_no_spread():
     found = headlines.measure(np.array([40.0]), np.array([42.0]), [], np.arange(1), resamples=9)
     assert "cells" not in found

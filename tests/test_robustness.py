@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from agejax.evaluation import bootstrap, degradations, fitting, gates, robustness
 from agejax.evaluation.scored import score
@@ -182,8 +183,14 @@ def test_a_run_is_judged_on_the_same_images_made_worse(trained, monkeypatch):
     size = run.config.eval.batch_size
     none = np.zeros((size, *scored.source.images.shape[1:]), np.uint8)
     alike = run.predict([{"image": none, "weight": np.ones(size, np.float32)}])["age"][0]
-    error = alike - scored.labels["age"][rows]
-    assert black["mae"] == pytest.approx(np.abs(error).mean(), rel=1e-3)
+    black_error = alike - scored.labels["age"][rows]
+    assert black["mae"] == pytest.approx(np.abs(black_error).mean(), rel=1e-3)
+    # Paired: much narrower than the errors of two samples of images would be.
+    change = np.abs(black_error) - np.abs(error)
+    theirs = stats.bootstrap((change,), np.mean, method="percentile", n_resamples=4000,
+                             rng=np.random.default_rng(0)).confidence_interval  # fmt: skip
+    tolerance = 0.1 * float(theirs.high - theirs.low)
+    assert black["change_ci95"] == pytest.approx([theirs.low, theirs.high], abs=tolerance)
     assert 0 <= black["coverage"] <= 1
     assert found["targets"]["gender"]["dark"][0]["change"] == 0
     assert found["stability"]["n"] == found["n"] == 40
