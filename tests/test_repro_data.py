@@ -630,15 +630,25 @@ def test_groups_of_two_folders_are_joined_by_their_names_and_not_by_numbers(tmp_
     parts = {}
     for k, part in enumerate("xy"):
         files = {f"{part}{i}.jpg": jpeg(10 * k + i) for i in range(5)}
-        rows = (
-            f"{part}{i}.jpg,30,{group}" for i, group in enumerate(("0", "1", "2.0", "Ann", "Ann"))
-        )
+        if part == "y":
+            files["y4.jpg"] = jpeg(3)  # the same photo of Ann as in the first folder
+        groups = ("0", "1", "1", "Ann", "Ann")
+        rows = (f"{part}{i}.jpg,30,{group}" for i, group in enumerate(groups))
         files["labels.csv"] = csv("file,age,group", *rows)
         parts[part] = {"name": "image_folder", "source": str(pack(files, tmp_path / part))}
     mixed = mixture.load(
         ml_collections.ConfigDict(parts), image_size=32, cache_dir=str(tmp_path / "cache")
     )
-    assert len(np.unique(mixed.groups)) == 3 + 3 + 1
+    assert len(np.unique(mixed.groups)) == 2 + 2 + 1
+    # Other photos of one person are no copies, in a part and in the mixture.
+    row = {name: i for i, name in enumerate(mixed.ids.tolist())}
+    expected = np.arange(10)
+    expected[row["y/y4.jpg"]] = row["x/x3.jpg"]
+    np.testing.assert_array_equal(mixed.copies, expected)
+    part = load("image_folder", tmp_path / "x", tmp_path)
+    np.testing.assert_array_equal(part.copies, np.arange(5))
+    view = mixed.select(np.array([row["y/y4.jpg"], row["x/x3.jpg"], row["x/x2.jpg"]]))
+    assert (view.copies.tolist(), view.groups.tolist()) == ([0, 0, 2], [0, 0, 2])
 
 
 def test_a_table_of_other_images_shows_a_row_beside_an_image(tmp_path):

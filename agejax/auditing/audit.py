@@ -80,9 +80,12 @@ def audit(source: Source, ways: Mapping[str, Splits]) -> dict[str, Any]:
     """
     pixels = Pixels.of(source)
     # Some builders search no duplicates; images with equal pixels are copies even there.
-    same = (pixels.digest.tolist(), source.groups.astype(str).tolist())
-    source = dataclasses.replace(source, groups=duplicates.groups(len(source.ids), None, same))
-    copies = _members(source.groups)
+    groups, photos = (
+        duplicates.groups(len(of), None, (pixels.digest.tolist(), of.astype(str).tolist()))
+        for of in (source.groups, source.copies)
+    )
+    source = dataclasses.replace(source, groups=groups, photos=photos)
+    copies = _members(photos)
     return {
         "dataset": source.name,
         "fingerprint": source.fingerprint,
@@ -90,7 +93,7 @@ def audit(source: Source, ways: Mapping[str, Splits]) -> dict[str, Any]:
         "image_size": source.images.shape[1],
         "skipped": skipped(source),
         "duplicates": find_duplicates(source, copies, pixels.digest),
-        "conflicts": find_conflicts(source, _members(source.copies)),
+        "conflicts": find_conflicts(source, copies),
         "leakage": {way: find_leaks(source, pixels.digest, parts) for way, parts in ways.items()},
         "distribution": distribution(source),
         "outliers": find_outliers(source, pixels),

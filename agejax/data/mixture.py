@@ -157,11 +157,16 @@ def join(
     sizes = np.array([len(source.ids) for source in every])
     starts = np.cumsum(sizes) - sizes
     part = np.repeat(np.arange(len(every)), sizes)
-    groups = np.concatenate([s.groups + start for s, start in zip(every, starts, strict=True)])
-    links = [np.stack([np.arange(len(groups)), groups], axis=1), _same_people(every, part)]
-    groups = duplicates.merge(
-        np.concatenate(links if copies is None else [*links, copies]), len(groups)
-    )
+    if copies is None:
+        copies = np.empty((0, 2), np.int64)
+
+    def joined(numbers: Sequence[np.ndarray], *links: np.ndarray) -> np.ndarray:
+        """First rows of all parts; `numbers` has them for each part, `links` join more of them."""
+        first = np.concatenate([n + start for n, start in zip(numbers, starts, strict=True)])
+        own = np.stack([np.arange(len(first)), first], axis=1)
+        return duplicates.merge(np.concatenate([own, *links]), len(first))
+
+    groups = joined([source.groups for source in every], copies, _same_people(every, part))
 
     return Source(
         name="+".join(parts),
@@ -185,6 +190,7 @@ def join(
             name: float(weights.get(name) or len(source.ids) / sizes.mean())
             for name, source in parts.items()
         },
+        photos=joined([source.copies for source in every], copies),
     )
 
 
@@ -210,7 +216,7 @@ def _same_people(parts: Sequence[Source], part: np.ndarray) -> np.ndarray:
 
 def _more(parts: Sequence[Source]) -> dict[str, np.ndarray]:
     """Columns that not every data set has, such as official splits; empty or 0 in the others."""
-    named = ("images", "ids", "groups", "part", "train_only")
+    named = ("images", "ids", "groups", "part", "train_only", "photos")
     more = {}
     for field in dataclasses.fields(Source):
         columns = [getattr(source, field.name) for source in parts]

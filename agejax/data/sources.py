@@ -66,6 +66,8 @@ class Source:
         None where the data set has no splits.
       people: int64 [N], a digest of the name of each image's group (a person, for example), 0
         where it has none: equal in every source with that group; None where there are no groups.
+      photos: int64 [N]; as `groups`, but photos of one person are joined only if they are copies;
+        None: not recorded, as in caches of older versions.
       part: of a mixture: int64 [N], which of `parts` a row is from.
       parts: of a mixture: part -> its share of the draws, in any unit.
       train_only: of a mixture: bool [N], images that must not validate or test, such as those with
@@ -86,6 +88,7 @@ class Source:
     parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
     train_only: np.ndarray | None = None
     undecoded: tuple[Mapping[str, float | str], ...] | None = None
+    photos: np.ndarray | None = None
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """The images of rows int [B], uint8 [B, S, S, 3]."""
@@ -95,25 +98,35 @@ class Source:
 
     @property
     def copies(self) -> np.ndarray:
-        """Int64 [N], equal for copies of one photo; `groups` also joins the photos of a person."""
+        """Int64 [N], equal for copies of one photo: the row of the first of them."""
+        if self.photos is not None:
+            return self.photos
         if self.people is None:
             return self.groups
-        return np.where(self.people == 0, self.groups, -1 - np.arange(len(self.groups)))
+        return first_rows(np.where(self.people == 0, self.groups, -1 - np.arange(len(self.groups))))
 
     def select(self, rows: np.ndarray) -> Source:
         """A source of only these rows, int [M]; the images are not copied."""
         rows = np.asarray(rows, np.int64)
-        fields = {name: v for name, v in vars(self).items() if name not in ("images", "groups")}
+        fields = {name: v for name, v in vars(self).items() if name != "images"}
         columns = {name: v[rows] for name, v in fields.items() if isinstance(v, np.ndarray)}
-        _, first, group = np.unique(self.groups[rows], return_index=True, return_inverse=True)
+        columns |= {
+            name: first_rows(columns[name]) for name in ("groups", "photos") if name in columns
+        }
         return dataclasses.replace(
             self,
             **columns,
             images=Gathered((self,), np.zeros(len(rows), np.int64), rows),
-            groups=first[group],
             labels={name: values[rows] for name, values in self.labels.items()},
             fingerprint=_key(self.fingerprint, hashlib.sha256(rows.tobytes()).hexdigest()),
         )
+
+
+def first_rows(numbers: np.ndarray) -> np.ndarray:
+    """Int [N] -> int64 [N]: for each row the first row with the same number."""
+    _, first, which = np.unique(numbers, return_index=True, return_inverse=True)
+    rows: np.ndarray = first[which].astype(np.int64)
+    return rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -336,16 +349,16 @@ def _decode_all(builder: Any, folder: pathlib.Path, image_size: int, place: str)
     if not len(ids):
         raise UserError(no_image(builder.name, builder.source, skipped))
 
-    same = [columns["digest"], columns["group"]]
     thumbnails = np.stack(columns["thumbnail"]) if builder.FIND_DUPLICATES else None
     if thumbnails is not None:
         console.note(f"{builder.name}: searching for duplicates")
-    groups = duplicates.groups(len(ids), thumbnails, same)
+    photos = duplicates.groups(len(ids), thumbnails, [columns["digest"]])
+    groups = duplicates.groups(len(ids), None, [photos.astype(str).tolist(), columns["group"]])
     labels = {name: np.array(columns[name], dtype) for name, dtype in LABELS.items()}
     official = np.array(columns["split"])
     people = np.array([builder.person(group) for group in columns["group"]], np.int64)
     arrays: dict[str, Any] = {"ids": ids, "groups": groups, "official": official} | labels
-    arrays["people"] = people
+    arrays |= {"people": people, "photos": photos}
     np.savez(folder / "labels.npz", **arrays)
     facts = {
         "name": builder.name,
@@ -361,7 +374,7 @@ def _decode_all(builder: Any, folder: pathlib.Path, image_size: int, place: str)
         ),
     }
     (folder / "source.json").write_text(json.dumps(facts, indent=1))
-    sizes = np.unique(groups, return_counts=True)[1]
+    sizes = np.unique(photos, return_counts=True)[1]
     console.note(
         f"{builder.name}: {len(ids):,} images of {image_size} px in {time.monotonic() - start:.0f} "
         f"s; {(sizes > 1).sum():,} groups of duplicates with {sizes[sizes > 1].sum():,} images; "
@@ -436,7 +449,9 @@ def _open(folder: pathlib.Path) -> Source:
     images = MappedArray(folder / "images.u8", (n, height, width, channels))
     with np.load(folder / "labels.npz") as arrays:
         columns = {name: arrays[name] for name in ("ids", "groups", "official", "people", *LABELS)}
-    kinds = {"ids": "U", "groups": "i", "official": "U", "people": "i"} | {
+        if "photos" in arrays:  # a cache of an older version has none
+            columns["photos"] = arrays["photos"]
+    kinds = {"ids": "U", "groups": "i", "official": "U", "people": "i", "photos": "i"} | {
         name: np.dtype(dtype).kind for name, dtype in LABELS.items()
     }
     for name, values in columns.items():
@@ -462,6 +477,7 @@ def _open(folder: pathlib.Path) -> Source:
         groups=columns.pop("groups"),
         official=official if (official != "").any() else None,
         people=people if people.any() else None,
+        photos=columns.pop("photos", None),
         labels=columns,
         label_names=label_names,
         fingerprint=facts["fingerprint"],
