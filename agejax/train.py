@@ -67,7 +67,8 @@ def train(
     check(config)
     while True:
         try:
-            return _train(config, workdir, stop_after, dry_run)
+            with contextlib.ExitStack() as held:
+                return _train(config, workdir, stop_after, dry_run, held)
         except NotFiniteError as error:
             if config.nonfinite != "rollback":
                 raise
@@ -75,8 +76,9 @@ def train(
 
 
 def _train(
-    config: ml_collections.ConfigDict, workdir: pathlib.Path, stop_after: StopAfter, dry_run: bool
-) -> dict[str, Any] | None:
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, stop_after: StopAfter, dry_run: bool,
+    held: contextlib.ExitStack,
+) -> dict[str, Any] | None:  # fmt: skip
     # ---- 1. the config, as it is or as a run there was started with -----------------------------
     clock = Stopwatch()
     stored = run_folder.stored_config(workdir)
@@ -90,6 +92,9 @@ def _train(
         data = run_data.open_data(config)
     kept = data.kept(config)
     peers.agree(config=kept["config"], data=kept["fingerprint"], versions=kept["versions"])
+    if (started := run_folder.stored_meta(workdir)) is not None:
+        run_folder.check_same_data(workdir, started, data.source, config.data.source, data.facts)
+        distillation.check_same(workdir, started, data.teachers)
 
     # ---- 3. durations, all in steps -------------------------------------------------------------
     sampler, batch_size = data.batches.sampler, config.data.batch_size
@@ -126,15 +131,14 @@ def _train(
     plan.announce()
 
     # ---- 6. start: from the last checkpoint, else fresh (random or pretrained weights) ----------
-    claim = run_folder.Claim(workdir)
+    held.callback(run_folder.Claim(workdir).close)
     checkpoints = CheckpointWriter(workdir / "checkpoints", config.eval.best_mode)
+    held.callback(checkpoints.close)
     skipped = run_folder.skipped_steps(workdir)
     peers.agree(workdir={"checkpoint": checkpoints.last, "skipped_steps": sorted(skipped)})
     if checkpoints.last is not None:
         state, meta = checkpoints.resume(abstract)
         step = int(state.step)
-        run_folder.check_same_data(workdir, meta, data.source, config.data.source, data.facts)
-        distillation.check_same(workdir, meta, data.teachers)
         saved_step = step if meta["evaluated"] else step - 1
         best = Best.resumed(meta["best"], checkpoints, saved_step, eval_every)
         if best not in (Best(**meta["best"]), summaries.best(workdir)):
@@ -154,6 +158,7 @@ def _train(
     run_folder.write_config(workdir, config)
     batches = dataclasses.replace(data.batches, features=features)
     logs = loggers.open_all(config, workdir, step)
+    held.callback(logs.close, finished=False)  # if an error comes before `log` closes them
     sheets = ImageSheets(config, data.source, data.rows.get("val"), data.heads, logs)
     validate = Validation(
         FirstCall(step_lib.make_eval_step(config, model, losses=True), "the eval step", clock),
@@ -174,8 +179,6 @@ def _train(
 
     # ---- 8. the loop ----------------------------------------------------------------------------
     with (
-        contextlib.closing(claim),
-        contextlib.closing(checkpoints),
         contextlib.closing(batches.iterate(step, total_steps, config.data.workers)) as read,
         StopOnSignal() as stop,
         Watchdog(config.watchdog) as watchdog,

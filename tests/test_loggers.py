@@ -1,15 +1,18 @@
 """TensorBoard, wandb and MLflow: what they get, what a resumed run continues, what does no harm."""
 
+import fcntl
 import importlib.util
 import io
 import json
 import logging
 import os
 import pathlib
+import shutil
 import struct
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +28,9 @@ from agejax.logging.loggers import Loggers
 from agejax.logging.stopwatch import Stopwatch
 from agejax.logging.tensorboard import TensorBoard
 from agejax.logging.train_log import TrainLog
+from agejax.runs import run_folder
 from agejax.settings import to_json
+from agejax.train import train
 
 ROOT = pathlib.Path(__file__).parents[1]
 PIXELS = np.arange(4 * 6 * 3).reshape(4, 6, 3).astype(np.uint8)
@@ -366,6 +371,56 @@ def test_mlflow_beside_the_run_has_one_run_of_both_parts(tmp_path, monkeypatch, 
     (tmp_path / "run/loggers.json").write_text('{"mlflow": "gone"}')
     with pytest.raises(UserError, match=r"config.loggers: mlflow does not open: .*gone.*; see"):
         loggers.open_all(config_of("mlflow"), tmp_path / "run", 1)
+
+
+@needs("mlflow")
+def test_of_two_runs_that_begin_at_once_the_second_waits_for_the_first(tmp_path, monkeypatch):
+    from agejax.logging import mlflow as ours
+
+    found = iter([None, types.SimpleNamespace(experiment_id="7")])  # another run makes it meanwhile
+    held = []
+
+    class Client:
+        def __init__(self, uri):
+            held.append(uri)
+            with (tmp_path / ".mlflow.lock").open() as file, pytest.raises(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+        def get_experiment_by_name(self, name):
+            return next(found)
+
+        def create_experiment(self, name, artifacts):
+            raise ours.MlflowException("Experiment(name=agejax) already exists")
+
+        def create_run(self, experiment_id, run_name):
+            return types.SimpleNamespace(info=types.SimpleNamespace(run_id=f"{experiment_id}/1"))
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(ours.mlflow, "MlflowClient", Client)
+    assert ours.MLflow(tmp_path / "run", None).run_id == "7/1"
+    assert held == [f"sqlite:///{tmp_path / 'mlflow.db'}"]
+    with (tmp_path / ".mlflow.lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # free again
+
+
+def test_a_training_that_fails_before_its_first_step_lets_go_of_all_it_holds(
+    trained, monkeypatch, tmp_path
+):
+    recorder, workdir = Recorder(), tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    monkeypatch.setattr(loggers, "open_all", lambda *_: Loggers({"recorder": recorder}))
+
+    class Broken:
+        def __init__(self, *args):
+            raise RuntimeError("no profile")
+
+    monkeypatch.setattr(sys.modules["agejax.train"], "Profile", Broken)
+    config = run_folder.stored_config(workdir)
+    with pytest.raises(RuntimeError, match="no profile") as error:
+        train(config, workdir)
+    assert recorder.got == [False]
+    assert error.tb is not None  # as a notebook keeps it, with all that its frames name
+    run_folder.Claim(workdir).close()
 
 
 def test_a_training_that_starts_anew_is_a_new_run_there(tmp_path, monkeypatch):

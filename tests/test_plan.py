@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import tiny
+from agejax.errors import UserError
 from agejax.logging.cost import Cost
 from agejax.train import train
 from agejax.training import augment
@@ -24,7 +25,7 @@ def test_the_cost_of_a_product_is_what_one_counts_by_hand():
     assert cost.argument_bytes == 4 * (8 * 16 + 16 * 4)
 
 
-def test_a_dry_run_says_what_a_run_then_does_and_writes_nothing(config, tmp_path, capsys):
+def test_a_dry_run_says_what_a_run_then_does_and_writes_nothing(config, faces, tmp_path, capsys):
     workdir = tmp_path / "run"
     config.total = {"epochs": 1.25}
     found = train(config, workdir, dry_run=True)
@@ -49,6 +50,14 @@ def test_a_dry_run_says_what_a_run_then_does_and_writes_nothing(config, tmp_path
     train(config, workdir, dry_run=True)
     said = capsys.readouterr().out
     assert f"those of step {summary['steps']} in the workdir" in said
+    # What the run itself would be refused for, so is the dry run.
+    others = tmp_path / "UTKFace"
+    others.mkdir()
+    for chip in sorted(faces.iterdir())[1:]:
+        (others / chip.name).symlink_to(chip)
+    config.data.source = str(others)
+    with pytest.raises(UserError, match="was trained on other data than"):
+        train(config, workdir, dry_run=True)
     assert sorted(workdir.rglob("*")) == before
 
 

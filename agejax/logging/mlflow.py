@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import logging
 import os
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import mlflow
 import numpy as np
 from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
 
 from agejax.logging import console
 from agejax.settings import leaves
@@ -40,21 +43,31 @@ class MLflow:
         # Images of runs in mlflow.db would go to the folder in which the command is started.
         artifacts = None if uri else (folder / "mlartifacts").as_uri()
         uri = uri or f"sqlite:///{folder / 'mlflow.db'}"
-        self._client = mlflow.MlflowClient(uri)
         self._new = run_id is None
-        if run_id is None:
-            name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "agejax")
-            experiment = self._client.get_experiment_by_name(name)
-            experiment_id = (
-                self._client.create_experiment(name, artifacts)
-                if experiment is None
-                else experiment.experiment_id
-            )
-            run_id = self._client.create_run(experiment_id, run_name=workdir.name).info.run_id
-        else:
-            self._client.update_run(run_id, status="RUNNING")
+        with _alone(None if artifacts is None else folder):
+            self._client = mlflow.MlflowClient(uri)
+            if run_id is None:
+                run_id = self._client.create_run(
+                    self._experiment(artifacts), run_name=workdir.name
+                ).info.run_id
+            else:
+                self._client.update_run(run_id, status="RUNNING")
         self.run_id: str = run_id
         console.note(f"mlflow: run {run_id} at {uri}")
+
+    def _experiment(self, artifacts: str | None) -> str:
+        """The id of the experiment, made if it is not there."""
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "agejax")
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is None:
+            try:
+                return str(self._client.create_experiment(name, artifacts))
+            except MlflowException:
+                # Another run may have made it on the server just now.
+                experiment = self._client.get_experiment_by_name(name)
+                if experiment is None:
+                    raise
+        return str(experiment.experiment_id)
 
     def config(self, config: Mapping[str, Any]) -> None:
         """The settings as parameters, and config.json among the files of the MLflow run."""
@@ -76,3 +89,19 @@ class MLflow:
 
     def close(self, *, finished: bool) -> None:
         self._client.set_terminated(self.run_id, "FINISHED" if finished else "KILLED")
+
+
+@contextlib.contextmanager
+def _alone(folder: pathlib.Path | None) -> Iterator[None]:
+    """Waits for other runs that open mlflow.db in this folder: two that make it at once both fail.
+
+    Args:
+      folder: None for a server, which sees to that itself.
+    """
+    if folder is None:
+        yield
+        return
+    with (folder / ".mlflow.lock").open("w") as file:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

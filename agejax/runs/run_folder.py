@@ -94,19 +94,26 @@ def _as_written(stored: Any) -> ml_collections.ConfigDict:
     return config
 
 
+def stored_meta(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """What the newest checkpoint keeps besides its arrays; None where none can be read."""
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    for step in reversed(checkpoints.steps):
+        # A step may be damaged, or be deleted just now: the one before it is of the same run.
+        with contextlib.suppress(UserError):
+            return checkpoints.meta(step)
+    return None
+
+
 def stored_config(workdir: pathlib.Path) -> ml_collections.ConfigDict | None:
     """The config of the newest checkpoint: what a run there goes on with.
 
     None where nothing is saved yet: a run that was refused, or stopped, before its first checkpoint
     binds nobody. Not config.json, which may be lost, or of such a run.
     """
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    steps = checkpoints.steps
-    for step in reversed(steps):
-        # A step may be damaged, or be deleted just now: the one before it has the same config.
-        with contextlib.suppress(UserError):
-            return _as_written(checkpoints.meta(step)["config"])
-    return read_config(workdir) if steps else None
+    meta = stored_meta(workdir)
+    if meta is not None:
+        return _as_written(meta["config"])
+    return read_config(workdir) if Checkpoints(workdir / "checkpoints").steps else None
 
 
 def opened_config(workdir: pathlib.Path) -> ml_collections.ConfigDict | None:
