@@ -25,16 +25,14 @@ from agejax.training import sharding
 
 
 def main(argv: Sequence[str]) -> None:
-    command_line.help_of_settings(argv)
     parser = usage.parser(__doc__, command_line.SETTINGS_HELP)
     parser.add_argument("--workdir", required=True, help="the folder of the folds' runs")
     parser.add_argument(
         "--protocol", metavar="DIR", help="the folder that python -m agejax.data.protocol wrote"
     )
-    args, rest = parser.parse_known_args(argv[1:])
+    args, config = command_line.parse_with(parser, argv)
     folder = expand(args.workdir)
     files.check_folder(folder, "--workdir")
-    config = command_line.parse([argv[0], *rest])
     found = folds.of_protocol(expand(args.protocol)) if args.protocol else folds.of_config(config)
     sharding.start()
     folder.mkdir(parents=True, exist_ok=True)

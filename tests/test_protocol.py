@@ -216,9 +216,20 @@ def test_folds_are_trained_scored_and_tabulated_and_go_on(lists, config, tmp_pat
     assert f"| {sum(maes) / 2:.2f}({abs(maes[0] - maes[1]) / 2:.2f}) |" in text
     assert "3 images of the protocol are left out" in text
 
-    # The same command has nothing left to do; another config is refused, not mixed in.
+    # The same command has nothing left to do; another config is refused, not mixed in. Evaluations
+    # of other data, and of a step that is not the best of what is there now, do not count.
     monkeypatch.setattr(folds, "train", lambda *args: pytest.fail("trained again"))
+    place = tmp_path / "fold-1/evaluation/utkface-test/metrics.json"
+    for name, changes in {"aaf": {"fingerprint": "other"}, "old": {"step": 1}}.items():
+        other = tmp_path / f"fold-1/evaluation/{name}-test/metrics.json"
+        other.parent.mkdir()
+        other.write_text(json.dumps(b | changes | {"age": {"mae": 0.0}}))
     assert folds.cross_validate(config, tmp_path, two) == found
+    place.unlink()
+    monkeypatch.setattr(folds, "train", lambda *args: None)
+    before = (tmp_path / "folds.md").read_text()
+    assert folds.cross_validate(config, tmp_path, two) is None  # fold 1 wants to be scored again
+    assert (tmp_path / "folds.md").read_text() == before
     with pytest.raises(UserError, match=r"trained with another config: schedule\.lr"):
         folds.cross_validate(replaced(config, {"schedule.lr": 1e-3}), tmp_path, two)
 
@@ -253,6 +264,16 @@ def test_the_table_in_the_benchmarks_form():
     ]
 
 
+def test_a_fold_without_a_label_has_no_figure_and_the_mean_is_of_the_others():
+    figures = [{"age/mae": 4.0}, {"age/mae": 5.0, "gender/accuracy": 0.9}]
+    rows = [{"fold": i, "examples": {"test": 30}, "figures": f} for i, f in enumerate(figures)]
+    found = folds.tabulate(rows, folds.Folds([{}] * 2, "made"))
+    assert found["mean"] == {"age/mae": 4.5, "gender/accuracy": 0.9}
+    text = folds.text(found)
+    assert "| 0 | 0 | 0 | 30 | 4.00 | – |\n| 1 | 0 | 0 | 30 | 5.00 | 0.900 |\n" in text
+    assert "–: no image of that fold's test split has the label" in text
+
+
 def test_folds_come_from_the_config_or_from_lists(config, tmp_path, capsys):
     with pytest.raises(UserError, match="0 makes no folds"):
         folds.of_config(config)
@@ -260,6 +281,11 @@ def test_folds_come_from_the_config_or_from_lists(config, tmp_path, capsys):
     assert folds.of_config(config).changes == [{"data.split.fold": i} for i in range(3)]
     with pytest.raises(UserError, match=r"holds no protocol\.json"):
         folds.of_protocol(tmp_path)
+    for number, text in enumerate(('{"folds": "x"}', "{}", '{"folds": 2, "left_out": null}')):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "protocol.json").write_text(text)
+        with pytest.raises(UserError, match="names no folds; write the folder with"):
+            folds.of_protocol(tmp_path / str(number))
     arguments = [
         "cross_validate", f"--config={tiny.__file__}", f"--workdir={tmp_path / 'cv'}",
         f"--protocol={tmp_path}",

@@ -13,11 +13,13 @@ import numpy as np
 
 from agejax import files
 from agejax.config import replaced
-from agejax.errors import UserError
+from agejax.errors import UserError, is_number
 from agejax.logging import console
 from agejax.reporting import markdown, results
-from agejax.runs import run_folder, warm_start
+from agejax.reporting.figures import MISSING
+from agejax.runs import run_folder, summary, warm_start
 from agejax.train import train
+from agejax.training.checkpoint import Checkpoints
 
 SPLITS = ("train", "val", "test")
 PROTOCOL = "protocol.json"
@@ -59,16 +61,17 @@ def of_protocol(folder: pathlib.Path) -> Folds:
         raise UserError(f"--protocol={folder}: it holds no {PROTOCOL}; {remedy}")
     about = files.read_json(folder / PROTOCOL, dict, remedy)
     folder = folder.resolve()  # a fold resumes from whatever folder the command is started in
-    places = [folder / f"fold-{number}" for number in range(int(about.get("folds", 0)))]
-    if not places:
+    count, left_out = about.get("folds"), about.get("left_out", 0)
+    if not isinstance(count, int) or count < 1 or not isinstance(left_out, int):
         raise UserError(f"{folder / PROTOCOL} names no folds; {remedy}")
+    places = [folder / f"fold-{number}" for number in range(count)]
     return Folds(
         [
             {"data.split.files": {split: str(place / f"{split}.txt") for split in SPLITS}}
             for place in places
         ],
         str(about.get("database", folder.name)),
-        int(about.get("left_out", 0)),
+        left_out,
     )
 
 
@@ -104,28 +107,74 @@ def cross_validate(
     Raises:
       UserError: as `train`; a finished fold of another config; or no test split.
     """
-    rows = []
-    for number, changes in enumerate(folds.changes):
-        workdir = folder / f"fold-{number}"
-        console.result(f"fold {number}, {number + 1} of {len(folds.changes)}: {workdir}")
-        result = _score(replaced(config, changes), workdir)
-        if result is None:
-            return None
-        rows.append({"fold": number, "examples": _examples(workdir), "figures": _figures(result)})
-        found = tabulate(rows, folds)
-        files.write_json(folder / "folds.json", found)
-        files.write_text(folder / "folds.md", text(found))
+    todo = [
+        (replaced(config, changes), folder / f"fold-{number}")
+        for number, changes in enumerate(folds.changes)
+    ]
+    scores = [_scored(*fold) for fold in todo]
+    workdirs = [workdir for _, workdir in todo]
+    for number, fold in enumerate(todo):
+        if scores[number] is None:
+            console.result(f"fold {number}, {number + 1} of {len(todo)}: {workdirs[number]}")
+            scores[number] = _score(*fold)
+            if scores[number] is None:
+                return None
+            _write(folder, folds, workdirs, scores)
+    return _write(folder, folds, workdirs, scores)
+
+
+def _write(
+    folder: pathlib.Path,
+    folds: Folds,
+    workdirs: Sequence[pathlib.Path],
+    scores: Sequence[Mapping[str, Any] | None],
+) -> dict[str, Any]:
+    """Writes folds.json and folds.md of the folds that are scored; returns folds.json."""
+    found = tabulate(
+        [
+            {"fold": number, "examples": _examples(workdirs[number]), "figures": _figures(score)}
+            for number, score in enumerate(scores)
+            if score is not None
+        ],
+        folds,
+    )
+    files.write_json(folder / "folds.json", found)
+    files.write_text(folder / "folds.md", text(found))
     return found
 
 
+def _scored(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any] | None:
+    """metrics.json of a fold's test split; None where the fold is not trained or not scored.
+
+    Of the evaluations there, that of the run's own data and best step counts: a fold that was
+    trained again may still have those of its former checkpoints beside it.
+
+    Raises:
+      UserError: the fold was trained with another config.
+    """
+    stored = run_folder.stored_config(workdir)
+    if stored is None:
+        return None
+    run_folder.check_same_config(workdir, stored, warm_start.settle(config, workdir, stored))
+    if not (workdir / summary.FILE).exists():
+        return None
+    checkpoints = Checkpoints(workdir / "checkpoints", config.eval.best_mode)
+    if _summary(workdir).get("steps") != checkpoints.last or checkpoints.best is None:
+        return None  # it is being trained again
+    wanted = {
+        "split": "test",
+        "step": checkpoints.best,
+        "fingerprint": checkpoints.meta(checkpoints.best)["fingerprint"],
+    }
+    for path in sorted(workdir.glob("evaluation/*-test/metrics.json")):
+        found: dict[str, Any] = files.read_json(path, dict, "remove it to score the fold again")
+        if found | wanted == found:
+            return found
+    return None
+
+
 def _score(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any] | None:
-    """metrics.json of a fold's test split, made if it is not there; None: a signal came."""
-    scored = sorted(workdir.glob("evaluation/*-test/metrics.json"))
-    if (workdir / "summary.json").exists() and scored:
-        stored = run_folder.stored_config(workdir)
-        now = warm_start.settle(config, workdir, stored)
-        run_folder.check_same_config(workdir, stored, now)
-        return files.read_json(scored[0], dict, "remove it to score the fold again")
+    """Trains a fold and scores its test split; None: a signal came."""
     try:
         if train(config, workdir) is None:
             return None
@@ -134,9 +183,15 @@ def _score(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str
         jax.clear_caches()  # else compiled programs of many folds fill the memory
 
 
+def _summary(workdir: pathlib.Path) -> dict[str, Any]:
+    found: dict[str, Any] = files.read_json(
+        workdir / summary.FILE, dict, "remove it to train the fold again"
+    )
+    return found
+
+
 def _examples(workdir: pathlib.Path) -> dict[str, int]:
-    remedy = "remove it to train the fold again"
-    examples: dict[str, int] = files.read_json(workdir / "summary.json", dict, remedy)["examples"]
+    examples: dict[str, int] = _summary(workdir)["examples"]
     return examples
 
 
@@ -146,7 +201,7 @@ def _figures(result: Mapping[str, Any]) -> dict[str, float]:
         f"{target}/{figure}": result[target][figure]
         for target in result["groups"]
         for figure in FIGURES
-        if figure in result[target]
+        if is_number(result[target].get(figure))
     }
 
 
@@ -154,9 +209,13 @@ def tabulate(rows: Sequence[Mapping[str, Any]], folds: Folds) -> dict[str, Any]:
     """The scores of the folds done so far, with the mean and standard deviation of each figure.
 
     Args:
-      rows: {"fold", "examples": {split: images}, "figures": {name: value}} of each.
+      rows: {"fold", "examples": {split: images}, "figures": {name: value}} of each; a fold lacks
+        a figure where no image of its test split has the label.
     """
-    values = {name: [row["figures"][name] for row in rows] for name in rows[0]["figures"]}
+    names = dict.fromkeys(name for row in rows for name in row["figures"])
+    values = {
+        name: [row["figures"][name] for row in rows if name in row["figures"]] for name in names
+    }
     return {
         "splits": folds.name,
         "folds": len(folds.changes),
@@ -172,10 +231,14 @@ def text(found: Mapping[str, Any]) -> str:
     """folds.md: a row per fold, then mean(standard deviation)."""
     columns = {name: FIGURES[name.rpartition("/")[2]] for name in found["mean"]}
     titles = [title.format(name.rpartition("/")[0]) for name, (title, _) in columns.items()]
-    rows = []
+    rows, lacking = [], False
     for row in found["rows"]:
         sizes = [row["examples"].get(split, 0) for split in SPLITS]
-        scores = [format(row["figures"][name], form) for name, (_, form) in columns.items()]
+        scores = [
+            format(row["figures"][name], form) if name in row["figures"] else MISSING
+            for name, (_, form) in columns.items()
+        ]
+        lacking = lacking or MISSING in scores
         rows.append([str(row["fold"]), *sizes, *scores])
     over = [
         f"{found['mean'][name]:{form}}({found['std'][name]:{form}})"
@@ -187,6 +250,11 @@ def text(found: Mapping[str, Any]) -> str:
     done = len(found["rows"])
     if done < found["folds"]:
         parts.insert(1, f"{done} of {found['folds']} folds are done.")
+    if lacking:
+        parts.append(
+            f"{MISSING}: no image of that fold's test split has the label; the mean is over the "
+            "other folds."
+        )
     if found["left_out"]:
         parts.append(
             f"{found['left_out']:,} images of the protocol are left out, since the data lacks them "
