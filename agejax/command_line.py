@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from collections.abc import Sequence
@@ -35,6 +36,22 @@ def help_of_settings(argv: Sequence[str]) -> None:
     if topic := _help_topic(argv[1:]):
         print(reference.text(topic), end="")
         sys.exit()
+
+
+def parse_with(
+    parser: argparse.ArgumentParser, argv: Sequence[str]
+) -> tuple[argparse.Namespace, ml_collections.ConfigDict]:
+    """Reads a command's own arguments, and from the others the config.
+
+    Args:
+      parser: of the command's own arguments.
+
+    Raises:
+      UserError: as `parse`.
+    """
+    help_of_settings(argv)
+    args, rest = parser.parse_known_args(argv[1:])
+    return args, parse([argv[0], *rest])
 
 
 def parse(argv: Sequence[str], usage: str = "") -> ml_collections.ConfigDict:

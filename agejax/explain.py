@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--method", choices=get_args(Method), default="lime")
     parser.add_argument("--target", default="age", help="age, gender, ethnicity: a head's label")
     parser.add_argument("--output", help="default: WORKDIR/explanations/TARGET-METHOD")
-    parser.add_argument("--seed", type=int, default=0, help="seed of LIME's samples")
+    parser.add_argument("--seed", type=usage.at_least(0), default=0, help="seed of LIME's samples")
     parser.add_argument("paths", nargs="+", metavar="IMAGE_OR_FOLDER")
     args = parser.parse_args(argv[1:])
     paths = find_images(args.paths)

@@ -30,22 +30,22 @@ from agejax.training import sharding
 
 
 def main(argv: Sequence[str]) -> None:
-    command_line.help_of_settings(argv)
     parser = usage.parser(__doc__, command_line.SETTINGS_HELP)
     parser.add_argument("--space", required=True, help="the Python file of the settings to search")
     parser.add_argument("--study", required=True, help="the folder of the study")
-    parser.add_argument("--trials", type=int, default=25)
+    parser.add_argument("--trials", type=usage.at_least(1), default=25)
     parser.add_argument("--sampler", choices=study.SAMPLERS, default="tpe")
-    parser.add_argument("--start", type=int, default=5, help="random trials to start with")
+    parser.add_argument(
+        "--start", type=usage.at_least(0), default=5, help="random trials to start with"
+    )
     parser.add_argument("--pruner", choices=study.PRUNERS, default="none")
     parser.add_argument("--storage", default="", help="a database's URL; default: sqlite in DIR")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the sampler")
-    args, rest = parser.parse_known_args(argv[1:])
+    parser.add_argument("--seed", type=usage.at_least(0), default=0, help="seed of the sampler")
+    args, config = command_line.parse_with(parser, argv)
     folder = expand(args.study)
     files.check_folder(folder, "--study")
     _quiet()
     settings = space.read_space(args.space)
-    config = command_line.parse([argv[0], *rest])
     firsts = {k: v["choices"][0] if "choices" in v else v["low"] for k, v in settings.items()}
     replaced(config, firsts)  # raises where a setting does not exist
     if not config.data.split.val_of_train:

@@ -195,6 +195,7 @@ def test_weights_are_fitted_on_val(trained, other, tmp_path, capsys):
         (["--weights=.4"], "2 numbers of 0 or above"),
         (["--weights=.4,x"], "2 numbers of 0 or above"),
         (["--weights=-1,2"], "2 numbers of 0 or above"),
+        (["--weights=nan,1"], "2 numbers of 0 or above"),
         (["--views=flop"], "'flop' is none of plain, flip, crops"),
         (["--combine=weights", "--weights=fit"], "it fits shares of predictions"),
         (["--statistics=anew"], "only --combine=weights"),

@@ -128,3 +128,20 @@ def test_ctrl_c_while_a_command_imports_its_modules_is_one_line():
     rest = [line for line in process.stderr if not line.startswith("import time:")]
     assert process.wait() == 130
     assert rest == ["agejax: interrupted\n"]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("--seed=-1", "argument --seed: -1; set it to 0 or more"),
+        ("--seed=x", "argument --seed: invalid whole number value: 'x'"),
+    ],
+)
+def test_a_whole_number_has_a_least_value(given, words, capsys):
+    parser = usage.parser("python -m agejax.x --seed=N\n\nDoes something.")
+    parser.add_argument("--seed", type=usage.at_least(0))
+    assert parser.parse_args(["--seed=0"]).seed == 0
+    with pytest.raises(SystemExit) as end:
+        parser.parse_args([given])
+    assert end.value.code == 2
+    assert words in capsys.readouterr().err

@@ -113,6 +113,8 @@ def test_the_written_lines_train_on_both(labelled, cache, tmp_path):
 def test_bad_shares_and_folders_are_one_line(trained, folder, tmp_path, capsys):
     with pytest.raises(UserError, match="a share above 0"):
         pseudo_labels.pseudo_label(trained, str(folder), tmp_path, keep=0.0)
+    with pytest.raises(UserError, match="--probability=nan: set it to 0 to 1"):
+        pseudo_labels.pseudo_label(trained, str(folder), tmp_path, probability=np.nan)
     (tmp_path / "empty").mkdir()
     flags = [f"--workdir={trained}", f"--source={tmp_path / 'empty'}", f"--output={tmp_path}"]
     assert run_command(pseudo_label.main, ["pseudo_label", *flags]) == 2

@@ -112,7 +112,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--output", required=True, help="a new folder")
     parser.add_argument(
         "--size",
-        type=int,
+        type=usage.at_least(1),
         default=200,
         help="edge of the images, pixels; default: 200, as in UTKFace",
     )

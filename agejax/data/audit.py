@@ -44,7 +44,9 @@ def main(argv: Sequence[str]) -> None:
         "--fraction", action="append", default=[], metavar="NAME=SHARE",
         help="a split by fraction, such as train=0.8, to search for leaks; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="seed of the splits by fraction")
+    parser.add_argument(
+        "--seed", type=usage.at_least(0), default=0, help="seed of the splits by fraction"
+    )
     parser.add_argument("--output", help="a folder; default: runs/audit/DATASET")
     args = parser.parse_args(argv[1:])
     lists, shares = flags.pairs(args.split_file, "--split_file"), _shares(args.fraction)

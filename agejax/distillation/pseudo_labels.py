@@ -52,6 +52,8 @@ def pseudo_label(
     """
     if not 0 < keep <= 1:
         raise UserError(f"--keep={keep}: set a share above 0 and at most 1")
+    if not 0 <= probability <= 1:
+        raise UserError(f"--probability={probability}: set it to 0 to 1")
     output = expand(output)
     files.check_folder(output, "--output")
     run = twice(ensembles.open_run(workdir))

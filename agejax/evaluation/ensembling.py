@@ -90,7 +90,8 @@ def parse_weights(
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
         numbers = []
-    if len(numbers) != len(members) or min(numbers) < 0 or sum(numbers) == 0:
+    valid = all(0 <= number < np.inf for number in numbers) and sum(numbers) > 0
+    if len(numbers) != len(members) or not valid:
         raise UserError(
             f"--weights={text}: give {len(members)} numbers of 0 or above, such as 0.4,0.6, or fit"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Callable
 
 _CALL = re.compile(r"python -m agejax(?:\.\w+)+")  # with which a command's docstring begins
 _typed: list[str] = []  # ["agejax X"] where that was typed
@@ -20,6 +21,19 @@ def text(doc: str | None) -> str:
     call = _CALL.match(doc)
     assert call is not None, doc
     return doc.replace(call[0], _typed[0]).rstrip() if _typed else doc.rstrip()
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an argument that is a whole number of `least` or more."""
+
+    def whole(text: str) -> int:
+        number = int(text)
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{number}; set it to {least} or more")
+        return number
+
+    whole.__name__ = "whole number"  # what argparse calls the type of a text that is none
+    return whole
 
 
 def parser(doc: str | None, epilog: str | None = None) -> argparse.ArgumentParser:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agejax.errors import UserError, check_keys, line_in
+from agejax.errors import UserError, check_keys, is_number, line_in
 from agejax.paths import expand
 
 KEYS = ("low", "high", "log", "step", "choices")
@@ -40,12 +40,21 @@ def read_space(path: str) -> dict[str, dict[str, Any]]:
         raise UserError(f"--space={path} has no get_space(), or it names no setting")
     for name, given in space.items():
         where = f"--space={path}: {name}"
+        if not isinstance(given, Mapping):
+            raise UserError(f"{where}: {given!r}; set low and high, or choices")
         check_keys(given, KEYS, where)
         if "choices" in given:
-            if not given["choices"]:
-                raise UserError(f"{where}: no choices")
-        elif not {"low", "high"} <= given.keys() or not given["low"] <= given["high"]:
-            raise UserError(f"{where}: set low and high, low first, or choices")
+            choices = given["choices"]
+            if isinstance(choices, str) or not isinstance(choices, Sequence) or not choices:
+                raise UserError(f"{where}: no choices; list them")
+            continue
+        numbers = [given.get("low"), given.get("high"), given.get("step", 1)]
+        if not all(map(is_number, numbers)) or given["low"] > given["high"] or numbers[2] <= 0:
+            raise UserError(
+                f"{where}: set low and high, low first, and if you like a step above 0; or choices"
+            )
+        if given.get("log") and (given["low"] <= 0 or "step" in given):
+            raise UserError(f"{where}: log needs low above 0, and no step")
     return space
 
 
@@ -55,7 +64,7 @@ def suggest(trial: Any, name: str, given: Mapping[str, Any]) -> Any:
         # By number: Optuna stores texts and numbers only, and a choice may be a dict.
         k = trial.suggest_categorical(name, list(range(len(given["choices"]))))
         return given["choices"][k]
-    whole = all(isinstance(given[key], int) for key in ("low", "high"))
+    whole = all(isinstance(given.get(key, 1), int) for key in ("low", "high", "step"))
     options = {key: given[key] for key in ("log", "step") if key in given}
     return (trial.suggest_int if whole else trial.suggest_float)(
         name, given["low"], given["high"], **options
