@@ -19,7 +19,6 @@ def lime(
     *,
     seed: int = 0,
     samples: int = SAMPLES,
-    segments: np.ndarray | None = None,
     fill: Fill = "blur",
     batch: int = BATCH,
 ) -> Explanation:
@@ -31,10 +30,9 @@ def lime(
     Args:
       predict: is called with `batch` images at a time.
       image: uint8 [S, S, 3].
-      segments: int [S, S], 0..K-1; default: `superpixels`.
       fill: the kind of `backdrop` that replaces a hidden segment.
     """
-    segments = superpixels(image) if segments is None else segments
+    segments = superpixels(image)
     count = int(segments.max()) + 1
     present = np.random.default_rng(seed).random((samples, count)) < 0.5
     present[0] = True  # the image itself

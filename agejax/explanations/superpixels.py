@@ -7,23 +7,23 @@ import numpy as np
 from scipy import ndimage
 
 GRID = 8  # segments along an edge
+COMPACTNESS = 10.0  # the CIELAB distance that a grid cell's width equals; higher is squarer
 
 
-def superpixels(image: np.ndarray, grid: int = GRID, compactness: float = 10.0) -> np.ndarray:
-    """SLIC (Achanta et al. 2012): about grid² connected segments of similar colour.
+def superpixels(image: np.ndarray) -> np.ndarray:
+    """SLIC (Achanta et al. 2012): about `GRID`² connected segments of similar colour.
 
     Args:
       image: uint8 [S, S, 3].
-      compactness: the CIELAB distance that a grid cell's width equals; higher is squarer.
 
     Returns:
       int32 [S, S], 0..K-1.
     """
     size = len(image)
-    grid = min(grid, size)
+    grid = min(GRID, size)
     step = size / grid
     y, x = np.mgrid[:size, :size].astype(np.float32)
-    places = np.stack([y, x], axis=-1) * (compactness / step)
+    places = np.stack([y, x], axis=-1) * (COMPACTNESS / step)
     # k-means over colours and places in one space; searches only the 3 x 3 nearest cells.
     points = np.dstack([cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB), places])
     points = points.astype(np.float64)

@@ -39,10 +39,10 @@ def any_batch(size: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((*jax.export.symbolic_shape("batch"), size, size, 3), np.uint8)
 
 
-def random_images(size: int, n: int = 4) -> np.ndarray:
-    """Noise of different brightness, uint8 [n, size, size, 3]."""
+def random_images(size: int) -> np.ndarray:
+    """Noise of different brightness, uint8 [4, size, size, 3]."""
     rng = np.random.default_rng(0)
-    return (rng.uniform(0, 256, (n, size, size, 3)) * rng.uniform(0.2, 1, (n, 1, 1, 3))).astype(
+    return (rng.uniform(0, 256, (4, size, size, 3)) * rng.uniform(0.2, 1, (4, 1, 1, 3))).astype(
         np.uint8
     )
 

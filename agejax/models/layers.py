@@ -43,14 +43,13 @@ class Conv(nnx.Module):
         padding: int | Literal["same"] | None = None,
         groups: int = 1,
         use_bias: bool = False,
-        init: Initializer = kaiming_fan_out,
         dtype: jax.typing.DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
         self.size, self.stride, self.groups, self.dtype = size, stride, groups, dtype
         self.padding: int | str = size // 2 if padding is None else padding
         shape = (size, size, inputs // groups, outputs)
-        self.kernel = nnx.Param(init(rngs.params(), shape, jnp.float32))
+        self.kernel = nnx.Param(kaiming_fan_out(rngs.params(), shape, jnp.float32))
         self.bias = nnx.Param(jnp.zeros(outputs)) if use_bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -92,7 +92,7 @@ def generator(seed: int, index: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, index]))
 
 
-def contact_sheet(path: str | pathlib.Path, seed: int = 0, size: int = SIZE) -> None:
+def contact_sheet(path: str | pathlib.Path, seed: int = 0) -> None:
     """Writes a picture of eight people, a man and a woman of each colouring, one per row, each
     ageing from 2 to 95 years.
 
@@ -102,7 +102,7 @@ def contact_sheet(path: str | pathlib.Path, seed: int = 0, size: int = SIZE) -> 
     rows = []
     for person in range(2 * len(COLOURINGS)):
         colouring, gender = divmod(person, 2)
-        rows.append([draw_face(generator(seed, person), age, gender, colouring, size)
+        rows.append([draw_face(generator(seed, person), age, gender, colouring, SIZE)
                      for age in SHEET_AGES])  # fmt: skip
     sheet = np.concatenate([np.concatenate(row, axis=1) for row in rows])
     path = expand(path)
