@@ -33,6 +33,7 @@ def main() -> None:
     source, cache, workdir, workers, name, at = sys.argv[1:]
     sharding.join()
     jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)  # as in conftest.py
     config = tiny.get_config()
     config.data.source, config.data.cache_dir = source, cache
     config.data.workers = int(workers)
