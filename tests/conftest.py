@@ -76,6 +76,21 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pathlib.Path]:
 
 
 @pytest.fixture(scope="session")
+def real_utkface(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, pathlib.Path]:
+    """The archive of real faces, and a cache for it at 32 px.
+
+    To prepare and decode it takes half a minute of CPU time, so all workers use one cache.
+    """
+    archive = SHARED / "data" / "utkface" / "UTKFace.tar.gz"
+    if not archive.exists():
+        pytest.skip(f"{archive} is not there")
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent
+    return archive, place / "real-utkface"
+
+
+@pytest.fixture(scope="session")
 def trained(
     faces: pathlib.Path, cache: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
 ) -> pathlib.Path:

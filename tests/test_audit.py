@@ -2,7 +2,6 @@
 
 import html.parser
 import json
-import pathlib
 import shutil
 
 import cv2
@@ -17,7 +16,6 @@ from agejax.data.sources import Source
 from agejax.process.command import run_command
 from agejax.reporting import audit_figures, audit_page
 
-UTKFACE = pathlib.Path(__file__).parents[2] / "shared/data/utkface"
 N, S = 40, 64
 
 
@@ -261,12 +259,12 @@ def test_bad_input_is_one_line(faces, cache, tmp_path, capsys, arguments, match)
     assert not (tmp_path / "out/audit.json").exists()
 
 
-def test_real_faces(tmp_path, capsys):
-    archive = UTKFACE / "UTKFace.tar.gz"
-    if not archive.exists():
-        pytest.skip(f"{UTKFACE} is not there")
-    files = [f"--split-file={k}={UTKFACE}/splits/coral_{k}.txt" for k in ("train", "test")]
-    argv = ["audit", f"--source={archive}", *files, f"--output={tmp_path}"]
+def test_real_faces(real_utkface, tmp_path, capsys):
+    archive, cache = real_utkface
+    splits = archive.parent / "splits"
+    files = [f"--split-file={k}={splits}/coral_{k}.txt" for k in ("train", "test")]
+    argv = ["audit", f"--source={archive}", f"--cache-dir={cache}", "--image-size=32", *files,
+            f"--output={tmp_path}"]  # fmt: skip
     assert run_command(audit.main, argv) == 0
     report = json.loads((tmp_path / "audit.json").read_text())
     assert report["duplicates"]["groups"] > 500

@@ -5,7 +5,6 @@ import json
 import os
 import pathlib
 import pickle
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +21,6 @@ from agejax.data.mapped import MappedArray
 from agejax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
-REAL = ROOT.parent / "shared/data/utkface/UTKFace.tar.gz"
 
 
 def photo(seed: int, size: int = 80) -> np.ndarray:
@@ -349,16 +347,8 @@ def test_flat_images_are_copies_only_where_their_files_are():
     np.testing.assert_array_equal(groups, [0, 1, 0, 1])
 
 
-@pytest.fixture(scope="module")
-def real(tmp_path_factory):
-    if not REAL.exists():
-        pytest.skip(f"{REAL} is not there")
-    cache = tmp_path_factory.mktemp("real")
-    yield load(REAL, cache)
-    shutil.rmtree(cache)
-
-
-def test_the_real_archive(real):
+def test_the_real_archive(real_utkface):
+    real = load(*real_utkface)
     assert real.images.shape == (19_009, 32, 32, 3)
     assert len(real.skipped) == 2
     assert len(set(real.ids)) == 19_009

@@ -6,6 +6,7 @@ import pathlib
 import ml_collections
 import numpy as np
 import pytest
+from conftest import SHARED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,8 +15,7 @@ from agejax.data import edits, sources, splits
 from agejax.data.sources import Source
 from agejax.errors import UserError
 
-UTKFACE = pathlib.Path(__file__).parents[2] / "shared/data/utkface"
-CORAL = UTKFACE / "splits"
+CORAL = SHARED / "data/utkface/splits"
 FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
 
 
@@ -487,10 +487,9 @@ def test_the_public_files_are_read_whole():
 
 
 @pytest.fixture(scope="module")
-def utkface():
-    if not (UTKFACE / "UTKFace.tar.gz").exists():
-        pytest.skip(f"{UTKFACE} is not there")
-    return sources.load("utkface", str(UTKFACE / "UTKFace.tar.gz"), image_size=128)
+def utkface(real_utkface):
+    archive, cache = real_utkface
+    return sources.load("utkface", str(archive), image_size=32, cache_dir=str(cache))
 
 
 def test_the_public_split_of_real_faces(utkface, capsys):
