@@ -15,6 +15,7 @@ if __name__ == "__main__":
 
     start.as_command()
 
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -71,7 +72,9 @@ def main(argv: Sequence[str]) -> None:
     if model.run is not None and released:
         console.note(introduction(model.run))
     if model.calibration is None:
-        remedy = f" yet; python -m agejax.evaluate --workdir={model.name} makes it"
+        remedy = (
+            f" yet; python -m agejax.evaluate --workdir={shlex.quote(str(model.name))} makes it"
+        )
         console.note(
             f"no intervals: {model.name} has no calibration"
             + ("" if released or model.run is None else remedy)

@@ -232,7 +232,7 @@ def test_the_next_best_is_opened_where_the_best_is_removed_meanwhile(several, mo
     opened = Run.open(workdir, devices=1)
     assert (opened.step, bias(opened)) == (3, 3)
     removing(monkeypatch, workdir / "checkpoints", [2])
-    with pytest.raises(UserError, match="has no checkpoint of step 2; 3"):
+    with pytest.raises(UserError, match="has no checkpoint of step 2; it has 3"):
         Run.open(workdir, devices=1, step=2)
 
 

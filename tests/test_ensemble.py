@@ -210,10 +210,18 @@ def test_bad_flags_are_one_line(trained, other, tmp_path, capsys, flags, message
 
 
 def test_missing_members_and_steps_are_named(trained, tmp_path, capsys):
-    for member, message in ((str(tmp_path), "holds no run"), (f"{trained}@3", "of step 3; 4")):
+    for member, message in (
+        (str(tmp_path), "holds no run"),
+        (f"{trained}@3", "of step 3; it has 4"),
+    ):
         argv = ["ensemble", str(trained), member, f"--output={tmp_path / 'e'}"]
         assert run_command(ensemble.main, argv) == 2
         assert message in capsys.readouterr().err
+    ensembling.create(tmp_path / "both", [str(trained), f"{trained}@4"])
+    spec = (tmp_path / "both" / ensembles.FILE).read_text()
+    (tmp_path / "both" / ensembles.FILE).write_text(spec.replace(f"{trained}@4", "/gone@4"))
+    with pytest.raises(UserError, match=r"both/ensemble.json: its member /gone is gone; move it"):
+        ensembles.open_run(tmp_path / "both")
     (tmp_path / ensembles.FILE).write_text("{")
     with pytest.raises(UserError, match="is not JSON"):
         ensembles.open_run(tmp_path)

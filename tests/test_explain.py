@@ -216,9 +216,10 @@ def test_a_count_of_ranks_is_explained_by_its_expectation(run, photo):
 def test_the_command_writes_figures_and_arrays_and_repeats_them(
     run, faces, tmp_path, capsys, method, target
 ):
+    stem = "f\udce4ce"  # not all names are UTF-8
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        shutil.copy(min(faces.iterdir()), tmp_path / folder / "face.jpg")
+        shutil.copy(min(faces.iterdir()), tmp_path / folder / f"{stem}.jpg")
     (tmp_path / "b" / "broken.jpg").write_bytes(b"no image")
     outputs = []
     for name in ("once", "twice"):
@@ -229,12 +230,12 @@ def test_the_command_writes_figures_and_arrays_and_repeats_them(
         out, err = capsys.readouterr()
         assert "skipped" in err
         assert "broken.jpg" in err
-        assert out.count("face.jpg: " + target) == 2
-    names = ["face-2.npz", "face-2.png", "face.npz", "face.png"]
+        assert out.count("f\\udce4ce.jpg: " + target) == 2
+    names = [f"{stem}-2.npz", f"{stem}-2.png", f"{stem}.npz", f"{stem}.png"]
     assert sorted(path.name for path in outputs[0].iterdir()) == names
     for name in names:
         assert (outputs[0] / name).read_bytes() == (outputs[1] / name).read_bytes()
-    arrays = np.load(outputs[0] / "face.npz")
+    arrays = np.load(outputs[0] / f"{stem}.npz")
     assert arrays["heat"].shape == arrays["segments"].shape == (SIZE, SIZE)
     assert arrays["weights"].shape == (arrays["segments"].max() + 1,)
     assert np.isfinite(arrays["heat"]).all()
@@ -242,7 +243,7 @@ def test_the_command_writes_figures_and_arrays_and_repeats_them(
     batch = {"image": arrays["image"][None], "weight": np.ones(1, np.float32)}
     expected = opened.predict([batch])[target][0].max()
     assert arrays["prediction"] == pytest.approx(float(expected), rel=1e-4)
-    assert (outputs[0] / "face.png").stat().st_size > 10_000
+    assert (outputs[0] / f"{stem}.png").stat().st_size > 10_000
 
 
 def test_what_a_user_can_do_wrong_takes_one_line(run, tmp_path, capsys, faces):

@@ -17,7 +17,7 @@ COMMANDS = [
 ]
 
 LOOK = """
-import ctypes, os, re, signal
+import ctypes, os, re, signal, sys
 import agejax, agejax.errors
 from agejax.process import start
 {then}
@@ -27,7 +27,7 @@ libc.malloc(ctypes.c_size_t(2**26))
 (heap,) = re.findall(r"(\\w+)-(\\w+) .*\\[heap\\]", open("/proc/self/maps").read())
 low, high = (int(end, 16) for end in heap)
 level = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "unset")
-print(signal.getsignal(signal.SIGINT).__name__, high - low > 2**26, level)
+print(signal.getsignal(signal.SIGINT).__name__, high - low > 2**26, level, sys.stdout.errors)
 """
 
 
@@ -35,7 +35,10 @@ print(signal.getsignal(signal.SIGINT).__name__, high - low > 2**26, level)
 @pytest.mark.skipif(any(pathlib.Path("/dev").glob("nvidia[0-9]*")), reason="malloc stays as it is")
 @pytest.mark.parametrize(
     ("then", "found"),
-    [("", "default_int_handler False unset"), ("start.as_command()", "leave True 3")],
+    [
+        ("", "default_int_handler False unset strict"),
+        ("start.as_command()", "leave True 3 backslashreplace"),
+    ],
     ids=["imported", "as a command"],
 )
 def test_importing_agejax_changes_no_ctrl_c_malloc_or_log_level_and_a_command_does(then, found):
@@ -44,7 +47,8 @@ def test_importing_agejax_changes_no_ctrl_c_malloc_or_log_level_and_a_command_do
     environment = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     done = subprocess.run(
         [sys.executable, "-c", LOOK.format(then=then)],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=True,
+        cwd=ROOT, env=environment | {"PYTHONIOENCODING": "utf-8:strict"}, capture_output=True,
+        text=True, check=True,
     )  # fmt: skip
     assert done.stdout.split() == found.split()
 

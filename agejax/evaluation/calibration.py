@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -200,10 +201,11 @@ def known_geometry(workdir: pathlib.Path, step: int) -> Geometry:
                 f"{workdir}: this model was released without the frame of its training images, so "
                 "faces in photos cannot be framed for it; give crops, or use another model"
             )
+        undo = "" if calibration is None else f"delete {FILE} there, and "
         raise UserError(
-            f"{workdir}: how faces are framed in its training images is not known; delete {FILE} "
-            f"there, and run python -m agejax.evaluate --workdir={workdir} where the training data "
-            "is"
+            f"{workdir}: how faces are framed in its training images is not known; {undo}run "
+            f"python -m agejax.evaluate --workdir={shlex.quote(str(workdir))} where the training "
+            "data is"
         )
     return calibration.geometry
 

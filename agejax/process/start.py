@@ -10,8 +10,10 @@ Importing agejax itself changes nothing in a process.
 
 from __future__ import annotations
 
+import io
 import os
 import signal
+import sys
 
 from agejax.process import interrupts, memory
 
@@ -22,9 +24,13 @@ def as_command() -> None:
     Importing JAX takes seconds, and starts threads: until the command runs, a KeyboardInterrupt
     would come out of some library's import, and after that malloc no longer listens. A handler of
     SIGINT that somebody else has set stays, and so does a TF_CPP_MIN_LOG_LEVEL. XLA would log as
-    errors, over many lines, that a compilation is slow; its real errors are exceptions too.
+    errors, over many lines, that a compilation is slow; its real errors are exceptions too. What
+    stdout cannot show, such as a file's name in another encoding, is printed with escapes, as
+    Python does on stderr.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupts.leave)
     memory.keep_freed()
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")

@@ -86,10 +86,10 @@ def explain(
             )
         with files.replacing(output / f"{name}.png") as file:
             save_figure(
-                image, explanation, file, title=f"{path.name}\n{text}",
+                image, explanation, file, title=f"{one_line(path.name)}\n{text}",
                 method=method, unit="years" if k is None else "probability",
             )  # fmt: skip
-        console.result(f"{path}: {text}")
+        console.result(one_line(f"{path}: {text}"))
     if not names:
         raise UserError(f"none of the {len(paths)} file(s) is a readable image")
     return output

@@ -73,6 +73,13 @@ def open_run(workdir: str | pathlib.Path) -> Run:
     if not (workdir / FILE).exists():
         return Run.open(workdir)
     spec = _read_spec(workdir)
+    for member in spec["members"]:
+        path = member_of(member)[0]
+        if not (box.is_name(path) or pathlib.Path(path).exists()):
+            raise UserError(
+                f"{workdir / FILE}: its member {path} is gone; move it back there, or make the "
+                "ensemble again"
+            )
     members = [open_member(member) for member in spec["members"]]
     anew = _statistics(workdir, spec, members[0])
     return join(workdir, members, spec["combine"], spec["weights"], spec["views"], anew)
@@ -279,7 +286,11 @@ def _resized(images: jax.Array, size: int) -> jax.Array:
 
 def open_member(given: str, devices: int = 0) -> Run:
     """Opens RUN, or RUN@STEP."""
+    path, step = member_of(given)
+    return Run.open(path, devices, step)
+
+
+def member_of(given: str) -> tuple[str, int | None]:
+    """RUN, or RUN@STEP, as (run, step)."""
     path, at, step = given.rpartition("@")
-    if at and step.isdigit():
-        return Run.open(path, devices, int(step))
-    return Run.open(given, devices)
+    return (path, int(step)) if at and step.isdecimal() else (given, None)

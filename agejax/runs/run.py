@@ -79,7 +79,7 @@ class Run:
             which = checkpoints.best if step is None else step
             if which is None or which not in there:
                 raise UserError(
-                    f"--workdir: {workdir} has no checkpoint of step {which}; "
+                    f"--workdir: {workdir} has no checkpoint of step {which}; it has "
                     f"{', '.join(map(str, there))}"
                 )
             return which

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import socket
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -155,7 +156,7 @@ def check_same_config(
         raise UserError(
             f"{workdir} was trained with another config: {', '.join(changed)}; undo these changes "
             "to resume it, or start a new one from its weights: "
-            f"--config.model.pretrained={workdir} --workdir=ANOTHER"
+            f"--config.model.pretrained={shlex.quote(str(workdir))} --workdir=ANOTHER"
         )
 
 
