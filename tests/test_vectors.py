@@ -9,7 +9,7 @@ from test_step import batch_of
 
 import tiny
 from agejax.heads import Facts, create
-from agejax.training import optim, sharding, vectors
+from agejax.training import checkpoint, optim, sharding, vectors
 from agejax.training import state as state_lib
 from agejax.training import step as step_lib
 from agejax.training.checkpoint import Checkpoints, CheckpointWriter
@@ -43,8 +43,8 @@ def test_names_and_shapes_come_back():
         jax.tree.map(np.testing.assert_array_equal, dict(made), ARRAYS)
         jax.tree.map(np.testing.assert_array_equal, made.pack(ARRAYS), made)
     state = {"step": jnp.int32(3), "params": Vectors.of(ARRAYS, KEYS)}
-    named = vectors.unpacked(state)
-    jax.tree.map(np.testing.assert_array_equal, named, {"step": 3, "params": ARRAYS})
+    for named in (vectors.unpacked(state), vectors.unpacked(vectors.on_host(state))):
+        jax.tree.map(np.testing.assert_array_equal, named, {"step": 3, "params": ARRAYS})
     again = vectors.packed(named, state)
     assert jax.tree.structure(again) == jax.tree.structure(state)
     jax.tree.map(np.testing.assert_array_equal, again, state)
@@ -121,7 +121,7 @@ def test_a_state_in_vectors_trains_as_one_of_arrays_does(together, alone):
     assert len(together.like.batch_stats.vectors) == 1
     assert len(alone.like.params.vectors) == len(alone.like.params) > 5
     one, other = (
-        jax.device_get(vectors.unpacked(each.after(4, each.start))) for each in (together, alone)
+        vectors.unpacked(jax.device_get(each.after(4, each.start))) for each in (together, alone)
     )
     assert jax.tree.structure(one) == jax.tree.structure(other)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5), one, other)
@@ -132,7 +132,7 @@ def test_a_checkpoint_has_names_and_shapes_and_continues_in_either_form(
     together, alone, back, tmp_path
 ):
     first, then = (alone, together) if back else (together, alone)
-    saved = jax.device_get(vectors.unpacked(first.start))
+    saved = vectors.unpacked(jax.device_get(first.start))
     writer = CheckpointWriter(tmp_path / "checkpoints")
     writer.save(first.start, {})
     writer.close()
@@ -142,5 +142,34 @@ def test_a_checkpoint_has_names_and_shapes_and_continues_in_either_form(
         jax.tree.map(np.testing.assert_array_equal, on_disk[group], getattr(saved, group))
     restored, _ = Checkpoints(tmp_path / "checkpoints").restore(then.like, 1)
     assert jax.tree.structure(restored) == jax.tree.structure(then.start)
-    jax.tree.map(np.testing.assert_array_equal, vectors.unpacked(restored), saved)
+    again = vectors.unpacked(jax.device_get(restored))
+    jax.tree.map(np.testing.assert_array_equal, again, saved)
     assert int(then.after(1, restored).step) == 2
+
+
+def test_the_devices_never_hold_a_state_twice_to_save_and_to_restore_it(
+    together, tmp_path, monkeypatch
+):
+    def on_devices(arrays):
+        return sum(x.nbytes for x in jax.tree.leaves(arrays) if isinstance(x, jax.Array))
+
+    # Where the arrays have their names: before they are written, and after they are read.
+    seen, of_arrays = [], checkpoint.checksum
+    monkeypatch.setattr(
+        checkpoint, "checksum", lambda x: seen.append(on_devices(x)) or of_arrays(x)
+    )
+    writer = CheckpointWriter(tmp_path / "checkpoints")
+    writer.save(together.start, {})
+    writer.close()
+    restored, _ = Checkpoints(tmp_path / "checkpoints").restore(together.like, 1)
+    assert on_devices(restored) == on_devices(together.start)
+    shared = [
+        vector.nbytes
+        for each in jax.tree.leaves(restored, is_leaf=lambda x: isinstance(x, Vectors))
+        if isinstance(each, Vectors)
+        for group, vector in zip(each.groups, each.vectors, strict=True)
+        if len(group.arrays) > 1
+    ]
+    assert len(shared) > 5
+    # The others are no copies: the state's own, and those that it is restored to.
+    assert seen == [on_devices(restored) - sum(shared)] * 2

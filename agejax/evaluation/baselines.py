@@ -20,7 +20,7 @@ from agejax.errors import UserError
 from agejax.models import inputs
 from agejax.runs import warm_start
 from agejax.runs.run import Run
-from agejax.training import image_sizes, optim, vectors
+from agejax.training import image_sizes, optim
 from agejax.training import state as state_lib
 from agejax.training.prediction import predict_batches
 
@@ -90,7 +90,7 @@ def features(run: Run, source: Any, rows: np.ndarray, which: str) -> np.ndarray:
         )
         trained = warm_start.of(config, run.heads, source)
         state = state_lib.create(config, initialise, frozen, mesh, trained)
-        params, batch_stats = vectors.unpacked((state.params, state.batch_stats))
+        params, batch_stats = state.params, state.batch_stats
     size = image_sizes.of_evaluation(config)
 
     @jax.jit

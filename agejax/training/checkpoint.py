@@ -137,7 +137,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         reader = ocp.Checkpointer(ocp.StandardCheckpointHandler())
-        arguments = ocp.args.StandardRestore(vectors.unpacked(like))
+        arguments = ocp.args.StandardRestore(vectors.unpacked(vectors.on_host(like)))
         state = self._read(
             step, lambda folder: reader.restore((folder / "state").absolute(), args=arguments)
         )
@@ -280,7 +280,7 @@ class CheckpointWriter(Checkpoints):
 
         step = int(state.step)
         value = None if value is None else float(value)
-        arrays = vectors.unpacked(state)
+        arrays = vectors.unpacked(vectors.on_host(state))
         kept = json.loads(json.dumps({**meta, "value": value, "checksum": checksum(arrays)}))
         kept["digest"] = files.digest(kept)
         items = ocp.args.Composite(
@@ -292,8 +292,7 @@ class CheckpointWriter(Checkpoints):
             # It was saved when a signal interrupted its evaluation; now it has a value.
             self._manager.delete(step)
         # Checked first, since a disk that fills up later fails in many threads of orbax.
-        size = sum(shard.data.nbytes for leaf in jax.tree.leaves(arrays)
-                   for shard in leaf.addressable_shards if shard.replica_id == 0)  # fmt: skip
+        size = sum(part.nbytes for leaf in jax.tree.leaves(arrays) for part in _own_parts(leaf))
         self.wait()
         if shutil.disk_usage(self._folder).free < size + SPARE:
             raise no_room(*self._full)
@@ -408,14 +407,20 @@ def checksum(state: Any) -> int:
     """
     total = 0
     for i, leaf in enumerate(jax.tree.leaves(state)):
-        for shard in leaf.addressable_shards:
-            if shard.replica_id == 0:  # counts each part of an array once
-                data = np.ascontiguousarray(shard.data)
-                words = data.reshape(-1).view(f"u{data.dtype.itemsize}")
-                total += (2 * i + 1) * int(words.sum(dtype=np.uint64))
+        for part in _own_parts(leaf):
+            data = np.ascontiguousarray(part)
+            words = data.reshape(-1).view(f"u{data.dtype.itemsize}")
+            total += (2 * i + 1) * int(words.sum(dtype=np.uint64))
     if jax.process_count() > 1:
         total = int(multihost_utils.process_allgather(np.uint32(total % 2**32)).astype(int).sum())
     return total % 2**32
+
+
+def _own_parts(array: jax.Array | np.ndarray) -> list[Any]:
+    """The parts of an array that this process counts and writes, of several with the same ones."""
+    if isinstance(array, np.ndarray):  # every process has all of it
+        return [array] if jax.process_index() == 0 else []
+    return [shard.data for shard in array.addressable_shards if shard.replica_id == 0]
 
 
 def _wait_for_others(what: str) -> None:

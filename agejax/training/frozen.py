@@ -153,8 +153,8 @@ def compute(
     views = config.model.cached_views
     if not views:
         return None
-    arrays: tuple[Arrays, Arrays] = multihost_utils.process_allgather(
-        vectors.unpacked((state.params, state.batch_stats)), tiled=True
+    arrays: tuple[Arrays, Arrays] = vectors.unpacked(
+        multihost_utils.process_allgather((state.params, state.batch_stats), tiled=True)
     )
     devices = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
     here = Mesh(np.array(devices), ("data",))

@@ -11,11 +11,12 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Collection, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Shape = tuple[int, ...]
 OHWI, HWIO = (3, 0, 1, 2), (1, 2, 3, 0)  # of a kernel [H, W, I, O], and back
@@ -42,15 +43,17 @@ class Group:
             for (name, shape), size, end in zip(self.arrays, sizes, ends, strict=True)
         }
 
-    def join(self, arrays: Mapping[str, Any]) -> jax.Array:
+    def join(self, arrays: Mapping[str, Any]) -> Any:
         """{name: array} -> the vector."""
         if len(self.arrays) == 1:
-            lone: jax.Array = arrays[self.arrays[0][0]]
-            return lone
+            return arrays[self.arrays[0][0]]
         ordered = (arrays[name] for name, _ in self.arrays)
         if self.by_output:
             ordered = (x.transpose(OHWI) if x.ndim == 4 else x for x in ordered)
-        return jnp.concatenate([x.reshape(-1) for x in ordered])
+        flat = [x.reshape(-1) for x in ordered]
+        # What is on the host stays there.
+        on_host = all(isinstance(x, np.ndarray) for x in flat)
+        return np.concatenate(flat) if on_host else jnp.concatenate(flat)
 
     def take(self, vector: Any, name: str) -> Any:
         """The array of this name: a slice of the vector."""
@@ -140,37 +143,48 @@ class Vectors(Mapping[str, Any]):
 
 
 def unpacked(tree: Any) -> Any:
-    """A pytree with every `Vectors` in it as a dict of arrays; abstract arrays stay abstract."""
-    return jax.tree.map(
-        lambda x: _as_dict(x) if isinstance(x, Vectors) else x, tree, is_leaf=_is_vectors
-    )
+    """A pytree with every `Vectors` in it as a dict of its arrays."""
+    return _each(dict, tree)
 
 
 def packed(tree: Any, like: Any) -> Any:
-    """The inverse of `unpacked`, for a tree like this one."""
+    """The inverse of `unpacked` and `on_host`: the vectors are on the devices of `like`."""
+    return _each(_placed, like, tree)
+
+
+def on_host(tree: Any) -> Any:
+    """A pytree with all vectors of several arrays on the host, to be sliced and joined there.
+
+    On a device this would hold all arrays twice. An array alone, which devices may share, stays
+    where it is. Abstract vectors become arrays of zeros that take no memory.
+    """
+    return _each(_fetched, tree)
+
+
+def _each(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
+    """`function` of each `Vectors` in a pytree, and of what is there in other trees."""
     return jax.tree.map(
-        lambda x, arrays: _joined(x, arrays) if isinstance(x, Vectors) else arrays,
-        like, tree, is_leaf=_is_vectors,
+        lambda x, *rest: function(x, *rest) if isinstance(x, Vectors) else (x, *rest)[-1],
+        tree, *others, is_leaf=lambda x: isinstance(x, Vectors),
     )  # fmt: skip
 
 
-def _is_vectors(x: Any) -> bool:
-    return isinstance(x, Vectors)
+def _fetched(x: Vectors) -> Vectors:
+    def fetch(vector: Any) -> np.ndarray:
+        if isinstance(vector, jax.ShapeDtypeStruct):
+            return np.broadcast_to(np.zeros((), vector.dtype), vector.shape)
+        fetched: np.ndarray = jax.device_get(vector)
+        return fetched
+
+    pairs = zip(x.groups, x.vectors, strict=True)
+    return Vectors(tuple(fetch(v) if len(g.arrays) > 1 else v for g, v in pairs), x.groups)
 
 
-def _as_dict(x: Vectors) -> dict[str, Any]:
-    if any(isinstance(each, jax.ShapeDtypeStruct) for each in x.vectors):
-        return dict(x)
-    arrays: dict[str, Any] = _slices(x)
-    return arrays
+def _placed(like: Vectors, arrays: Mapping[str, Any]) -> Vectors:
+    def put(vector: Any, at: jax.sharding.Sharding) -> jax.Array:
+        if isinstance(vector, jax.Array):
+            return vector  # an array alone, which never left them
+        # Every process has all of it, and puts what its devices need.
+        return jax.make_array_from_callback(vector.shape, at, lambda index: vector[index])
 
-
-@jax.jit  # one program, not one for each array
-def _slices(x: Vectors) -> dict[str, jax.Array]:
-    return dict(x)
-
-
-def _joined(like: Vectors, arrays: Mapping[str, Any]) -> Vectors:
-    shardings = jax.tree.map(lambda x: x.sharding, like)
-    vectors: Vectors = jax.jit(like.pack, out_shardings=shardings)(dict(arrays))
-    return vectors
+    return jax.tree.map(lambda vector, x: put(vector, x.sharding), like.pack(arrays), like)
