@@ -94,6 +94,7 @@ def _train(
     peers.agree(config=kept["config"], data=kept["fingerprint"], versions=kept["versions"])
     if (started := run_folder.stored_meta(workdir)) is not None:
         run_folder.check_same_data(workdir, started, data.source, config.data.source, data.facts)
+        run_folder.check_same_devices(workdir, started, config, mesh.size)
         distillation.check_same(workdir, started, data.teachers)
 
     # ---- 3. durations, all in steps -------------------------------------------------------------
@@ -215,6 +216,7 @@ def _train(
                         "evaluated": value is not None or not eval_due,
                         "pending": pending,
                         "seconds": clock.seconds,
+                        "devices": mesh.size,
                     }
                     checkpoints.save(state, meta, value)
             enough = value is not None and stop_after(step, value)

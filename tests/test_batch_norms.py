@@ -21,8 +21,9 @@ from agejax.heads import Facts, create
 from agejax.models import lowerings
 from agejax.models.layers import BatchNorm
 from agejax.models.layers import batch_norms as norms_of
-from agejax.runs import batch_statistics, warm_start
+from agejax.runs import batch_statistics, run_folder, warm_start
 from agejax.runs.run import Run
+from agejax.train import train
 from agejax.training import augment, optim, sharding, state
 from agejax.training import step as step_lib
 
@@ -265,6 +266,21 @@ def test_running_statistics_follow_the_average_over_devices(devices, micro):
 def test_one_device_s_own_statistics_are_the_global_ones_bit_for_bit():
     states = [Step(1, batch_norm).taken() for batch_norm in ("global", "device")]
     jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_a_run_with_statistics_per_device_resumes_on_as_many_devices_only(faces, cache, tmp_path):
+    config = tiny.get_config()
+    config.data.source, config.data.cache_dir = str(faces), str(cache)
+    config.sharding.batch_norm, config.sharding.devices = "device", 2
+    config.total = {"steps": 2}
+    workdir = tmp_path / "run"
+    train(config, workdir)
+    config.sharding.devices = 4
+    line = r"trained on 2 devices .* on 4 each would .* --config.sharding.devices=2, or start"
+    with pytest.raises(UserError, match=line):
+        train(config, workdir)
+    config.sharding.batch_norm = "global"
+    run_folder.check_same_devices(workdir, {"devices": 2}, config, 4)
 
 
 def test_with_statistics_per_device_no_layer_adds_a_collective():

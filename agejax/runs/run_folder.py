@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 # What a restart may change: where the data lies, how the work is spread, when the run looks at
 # itself and saves itself, and what it does about a loss that is not finite. None of these changes
-# what a step computes.
+# what a step computes; of the devices `check_same_devices` makes sure.
 MAY_CHANGE_ON_RESUME = re.compile(
     r"data\.(source|cache_dir|workers|mixture\.[^.]+\.source)|log_every\..*|checkpoint\.every\..*|"
     r"eval\.(every\..*|batch_size|image_size|patience|final_split)|loggers|"
@@ -185,6 +185,25 @@ def check_same_data(
         raise UserError(
             f"{workdir} was trained on other images than config.data.split gives now; resume it "
             "with the version of agejax that started it, or use another --workdir"
+        )
+
+
+def check_same_devices(
+    workdir: pathlib.Path, meta: Mapping[str, Any], config: ml_collections.ConfigDict, devices: int
+) -> None:
+    """Raises `UserError` where each device normalises its own images, and their number changed.
+
+    Args:
+      meta: of the run's checkpoint.
+      devices: that the run would go on with.
+    """
+    before = meta.get("devices", devices)  # runs of earlier versions lack it
+    if config.sharding.batch_norm == "device" and devices != before:
+        raise UserError(
+            f"{workdir} was trained on {before} devices with config.sharding.batch_norm=device; on "
+            f"{devices} each would normalise other images. Resume it with "
+            f"--config.sharding.devices={before}, or start a new one from its weights: "
+            f"--config.model.pretrained={workdir} --workdir=ANOTHER"
         )
 
 
