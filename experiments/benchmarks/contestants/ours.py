@@ -30,7 +30,7 @@ from agejax.logging.train_log import TrainLog
 from agejax.models import lowerings, pretrained, vit
 from agejax.models.lowerings import attention, depthwise
 from agejax.models.lowerings import conv as conv_lib
-from agejax.training import optim, sharding
+from agejax.training import optim, sharding, vectors
 from agejax.training import state as state_lib
 from agejax.training import step as step_lib
 from experiments.benchmarks.contestants import case as case_lib
@@ -306,7 +306,8 @@ class Ours(case_lib.Contestant):
     def save(self) -> dict[str, str]:
         """{"file": the state of the network trained last, every array of it (.npz)}."""
         assert self.trained is not None
-        leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(self.trained.state))
+        named = vectors.unpacked(jax.device_get(self.trained.state))
+        leaves, _ = jax.tree_util.tree_flatten_with_path(named)
         file = pathlib.Path(tempfile.mkdtemp(dir=self.data.folder)) / "state.npz"
         np.savez(file, **{jax.tree_util.keystr(path): leaf for path, leaf in leaves})
         return {"file": str(file)}
