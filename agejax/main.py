@@ -47,7 +47,6 @@ def main(argv: Sequence[str]) -> None:
     with interrupts.handled_by(interrupts.leave):
         import jax
 
-        from agejax.reporting import results
         from agejax.runs import box
         from agejax.train import train
         from agejax.training import peers, sharding
@@ -66,6 +65,10 @@ def main(argv: Sequence[str]) -> None:
     if DRY_RUN.value or summary is None or not config.eval.final_split:
         return
     if jax.process_count() == 1:
+        # What a report needs takes as long to import as all of a training: not before it.
+        with interrupts.handled_by(interrupts.leave):
+            from agejax.reporting import results
+
         results.evaluate(workdir, split=config.eval.final_split)
         return
     # One new process does the scoring: this one is bound to all the others.

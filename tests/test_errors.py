@@ -53,13 +53,21 @@ def trained(faces, cache, tmp_path_factory):
 )
 def test_the_command_line_fails_with_one_line_and_code_2(arguments, message, tmp_path):
     result = subprocess.run(
-        [sys.executable, "-m", "agejax.main", f"--workdir={tmp_path / 'run'}", *arguments],
+        [
+            sys.executable, "-X", "importtime", "-m", "agejax.main",
+            f"--workdir={tmp_path / 'run'}", *arguments,
+        ],
         cwd=ROOT, capture_output=True, text=True, check=False,
         env=os.environ | {"XLA_FLAGS": ""},
     )  # fmt: skip
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr
-    last = result.stderr.strip().splitlines()[-1]
+    lines = result.stderr.strip().splitlines()
+    imported = {line.split()[-1] for line in lines if line.startswith("import time:")}
+    assert "agejax.command_line" in imported
+    # A training does not wait for what only its report needs, and that is as much again.
+    assert not imported & {"agejax.reporting", "matplotlib", "pandas", "sklearn"}
+    last = next(line for line in reversed(lines) if not line.startswith("import time:"))
     assert last.startswith("agejax: error: ")
     assert re.search(message, last)
     assert not (tmp_path / "run").exists()
