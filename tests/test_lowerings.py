@@ -273,8 +273,15 @@ def test_a_gpu_gets_the_plain_convolution():
     def text(platform):
         return export.export(jax.jit(jax.grad(loss)), platforms=[platform])(x, kernel).mlir_module()
 
+    def traced(platform):
+        with lowerings.platform(platform):
+            return str(jax.make_jaxpr(jax.grad(lambda *a: loss(*a)))(x, kernel))
+
     assert "stablehlo.convolution" in text("cuda")
     assert "stablehlo.convolution" not in text("cpu")
+    for other, used in (("gpu", True), ("cpu", False)):
+        assert ("conv_general_dilated" in traced(other)) is used
+        assert "platform_index" not in traced(other)
 
 
 def test_max_pool_pads_below_every_value():

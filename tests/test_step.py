@@ -536,6 +536,15 @@ def test_only_on_gpus_are_steps_compiled_with_repeatable_algorithms(monkeypatch)
     assert asked("gpu") == [{}] * 2
 
 
+def test_a_step_is_traced_for_its_own_platform_alone(plain):
+    def traced():
+        return str(jax.make_jaxpr(plain.model.apply)(*arrays, images))
+
+    arrays, images = (plain.start.params, plain.start.batch_stats), jnp.ones((ROWS, SIZE, SIZE, 3))
+    assert "platform_index" in traced()
+    assert "platform_index" not in str(plain._step.trace(plain.start, batch_of()).jaxpr)
+
+
 SEX = {"kind": "binary", "label": "gender"}
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from agejax.errors import UserError
+from agejax.models import lowerings
 from agejax.models.inputs import eval_images, luminance, shrink
 from agejax.settings import Group, Setting
 
@@ -221,7 +222,7 @@ def build(config: Mapping[str, Any], size: int) -> Augment:
     ) -> tuple[jax.Array, Mix | None]:
         on_cpu = functools.partial(_once, functools.partial(compute, _once))
         elsewhere = functools.partial(compute, lambda function, *arguments: function(*arguments))
-        augmented: tuple[jax.Array, Mix | None] = jax.lax.platform_dependent(
+        augmented: tuple[jax.Array, Mix | None] = lowerings.choose(
             key, images, strength, cpu=on_cpu, default=elsewhere
         )
         return augmented

@@ -113,6 +113,7 @@ def make_train_step(
         sums["loss"] = jnp.stack([total, 1.0 / micro])
         return total, (stats, sums)
 
+    @lowerings.platform(next(iter(like.step.sharding.device_set)).platform)
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
         key_augment, key_dropout = keys(seed, state.step)
         images: jax.Array | Features

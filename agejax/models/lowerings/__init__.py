@@ -3,10 +3,10 @@
 Every function computes the same values as the operation that it is named after. There are two
 kinds:
 
-- Chosen when a program is lowered (`lax.platform_dependent`), so that a program exported for a GPU
-  has XLA's own: convolutions (`conv`, `depthwise`), `attention.attention` and `pool.max_pool`. On a
-  CPU they are shifted multiply-adds and matrix products, since XLA:CPU has no fast grouped
-  convolution, and is slow at 1x1 convolutions backwards, small maps and the gradient of a maximum.
+- Chosen by platform (`choose`), so that a program exported for a GPU has XLA's own:
+  convolutions (`conv`, `depthwise`), `attention.attention` and `pool.max_pool`. On a CPU they are
+  shifted multiply-adds and matrix products, since XLA:CPU has no fast grouped convolution, and is
+  slow at 1x1 convolutions backwards, small maps and the gradient of a maximum.
 - The same on every platform: the gradients of batch norm, layer norm and GELU (`norm`,
   `activation`), which read their inputs less often than autodiff's do, `pool.mean_pool` and
   `conv.matmul`.
@@ -18,14 +18,17 @@ With `plain()` JAX's own operations replace all of them. Whether each still pays
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from jax import lax
 
 T = TypeVar("T")
 
 _plain: ContextVar[bool] = ContextVar("plain", default=False)
 _batch_parts: ContextVar[int] = ContextVar("batch_parts", default=1)
+_platform: ContextVar[str | None] = ContextVar("platform", default=None)
 
 
 def plain() -> contextlib.AbstractContextManager[None]:
@@ -46,6 +49,24 @@ def batch_split(parts: int) -> Iterator[None]:
     """While active, tracing keeps the equal parts of the batch on `parts` devices separate."""
     with _set(_batch_parts, parts):
         yield
+
+
+@contextlib.contextmanager
+def platform(name: str) -> Iterator[None]:
+    """While active, tracing leaves out the forms for other platforms than this one.
+
+    Both forms and their gradients take twice as long to trace as the one that is used.
+    """
+    with _set(_platform, name):
+        yield
+
+
+def choose(*arguments: Any, cpu: Callable[..., Any], default: Callable[..., Any]) -> Any:
+    """Calls the form for the `platform` that is given; else lowering chooses between the two."""
+    name = _platform.get()
+    if name is None:
+        return lax.platform_dependent(*arguments, cpu=cpu, default=default)
+    return (cpu if name == "cpu" else default)(*arguments)
 
 
 def is_plain() -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from agejax.models import lowerings
 
@@ -17,7 +16,7 @@ def attention(qkv: jax.Array) -> jax.Array:
 
     if lowerings.is_plain():
         return plain(qkv)
-    y: jax.Array = lax.platform_dependent(qkv, cpu=by_heads, default=plain)
+    y: jax.Array = lowerings.choose(qkv, cpu=by_heads, default=plain)
     return y
 
 

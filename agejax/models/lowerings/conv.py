@@ -45,7 +45,7 @@ def conv(
     else:
         return dense(x, kernel, stride, padding)
     plain = functools.partial(plain_conv, stride=stride, padding=padding, groups=groups)
-    y: jax.Array = lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
+    y: jax.Array = lowerings.choose(x, kernel, cpu=on_cpu, default=plain)
     return y
 
 
@@ -118,7 +118,7 @@ def _dense_backward(
     (dx,) = jax.vjp(lambda x: plain_conv(x, kernel, stride, padding), x)[1](dy)
     if dy.size // dy.shape[-1] <= TAP_GRADIENT_MIN_PIXELS:
         return dx, plain(x, dy)
-    return dx, lax.platform_dependent(x, dy, cpu=on_cpu, default=plain)
+    return dx, lowerings.choose(x, dy, cpu=on_cpu, default=plain)
 
 
 dense.defvjp(keeping_inputs(plain_conv), _dense_backward)
