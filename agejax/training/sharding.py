@@ -124,7 +124,7 @@ def local_gpus(environment: Mapping[str, str]) -> list[int] | None:
 def start() -> None:
     """Sets the compile cache. After `join`: it asks for the backend."""
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def create_mesh(devices: int, fsdp: int) -> Mesh:

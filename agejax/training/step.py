@@ -65,6 +65,8 @@ def make_train_step(
     seed, ema, micro = config.seed, config.optim.ema, config.optim.accumulate
     penalty = optim.create_penalty(config.optim, model.parameters)
     after = dict(switches or {})
+    devices: Any = like.step.sharding.device_set
+    (platform,) = {device.platform for device in devices}
 
     def loss_and_sums(
         trainable: Flat, rest: Flat, stats: Flat, part: Any, key: jax.Array, step: jax.Array
@@ -113,7 +115,7 @@ def make_train_step(
         sums["loss"] = jnp.stack([total, 1.0 / micro])
         return total, (stats, sums)
 
-    @lowerings.platform(next(iter(like.step.sharding.device_set)).platform)
+    @lowerings.platform(platform)
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
         key_augment, key_dropout = keys(seed, state.step)
         images: jax.Array | Features
@@ -186,7 +188,7 @@ def make_train_step(
         train_step,
         donate_argnums=0,
         out_shardings=(shardings, None),
-        compiler_options=_compiler_options(config, like.step.sharding.device_set),
+        compiler_options=_compiler_options(config, devices),
     )
 
 

@@ -187,4 +187,7 @@ def _placed(like: Vectors, arrays: Mapping[str, Any]) -> Vectors:
         # Every process has all of it, and puts what its devices need.
         return jax.make_array_from_callback(vector.shape, at, lambda index: vector[index])
 
-    return jax.tree.map(lambda vector, x: put(vector, x.sharding), like.pack(arrays), like)
+    placed: Vectors = jax.tree.map(
+        lambda vector, x: put(vector, x.sharding), like.pack(arrays), like
+    )
+    return placed
