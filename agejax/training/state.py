@@ -198,8 +198,8 @@ def create(
     shardings = jax.tree.map(lambda x: x.sharding, abstract(config, initialise, optimizer, mesh))
     start = functools.partial(_start, config, optimizer, mesh)
     key = jax.random.key(config.seed)
-    # The draws of all arrays take XLA:CPU as long to compile as a train step. They run once: with
-    # fewer of LLVM's passes the same numbers are there after two fifths of the time.
+    # The draws of all arrays take XLA:CPU as long to compile as a train step, and run once: with
+    # fewer of LLVM's passes it takes half as long and draws the same numbers.
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     jit = functools.partial(
         jax.jit, compiler_options={"xla_backend_optimization_level": 1} if on_cpu else {}
