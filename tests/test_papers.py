@@ -43,7 +43,8 @@ def run(tmp_path):
     config = tiny.get_config()
     params = {"w": np.zeros((3, 4), np.float32)}
     return types.SimpleNamespace(
-        workdir=tmp_path / "mine", step=7, config=config, params=params, fingerprint="f00",
+        workdir=tmp_path / "mine", results=tmp_path / "mine", step=7, config=config, params=params,
+        fingerprint="f00",
         facts=types.SimpleNamespace(
             labels=["age"], means={"age": 33.0}, medians={"age": 29.0}, stds={"age": 20.0},
             label_names={}, counts={},
@@ -102,6 +103,16 @@ def test_the_practice_statement_takes_only_images_that_were_held_out(run):
     assert results == ["utkface, test", "aaf, all"]
 
 
+def test_what_a_user_finds_out_about_a_released_model_comes_before_what_came_with_it(run, tmp_path):
+    run.results = tmp_path / "runs" / "released-mine"
+    store(run, test=evaluation(dataset="old"), other=evaluation(dataset="kept"))
+    place = run.results / "evaluation" / "test"
+    place.mkdir(parents=True)
+    files.write_json(place / "metrics.json", evaluation(dataset="new"))
+    results = re.findall("## Results on (.*),", practice_statement.write(run, "mine"))
+    assert sorted(results) == ["kept", "new"]
+
+
 def test_a_folder_of_ones_own_is_told_apart_by_what_it_holds(run):
     run.config.data.name = "image_folder"
     other = evaluation(split="all", dataset="image_folder", fingerprint="f02")
@@ -123,6 +134,7 @@ def test_the_practice_statement_names_what_is_missing(run):
     assert "Age gates by group" not in missing
     assert "Robustness" in missing
     assert "groups with too few images to tell: female (20)" in missing
+    assert "too few minors of 14 to 17 to tell how many an age gate admits: female (20)." in missing
     assert "Groups by ethnicity: the tested images have no such labels" in missing
     assert "Presentation attacks" in missing
 

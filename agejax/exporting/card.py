@@ -177,12 +177,21 @@ def outputs(info: Mapping[str, Any]) -> str:
     )
 
 
-def evaluations(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
+def evaluations(run: Run, *, later: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields (folder's name, metrics.json) of every readable evaluation of a run.
 
     Names damaged ones on stderr.
+
+    Args:
+      later: also those of a released model that were made since, in its place for results; of the
+        same folder's name they replace those it was released with.
     """
-    for path in sorted(run.workdir.glob("evaluation/*/metrics.json")):
+    found = {
+        path.parent.name: path
+        for folder in ((run.workdir, run.results) if later else (run.workdir,))
+        for path in folder.glob("evaluation/*/metrics.json")
+    }
+    for name, path in sorted(found.items()):
         try:
             result = files.read_json(path, dict, "evaluate again")
             metrics.table(result)
@@ -191,7 +200,7 @@ def evaluations(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
             reason = error if isinstance(error, UserError) else f"{path} is damaged; evaluate again"
             console.note(f"left out of the model card: {reason}")
             continue
-        yield path.parent.name, result
+        yield name, result
 
 
 def _heading(run: Run, result: Mapping[str, Any]) -> str:

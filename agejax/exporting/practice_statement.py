@@ -91,7 +91,7 @@ def write(run: Run, name: str) -> str:
     calibration = Calibration.read(run.workdir, run.step, run.config.eval.get("image_size", 0))
     found = [
         result
-        for _, result in card.evaluations(run)
+        for _, result in card.evaluations(run, later=True)
         if result["step"] == run.step and "age" in result["groups"] and _held_out(result, run)
     ]
     found.sort(key=lambda result: result["split"] == "all")  # the run's own data first
@@ -401,6 +401,16 @@ def _untested(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             yield (
                 f"Of {result['dataset']}, {result['split']}, groups with too few images to tell: "
                 f"{', '.join(names)}."
+            )
+        minors = [
+            f"{group['name']} ({group['challenge'][0]['fpr']['n']:,})"
+            for groups in result.get("gates", {}).get("groups", {}).values()
+            for group in groups if group["challenge"][0]["fpr"]["n"] < SMALLEST_GROUP
+        ]  # fmt: skip
+        if minors:
+            yield (
+                f"Of {result['dataset']}, {result['split']}, groups with too few minors of 14 to "
+                f"17 to tell how many an age gate admits: {', '.join(minors)}."
             )
     for label in ("gender", "ethnicity"):
         if not any(label in result["groups"]["age"] for result in results):
