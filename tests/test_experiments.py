@@ -140,6 +140,15 @@ def test_intervals_over_seeds_hold_the_truth_where_percentiles_do_not(seeds, pai
     assert held["percentile"] < min(held["joined"], 0.91)
 
 
+def test_simulated_intervals_of_gaps_cells_and_challenge_ages_hold():
+    """Far from the 93 to 100 times in 100 of many trials, only where something is broken."""
+    assert min(intervals.gap_coverage((3.0,) * 6, trials=40).values()) > 0.7
+    assert intervals.cells_coverage(5, trials=20) > 0.7
+    found = intervals.challenge_age_coverage(120, 0.01, trials=60)
+    assert found["held"] > 0.9
+    assert found["with an upper end"] == 0
+
+
 def test_recorded_tables_are_computed_again_from_what_is_stored(tmp_path):
     rng = np.random.default_rng(0)
     losses = rng.exponential(5, (1, 500)) + np.array([[0.0], [0.4], [-0.3]])

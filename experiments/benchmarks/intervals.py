@@ -1,8 +1,9 @@
 """Coverage of intervals, in simulation: python -m experiments.benchmarks.intervals
 
 Bootstrap intervals of a mean absolute error, for images in groups of copies that share an error;
-intervals of comparisons over seeds and images; and conformal intervals of ages whose error grows
-with the age. Recorded in experiments/results/intervals.json.
+of the gap between groups, and of the mean of 26 cells; exact intervals of challenge ages; intervals
+of comparisons over seeds and images; and conformal intervals of ages whose error grows with the
+age. Recorded in experiments/results/intervals.json.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ if __name__ == "__main__":
     start.as_command()
 
 import argparse
+import math
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -22,13 +24,15 @@ import numpy as np
 from scipy import stats
 
 from agejax import files
-from agejax.evaluation import bootstrap, metrics, replicates
+from agejax.evaluation import bootstrap, gaps, gates, headlines, metrics, replicates
 from agejax.evaluation.calibration import Calibration
 from agejax.process.command import run_command
 from experiments import arms
 
 RESAMPLES = 400  # resamples of images, in a trial of intervals over seeds
 MEAN = 5.0  # years, of the simulated errors
+GROUPS = (300, 200, 150, 100, 100, 60)  # photos of the groups whose gap is simulated
+LOOKS = (16.0, 4.0)  # years: mean and standard deviation of how old simulated minors look
 
 
 def bootstrap_coverage(groups: int, trials: int) -> float:
@@ -44,6 +48,63 @@ def bootstrap_coverage(groups: int, trials: int) -> float:
         ((low, high),) = bootstrap.intervals(errors, everything, copies, seed=trial)
         held += low <= MEAN <= high
     return held / trials
+
+
+def gap_coverage(means: Sequence[float], trials: int) -> dict[str, float]:
+    """The share of trials whose intervals hold the true gap and the true ratio.
+
+    Args:
+      means: the groups' true mean errors, years; each photo has one to three copies.
+    """
+    rng = np.random.default_rng(len(means))
+    true = {"difference": max(means) - min(means), "ratio": max(means) / min(means)}
+    held = dict.fromkeys(true, 0)
+    of_photo = np.repeat(np.arange(len(GROUPS)), GROUPS)
+    for trial in range(trials):
+        copies = np.repeat(np.arange(len(of_photo)), rng.integers(1, 4, len(of_photo)))
+        errors = rng.exponential(np.asarray(means)[of_photo])[copies]
+        parts = {"x": [(str(i), of_photo[copies] == i) for i in range(len(GROUPS))]}
+        known = np.ones(len(errors), bool)
+        found = gaps.measure(errors, known, parts, copies, seed=trial)["x"]
+        for name, value in true.items():
+            low, high = found[f"{name}_ci95"]
+            held[name] += low <= value <= high
+    return {name: count / trials for name, count in held.items()}
+
+
+def cells_coverage(images: int, trials: int) -> float:
+    """The share of trials whose interval holds the true mean of 26 cells.
+
+    Args:
+      images: in the smallest cells, at 18 and at 30; the others hold up to six times as many.
+    """
+    rng = np.random.default_rng(images)
+    ages = np.array([*headlines.CELL_YEARS], float)
+    size = images * np.round(1 + 5 * np.sin(np.pi * (ages - ages[0]) / np.ptp(ages))).astype(int)
+    scale = 2 + (ages - ages[0]) / 3  # years: cells differ in their errors
+    age = np.repeat(np.concatenate([ages, ages]), np.concatenate([size, size]))
+    sexes = [(name, np.arange(len(age)) // size.sum() == i) for i, name in enumerate("mf")]
+    held = 0
+    for trial in range(trials):
+        predicted = age + rng.normal(0, np.interp(age, ages, scale))
+        found = headlines.measure(age, predicted, sexes, np.arange(len(age)), seed=trial)
+        low, high = found["cells"]["mae_ci95"]
+        held += low <= np.sqrt(2 / np.pi) * scale.mean() <= high
+    return held / trials
+
+
+def challenge_age_coverage(minors: int, limit: float, trials: int) -> dict[str, float]:
+    """The share of trials whose interval holds the true challenge age, and has an upper end."""
+    rng = np.random.default_rng(minors)
+    true = math.ceil(stats.norm.isf(limit, *LOOKS))
+    held = ended = 0
+    for _ in range(trials):
+        looks = rng.normal(*LOOKS, minors)
+        (row,) = gates.challenge_ages(np.full(minors, 15.0), looks, np.arange(minors), [limit])
+        low, high = row["ci95"]
+        held += low <= true and (high is None or true <= high)
+        ended += high is not None
+    return {"held": held / trials, "with an upper end": ended / trials}
 
 
 def seeds_coverage(
@@ -127,6 +188,30 @@ def main(argv: Sequence[str]) -> None:
         "bootstrap": {
             "claimed": 0.95,
             "groups of copies": {n: bootstrap_coverage(n, args.trials) for n in (150, 400, 1000)},
+        },
+        "gap between six groups": {
+            "claimed": 0.95,
+            "trials": args.trials // 2,
+            "true means, years": {
+                ", ".join(f"{mean:g}" for mean in means): gap_coverage(means, args.trials // 2)
+                for means in ((3.0,) * 6, (3.0,) * 5 + (4.5,), (2.0, 2.5, 3.0, 3.5, 4.0, 6.0))
+            },
+        },
+        "mean of 26 cells": {
+            "claimed": 0.95,
+            "trials": args.trials // 2,
+            "images in the smallest cell": {
+                n: cells_coverage(n, args.trials // 2) for n in (2, 5, 20)
+            },
+        },
+        "challenge age": {
+            "claimed": 0.95,
+            "trials": args.trials // 2,
+            "minors and the share let in": {
+                f"{n}, {limit:.0%}": challenge_age_coverage(n, limit, args.trials // 2)
+                for n in (120, 400, 1000)
+                for limit in gates.LIMITS
+            },
         },
         "over seeds and images": {
             "claimed": 0.95,
