@@ -107,6 +107,14 @@ def trained(
 
 
 @pytest.fixture(scope="session")
+def other(trained: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A copy of that run in another folder, for what takes two runs."""
+    workdir = tmp_path_factory.mktemp("other") / "run"
+    shutil.copytree(trained, workdir)
+    return workdir
+
+
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """A headless Chromium, with a camera that shows a test picture."""
     playwright = pytest.importorskip("playwright.sync_api", reason="no playwright")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -14,14 +13,6 @@ from agejax.process.command import run_command
 from agejax.reporting import results
 from agejax.runs import batch_statistics, ensembles
 from agejax.runs.run import Run
-
-
-@pytest.fixture(scope="module")
-def other(trained, tmp_path_factory):
-    """A copy of the run with another network."""
-    workdir = tmp_path_factory.mktemp("other") / "run"
-    shutil.copytree(trained, workdir)
-    return workdir
 
 
 @pytest.fixture(scope="module")

@@ -23,13 +23,6 @@ from agejax.runs.run import Run
 
 
 @pytest.fixture(scope="module")
-def other(trained, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("other") / "run"
-    shutil.copytree(trained, workdir)
-    return workdir
-
-
-@pytest.fixture(scope="module")
 def written(trained, other, tmp_path_factory):
     """A report about the whole small data set, compared with a second run."""
     output = tmp_path_factory.mktemp("report")
