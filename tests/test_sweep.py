@@ -281,7 +281,9 @@ def test_a_study_of_the_other_direction_is_one_line_as_is_a_folder_that_is_a_fil
     flags = [f"--space={tmp_path / 'space.py'}", f"--study={tmp_path / 'file'}"]
     assert run_command(sweep.main, ["sweep", *flags, CONFIG]) == 2
     assert "is not a folder; use another path" in capsys.readouterr().err
-    with pytest.raises(UserError, match="--storage=nonsense cannot be opened"):
+    with pytest.raises(
+        UserError, match=r"--storage=nonsense cannot be opened.*; use another --storage"
+    ):
         studies.create_study(tmp_path / "study", "nonsense", None, None, "min")
 
 

@@ -31,6 +31,7 @@ def create_study(folder: pathlib.Path, storage: str, sampler: Any, pruner: Any, 
     import sqlalchemy
 
     place = f"--storage={storage}" if storage else str(folder / "study.db")
+    remedy = f"use another {'--storage' if storage else '--study'}"
     if not storage:
         _check_database(folder / "study.db")
     directions = optuna.study.StudyDirection
@@ -51,7 +52,7 @@ def create_study(folder: pathlib.Path, storage: str, sampler: Any, pruner: Any, 
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise UserError(
-            f"{place} cannot be opened as an Optuna study: {reason}; use another --study"
+            f"{place} cannot be opened as an Optuna study: {reason}; {remedy}"
         ) from error
     if study.direction != direction:
         raise UserError(
