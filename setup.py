@@ -47,6 +47,7 @@ setup(
     packages=find_packages(include=("agejax", "agejax.*")),
     package_data={
         "agejax": ["py.typed"],
+        "agejax.models.lowerings": ["native.cc"],  # built where it runs
         "agejax.exporting.web": ["page.*", "licences.txt"],
         "agejax.weights": ["*/*.json", "*/*.md", "*/*.safetensors", "*/evaluation/*/*"],
     },

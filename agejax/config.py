@@ -388,6 +388,12 @@ SETTINGS = Group(
         "On a GPU, compiles the steps from algorithms only that add in the same order every time; "
         "they may be slower. On a CPU every step is already so.",
     ),
+    native=Setting(
+        True,
+        "On one CPU device, computes attention and depthwise convolutions in float32 by kernels "
+        "that the machine's C++ compiler builds at their first use; without a compiler, by XLA. "
+        "The two round differently.",
+    ),
     sharding=Group(
         "The devices.",
         devices=Setting(0, "How many devices to use; 0: all.", limits=(0, 2**20)),

@@ -378,7 +378,7 @@ def test_a_choice_that_loses_every_turn_by_both_clocks_is_called_wrong():
     row["XLA / ours, cpu_ms"] = {"median": 0.7, "min": 0.6, "max": 0.8}
     lost = {"median": 2.0, "min": 1.1, "max": 2.5}
     at_times = {"median": 1.2, "min": 1.0, "max": 2.5}
-    line = "| im2col | s | t | 2 | 1 | 0.50 (0.40 to 0.60) | 0.70 (0.60 to 0.80) |"
+    line = "| im2col | s | t | 2 | 1 | 0.50 (0.40 to 0.60) | 0.70 (0.60 to 0.80) | 2 |"
     for ms, cpu_ms, choice in (
         (lost, lost, "wrong: 2.00 x"), (lost, at_times, "right"), (at_times, lost, "right"),
     ):  # fmt: skip

@@ -59,6 +59,7 @@ class Bench:
         )
         self.config = c
         self.model, initialise = state_lib.create_model(c, create(c.heads, facts))
+        self.initialise = initialise
         mesh = sharding.create_mesh(1, 1)
         schedule = optim.create_schedule(c.schedule, TOTAL, lambda d, _: int(d["steps"]))
         self.optimizer = optim.create_optimizer(c.optim, schedule, self.model.parameters)

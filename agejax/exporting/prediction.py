@@ -26,6 +26,8 @@ def prediction(run: Run, dtype: str | None = None) -> Predict:
       dtype: what to compute in; None: as the run does.
     """
     config = ml_collections.ConfigDict(run.config)
+    with config.unlocked():
+        config.native = False  # an exported program runs on other machines
     if dtype is not None:
         config.model.dtype = dtype
     # Built anew, since a traced function keeps its lowering.

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 MAY_CHANGE_ON_RESUME = re.compile(
     r"data\.(source|cache_dir|workers|mixture\.[^.]+\.source)|log_every\..*|checkpoint\.every\..*|"
     r"eval\.(every\..*|batch_size|image_size|patience|final_split)|loggers|"
-    r"log_images|model\.(pretrained|remat)|watchdog|profile|nonfinite|deterministic|"
+    r"log_images|model\.(pretrained|remat)|watchdog|profile|nonfinite|deterministic|native|"
     r"sharding\.(devices|fsdp)"
 )
 

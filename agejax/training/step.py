@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -115,6 +115,7 @@ def make_train_step(
         sums["loss"] = jnp.stack([total, 1.0 / micro])
         return total, (stats, sums)
 
+    @lowerings.native_kernels(_uses_native(config, devices))
     @lowerings.platform(platform)
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
         key_augment, key_dropout = keys(seed, state.step)
@@ -207,6 +208,7 @@ def make_eval_step(config: Any, model: Model, *, losses: bool = False) -> jax.st
     """
     size = image_sizes.of_evaluation(config)
 
+    @lowerings.native_kernels(_uses_native(config, jax.devices()))
     def eval_step(
         params: Mapping[str, jax.Array], batch_stats: Mapping[str, jax.Array], batch: Batch
     ) -> dict[str, jax.Array]:
@@ -227,6 +229,12 @@ def make_eval_step(config: Any, model: Model, *, losses: bool = False) -> jax.st
         return predictions
 
     return jax.jit(eval_step, compiler_options=_compiler_options(config, jax.devices()))
+
+
+def _uses_native(config: Any, devices: Collection[Any]) -> bool:
+    """Whether a step on these devices may use kernels built for this machine's CPU."""
+    on_one_cpu = [device.platform for device in devices] == ["cpu"]
+    return on_one_cpu and config.get("native", True)  # the config of an old run lacks the setting
 
 
 def _compiler_options(config: Any, devices: Iterable[Any]) -> dict[str, bool]:

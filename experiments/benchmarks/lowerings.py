@@ -84,14 +84,24 @@ def with_gradients(function: Function) -> Function:
     return both
 
 
-def operation(name: str, shape: str, function: Function, *arguments: Shape) -> Case:
-    """A case of a function with one form on this platform, whatever the shape."""
+def operation(
+    name: str, shape: str, function: Function, *arguments: Shape, native: bool = False
+) -> Case:
+    """A case of a function with one form in XLA on this platform, whatever the shape.
+
+    With `native` agejax chooses a third form on one CPU device: one that its compiler has built.
+    """
 
     def plain(*arrays: jax.Array) -> Any:
         with lowerings.plain():
             return function(*arrays)
 
+    @lowerings.native_kernels(True)
+    def built(*arrays: jax.Array) -> Any:
+        return with_gradients(function)(*arrays)
+
     contestants = {"ours": with_gradients(function), "XLA": with_gradients(plain)}
+    contestants |= {"agejax": built} if native else {}
     return Case(name, shape, "", arguments, contestants)
 
 
@@ -102,7 +112,8 @@ def convolution(name: str, x: Shape, kernel: Shape, stride: int = 1) -> Case:
     def function(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return conv.conv(x, kernel, stride, padding, groups)
 
-    return operation(name, f"{text(x)}, {text(kernel)} / {stride}", function, x, kernel)
+    shape, native = f"{text(x)}, {text(kernel)} / {stride}", groups == x[-1] or x[-1] == 3
+    return operation(name, shape, function, x, kernel, native=native)
 
 
 def im2col(x: Shape, outputs: int, stride: int, threshold: str) -> Case:
@@ -184,6 +195,7 @@ def cases(batch: int) -> list[Case]:
         convolution("1x1 convolution", (batch, 32, 32, 16), (1, 1, 16, 72)),
         convolution("1x1 convolution", (batch, 7, 7, 96), (1, 1, 96, 576)),
         convolution("convolution in groups", (batch, 14, 14, 256), (3, 3, 8, 256)),
+        convolution("convolution of RGB", (batch, 128, 128, 3), (3, 3, 3, 16), 2),
         convolution("depthwise convolution", (batch, 32, 32, 72), (3, 3, 1, 72)),
         convolution("depthwise convolution", (batch, 32, 32, 72), (3, 3, 1, 72), 2),
         convolution("depthwise convolution", (batch, 14, 14, 240), (5, 5, 1, 240)),
@@ -196,7 +208,9 @@ def cases(batch: int) -> list[Case]:
             *((*tokens, 192), (192,), (192,)),
         ),
         operation("GELU", text((*tokens, 768)), gelu, (*tokens, 768)),
-        operation("attention", text((*tokens, 3, 3, 64)), attention, (*tokens, 3, 3, 64)),
+        operation(
+            "attention", text((*tokens, 3, 3, 64)), attention, (*tokens, 3, 3, 64), native=True
+        ),
         operation("max pool", f"{text(x)}, 3 x 3 / 2", lambda x: max_pool(x, 3, 2, 1), x),
         operation(
             "mean pool",
@@ -254,8 +268,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A table of our form beside XLA's, and one of the constants' values."""
     lines = [
         "| operation | shape | beside the threshold | ours, ms | XLA, ms | XLA / ours "
-        "| in CPU time | choice |",
-        "|---|---|---|---|---|---|---|---|",
+        "| in CPU time | chosen, ms | choice |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         if "XLA" in row["ms"]:
@@ -266,6 +280,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
                 *(row["operation"], row["shape"], row["threshold"]),
                 *(f"{row['ms'][name]:.3g}" for name in ("ours", "XLA")),
                 *(f"{r['median']:.2f} ({r['min']:.2f} to {r['max']:.2f})" for r in ratios),
+                f"{row['ms'].get('agejax', row['ms']['ours']):.3g}",
                 f"wrong: {losses[-1]['median']:.2f} x" if wrong else "right",
             )
             lines.append(f"| {' | '.join(cells)} |")

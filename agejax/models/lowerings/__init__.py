@@ -1,6 +1,6 @@
 """Operations with a faster form than XLA's own, and the switch back to XLA's.
 
-Every function computes the same values as the operation that it is named after. There are two
+Every function computes the same values as the operation that it is named after. There are three
 kinds:
 
 - Chosen by platform (`choose`), so that a program exported for a GPU has XLA's own:
@@ -10,6 +10,8 @@ kinds:
 - The same on every platform: the gradients of batch norm, layer norm and GELU (`norm`,
   `activation`), which read their inputs less often than autodiff's do, `pool.mean_pool` and
   `conv.matmul`.
+- In C++, built for the CPU that traces and runs the program, on one CPU device only: `native`,
+  within `native_kernels(True)`.
 
 With `plain()` JAX's own operations replace all of them. Whether each still pays off is measured by
 `python -m experiments.benchmarks.lowerings`.
@@ -29,6 +31,7 @@ T = TypeVar("T")
 _plain: ContextVar[bool] = ContextVar("plain", default=False)
 _batch_parts: ContextVar[int] = ContextVar("batch_parts", default=1)
 _platform: ContextVar[str | None] = ContextVar("platform", default=None)
+_native: ContextVar[bool] = ContextVar("native", default=False)
 
 
 def plain() -> contextlib.AbstractContextManager[None]:
@@ -42,6 +45,16 @@ def plain() -> contextlib.AbstractContextManager[None]:
 def by_platform() -> contextlib.AbstractContextManager[None]:
     """While active, tracing uses the form that suits the platform: the default."""
     return _set(_plain, False)
+
+
+@contextlib.contextmanager
+def native_kernels(used: bool) -> Iterator[None]:
+    """While active, tracing uses kernels built for this machine's CPU where there are any, or none.
+
+    For a program that runs in this process on one CPU device: it cannot be exported or split.
+    """
+    with _set(_native, used):
+        yield
 
 
 @contextlib.contextmanager
@@ -72,6 +85,11 @@ def choose(*arguments: Any, cpu: Callable[..., Any], default: Callable[..., Any]
 def is_plain() -> bool:
     """Whether `plain` is active."""
     return _plain.get()
+
+
+def is_native() -> bool:
+    """Whether kernels built for this machine's CPU may be used, as given to `native_kernels`."""
+    return _native.get()
 
 
 def batch_parts() -> int:

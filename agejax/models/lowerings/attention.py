@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from agejax.models import lowerings
+from agejax.models.lowerings import native
 
 
 def attention(qkv: jax.Array) -> jax.Array:
@@ -16,7 +17,8 @@ def attention(qkv: jax.Array) -> jax.Array:
 
     if lowerings.is_plain():
         return plain(qkv)
-    y: jax.Array = lowerings.choose(qkv, cpu=by_heads, default=plain)
+    on_cpu = native.attention if native.has_attention(qkv) else by_heads
+    y: jax.Array = lowerings.choose(qkv, cpu=on_cpu, default=plain)
     return y
 
 

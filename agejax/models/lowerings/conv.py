@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from agejax.models import lowerings
+from agejax.models.lowerings import native
 from agejax.models.lowerings.depthwise import depthwise_conv
 from agejax.models.lowerings.windows import keeping_inputs, pad, plain_conv, taps
 
@@ -40,6 +41,8 @@ def conv(
         on_cpu = functools.partial(grouped, stride=stride, padding=padding, groups=groups)
     elif size == 1 and padding == 0:
         on_cpu = functools.partial(pointwise, stride=stride)
+    elif native.has_rgb(x, kernel):
+        on_cpu = functools.partial(native.rgb, stride=stride, padding=padding)
     elif inputs <= FEW_CHANNELS or _is_small(x, size, stride, padding):
         on_cpu = functools.partial(im2col, stride=stride, padding=padding)
     else:

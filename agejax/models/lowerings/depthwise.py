@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from agejax.models import lowerings
+from agejax.models.lowerings import native
 from agejax.models.lowerings.windows import keeping_inputs, pad, plain_conv, taps
 
 ROWS_PER_SUM = 16  # fewer are not vectorised, more compile slowly
@@ -18,10 +19,11 @@ ROWS_PER_SUM = 16  # fewer are not vectorised, more compile slowly
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
     """One filter per channel: x [B, H, W, C], kernel [k, k, 1, C] -> [B, H', W', C]."""
+    on_cpu = native.depthwise if native.has_depthwise(x, kernel, padding) else by_taps
     y: jax.Array = lowerings.choose(
         x,
         kernel,
-        cpu=functools.partial(by_taps, stride=stride, padding=padding),
+        cpu=functools.partial(on_cpu, stride=stride, padding=padding),
         default=functools.partial(plain_conv, stride=stride, padding=padding, groups=x.shape[-1]),
     )
     return y
@@ -36,10 +38,12 @@ def _backward(
         )[1](dy)
         return dx, dkernel
 
+    has_native = native.has_depthwise(*saved, padding)
+    on_cpu = native.depthwise_back if has_native else _backward_by_taps
     gradients: tuple[jax.Array, jax.Array] = lowerings.choose(
         *saved,
         dy,
-        cpu=functools.partial(_backward_by_taps, stride=stride, padding=padding),
+        cpu=functools.partial(on_cpu, stride=stride, padding=padding),
         default=plain,
     )
     return gradients
