@@ -13,7 +13,8 @@ class Cost:
     """The cost of one call of a compiled program, on each of its devices; None: not told.
 
     Attributes:
-      flops, bytes_accessed: as XLA counts them; the body of a loop counts once.
+      flops, bytes_accessed: as XLA counts them; the body of a loop counts once, and a kernel of our
+        own (`models.lowerings.native`) not at all.
       argument_bytes: memory of the arguments.
       temporary_bytes: memory of what comes and goes during the call.
     """
