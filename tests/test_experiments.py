@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from agejax.errors import UserError
 from agejax.evaluation import replicates
 from agejax.process.command import run_command
 from experiments import arms, cross_data, recompute, run
-from experiments.benchmarks import intervals
+from experiments.benchmarks import intervals, start
 from experiments.mutations import __main__ as mutations
 from experiments.systems import imbalance, setting, transfer
 
@@ -259,3 +260,19 @@ def test_a_mutation_is_caught_by_the_test_that_fails_and_taken_back(tmp_path):
     assert not broken["caught"]
     assert code.read_text() == "def sign(x):\n    return 1 if x > 0 else -1\n"
     assert "**nothing**" in mutations.table([caught, missed])
+
+
+def test_a_start_is_measured_until_its_first_step_and_then_ended():
+    says = "import time; sum(range(10**7)); print('step 1/2  loss', flush=True); time.sleep(60)"
+    trees = {start.THIS: start.HERE, start.OTHER: start.HERE}
+    rows = start.measure(trees, [sys.executable, "-c", says], 1)
+    assert [(row["start"], row["unit"]) for row in rows] == [
+        (kind, unit) for kind in ("nothing compiled before", "compiled before")
+        for unit in ("cpu_seconds", "seconds", "peak_mib")
+    ]  # fmt: skip
+    for row in rows:
+        (one,), (other,) = row["turns"].values()
+        assert row["ratio"]["median"] == pytest.approx(one / other)
+        assert 0 < one < 50
+    with pytest.raises(UserError, match=r"no first step: a reason$"):
+        start.measure(trees, [sys.executable, "-c", "raise SystemExit('a reason')"], 1)
