@@ -153,7 +153,9 @@ def _train(
         peers.agree_on_weights(state.params)
         best, meta, step, saved_step = Best(), {}, 0, 0
     with clock("features"):
-        features = frozen.compute(config, model, state, data.source, data.rows, mesh)
+        features = frozen.compute(
+            config, model, state.params, state.batch_stats, data.source, data.rows, mesh
+        )
 
     # ---- 7. what reads, looks at val, and reports -----------------------------------------------
     run_folder.write_config(workdir, config)

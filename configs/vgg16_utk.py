@@ -30,7 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optim.weight_decay = 5e-4
     config.schedule.kind = "warmup_cosine"
     config.schedule.lr = 0.02
-    config.schedule.warmup = {"epochs": 2.0}
+    config.schedule.warmup = {"percent": 5.0}  # two epochs
 
     config.augment.flip = 0.5
     config.augment.crop = (0.6, 1.0)

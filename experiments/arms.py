@@ -41,7 +41,8 @@ class Arm:
       what: a description.
       theirs: the published figures: path into metrics.json -> figure.
       prepare: called with the comparison's folder before the arm is trained.
-      make: called with that folder, a seed and the folder for its scores, in place of training.
+      make: called with that folder, a seed and the folder for its scores, in place of scoring the
+        run; without a config in place of training too.
     """
 
     config: ml_collections.ConfigDict | None

@@ -99,17 +99,32 @@ def table(
 
 
 def run(
-    name: str, setting: Setting, seeds: Sequence[int], folder: pathlib.Path, only: str = ""
+    name: str,
+    setting: Setting,
+    seeds: Sequence[int],
+    folder: pathlib.Path,
+    only: str = "",
+    against: str | None = None,
 ) -> tuple[str, dict[str, Any], dict[str, Chart]]:
     """Trains what is missing, and compares.
 
+    Args:
+      against: the arm that the others are compared with; None: the system's reference.
+
     Returns:
       (the table in Markdown, the contents of the JSON file, charts by name).
+
+    Raises:
+      UserError: there is no arm `against`, or as `arms.chosen` and `arms.run`.
     """
     system = importlib.import_module(f"experiments.systems.{name}")
-    chosen = arms.chosen(system.arms(setting), only, system.REFERENCE)
+    known, reference = system.arms(setting), against or system.REFERENCE
+    if reference not in known:
+        raise UserError(f"--against={reference}: there are {', '.join(known)}")
+    chosen = arms.chosen(known, only, reference)
+    chosen = {reference: chosen[reference]} | chosen
     scores = arms.run(chosen, seeds, folder, "test")
-    base = scores[system.REFERENCE]
+    base = scores[reference]
     for of in scores.values():
         of.check_same_images(base)
     # Without labels of gender there are no errors by gender.
@@ -130,7 +145,7 @@ def run(
             "intervals": replicates.METHOD,
             "dataset": setting.dataset,
             "devices": devices,
-            "reference": system.REFERENCE,
+            "reference": reference,
             "arms": {
                 arm: {"what": chosen[arm].what, "theirs": dict(chosen[arm].theirs)}
                 | row
@@ -157,6 +172,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--genders", help="a run that predicts genders, for architectures")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", default="", metavar="REGEX", help="of the arms' names")
+    parser.add_argument("--against", metavar="ARM", help="the reference; default: the system's")
     parser.add_argument("--arm", help="train only this arm, for a cluster's job")
     parser.add_argument("--seed", type=int, help="with this seed, for a cluster's job")
     parser.add_argument("--task", type=int, help="number of an array's job: arm and seed")
@@ -188,7 +204,9 @@ def main(argv: Sequence[str]) -> None:
         return
     output = args.output or folder / name
     files.check_folder(output.parent, "--output")
-    text, result, drawn = run(args.system, setting, range(args.seeds), folder, args.only)
+    text, result, drawn = run(
+        args.system, setting, range(args.seeds), folder, args.only, args.against
+    )
     output.parent.mkdir(parents=True, exist_ok=True)
     for kind, chart in drawn.items():
         figure = output.with_name(f"{output.name}-{kind}.png")

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
+from agejax.data import opening, splits
 from agejax.errors import UserError
 from agejax.evaluation import replicates
 from agejax.process.command import run_command
-from experiments import arms, cross_data, recompute, run
+from experiments import arms, cross_data, levers, recompute, run
 from experiments.benchmarks import intervals, start
 from experiments.mutations import __main__ as mutations
 from experiments.systems import imbalance, setting, transfer
@@ -75,6 +76,25 @@ def test_only_that_matches_no_arm_is_refused_and_the_arms_are_named(
     assert run_command(run.main, ["run", *flags]) == 2
     assert f"--only={only}: {message}" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_balanced_val_has_no_copy_in_train_nor_an_image_of_the_test_set(
+    faces, cache, tmp_path, monkeypatch
+):
+    where = setting.Setting("smoke", source=str(faces), folder=tmp_path)
+    config = imbalance.arms(where)["faces-frozen"].config
+    config.data.split.balanced.over, config.data.split.balanced.n = ("decade",), 2
+    monkeypatch.setattr(imbalance, "arms", lambda _: {"faces-frozen": arms.Arm(config)})
+    source = opening.open_source(config.data)
+    test = splits.make(source, config.data.split)["test"]
+    rows = splits.make(source, levers.with_balanced_val(where).data.split)
+    assert rows.keys() == {"train", "val"}
+    groups = [set(source.groups[some].tolist()) for some in (*rows.values(), test)]
+    assert not groups[0] & groups[1]
+    assert not (groups[0] | groups[1]) & groups[2]
+    decades = np.unique(source.labels["age"][rows["val"]] // 10, return_counts=True)[1]
+    assert len(decades) > 3
+    assert decades.max() == 2
 
 
 def test_only_keeps_the_reference_and_the_order_of_the_arms():

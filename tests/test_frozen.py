@@ -15,11 +15,14 @@ import tiny
 from agejax import checks
 from agejax import heads as heads_lib
 from agejax.data import features, opening, pipeline, sampling, splits
+from agejax.data.sources import Source
 from agejax.errors import UserError
 from agejax.models import inputs, pretrained
+from agejax.reporting import results
 from agejax.runs.run import Run
 from agejax.train import train
 from agejax.training import augment, frozen, optim, sharding, state
+from experiments.frozen import scored
 
 NECK = {"hidden": (8,), "dropout": 0.5, "input_dropout": 0.3}
 
@@ -78,7 +81,10 @@ class Bench:
         config = self.config.copy_and_resolve_references()
         config.update_from_flattened_dict(settings)
         before = self.images.read
-        found = frozen.compute(config, self.model, self.state, self.source, self.rows, self.mesh)
+        state = self.state
+        found = frozen.compute(
+            config, self.model, state.params, state.batch_stats, self.source, self.rows, self.mesh
+        )
         return found, self.images.read - before
 
 
@@ -125,6 +131,21 @@ def test_the_evaluation_of_cached_features_is_that_of_the_images(runs, faces, ca
     predicted = run.predict(pipeline.evaluation_batches(source, val, 16))["age"]
     best = json.loads((runs[1] / "summary.json").read_text())["best"]["value"]
     assert np.abs(predicted - source.labels["age"][val]).mean() == pytest.approx(best, abs=1e-4)
+
+
+def test_an_arm_scored_on_cached_features_predicts_as_from_the_images(runs, tmp_path, monkeypatch):
+    images, features = tmp_path / "images", tmp_path / "features"
+    results.evaluate(runs[1], split="val", output=images, write_report=False)
+    monkeypatch.setattr(Source, "take", None)  # no image is read
+    scored("val", lambda seed: ["1"])(runs[1].parent, 0, features)
+    first, second = (
+        np.genfromtxt(f / "predictions.csv", delimiter=",", names=True, dtype=None, encoding=None)
+        for f in (images, features)
+    )
+    assert first.dtype.names == second.dtype.names
+    assert (first["id"] == second["id"]).all()
+    for name in ("age", "age_predicted", "gender_p1"):
+        np.testing.assert_allclose(second[name], first[name], atol=1e-4, err_msg=name)
 
 
 def test_a_frozen_parameter_is_its_own_average(runs):

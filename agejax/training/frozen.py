@@ -27,7 +27,7 @@ from agejax.models.necks import NeckOptions
 from agejax.settings import to_json
 from agejax.training import augment, vectors
 from agejax.training.optim import Flat
-from agejax.training.state import Model, TrainState
+from agejax.training.state import Model
 from agejax.version import __version__
 
 FORMAT = 1  # raise it when the same weights would give other features for the same images
@@ -133,7 +133,8 @@ def _draws(config: Any, model: Model) -> bool:
 def compute(
     config: Any,
     model: Model,
-    state: TrainState,
+    params: Any,
+    batch_stats: Any,
     source: sources.Source,
     rows: Mapping[str, np.ndarray],
     mesh: Mesh,
@@ -143,7 +144,7 @@ def compute(
     They come from the cache; each process computes missing ones on its own devices.
 
     Args:
-      state: its backbone computes them.
+      params, batch_stats: of the backbone that computes them, by flat name.
       rows: of the splits: "train" is needed in every view, "val" only in view 0.
       mesh: of the run.
 
@@ -154,7 +155,7 @@ def compute(
     if not views:
         return None
     arrays: tuple[Arrays, Arrays] = vectors.unpacked(
-        multihost_utils.process_allgather((state.params, state.batch_stats), tiled=True)
+        multihost_utils.process_allgather((params, batch_stats), tiled=True)
     )
     devices = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
     here = Mesh(np.array(devices), ("data",))

@@ -12,6 +12,7 @@ import ml_collections
 
 from agejax.configs import frozen_utk, mobilenet_v1_utk
 from experiments.arms import Arm
+from experiments.frozen import scored
 from experiments.systems.setting import Setting, changed
 
 BACKBONE = "mobilenet_v1"
@@ -48,6 +49,8 @@ def arms(setting: Setting, like: ml_collections.ConfigDict, **changes: Any) -> d
         case "full":
             tuned.total = {"epochs": 10.0}
     return {
-        "faces-frozen": Arm(frozen, "ours: MobileNetV1 trained on faces, frozen"),
+        "faces-frozen": Arm(
+            frozen, "ours: MobileNetV1 trained on faces, frozen", make=scored("test")
+        ),
         "faces": Arm(tuned, "ours: the same, its later layers trained"),
     }

@@ -6,6 +6,8 @@ scale; a test set of 10 images of every gender x ethnicity x decade.
 
 from __future__ import annotations
 
+import dataclasses
+
 import ml_collections
 
 from agejax.configs import imbalance_utk
@@ -59,6 +61,21 @@ def arms(setting: Setting) -> dict[str, Arm]:
         "sampling__power": 0.5, "heads__age__decode_prior": "sampled",
         "heads__ethnicity__example_weights": {"kind": "inverse"},
     }  # fmt: skip
+    with_faces = faces.arms(setting, config, **even)
+    if frozen := with_faces.get("faces-frozen"):
+        assert frozen.config is not None
+        # Drawn as the test set is, chosen on a val made like it: python -m experiments.levers.
+        flat = changed(
+            frozen.config,
+            sampling__over=("gender", "ethnicity", "decade"),
+            sampling__power=1.0,
+            heads__ethnicity__example_weights={},
+            eval__best="age/macro_mae",
+        )
+        if setting.scale != "smoke":
+            flat.total = {"epochs": 12.0}
+        what = "the same, genders x ethnicities x decades drawn equally often, 12 epochs"
+        with_faces["faces-frozen-flat"] = dataclasses.replace(frozen, config=flat, what=what)
     return {
         "baseline": Arm(
             config, "as it is",
@@ -86,5 +103,5 @@ def arms(setting: Setting) -> dict[str, Arm]:
         "ours": Arm(
             ours, "SORD, INS for ethnicity, decades x ethnicities drawn by the root of INS"
         ),
-        **faces.arms(setting, config, **even),
+        **with_faces,
     }  # fmt: skip
