@@ -65,6 +65,13 @@ SETTINGS = Group(
             64, "Images per step, over all devices and processes.", limits=(1, 2**16)
         ),
         workers=Setting(0, "Grain worker processes; 0 reads in threads.", limits=(0, 1024)),
+        resident=Setting(
+            "auto",
+            "Whether the training images and labels lie in the memory of every device, so that the "
+            "host only sends the numbers of rows. auto: on an accelerator, where they take at most "
+            "a quarter of its memory.",
+            choices=("auto", "on", "off"),
+        ),
         split=Group(
             "How the images are split. Set at most one of official, files, folds and balanced.n; "
             "without them the images are split by fractions.",
@@ -353,6 +360,12 @@ SETTINGS = Group(
     checkpoint=Group(
         "Checkpoints.",
         every=Duration({"epochs": 1.0}, "How often a checkpoint is saved."),
+    ),
+    steps_per_call=Setting(
+        1,
+        "Train steps that the device takes at a time without the host. A call ends where a log "
+        "row, an evaluation or a checkpoint is due; what is left before them goes step by step.",
+        limits=(1, 1000),
     ),
     log_every=Duration({"steps": 50}, "How often training metrics are logged."),
     loggers=Setting(

@@ -29,10 +29,20 @@ from agejax.paths import expand
 from agejax.runs import run_folder, warm_start
 from agejax.runs import summary as summaries
 from agejax.runs.plan import Plan
-from agejax.training import durations, feature_map, frozen, image_sizes, optim, peers, sharding
+from agejax.training import (
+    durations,
+    feature_map,
+    frozen,
+    image_sizes,
+    optim,
+    peers,
+    resident,
+    sharding,
+)
 from agejax.training import state as state_lib
 from agejax.training import step as step_lib
 from agejax.training.best import Best
+from agejax.training.calls import Calls, Feed
 from agejax.training.checkpoint import CheckpointWriter
 from agejax.training.first_call import FirstCall
 from agejax.training.image_sheets import ImageSheets
@@ -160,6 +170,15 @@ def _train(
     # ---- 7. what reads, looks at val, and reports -----------------------------------------------
     run_folder.write_config(workdir, config)
     batches = dataclasses.replace(data.batches, features=features)
+    shared: dict[str, Any] = {"teachers": data.teachers.arrays}
+    if resident.wanted(config.data.resident, batches, mesh):
+        with clock("data"):
+            shared[resident.TABLE] = resident.put(batches, mesh)
+        batches = dataclasses.replace(batches, resident=True)
+    calls = Calls.of_run(
+        config.steps_per_call, (log_every, eval_every, checkpoint_every),
+        (*train_steps.ends, total_steps), skipped,
+    )  # fmt: skip
     logs = loggers.open_all(config, workdir, step)
     held.callback(logs.close, finished=False)  # if an error comes before `log` closes them
     sheets = ImageSheets(config, data.source, data.rows.get("val"), data.heads, logs)
@@ -173,16 +192,13 @@ def _train(
         steps_per_epoch=steps_per_epoch, epochs=epochs, pending=meta.get("pending", {}),
         loggers=logs,
     )  # fmt: skip
-    batch: dict[str, Any] = {}  # the last one
-    profile = Profile(
-        workdir, config.profile, step,
-        lambda: train_steps.last.lower(abstract, batch).compile(), batch_size,
-    )  # fmt: skip
+    profile = Profile(workdir, config.profile, step, lambda: train_steps.compiled, batch_size)
+    feed = Feed(batches, calls, step, total_steps, config.data.workers, mesh, shared, clock)
     val_metrics: dict[str, Any] | None = None
 
     # ---- 8. the loop ----------------------------------------------------------------------------
     with (
-        contextlib.closing(batches.iterate(step, total_steps, config.data.workers)) as read,
+        contextlib.closing(feed),
         StopOnSignal() as stop,
         Watchdog(config.watchdog) as watchdog,
         profile,
@@ -190,7 +206,7 @@ def _train(
         clock("step"),
     ):
         while True:
-            stopping = stop.before(step)
+            stopping = stop.now()
             watchdog.feed()
             profile.at(step, state)
 
@@ -225,18 +241,18 @@ def _train(
             if step == total_steps or stopping or enough or 0 < config.eval.patience <= best.stale:
                 break
 
-            # -- one step --
-            with clock("input"):
-                batch = sharding.put_batch(next(read), mesh) | {"teachers": data.teachers.arrays}
-            step += 1
+            # -- one call: a step, or config.steps_per_call of them --
+            if step == 0:
+                with clock("compile"):
+                    sheets.augmented(data.batches, mesh, train_steps.size(0))
+            count, batch = feed.take()
+            step += count
             if step in skipped:
                 state = dataclasses.replace(state, step=state.step + 1)
                 continue
-            if step == 1:
-                with clock("compile"):
-                    sheets.augmented(batch, train_steps.size(0))
-            state, sums = train_steps.at(step - 1, log)(state, batch)
+            state, sums = train_steps.at(step - count, count, log)(state, batch)
             log.add(step, sums)
+            feed.ahead(sums["loss"])
             if step % log_every == 0:
                 log.report()
         jax.block_until_ready(state)

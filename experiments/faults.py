@@ -1,6 +1,6 @@
 """Disturbs a small training with faults of many kinds, one at a time:
 
-    python -m experiments.faults [--faults=216] [--seed=0] [--only=REGEX] [--jobs=1]
+    python -m experiments.faults [--faults=216] [--seed=0] [--only=REGEX] [--jobs=1] [--mode=MODE]
 
 A training of 40 steps is disturbed once, at a step that the seed draws, and then restarted until it
 is complete. Its parameters must be bit-identical to those of an undisturbed training; metrics.jsonl
@@ -20,6 +20,7 @@ import argparse
 import collections
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -47,9 +48,17 @@ from experiments.arms import commit
 
 OUTPUT = pathlib.Path(__file__).parent / "results" / "faults"
 STEPS, SAVED_EVERY, STARTS = 40, 4, 6
+STREAMED = "streamed"
+# Ways to feed a training. Of the 4 steps between two checkpoints, calls of 3 leave 1 over.
+MODES: dict[str, dict[str, Any]] = {
+    STREAMED: {},
+    "resident": {"data.resident": "on"},
+    "streamed calls": {"steps_per_call": 3, "log_every.steps": 4},
+    "resident calls": {"steps_per_call": 3, "log_every.steps": 4, "data.resident": "on"},
+}
 
 
-def get_config(cache: pathlib.Path) -> ml_collections.ConfigDict:
+def get_config(cache: pathlib.Path, mode: str = STREAMED) -> ml_collections.ConfigDict:
     config = quickstart.get_config()
     config.total = {"steps": STEPS}
     config.data.cache_dir = str(cache)
@@ -62,14 +71,16 @@ def get_config(cache: pathlib.Path) -> ml_collections.ConfigDict:
     config.eval.every = {"steps": 2 * SAVED_EVERY}
     config.log_every = {"steps": 2}
     config.eval.final_split = ""
+    config.update_from_flattened_dict(MODES[mode])
     return config
 
 
 # ---- the disturbed process -----------------------------------------------------------------------
 
 
-def child(workdir: pathlib.Path, cache: pathlib.Path, fault: str, at: int) -> None:
-    """Trains, causes `fault` right before step number `at` of this process, prints a digest."""
+def child(mode: str, workdir: pathlib.Path, cache: pathlib.Path, fault: str, at: int) -> None:
+    """Trains, causes `fault` when the batch of step number `at` of this process is read, while the
+    step before runs; prints a digest."""
     import jax
 
     from agejax.data import pipeline
@@ -80,17 +91,21 @@ def child(workdir: pathlib.Path, cache: pathlib.Path, fault: str, at: int) -> No
 
     sharding.start()
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    config = get_config(cache)
+    config = get_config(cache, mode)
     config.data.workers = 1 if fault == "a worker dies" else 0
     config.watchdog = 1.0 if fault == "a process hangs" else 0.0
     iterate, save, saves, now = TrainBatches.iterate, CheckpointWriter.save, [0], time.time
 
     def disturbed(*args: Any) -> Iterator[Any]:
+        _, start, _, _, calls = args
+        done = 0
         with contextlib.closing(iterate(*args)) as batches:
-            for number, batch in enumerate(batches, 1):
-                yield meet(batch) if number == at else batch
+            for batch in batches:
+                count = calls(start + done) if calls else 1
+                yield meet(batch, at - 1 - done, count) if done < at <= done + count else batch
+                done += count
 
-    def meet(batch: Any) -> Any:
+    def meet(batch: Any, place: int, count: int) -> Any:
         match fault:
             case "SIGKILL":
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -107,7 +122,9 @@ def child(workdir: pathlib.Path, cache: pathlib.Path, fault: str, at: int) -> No
                 jump = random.Random(at).choice([-1e6, 1e6])
                 time.time = lambda: now() + jump
             case "a loss is not finite":
-                return batch | {"weight": batch["weight"] * np.float32(np.nan)}
+                weight = np.ones_like(batch["strength"])
+                weight.reshape(count, -1)[place] = np.nan
+                return batch | {"weight": weight}
         return batch
 
     def die_while_saving(*args: Any, **kwargs: Any) -> None:
@@ -338,9 +355,9 @@ class Process:
 
 
 def begin(
-    workdir: pathlib.Path, cache: pathlib.Path, fault: str = "none", at: int = 0
+    mode: str, workdir: pathlib.Path, cache: pathlib.Path, fault: str = "none", at: int = 0
 ) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "experiments.faults", "--child", fault, str(at)]
+    command = [sys.executable, "-m", "experiments.faults", "--child", mode, fault, str(at)]
     return subprocess.Popen(
         [*command, str(workdir), str(cache)], text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"JAX_PLATFORMS": "cpu"},
@@ -363,25 +380,26 @@ def finish(process: subprocess.Popen[str], hangs: bool = False) -> Process:
 
 
 def disturb(
-    kind: str, at: int, rng: random.Random, workdir: pathlib.Path, cache: pathlib.Path
+    kind: str, mode: str, at: int, rng: random.Random, workdir: pathlib.Path, cache: pathlib.Path
 ) -> list[Process]:
     """Runs the training with one fault of `kind`, from its first start to its end."""
+    start = functools.partial(begin, mode, workdir, cache)
     done: list[Process] = []
     if kind == STORM:
         for _ in range(5):
-            done.append(finish(begin(workdir, cache, "SIGKILL", rng.randint(1, 2 * SAVED_EVERY))))
+            done.append(finish(start("SIGKILL", rng.randint(1, 2 * SAVED_EVERY))))
     elif kind == TWICE:
-        first = begin(workdir, cache, "a process hangs", at)
+        first = start("a process hangs", at)
         while first.poll() is None and not (workdir / "metrics.jsonl").exists():
             time.sleep(0.1)
-        done.append(finish(begin(workdir, cache)))
+        done.append(finish(start()))
         if "is being trained by process" not in done[0].said:
             done[0].code = 1  # it should have refused
         done.append(finish(first, hangs=True))
     elif kind == READERS:
         from experiments import storm
 
-        first = begin(workdir, cache)
+        first = start()
         while first.poll() is None and not list(workdir.glob("checkpoints/[0-9]*")):
             time.sleep(0.05)
         readers = [
@@ -392,18 +410,18 @@ def disturb(
         (workdir.parent / storm.STOP).touch()
         done += [*(reader.finish() for reader in readers), trained]
     elif kind in BETWEEN:
-        done.append(finish(begin(workdir, cache, "SIGKILL", at)))
+        done.append(finish(start("SIGKILL", at)))
         BETWEEN[kind](workdir, cache, rng)
         if (workdir / "skipped_steps.json").exists():
-            done.append(finish(begin(workdir, cache)))
+            done.append(finish(start()))
             if "skipped_steps.json" not in done[-1].said:
                 done[-1].code = 1  # it should have refused
             (workdir / "skipped_steps.json").unlink()
     else:
-        done.append(finish(begin(workdir, cache, kind, at), hangs=kind == "a process hangs"))
+        done.append(finish(start(kind, at), hangs=kind == "a process hangs"))
         (workdir / "ballast").unlink(missing_ok=True)
     while not done[-1].digest and len(done) < STARTS + 5 * (kind == STORM):
-        done.append(finish(begin(workdir, cache)))
+        done.append(finish(start()))
     return done
 
 
@@ -435,7 +453,9 @@ def place(kind: str, folder: pathlib.Path) -> pathlib.Path:
 # ---- the campaign --------------------------------------------------------------------------------
 
 
-def campaign(count: int, seed: int, only: str, jobs: int = 1) -> dict[str, Any]:
+def campaign(
+    count: int, seed: int, only: str, jobs: int = 1, mode: str = STREAMED
+) -> dict[str, Any]:
     """Runs `count` faults, equally many of each kind, `jobs` of them at once.
 
     Raises:
@@ -450,19 +470,19 @@ def campaign(count: int, seed: int, only: str, jobs: int = 1) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         base = pathlib.Path(name)
         os.environ["AGEJAX_CACHE"] = str(base / "compiled")  # shared by all processes
-        expected = finish(begin(base / "undisturbed", base / "cache"))
+        expected = finish(begin(mode, base / "undisturbed", base / "cache"))
         if not expected.digest:
             raise UserError(f"the undisturbed training failed: {expected.text[-2000:]}")
 
         def one(i: int) -> dict[str, Any]:
-            row = _one(kinds[i % len(kinds)], random.Random(f"{seed} {i}"), base, expected)
+            row = _one(kinds[i % len(kinds)], mode, random.Random(f"{seed} {i}"), base, expected)
             good = all(row[key] for key in GOOD)
             print(f"{i + 1}/{count} {row['kind']}: {'good' if good else row}", flush=True)
             return row
 
         with ThreadPoolExecutor(jobs) as pool:
             rows = list(pool.map(one, range(count)))
-    return {"faults": count, "seed": seed, "commit": commit(), "rows": rows}
+    return {"faults": count, "seed": seed, "mode": mode, "commit": commit(), "rows": rows}
 
 
 GOOD = {
@@ -471,15 +491,17 @@ GOOD = {
 }  # fmt: skip
 
 
-def _one(kind: str, rng: random.Random, base: pathlib.Path, expected: Process) -> dict[str, Any]:
+def _one(
+    kind: str, mode: str, rng: random.Random, base: pathlib.Path, expected: Process
+) -> dict[str, Any]:
     """The result of one training; `base` holds the undisturbed one and its cache."""
-    # Before the second checkpoint there is nothing to fall back to.
-    at = rng.randint(2 * SAVED_EVERY + 1, STEPS - 1)
+    # Before the second checkpoint there is nothing to fall back to, and a batch is read early.
+    at = rng.randint(3 * SAVED_EVERY + 1, STEPS - 1)
     folder = pathlib.Path(tempfile.mkdtemp(dir=base))
     shutil.copytree(base / "cache", folder / "cache")
     workdir = place(kind, folder)
     try:
-        done = disturb(kind, at, rng, workdir, folder / "cache")
+        done = disturb(kind, mode, at, rng, workdir, folder / "cache")
         # Rows lost from a cut log are not written again.
         same = kind == "the log is cut short" or rows_of(workdir) == rows_of(base / "undisturbed")
         left = leftovers(workdir)
@@ -524,8 +546,8 @@ def table(result: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str]) -> None:
     if argv[1:2] == ["--child"]:
-        fault, at, workdir, cache = argv[2:]
-        child(pathlib.Path(workdir), pathlib.Path(cache), fault, int(at))
+        mode, fault, at, workdir, cache = argv[2:]
+        child(mode, pathlib.Path(workdir), pathlib.Path(cache), fault, int(at))
         return
     parser = argparse.ArgumentParser(
         prog="python -m experiments.faults",
@@ -536,9 +558,10 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="how many faults run at once")
     parser.add_argument("--only", default="", help="regex of the kinds")
+    parser.add_argument("--mode", choices=MODES, default=STREAMED, help="how batches come")
     parser.add_argument("--output", type=pathlib.Path, default=OUTPUT)
     args = parser.parse_args(argv[1:])
-    result = campaign(args.faults, args.seed, args.only, args.jobs)
+    result = campaign(args.faults, args.seed, args.only, args.jobs, args.mode)
     files.write_json(args.output.with_suffix(".json"), result)
     files.write_text(args.output.with_suffix(".md"), table(result))
     print(table(result) + json.dumps({"written": str(args.output.with_suffix(".json"))}))

@@ -67,12 +67,12 @@ def run_all(port, commands, count=None, timeout=300):
     return list(zip([process.returncode for process in processes], printed, strict=True))
 
 
-def start(faces, cache, workdir, name="SIGCONT", at=0, workers=0):
+def start(faces, cache, workdir, name="SIGCONT", at=0, workers=0, settings="{}"):
     """Starts two processes of one device each; the second signals itself right before its batch
     number `at`: [(exit code, output)]."""
     script = [HERE / "interrupted_run.py", faces, cache, workdir, workers]
     with held_port() as port:
-        return run_all(port, [[*script, "SIGCONT", 0], [*script, name, at]])
+        return run_all(port, [[*script, "SIGCONT", 0, settings], [*script, name, at, settings]])
 
 
 def start_main(faces, cache, workdir, flags, count=None):
@@ -136,6 +136,21 @@ def test_a_run_of_which_one_process_is_stopped_or_killed_ends_bit_equal(
     expected_step, expected = last_checkpoint(together)
     assert step == expected_step
     jax.tree.map(np.testing.assert_array_equal, expected, arrays)
+
+
+def test_two_processes_with_data_on_their_devices_and_several_steps_a_call_lose_the_same(
+    faces, cache, together, tmp_path
+):
+    """Also when a signal to one of them stops both between two calls."""
+    # As in `together`, where checkpoints and evaluations are due after 4 and 6 steps.
+    settings = json.dumps({"data.resident": "on", "steps_per_call": 2})
+    for code, printed in start(faces, cache, tmp_path, "SIGTERM", 6, settings=settings):
+        assert code == 0, printed
+        assert "stopped" in printed
+    for code, printed in start(faces, cache, tmp_path, settings=settings):
+        assert code == 0, printed
+        assert "finished" in printed
+    np.testing.assert_allclose(losses(tmp_path), losses(together), rtol=1e-4)
 
 
 @pytest.mark.parametrize("killed", [0, 2])

@@ -87,7 +87,7 @@ def test_the_first_batch_is_shown_as_augmented(sheets_of, flip):
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
     batch = {"image": images, "strength": np.ones(4, np.float32)}
     got, sheets = sheets_of("age", flip=flip)
-    sheets.augmented(sharding.put_batch(batch, sharding.create_mesh(1, 1)), 32)
+    sheets.augmented([batch], sharding.create_mesh(1, 1), 32)
     ((step, name, page),) = got
     assert (step, name) == (1, "train/augmented")
     np.testing.assert_array_equal(page, sheet(images[:3, :, ::-1] if flip else images[:3]))
@@ -95,7 +95,8 @@ def test_the_first_batch_is_shown_as_augmented(sheets_of, flip):
 
 def test_cached_features_have_no_images_to_show(sheets_of):
     got, sheets = sheets_of("age")
-    sheets.augmented({"features": np.zeros((4, 8)), "strength": np.ones(4)}, 32)
+    sheets._config.model.cached_views = 2
+    sheets.augmented([], sharding.create_mesh(1, 1), 32)
     assert got == []
 
 
@@ -103,5 +104,5 @@ def test_by_default_no_image_is_logged(sheets_of):
     got, sheets = sheets_of("age")
     sheets._count = tiny.get_config().log_images
     sheets.worst(1, {"age": AGES + 1})
-    sheets.augmented({"image": FACES, "strength": np.ones(5)}, 32)
+    sheets.augmented([], sharding.create_mesh(1, 1), 32)
     assert got == []

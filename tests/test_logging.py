@@ -463,6 +463,29 @@ def test_a_line_has_the_means_over_the_rows_of_its_steps(tmp_path):
     assert "age/mae" not in last  # no age was known
 
 
+def test_a_call_of_several_steps_is_logged_as_each_of_them(tmp_path):
+    log = TrainLog(
+        tmp_path, start_step=4, total_steps=9, batch_size=8, steps_per_epoch=2.0, clock=Stopwatch()
+    )
+    with log:
+        sums = {"loss": [[2, 1], [4, 1]], "gradient_norm": [[1, 1], [3, 1]],
+                "age/mae": [[10, 2], [30, 6]]}  # fmt: skip
+        log.add(6, {name: jnp.float32(pairs) for name, pairs in sums.items()})
+        log.report()
+        log.add(7, {"loss": jnp.float32([8, 1]), "gradient_norm": jnp.float32([3, 1])})
+        pending = log.take_pending()
+        assert pending == {"7": {"loss": [8, 1], "gradient_norm": [3, 1]}}
+        log.add(9, {name: jnp.float32([[1, 1], [2, 1]]) for name in ("loss", "gradient_norm")})
+        assert log.take_pending().keys() == {"8", "9"}
+        log.add(12, {"loss": jnp.ones((3, 2)),
+                     "gradient_norm": jnp.float32([[1, 1], [np.nan, 1], [1, 1]])})  # fmt: skip
+        with pytest.raises(NotFiniteError, match="gradient_norm is nan at step 11"):
+            log.take_pending()
+    (row,) = map(json.loads, (tmp_path / "metrics.jsonl").open())
+    assert (row["step"], row["epoch"]) == (6, 3)
+    assert (row["loss"], row["gradient_norm"], row["age/mae"]) == (3, 2, 5)
+
+
 def test_a_run_that_hangs_says_where(tmp_path):
     with (tmp_path / "stderr").open("w+") as out:
         with Watchdog(0.05, out) as watchdog:

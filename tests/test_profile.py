@@ -42,7 +42,7 @@ def test_shares_and_times_are_those_of_the_trace():
         ("another", second, 0.0, 9.0),  # no part of the step
         (module, "unheard of", 0.0, 9.0),
     ]
-    page = profile.summary(program, events, steps=2, seconds=0.006, batch_size=30)
+    page = profile.summary([program], events, steps=2, seconds=0.006, batch_size=30)
     assert "| a step | 3.0 ms, 10,000 images/s |" in page
     assert "| of this, the device was busy | 50% |" in page
     assert re.search(rf"\| {re.escape(first)}: .* \| 0 \| 1.50 \| 75.0% \|", page)

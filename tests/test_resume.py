@@ -73,7 +73,7 @@ def test_a_run_stopped_and_killed_six_times_at_random_steps_ends_bit_equal(
     rng = random.Random(0)
     for i, name in enumerate(("SIGKILL", "SIGTERM") * 3):
         # A killed run goes back to its last checkpoint, at most 4 steps before.
-        at = rng.randint(2, 4) if name == "SIGTERM" else rng.randint(5, 6)
+        at = rng.randint(2, 4) if name == "SIGTERM" else rng.randint(6, 7)
         code, printed = start(faces, cache, tmp_path / "run", workers=i // 2, name=name, at=at)
         assert code == (-signal.SIGKILL if name == "SIGKILL" else 0), printed
         assert ("stopped by a signal" in printed) == (name == "SIGTERM"), printed

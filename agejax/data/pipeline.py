@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent import futures
 from multiprocessing import resource_tracker
 
@@ -41,6 +41,7 @@ class TrainBatches:
         [B, 2], of the originals' recipe and of the copies'.
       features: the frozen backbone's features, in place of the images. A row's draws cycle through
         its views, from epoch to epoch and from copy to copy.
+      resident: batches are only the `draws`: images and labels lie on the devices.
       process_index, process_count: which slice. Not asked of JAX here: in a grain worker process
         that would start a backend, which on a GPU takes its memory.
     """
@@ -54,29 +55,60 @@ class TrainBatches:
     process_index: int = 0
     process_count: int = 1
     features: CachedFeatures | None = None
+    resident: bool = False
 
     def __getitem__(self, step: int) -> HostBatch:
+        return self._of(self.draws(step))
+
+    def several(self, step: int, count: int) -> HostBatch:
+        """The batches of `count` steps from `step` on, every array with a first axis [count]."""
+        batch = self._of(self.draws(step, count))
+        return {name: v.reshape(count, -1, *v.shape[1:]) for name, v in batch.items()}
+
+    def draws(self, step: int, count: int = 1) -> HostBatch:
+        """Which rows each of `count` steps from `step` on draws, one after the other, and how.
+
+        Returns:
+          {"row": int32 [B], numbers in `rows`; "strength": float32 [B] or [B, 2]; with features
+          "view": int32 [B]}.
+        """
         share = self.batch_size // self.process_count
         start = step * self.batch_size + self.process_index * share
-        rows, view = self.rows[self.sampler.indices(start, start + share)], 0
-        if self.features is not None and len(self.features.views) > 1:
-            epoch = np.arange(start, start + share) // self.sampler.size
-            turn = rows + epoch + self.sampler.occurrence(start, start + share)
-            view = turn % len(self.features.views)
-        batch = gather(self.source, rows, self.features, view)
+        stop = start + (count - 1) * self.batch_size + share
+        # Between two steps' slices lie those of the other processes.
+        mine = np.arange(stop - start) % self.batch_size < share
+        row = self.sampler.indices(start, stop)[mine]
+        drawn = {"row": row.astype(np.int32), "strength": np.ones(len(row), np.float32)}
+        if self.features is not None:
+            rows, epoch = self.rows[row], np.arange(start, stop)[mine] // self.sampler.size
+            turn = rows + epoch + self.sampler.occurrence(start, stop)[mine]
+            drawn["view"] = (turn % len(self.features.views)).astype(np.int32)
         if self.copy_strength != 1.0 or self.copy_recipe:
-            later = self.sampler.occurrence(start, start + share) > 0
+            later = self.sampler.occurrence(start, stop)[mine] > 0
             strength = np.where(later, np.float32(self.copy_strength), np.float32(1))
             if self.copy_recipe:
                 strength = strength[:, None] * np.stack([~later, later], axis=1)
-            batch["strength"] = strength
-        return batch
+            drawn["strength"] = strength
+        return drawn
 
-    def iterate(self, start: int, stop: int, workers: int) -> Generator[HostBatch, None, None]:
+    def _of(self, draws: HostBatch) -> HostBatch:
+        if self.resident:
+            return draws
+        rows = self.rows[draws["row"]]
+        batch = gather(self.source, rows, self.features, draws.get("view", 0))
+        return batch | {"strength": draws["strength"]}
+
+    def iterate(
+        self, start: int, stop: int, workers: int, calls: Callable[[int], int] | None = None
+    ) -> Generator[HostBatch, None, None]:
         """Batches of steps `start` to `stop`, read ahead by threads or grain worker processes.
 
         The position is the step itself, not grain's iterator state, which would bind a checkpoint
         to the number of workers. If a worker dies, for example out of memory, new ones continue.
+
+        Args:
+          calls: step -> how many steps from there on share a batch: those of `several` where they
+            are more than one; None: one.
 
         Raises:
           UserError: workers died twice without a batch in between.
@@ -84,9 +116,9 @@ class TrainBatches:
         step, died_at = start, -1
         while step < stop:
             try:
-                for batch in self._read(step, stop, workers):
+                for batch in self._read(step, stop, workers, calls):
                     yield batch
-                    step += 1
+                    step += calls(step) if calls else 1
             except RuntimeError as error:
                 if WORKER_DIED not in str(error):
                     raise
@@ -101,9 +133,18 @@ class TrainBatches:
                     f"an input worker died before step {step + 1}; new workers continue from there"
                 )
 
-    def _read(self, start: int, stop: int, workers: int) -> Generator[HostBatch, None, None]:
-        steps = grain.MapDataset.range(start, stop).map(self.__getitem__)
-        dataset = steps.to_iter_dataset(
+    def _read(
+        self, start: int, stop: int, workers: int, calls: Callable[[int], int] | None
+    ) -> Generator[HostBatch, None, None]:
+        if calls is None:
+            parts = grain.MapDataset.range(start, stop).map(self.__getitem__)
+        else:
+            places = []
+            while start < stop:
+                places.append((start, calls(start)))
+                start += places[-1][1]
+            parts = grain.MapDataset.source(places).map(self._at)
+        dataset = parts.to_iter_dataset(
             grain.ReadOptions(num_threads=2, prefetch_buffer_size=READ_AHEAD)
         )
         if workers:
@@ -118,6 +159,10 @@ class TrainBatches:
             yield from iterator
         finally:
             iterator.close()
+
+    def _at(self, place: tuple[int, int]) -> HostBatch:
+        step, count = place
+        return self[step] if count == 1 else self.several(step, count)
 
 
 def _first(iterator: Iterator[HostBatch]) -> HostBatch:

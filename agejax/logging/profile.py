@@ -7,7 +7,7 @@ import dataclasses
 import pathlib
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -42,7 +42,7 @@ class Profile:
     Perfetto, and summary.md.
 
     Args:
-      program: the compiled train step, asked for once the trace is there.
+      programs: the compiled train steps, asked for once the trace is there.
       batch_size: images a step.
     """
 
@@ -51,12 +51,11 @@ class Profile:
         workdir: pathlib.Path,
         steps: int,
         start_step: int,
-        program: Callable[[], jax.stages.Compiled],
+        programs: Callable[[], Sequence[jax.stages.Compiled]],
         batch_size: int,
     ) -> None:
-        self._folder, self._program, self._batch_size = workdir / "profile", program, batch_size
-        self._first = start_step + WARM_UP if steps > 0 else -1
-        self._end = self._first + steps
+        self._folder, self._programs, self._batch_size = workdir / "profile", programs, batch_size
+        self._steps, self._first = steps, start_step + WARM_UP
         self._since: float | None = None
 
     def __enter__(self) -> Profile:
@@ -72,21 +71,23 @@ class Profile:
             jax.profiler.stop_trace()
 
     def at(self, step: int, state: Any) -> None:
-        """Begins and ends the trace; to be called before every step."""
-        if step == self._first:
+        """Begins and ends the trace; to be called before every call of the device.
+
+        Where a call takes several steps, the trace is of whole calls, and may be longer.
+        """
+        if self._since is None and self._steps > 0 and step >= self._first:
             jax.block_until_ready(state)
             jax.profiler.start_trace(self._folder)
-            self._since = time.perf_counter()
-        elif step == self._end and self._since is not None:
+            self._first, self._since = step, time.perf_counter()
+        elif self._since is not None and step >= self._first + self._steps:
             jax.block_until_ready(state)
             seconds = time.perf_counter() - self._since
-            self._since = None
+            steps, self._steps, self._since = step - self._first, 0, None
             jax.profiler.stop_trace()
-            program = self._program()
+            programs = self._programs()
             if jax.process_index() == 0:
-                steps = self._end - self._first
                 newest = max(self._folder.rglob("*.xplane.pb"), key=lambda p: p.stat().st_mtime)
-                text = summary(program, read_trace(newest), steps, seconds, self._batch_size)
+                text = summary(programs, read_trace(newest), steps, seconds, self._batch_size)
                 files.write_text(self._folder / "summary.md", text)
                 console.result(f"profile of {steps} steps: {self._folder / 'summary.md'}")
 
@@ -105,7 +106,7 @@ def read_trace(path: pathlib.Path) -> list[tuple[str, str, float, float]]:
 
 
 def summary(
-    program: jax.stages.Compiled,
+    programs: Sequence[jax.stages.Compiled],
     events: Iterable[tuple[str, str, float, float]],
     steps: int,
     seconds: float,
@@ -114,30 +115,31 @@ def summary(
     """One page in Markdown.
 
     Args:
-      program: the train step.
+      programs: the train steps.
       events: of `read_trace`; those of other programs do not count.
       steps, seconds: how many steps were traced, and how long they took.
     """
-    text = program.as_text() or ""
-    name = text.partition("HloModule ")[2].partition(",")[0]
-    ops = parse(text)
-    totals: dict[str, float] = collections.defaultdict(float)
-    times: dict[str, int] = collections.Counter()
+    texts = [program.as_text() or "" for program in programs]
+    ops = {text.partition("HloModule ")[2].partition(",")[0]: parse(text) for text in texts}
+    if len(ops) == 1:
+        ops[""] = next(iter(ops.values()))  # a trace may leave the program's name out
+    totals: dict[tuple[str, Op], float] = collections.defaultdict(float)
+    times: dict[tuple[str, Op], int] = collections.Counter()
     spans = []
     for module, instruction, start, end in events:
-        op = ops.get(instruction)
-        if module in ("", name) and op is not None and op.opcode not in CONTROL:
-            totals[instruction] += end - start
-            times[instruction] += 1
+        op = ops.get(module, {}).get(instruction)
+        if op is not None and op.opcode not in CONTROL:
+            totals[instruction, op] += end - start
+            times[instruction, op] += 1
             spans.append((start, end))
     whole = sum(totals.values()) or 1.0
 
-    def table(title: str, key: Callable[[str], str]) -> str:
+    def table(title: str, key: Callable[[str, Op], str]) -> str:
         sums: dict[str, float] = collections.defaultdict(float)
         counts: dict[str, int] = collections.Counter()
         for instruction, value in totals.items():
-            sums[key(instruction)] += value
-            counts[key(instruction)] += times[instruction]
+            sums[key(*instruction)] += value
+            counts[key(*instruction)] += times[instruction]
         rows = sorted(sums.items(), key=lambda item: -item[1])
         return (
             f"\n| {title} | times per step | ms per step | share |\n|---|---|---|---|\n"
@@ -152,16 +154,16 @@ def summary(
     facts = {
         "a step": f"{1e3 * step:.1f} ms, {batch_size / step:,.0f} images/s",
         "of this, the device was busy": f"{covered(spans) / seconds:.0%}",
-        **_costs(Cost.of(program), step),
+        **_costs(Cost.of(programs[-1]), step),
     }
     return (
         f"# Where a step's time goes\n\n{steps} steps of {batch_size} images on "
         f"{jax.device_count()} x {jax.devices()[0].device_kind}. Operations that run at the same "
         "time each count in full.\n\n| | |\n|---|---|\n"
         + "".join(f"| {key} | {value} |\n" for key, value in facts.items())
-        + table("phase", lambda i: ops[i].phase)
-        + table("place in the code", lambda i: f"{ops[i].place}, {ops[i].phase}")
-        + table("operation", lambda i: f"{i}: {ops[i].place}, {ops[i].phase}")
+        + table("phase", lambda _, op: op.phase)
+        + table("place in the code", lambda _, op: f"{op.place}, {op.phase}")
+        + table("operation", lambda name, op: f"{name}: {op.place}, {op.phase}")
     )
 
 

@@ -23,14 +23,14 @@ REMEDY = (
 )
 
 Sums = Mapping[str, jax.Array | np.ndarray]
-# Step (1-based) -> its sums, and the seconds these steps took by phase.
+# Last step (1-based) of a call -> its sums, and the seconds these steps took by phase.
 Window = tuple[dict[int, Sums], Mapping[str, float]]
 
 
 class TrainLog:
-    """Takes every step's device sums, and fetches those of the window before.
+    """Takes every call's device sums, and fetches those of the window before.
 
-    So the host never waits for the step it has just sent off. A loss or gradient that is not finite
+    So the host never waits for the call it has just sent off. A loss or gradient that is not finite
     raises `NotFiniteError` with its exact step. Of several processes the first one writes.
 
     Args:
@@ -93,7 +93,11 @@ class TrainLog:
         self._loggers.close(finished=self.finished)
 
     def add(self, step: int, sums: Sums) -> None:
-        """Remembers the sums of a step, 1-based; fetches nothing."""
+        """Remembers the sums of a call, float32 [2] or [steps, 2] each; fetches nothing.
+
+        Args:
+          step: its last, 1-based.
+        """
         self._sums[step] = sums
         if self._writes and self._progress.due():
             ready = (s for s, sums in self._sums.items() if _is_ready(sums["loss"]))
@@ -102,8 +106,8 @@ class TrainLog:
     def report(self) -> None:
         """Fetches and writes the window before, and starts a new one."""
         self._write(*self._previous)
-        # The host may be far ahead of the device. Once the last step but one is done, the clock is
-        # right to within a step, and the device still has work.
+        # The host may be ahead of the device. Once the last call but one is done, the clock is
+        # right to within a call, and the device still has work.
         jax.block_until_ready(list(self._sums.values())[-2:-1])
         now = self._clock.seconds
         spent = {phase: now[phase] - self._since.get(phase, 0.0) for phase in now}
@@ -123,7 +127,7 @@ class TrainLog:
           NotFiniteError: a loss or gradient of theirs is not finite.
         """
         self._write(*self._previous)
-        pending = jax.device_get(self._sums)
+        pending = _by_step(jax.device_get(self._sums))
         self._previous, self._sums, self._since = ({}, {}), {}, self._clock.seconds
         _check_finite(pending)
         return {
@@ -170,7 +174,7 @@ class TrainLog:
     def _write(self, window: dict[int, Sums], spent: Mapping[str, float]) -> None:
         if not window:
             return
-        steps = jax.device_get(window)
+        steps = _by_step(jax.device_get(window))
         _check_finite(steps)
         last = max(steps)
         values = ratios({k: sum(sums[k] for sums in steps.values()) for k in steps[last]})
@@ -195,6 +199,19 @@ class TrainLog:
 def _is_ready(array: Any) -> bool:
     """Whether the device has computed it; NumPy's arrays are there."""
     return not isinstance(array, jax.Array) or bool(array.is_ready())  # type: ignore[attr-defined]
+
+
+def _by_step(calls: Mapping[int, Sums]) -> dict[int, Sums]:
+    """Last step of a call -> its sums; as step -> its own."""
+    steps: dict[int, Sums] = {}
+    for last, sums in calls.items():
+        if sums["loss"].ndim == 1:
+            steps[last] = sums
+            continue
+        count = len(sums["loss"])
+        for i in range(count):
+            steps[last - count + 1 + i] = {name: pairs[i] for name, pairs in sums.items()}
+    return steps
 
 
 def _check_finite(steps: Mapping[int, Sums]) -> None:

@@ -9,14 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 from PIL import Image, ImageDraw
 
+from agejax.data.pipeline import TrainBatches
 from agejax.data.sources import Source
 from agejax.heads import Head
 from agejax.logging.loggers import Loggers
-from agejax.training import augment
+from agejax.training import augment, sharding
 from agejax.training import step as step_lib
 
 CAPTION = (130, 14)  # pixels: the least width of a captioned image, and the height of a caption
@@ -45,16 +45,17 @@ class ImageSheets:
         labels = [head.label for head in heads.values()]
         self._label = next((k for k in labels if source.labels[k].dtype.kind == "f"), None)
 
-    def augmented(self, batch: Mapping[str, jax.Array], size: int) -> None:
+    def augmented(self, batches: TrainBatches, mesh: Mesh, size: int) -> None:
         """Logs the first batch of a run as its first step sees it: "train/augmented".
 
-        Every process must call it. Cached features, which come without images, give none.
+        Every process must call it. A run on cached features has none.
 
         Args:
           size: edge of the network's images, pixels.
         """
-        if not self._count or "image" not in batch:
+        if not self._count or self._config.model.cached_views:
             return
+        batch = sharding.put_batch(batches[0], mesh)
         view = augment.build(self._config.augment, size)
 
         def first(images: jax.Array, strength: jax.Array) -> jax.Array:
@@ -62,9 +63,7 @@ class ImageSheets:
             seen, _ = view(step_lib.keys(self._config.seed, 0)[0], images, strength)
             return jnp.round(255 * seen[: self._count]).astype(jnp.uint8)
 
-        sharding = batch["image"].sharding
-        assert isinstance(sharding, NamedSharding)
-        everywhere = NamedSharding(sharding.mesh, P())
+        everywhere = sharding.replicated(mesh)
         images = jax.jit(first, out_shardings=everywhere)(batch["image"], batch["strength"])
         self._loggers.image(1, "train/augmented", sheet(np.asarray(images)))
 

@@ -77,13 +77,16 @@ def check_fits(model: Model, size: int, where: str, built_for: int) -> None:
 
 
 class TrainSteps:
-    """The train steps of a run, one per image size, chosen by the step's number alone.
+    """The train steps of a run, chosen by the image size of a step and by the steps of a call.
 
     Args:
       config: the run's.
       to_steps: (duration, key) -> its number of steps.
-      make: image_size=pixels -> the jitted train step for images of that size.
-      clock: takes the time of each size's first step as "compile".
+      make: image_size=pixels, steps=number -> the jitted call of so many train steps.
+      clock: takes the time of each one's first call as "compile".
+
+    Attributes:
+      ends: the steps at which the image size changes.
 
     Raises:
       UserError: durations that do not increase.
@@ -97,18 +100,23 @@ class TrainSteps:
         clock: Stopwatch,
     ) -> None:
         self._stages = [(to_steps(duration, KEY), size) for duration, size in stages(config)]
-        ends = [0, *(end for end, _ in self._stages)]
-        if any(end <= before for before, end in itertools.pairwise(ends)):
+        self.ends = tuple(end for end, _ in self._stages)
+        if any(end <= before for before, end in itertools.pairwise((0, *self.ends))):
             raise UserError(
-                f"config.{KEY}: the durations come to {', '.join(map(str, ends[1:]))} steps from "
+                f"config.{KEY}: the durations come to {', '.join(map(str, self.ends))} steps from "
                 "the start of the run; each must be longer than the one before"
             )
         self._final = config.model.image_size
         # All sizes now, so that errors in the config are found before anything is written.
         sizes = {self._final, *(size for _, size in self._stages)}
         self._made = {
-            size: FirstCall(make(image_size=size), f"the train step at {size} px", clock)
+            (size, steps): FirstCall(
+                make(image_size=size, steps=steps),
+                ("the train step" if steps == 1 else f"{steps} train steps") + f" at {size} px",
+                clock,
+            )
             for size in sorted(sizes)
+            for steps in sorted({1, config.steps_per_call}, reverse=True)
         }
         self._size: int | None = None
 
@@ -117,20 +125,19 @@ class TrainSteps:
         return next((size for end, size in self._stages if step < end), self._final)
 
     @property
-    def last(self) -> FirstCall:
-        """The step function that was used last."""
-        assert self._size is not None
-        return self._made[self._size]
+    def compiled(self) -> list[jax.stages.Compiled]:
+        """The programs that were called so far."""
+        return [each.compiled() for each in self._made.values() if each.called]
 
     @property
     def largest(self) -> FirstCall:
-        """The step function of the largest images."""
-        return self._made[max(self._made)]
+        """The function of one step on the largest images."""
+        return self._made[max(size for size, _ in self._made), 1]
 
-    def at(self, step: int, log: TrainLog) -> FirstCall:
-        """The step function from `step` to `step + 1`; a new size is reported in the log."""
+    def at(self, step: int, count: int, log: TrainLog) -> FirstCall:
+        """The function of `count` steps from `step` on; a new size is reported in the log."""
         size = self.size(step)
         if size != self._size and self._stages:
             log.note(step, f"images of {size} px from here on")
         self._size = size
-        return self.last
+        return self._made[size, count]

@@ -169,9 +169,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis split over all devices."""
-    return NamedSharding(mesh, P(("data", "fsdp")))
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """One axis split over all devices."""
+    return NamedSharding(mesh, P(*[None] * axis, ("data", "fsdp")))
 
 
 def state_shardings(state: Any, mesh: Mesh) -> Any:
@@ -188,9 +188,13 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, state)
 
 
-def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's slice of a batch -> the global batch on the mesh."""
-    sharding = batch_sharding(mesh)
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, axis: int = 0) -> dict[str, jax.Array]:
+    """This process's slice of a batch -> the global batch on the mesh.
+
+    Args:
+      axis: that of the images; 1 in a batch of several steps.
+    """
+    sharding = batch_sharding(mesh, axis)
     if jax.process_count() == 1:
         placed: dict[str, jax.Array] = jax.device_put(dict(batch), sharding)
         return placed

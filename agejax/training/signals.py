@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop, honoured between two steps."""
+"""Signals that ask a run to stop, honoured between two calls of the device."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ class StopOnSignal:
     """
 
     requested = False
+    _asked = 0
 
     def __enter__(self) -> StopOnSignal:
         numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
         self._previous = {number: signal.signal(number, self._request) for number in numbers}
         return self
 
-    def before(self, step: int) -> bool:
-        """Whether to stop before this step; every process asks before every step."""
+    def now(self) -> bool:
+        """Whether to stop here; every process asks before every call of the device."""
         if jax.process_count() > 1:
-            self.requested = multihost_utils.reached_preemption_sync_point(step)
+            # The processes agree on one of the next numbers, so none may be left out.
+            self.requested = multihost_utils.reached_preemption_sync_point(self._asked)
+            self._asked += 1
         return self.requested
 
     def __exit__(self, *_: object) -> None:

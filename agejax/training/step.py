@@ -16,14 +16,16 @@ from agejax.labels import LABELS
 from agejax.models import inputs, lowerings
 from agejax.models.backbone import Features
 from agejax.training import augment as augment_lib
-from agejax.training import image_sizes, optim
+from agejax.training import image_sizes, optim, resident
 from agejax.training.optim import Flat
 from agejax.training.state import Model, TrainState
 from agejax.training.teaching import Target, Teaching
 from agejax.training.vectors import Vectors
 
-# name -> array: "image", or a frozen backbone's "features", labels, and inputs of teachers
+# name -> array: "image", or a frozen backbone's "features", labels, and inputs of teachers; or
+# what `resident.gathered` completes
 Batch = Mapping[str, Any]
+SHARED = ("teachers", resident.TABLE)  # its entries that are the same in every step
 Sums = dict[str, jax.Array]  # name -> float32 [2]: a sum and its count
 
 
@@ -41,6 +43,7 @@ def make_train_step(
     like: TrainState,
     *,
     image_size: int | None = None,
+    steps: int = 1,
     steps_per_epoch: float = math.inf,
     switches: Mapping[str, int] | None = None,
     teachers: Teaching | None = None,
@@ -53,6 +56,8 @@ def make_train_step(
     Args:
       like: the abstract state; the new state has its shardings.
       image_size: edge of the network's input images, in pixels; None: config.model.image_size.
+      steps: how many a call takes. With several, all of a batch but what is `SHARED` has a first
+        axis of steps, and so have the sums.
       steps_per_epoch: the length of an epoch for feature smoothing.
       switches: head -> the step from which its example weights count.
       teachers: what teaches besides the labels. Batches hold what its `targets` read.
@@ -118,6 +123,7 @@ def make_train_step(
     @lowerings.native_kernels(_uses_native(config, devices))
     @lowerings.platform(platform)
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+        batch = resident.gathered(batch)
         key_augment, key_dropout = keys(seed, state.step)
         images: jax.Array | Features
         if "features" in batch:  # of a frozen backbone; teachers then see no images
@@ -182,11 +188,18 @@ def make_train_step(
         sums = {name: jnp.where(finite, value, 0) for name, value in sums.items()}
         return taken, sums | {"skipped": jnp.stack([1.0 - finite, 1.0])}
 
-    if size != config.model.image_size:
-        train_step.__name__ += f"_{size}px"  # a profile distinguishes programs by name
+    def train_steps(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+        shared = {name: batch[name] for name in SHARED if name in batch}
+        each = {name: value for name, value in batch.items() if name not in shared}
+        return jax.lax.scan(lambda state, one: train_step(state, shared | one), state, each)
+
+    call = train_step if steps == 1 else train_steps
+    # A profile distinguishes programs by name.
+    call.__name__ += f"_{steps}" if steps > 1 else ""
+    call.__name__ += f"_{size}px" if size != config.model.image_size else ""
     shardings = jax.tree.map(lambda x: x.sharding, like)
     return jax.jit(
-        train_step,
+        call,
         donate_argnums=0,
         out_shardings=(shardings, None),
         compiler_options=_compiler_options(config, devices),

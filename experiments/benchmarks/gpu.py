@@ -5,7 +5,9 @@
     first step     seconds from a process's start, without and with a compile cache; memory
     train step     on a batch on the device, beside compiled PyTorch where it is installed: MFU, the
                    share of the roofline, memory
-    loop           the step with augmentation, and training: batches from the cache, the log
+    loop           the step with augmentation, and training: batches, the log
+    data           training on data on the device, and on batches from the host
+    steps a call   training with 1, 8 and 32 steps per call of the device
     A/B            other forms of an operation, other flags of XLA, beside what is in use
     two starts     whether two trainings end with the same bits
 
@@ -55,6 +57,7 @@ TOGETHER = 8  # processes that compile at the same time
 PATIENCE = 240.0  # seconds for one answer, such as compiling and the first step
 STEPS = 20  # of two starts that are compared
 ONE_CACHE = "as it is, with one compile cache"
+LOOP = {"kind": "loop"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +116,24 @@ def table(scale: Scale) -> list[list[Row]]:
             row(
                 "loop", small, some,
                 contestant("with augmentation", task={"kind": "train", "light": True}),
-                contestant("training", task={"kind": "loop"}),
+                contestant("training", task=LOOP),
+            ),
+            row(
+                "data", small, few,
+                contestant("streamed", task=LOOP, settings={"data.resident": "off"}),
+                contestant("resident", task=LOOP, settings={"data.resident": "on"}),
+                task=LOOP,
+            ),
+            row(
+                "steps a call", small, few,
+                *(
+                    contestant(
+                        f"{steps}", task=LOOP,
+                        settings={"data.resident": "on", "steps_per_call": steps},
+                    )
+                    for steps in (1, 8, 32)
+                ),
+                task=LOOP,
             ),
             row(
                 "depthwise convolutions", small, some,
@@ -165,9 +185,15 @@ def contestant(
     return Entry(label, peer, task or {"kind": "train"})
 
 
-def row(kind: str, case: Case, batch: int, *beside: Entry) -> Row:
-    """A row of agejax as it is, and others beside it."""
-    lines = {entry.name: entry for entry in (contestant(FIRST), *beside)}
+def row(
+    kind: str, case: Case, batch: int, *beside: Entry, task: Mapping[str, Any] | None = None
+) -> Row:
+    """A row of agejax as it is, and others beside it.
+
+    Args:
+      task: of agejax as it is; default: the train step.
+    """
+    lines = {entry.name: entry for entry in (contestant(FIRST, task=task), *beside)}
     return Row(kind, dataclasses.replace(case, batch=batch), lines)
 
 

@@ -782,8 +782,8 @@ OTHERS = (
     ),
     Mutation(
         "originals are augmented as copies", "agejax/data/pipeline.py",
-        "later = self.sampler.occurrence(start, start + share) > 0",
-        "later = self.sampler.occurrence(start, start + share) >= 0",
+        "later = self.sampler.occurrence(start, stop)[mine] > 0",
+        "later = self.sampler.occurrence(start, stop)[mine] >= 0",
         ("test_pipeline.py::test_later_draws_of_a_row_in_an_epoch_are_augmented_harder",),
     ),
     Mutation(
@@ -1128,6 +1128,36 @@ OTHERS = (
         "degraded images are compared with themselves", "agejax/evaluation/robustness.py",
         "change = losses - metrics.losses(clean[target], label)", "change = losses - losses",
         ("test_robustness.py::test_a_run_is_judged_on_the_same_images_made_worse",),
+    ),
+    Mutation(
+        "a call goes past the step at which something is due", "agejax/training/calls.py",
+        "* period >= end for period", "* period >= end - 1 for period",
+        ("test_resident.py::test_a_call_holds_no_step_at_which_something_is_due",),
+    ),
+    Mutation(
+        "the next batch is put when the call before is done", "agejax/training/calls.py",
+        "IN_FLIGHT = 2", "IN_FLIGHT = 0",
+        ("test_resident.py::test_the_next_batch_is_put_before_a_call_is_waited_for",),
+    ),
+    Mutation(
+        "the last rows on the device are those before them", "agejax/training/resident.py",
+        "yield total - count", "yield total - count - 1",
+        ("test_resident.py::test_rows_on_the_devices_give_the_batch_of_the_host",),
+    ),
+    Mutation(
+        "a quarter of a device's memory is all of it", "agejax/training/resident.py",
+        "SHARE * size <= memory", "size <= memory",
+        ("test_resident.py::test_auto_takes_an_accelerator_with_four_times_the_memory",),
+    ),
+    Mutation(
+        "a step of a call has the number of the one before", "agejax/logging/train_log.py",
+        "steps[last - count + 1 + i]", "steps[last - count + i]",
+        ("test_resident.py::test_a_step_that_is_not_finite_keeps_its_number_within_a_call",),
+    ),
+    Mutation(
+        "in a call of several steps a process takes the others' rows", "agejax/data/pipeline.py",
+        "% self.batch_size < share", "% self.batch_size >= 0",
+        ("test_resident.py::test_several_steps_have_the_batches_of_each",),
     ),
 )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import io
 import pathlib
@@ -30,9 +31,10 @@ from agejax.logging.train_log import TrainLog
 from agejax.models import lowerings, pretrained, vit
 from agejax.models.lowerings import attention, depthwise
 from agejax.models.lowerings import conv as conv_lib
-from agejax.training import optim, sharding, vectors
+from agejax.training import optim, resident, sharding, vectors
 from agejax.training import state as state_lib
 from agejax.training import step as step_lib
+from agejax.training.calls import Calls, Feed
 from experiments.benchmarks.contestants import case as case_lib
 from experiments.benchmarks.contestants.case import Case, Data, Turn, timed
 
@@ -130,7 +132,9 @@ class TrainStep(Step):
     """The train step."""
 
     def make_step(self) -> Any:
-        return step_lib.make_train_step(self.config, self.model, self.optimizer, self.like)
+        return step_lib.make_train_step(
+            self.config, self.model, self.optimizer, self.like, steps=self.config.steps_per_call
+        )
 
     def turn(self, steps: int) -> float:
         start = time.perf_counter()
@@ -175,17 +179,32 @@ class EvalStep(Step):
 
 
 class Loop(TrainStep):
-    """The train step as `train` runs it: batches from the cache, logging, TensorBoard."""
+    """The train step as `train` runs it: batches from the cache or on the device, logging,
+    TensorBoard."""
 
     def __init__(self, config: Any, source: Source, folder: pathlib.Path) -> None:
         self.batches = read_ahead(source, config.data.batch_size)
+        self.shared: dict[str, Any] = {}
         self.folder, self.turns = folder, 0
         super().__init__(config, source)
 
+    def make_step(self) -> Any:
+        if resident.wanted(self.config.data.resident, self.batches, self.mesh):
+            self.shared[resident.TABLE] = resident.put(self.batches, self.mesh)
+            self.batches = dataclasses.replace(self.batches, resident=True)
+        return super().make_step()
+
+    def feed(self, clock: Stopwatch) -> Feed:
+        """Batches of calls without an end."""
+        calls = Calls(self.config.steps_per_call, (), (ENDLESS,))
+        feed = Feed(self.batches, calls, 0, ENDLESS, 0, self.mesh, self.shared, clock)
+        feed.take()  # starts the readers
+        return feed
+
     def turn(self, steps: int) -> float:
-        clock = Stopwatch()
-        read = self.batches.iterate(0, ENDLESS, 0)
-        next(read)  # starts the readers
+        """Seconds per step, over at least `steps` steps in whole calls."""
+        clock, done = Stopwatch(), 0
+        feed = self.feed(clock)
         self.turns += 1
         folder = self.folder / f"turn{self.turns}"
         folder.mkdir()
@@ -201,36 +220,37 @@ class Loop(TrainStep):
             )
         with log, clock("step"):
             start = time.perf_counter()
-            for i in range(steps):
-                with clock("input"):
-                    batch = sharding.put_batch(next(read), self.mesh)
+            while done < steps:
+                count, batch = feed.take()
                 self.state, sums = self.step(self.state, batch)
-                log.add(i + 1, sums)
-                if i % 5 == 4:
+                done += count
+                log.add(done, sums)
+                feed.ahead(sums["loss"])
+                if done // 5 > (done - count) // 5:
                     log.report()
             log.flush()
             jax.block_until_ready(self.state)
-            seconds = (time.perf_counter() - start) / steps
-        read.close()
+            seconds = (time.perf_counter() - start) / done
+        feed.close()
         return seconds
 
-    def host_milliseconds(self, steps: int = 20) -> float:
-        """Median milliseconds until the host is free again after it has dispatched a step.
+    def host_milliseconds(self, calls: int = 20) -> float:
+        """Median milliseconds per step until the host is free again after it has sent off a call.
 
-        The device is idle before each step. The host takes a batch, puts it on the device,
-        dispatches the step and stores its sums.
+        The device is idle before each call. The host takes its batch, dispatches its steps, stores
+        their sums and puts the next batch on the device.
         """
-        read = self.batches.iterate(0, ENDLESS, 0)
-        next(read)
+        feed = self.feed(Stopwatch())
         milliseconds, window = [], []
-        for _ in range(steps):
+        for _ in range(calls):
             jax.block_until_ready(self.state)
             start = time.perf_counter()
-            batch = sharding.put_batch(next(read), self.mesh)
+            count, batch = feed.take()
             self.state, sums = self.step(self.state, batch)
             window.append(sums)
-            milliseconds.append(1e3 * (time.perf_counter() - start))
-        read.close()
+            feed.ahead(sums["loss"])
+            milliseconds.append(1e3 * (time.perf_counter() - start) / count)
+        feed.close()
         return statistics.median(milliseconds)
 
 
