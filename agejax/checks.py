@@ -46,7 +46,6 @@ def before_data(config: Any, *, resumes: bool = False) -> None:
         for key in name.split("."):
             duration = duration[key]
         (duration_of_run if name == "total" else to_steps)(duration, name)
-    weights.switches(config.heads, to_steps)
     # The number of steps is not known yet: any warm-up fits this one.
     optim.lr_scale(config)
     optim.create_schedule(config.schedule, 2, lambda d, name: min(to_steps(d, name), 1))
@@ -54,6 +53,7 @@ def before_data(config: Any, *, resumes: bool = False) -> None:
     stand_in = _stand_in(config.heads)
     labels, rows = stand_in.labels, np.arange(len(stand_in.ids))
     heads = heads_lib.create(config.heads, heads_lib.Facts.of(labels, stand_in.label_names))
+    weights.switches(config.heads, to_steps)
     draws.weigh(config.sampling, stand_in, rows)
     weights.of(config.heads, heads, labels, rows)
     for duration, _ in image_sizes.stages(config):

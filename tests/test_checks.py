@@ -78,6 +78,7 @@ def changed(config, **changes):
         ({"distill__runs": ("nowhere",)}, "nowhere holds no run"),
         ({"distill__files": ("nowhere.npz",)}, "there is no file nowhere"),
         ({"nonfinite": "ignore"}, "'ignore' is not one of stop, skip"),
+        ({"heads__age": None}, r"heads\.age: None; set it to .*, or leave this head out"),
     ],
 )
 def test_what_is_wrong_whatever_the_data_is_found_before_it_is_opened(

@@ -127,6 +127,21 @@ def test_a_wrong_setting_is_refused_with_what_it_may_be(argument, message):
     assert message in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("flag", "hint"),
+    [
+        ("--config.lr=1", "did you mean --config.schedule.lr?"),
+        ("--config.optim.lr=1", "did you mean --config.schedule.lr?"),
+        ("--config.epochs=3", "did you mean --config.total.epochs?"),
+        ("--config.batch_size=3", "--config.data.batch_size or --config.eval.batch_size?"),
+    ],
+)
+def test_a_setting_without_its_path_is_refused_with_the_flag_that_works(flag, hint):
+    with pytest.raises(UserError) as caught:
+        command_line.parse(["main", "--config=tests/tiny.py", flag])
+    assert str(caught.value).endswith(hint)
+
+
 def test_help_shows_usage_flags_and_an_example():
     done = command("--help")
     assert done.returncode == 0, done.stderr

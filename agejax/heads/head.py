@@ -233,7 +233,10 @@ def create(configs: Mapping[str, Any], facts: Facts) -> dict[str, Head]:
     for name, given in configs.items():
         where = f"config.heads.{name}"
         if not hasattr(given, "items"):
-            raise UserError(f"{where}: {given!r}; set it to {{'kind': ...}}")
+            raise UserError(
+                f"{where}: {given!r}; set it to {{'kind': ...}}, or leave this head out of "
+                "the config"
+            )
         one_of(where, "kind", given.get("kind"), tuple(KINDS))
         kind = KINDS[given["kind"]]
         Group("A head.", **COMMON, **kind.options).check(given, where)
