@@ -271,8 +271,8 @@ def test_pictures_of_other_types_are_counted(tmp_path):
     _, skipped, _ = read("image_folder", pack(files, tmp_path / "x"))
     types = ".jpg, .jpeg, .png, .bmp, .webp, .tif, .tiff"
     assert skipped == [
-        f"1 files ending in .gif: not one of {types}",
-        f"2 files ending in .heic: not one of {types}",
+        f"1 file ending in .gif: convert to one of {types}",
+        f"2 files ending in .heic: convert to one of {types}",
     ]
     del files["a.jpg"]
     said = refused("image_folder", pack(files, tmp_path / "y"), tmp_path)
@@ -559,7 +559,8 @@ def test_a_row_that_two_images_could_be_labels_neither(tmp_path):
     for order in (["a.jpg", "old/a.jpg"], ["old/a.jpg", "a.jpg"]):
         pairs = pairing.pair(order, ["a.jpg"])
         assert pairs.row_of == {"a.jpg": "a.jpg"}
-        assert list(pairs.why_not) == ["old/a.jpg"]
+        why_not = "no row of its own; the row a.jpg is of the file a.jpg"
+        assert pairs.why_not == {"old/a.jpg": why_not}
         assert not pairs.doubtful
 
 

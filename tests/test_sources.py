@@ -156,6 +156,19 @@ def test_a_cache_of_an_older_version_does_not_know_the_labels_of_what_is_lost(fi
             opened({"undecoded": wrong})
 
 
+def test_a_common_reason_for_skipping_files_hides_no_other():
+    rows = [f"{i}.jpg: no row in x.csv" for i in range(40)]
+    widths = [f"{i}.png: {i} pixels wide" for i in range(2)]
+    assert sources.listed([*rows, "a.jpg: cannot be decoded", *widths]) == [
+        *(f"skipped {line}" for line in rows[:3]),
+        "and 37 more for this reason",
+        "skipped a.jpg: cannot be decoded",
+        *(f"skipped {line}" for line in widths),
+    ]
+    several = sources.listed([f"{i}.jpg: reason {chr(65 + i)}" for i in range(40)])
+    assert several[-2:] == ["skipped 29.jpg: reason ^", "and 10 more lines"]
+
+
 def test_what_is_skipped_is_quoted_on_one_line(files, tmp_path, capsys):
     path = pack(files | {"a\n\x1b[2J.jpg": files[f"UTKFace/{chip(0)}"]}, tmp_path / "x.zip")
     source = load(path, tmp_path / "cache")

@@ -17,7 +17,9 @@ import io
 import json
 import os
 import pathlib
+import re
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from agejax.data.builders.base import FaceBuilder
 
 FORMAT = 3  # raise it when the same files would be decoded, grouped or kept differently
+OF_ONE_REASON, LISTED = 3, 30  # lines about skipped files: for each reason, and in all
 MAX_PIXELS = 50_000_000  # of one image
 PARTS = 64  # into which the images are divided for the workers of a Beam pipeline
 CHUNK = 64  # images that a thread decodes at a time
@@ -378,10 +381,26 @@ def _decode_all(builder: Any, folder: pathlib.Path, image_size: int, place: str)
     console.note(
         f"{builder.name}: {len(ids):,} images of {image_size} px in {time.monotonic() - start:.0f} "
         f"s; {(sizes > 1).sum():,} groups of duplicates with {sizes[sizes > 1].sum():,} images; "
-        f"{len(skipped)} skipped"
-        + "".join(f"\n  skipped {line}" for line in skipped[:20])
-        + (f"\n  and {len(skipped) - 20} more" if len(skipped) > 20 else "")
+        f"{len(skipped)} skipped" + "".join(f"\n  {line}" for line in listed(skipped))
     )
+
+
+def listed(skipped: Sequence[str]) -> list[str]:
+    """Lines about skipped files: a few for each reason, so that a common one hides no other.
+
+    Args:
+      skipped: "file: reason" of each. Reasons that differ in numbers only count as one.
+    """
+    by_reason: defaultdict[str, list[str]] = defaultdict(list)
+    for line in skipped:
+        by_reason[re.sub(r"\d+", "#", line.partition(": ")[2])].append(line)
+    lines = []
+    for some in by_reason.values():
+        lines += [f"skipped {line}" for line in some[:OF_ONE_REASON]]
+        if len(some) > OF_ONE_REASON:
+            lines.append(f"and {len(some) - OF_ONE_REASON:,} more for this reason")
+    more = len(lines) - LISTED
+    return lines if more <= 0 else [*lines[:LISTED], f"and {more:,} more lines"]
 
 
 def _decoded(

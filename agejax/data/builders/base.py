@@ -199,7 +199,8 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
             else:
                 yield path, match, data
         self.skipped += [
-            f"{count:,} files ending in {ending}: not one of {', '.join(archives.SUFFIXES)}"
+            f"{count:,} file{'' if count == 1 else 's'} ending in {ending}: convert to one of "
+            f"{', '.join(archives.SUFFIXES)}"
             for ending, count in sorted(self.passed_over.items())
             if ending in OTHER_PICTURES
         ]

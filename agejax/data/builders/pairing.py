@@ -61,11 +61,13 @@ def pair(files: Sequence[str], rows: Iterable[str]) -> Pairs:
         meant = some if len(some) == 1 else [file for file in some if _composed(file) == row]
         if len(meant) == 1:
             pairs.row_of[meant[0]] = row
+            reason = f"no row of its own; the row {row} is of the file {meant[0]}"
         else:
             pairs.doubtful.add(row)
+            reason = f"one of {len(some)} images for the row {row}"
         for file in some:
             if file not in pairs.row_of:
-                pairs.why_not[file] = f"one of {len(some)} images for the row {row}"
+                pairs.why_not[file] = reason
     if left:
         parts_of = {file: _parts(file) for file in left}
         rest = {row: _parts(row) for row in sorted(known - files_of.keys())}
