@@ -1,7 +1,8 @@
 """python -m agejax.release --workdir=RUN --output=FOLDER [--storage=float16]
 
 Makes a released model from a run's best checkpoint: a folder of a few megabytes with the weights,
-the calibration, the origin and a card. Every command takes it as --workdir.
+the calibration, the origin and a card. Every command takes it as --workdir. With --rewrite_card,
+and no --output, the released model that --workdir names gets its card again, in today's words.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ if __name__ == "__main__":
 import sys
 from collections.abc import Sequence
 
-from agejax.exporting.release import STORAGE, release
+from agejax.exporting.release import STORAGE, release, rewrite_card
 from agejax.process import usage
 from agejax.process.command import run_command
 from agejax.training import sharding
@@ -25,13 +26,21 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--workdir", required=True, help="the folder of a trained run, or of averaged weights"
     )
-    parser.add_argument("--output", required=True, help="the folder to write")
+    parser.add_argument("--output", help="the folder to write")
     parser.add_argument(
         "--storage", choices=STORAGE, default=STORAGE[0], help="type of the stored kernels"
     )
+    parser.add_argument(
+        "--rewrite_card", action="store_true", help="write card.md of a released model again"
+    )
     args = parser.parse_args(argv[1:])
+    if args.rewrite_card == bool(args.output):
+        parser.error("give either --output=FOLDER or --rewrite_card")
     sharding.start()
-    release(args.workdir, args.output, args.storage)
+    if args.rewrite_card:
+        print(f"written: {rewrite_card(args.workdir)}")
+    else:
+        release(args.workdir, args.output, args.storage)
 
 
 if __name__ == "__main__":

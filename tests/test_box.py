@@ -496,6 +496,32 @@ def test_the_card_gives_groups_first_and_terms_and_a_config_that_trains_it_again
     assert not (in_the_box / "evaluation/old").exists()
 
 
+def test_a_card_is_written_again_in_todays_words_with_the_same_figures(in_the_box, capsys):
+    card_file, before = in_the_box / "card.md", files_of(in_the_box)
+    text = card_file.read_text()
+    card_file.write_text("words of an earlier version")
+    flags = ["release", "--workdir=box:small", "--rewrite_card"]
+    assert run_command(release.main, flags) == 0
+    assert card_file.read_text() == text
+    assert files_of(in_the_box) == before
+    assert run_command(release.main, [*flags, "--output=out"]) == 2
+    assert "give either --output=FOLDER or --rewrite_card" in capsys.readouterr().err
+
+
+def test_only_a_released_model_has_a_card_to_write_again(trained, capsys):
+    assert run_command(release.main, ["release", f"--workdir={trained}", "--rewrite_card"]) == 2
+    assert f"--workdir: {trained} is no released model; name one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", box.names())
+def test_the_cards_in_the_box_have_todays_words(name, tmp_path):
+    shutil.copytree(box.FOLDER / name, tmp_path / name)
+    card_file = release_lib.rewrite_card(tmp_path / name)
+    assert card_file.read_text() == (box.FOLDER / name / "card.md").read_text(), (
+        f"run python -m agejax.release --workdir=box:{name} --rewrite_card"
+    )
+
+
 def test_an_unmeasured_run_is_released_with_a_card_that_says_so(trained, tmp_path, capsys):
     shutil.copytree(trained, tmp_path / "run")
     for path in (tmp_path / "run/calibration.json", tmp_path / "run/summary.json"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ STORAGE = ("float32", "float16")
 # Largest difference between the released model and the run, of an output's largest value. float16
 # (11 bits) moves an age by some hundredths of a year; a network that it moves more needs float32.
 TOLERANCES = {"float32": 0.0, "float16": 1e-2}
+CARD = "card.md"
 KEPT_OF_SUMMARY = ("name", "steps", "epochs", "examples", "parameters", "skipped", "versions")
 
 
@@ -77,13 +79,7 @@ def release(
                 "; nothing was written"
             )
         _seal(folder, written)
-        info = description.describe(again, jax.eval_shape(prediction(again), _images(again)))
-        text = card.of_model(
-            again, info, output.name,
-            use=f"{box.BOX}:{output.name}", storage=card.storage(written),
-            made_by="python -m agejax.release --workdir=RUN --output=FOLDER",
-        )  # fmt: skip
-        files.write_text(folder / "card.md", text)
+        _write_card(again, written, output.name)
         shutil.rmtree(output, ignore_errors=True)
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     console.result(
@@ -91,6 +87,44 @@ def release(
         f"{written['parity']:.1e} of the largest value; use it as --workdir={output}"
     )
     return written
+
+
+def rewrite_card(workdir: str | pathlib.Path) -> pathlib.Path:
+    """Writes card.md of a released model again, from the other files of its folder.
+
+    Use it after a change to the card's words: the figures are read, not measured again.
+
+    Returns:
+      The card's path.
+
+    Raises:
+      UserError: no released model, or a file of it has changed.
+    """
+    folder = box.locate(workdir)
+    if not box.is_release(folder):
+        raise UserError(
+            f"--workdir: {folder} is no released model; name one, such as box, or make one with "
+            "--output=FOLDER"
+        )
+    _write_card(Run.open(workdir, devices=1), box.read(folder), folder.name)
+    return folder / CARD
+
+
+def _write_card(run: Run, written: Mapping[str, Any], name: str) -> None:
+    """Writes card.md into the folder of a released model.
+
+    Args:
+      run: the released model, opened.
+      written: the contents of its release.json.
+      name: what it is called.
+    """
+    info = description.describe(run, jax.eval_shape(prediction(run), _images(run)))
+    text = card.of_model(
+        run, info, name,
+        use=f"{box.BOX}:{name}", storage=card.storage(written),
+        made_by="python -m agejax.release --workdir=RUN --output=FOLDER",
+    )  # fmt: skip
+    files.write_text(run.workdir / CARD, text)
 
 
 def _network(workdir: str | pathlib.Path) -> Run:
