@@ -59,9 +59,13 @@ def rows_of(folder):
         return list(csv.DictReader(file))
 
 
-def test_trials_are_drawn_trained_and_ranked(config, tmp_path, monkeypatch):
+def test_trials_are_drawn_trained_and_ranked(config, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "study"
     search(config, SPACE, folder, study_in(folder, sampler="tpe"), trials=2)
+    said = capsys.readouterr().out
+    assert said.startswith("trial 0 begins, --config.schedule.lr=")
+    assert said.count(" begins, ") == 2
+    assert "parameters" not in said  # what a training opens with
     rows = rows_of(folder)
     assert [row["state"] for row in rows] == ["complete"] * 2
     for row in rows:
@@ -118,7 +122,11 @@ def test_a_trial_ends_where_the_pruner_says(config, tmp_path, monkeypatch, capsy
     lines = capsys.readouterr().out.splitlines()
     settings = r"--config\.schedule\.lr=0\.00\d+ --config\.heads\.age\.loss=\"l[12]\" --config.*"
     results = ["", "", *["pruned at step 1, "] * 3]
-    for number, (line, result) in enumerate(zip(lines, results, strict=True)):
+    for number, (first, line, result) in enumerate(
+        zip(lines[::2], lines[1::2], results, strict=True)
+    ):
+        place = re.escape(str(folder / "trials" / f"000{number}"))
+        assert re.fullmatch(f"trial {number} begins, {settings}: {place}", first)
         assert re.fullmatch(f"trial {number}, {settings}: {result}age/mae {number}.0000", line)
     assert json.loads((folder / "best.json").read_text())["number"] == 0
 
@@ -302,7 +310,7 @@ def test_a_setting_that_fails_is_a_failed_trial_and_a_config_that_fails_an_error
     assert [row["state"] for row in rows] == ["complete", "fail", "complete"]
     assert rows[1]["error"] == "the loss is not finite"
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(": ")[-1] for line in lines] == [
+    assert [line.split(": ")[-1] for line in lines[1::2]] == [
         "age/mae 1.0000",
         "the loss is not finite",
         "age/mae 1.0000",

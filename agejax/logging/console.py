@@ -8,12 +8,15 @@ printed with the word "warning" in front.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import sys
+from collections.abc import Iterator
 from typing import TextIO
 
 logger = logging.getLogger("agejax")
+OPENING = "opening"  # marks the records of `opening`
 START_OF_LINE = "\r\x1b[K"  # and erases what is there
 
 
@@ -62,6 +65,25 @@ if not logger.handlers:
 def result(line: str) -> None:
     """A line about the work itself."""
     logger.info("%s", line, extra={"on_stdout": True})
+
+
+def opening(lines: str) -> None:
+    """The lines about what a training is about to do."""
+    logger.info("%s", lines, extra={"on_stdout": True, OPENING: True})
+
+
+@contextlib.contextmanager
+def without_openings() -> Iterator[None]:
+    """While active, `opening` prints nothing: for many trainings that differ in few settings."""
+
+    def passes(record: logging.LogRecord) -> bool:
+        return not getattr(record, OPENING, False)
+
+    logger.addFilter(passes)
+    try:
+        yield
+    finally:
+        logger.removeFilter(passes)
 
 
 def note(line: str) -> None:

@@ -50,7 +50,7 @@ class Plan:
     def announce(self) -> None:
         """Prints it; of several processes the first one does."""
         if jax.process_index() == 0:
-            console.result(_aligned(self._facts()))
+            console.opening(_aligned(self._facts()))
 
     def dry_run(
         self, step: FirstCall, state: TrainState, batch: Mapping[str, np.ndarray], teachers: Any

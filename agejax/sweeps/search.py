@@ -26,7 +26,9 @@ POLL = 2.0  # seconds between two checks of other workers' trials
 def search(
     config: ml_collections.ConfigDict, space: Space, folder: pathlib.Path, study: Any, trials: int
 ) -> None:
-    """Runs trials until `trials` are complete or pruned; after each, prints it and writes the page.
+    """Runs trials until `trials` are complete or pruned.
+
+    Prints a line before each and one after it, and then writes the page.
 
     Every trial trains in FOLDER/trials/NUMBER. If its settings make it fail, for example with a
     loss that is not finite, the trial counts as failed and the study continues. If its worker was
@@ -59,6 +61,7 @@ def search(
         workdir = folder / "trials" / f"{number:04d}"
         trial.set_user_attr("workdir", str(workdir))
         trial.set_user_attr("settings", files.clean(values))
+        console.result(study_lib.first_line(trial))
         pruned = False
 
         def stop_after(step: int, value: float) -> bool:
@@ -68,7 +71,8 @@ def search(
             return pruned
 
         try:
-            summary = train(replaced(config, values), workdir, stop_after)
+            with console.without_openings():
+                summary = train(replaced(config, values), workdir, stop_after)
             if summary is None:
                 go_on_with(study, trial)
                 stopped = True

@@ -137,6 +137,12 @@ def write(study: Any, folder: pathlib.Path, space: Space) -> None:
     )
 
 
+def first_line(trial: Any) -> str:
+    """One line about a trial that begins: its settings and its folder."""
+    attributes = trial.user_attrs
+    return f"trial {trial.number} begins, {_flags(attributes['settings'])}: {attributes['workdir']}"
+
+
 def line(trial: Any, metric: str) -> str:
     """One line about a finished trial: its settings, then its result or why it has none.
 
