@@ -215,7 +215,7 @@ class Predictions(list[dict[str, Any]]):
 
     A record has `path`, or for an array `image`, its number; of a face found in a photo `face`, its
     number, `box` [left, top, right, bottom] in pixels and `score`; then what the model predicts:
-    `age` in years, with a calibration `age_low` and `age_high`, which hold the true age 9 times in
+    `age` in years, with a calibration `age_low` and `age_high`, which contain the label 9 times in
     10, and for each target of classes {class: probability}.
     """
 

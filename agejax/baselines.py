@@ -24,14 +24,17 @@ from agejax.training import sharding
 def main(argv: Sequence[str]) -> None:
     parser = usage.parser(__doc__)
     parser.add_argument("--workdir", required=True, help="the folder of a trained run")
-    parser.add_argument("--estimator", choices=tuple(ESTIMATORS), default="svm")
+    parser.add_argument(
+        "--estimator", choices=tuple(ESTIMATORS), default="svm",
+        help="what is fitted to the features; default: %(default)s",
+    )  # fmt: skip
     parser.add_argument(
         "--features",
         choices=FEATURES,
         default="run",
         help="of the trained backbone, or of its pretrained weights",
     )
-    parser.add_argument("--split", default="test")
+    parser.add_argument("--split", default="test", help="the split to score; default: %(default)s")
     parser.add_argument("--output", help="default: WORKDIR/baselines/ESTIMATOR-FEATURES-SPLIT")
     args = parser.parse_args(argv[1:])
     sharding.start()

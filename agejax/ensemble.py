@@ -30,7 +30,10 @@ def main(argv: Sequence[str]) -> None:
     parser = usage.parser(__doc__)
     parser.add_argument("members", nargs="+", metavar="RUN[@STEP]", help="folders of trained runs")
     parser.add_argument("--output", required=True, help="the ensemble's folder")
-    parser.add_argument("--combine", choices=COMBINE, default=COMBINE[0])
+    parser.add_argument(
+        "--combine", choices=COMBINE, default=COMBINE[0],
+        help="average what the members predict, or their weights; default: %(default)s",
+    )  # fmt: skip
     parser.add_argument(
         "--weights", default="", help="0.4,0.6, or fit: fitted on val; default: equal"
     )

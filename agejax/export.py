@@ -28,7 +28,11 @@ def main(argv: Sequence[str]) -> None:
     parser = usage.parser(__doc__)
     parser.add_argument("--workdir", required=True, help="the folder of a trained run")
     parser.add_argument("--output", required=True, help="the folder to write to")
-    parser.add_argument("--format", choices=(*files.FORMATS, "both"), default="jax")
+    parser.add_argument(
+        "--format", choices=(*files.FORMATS, "both"), default="jax",
+        help="web: a page that runs the model in the browser; both: jax and onnx; "
+        "default: %(default)s",
+    )  # fmt: skip
     parser.add_argument(
         "--quantize", choices=("int8",), help="type of the weights of an ONNX file or a page"
     )

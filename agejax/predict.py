@@ -1,7 +1,7 @@
 """python -m agejax.predict IMAGE_OR_FOLDER_OR_GLOB... [--workdir=RUN] [--faces=crops|detect]
 
-Prints one line per face: path, age in years with an interval that holds the truth 9 times in 10,
-and the probability of each class. Without --workdir it uses the model that comes with agejax.
+Prints one line per face: path, age in years with an interval that contains the label 9 times in
+10, and the probability of each class. Without --workdir it uses the model that comes with agejax.
 
 A model expects faces framed as in its training images. With --faces=crops, images are such crops;
 with --faces=detect they are photos, whose faces are found and brought into that frame. By default,
@@ -48,16 +48,23 @@ def main(argv: Sequence[str]) -> None:
         help="the folder of a trained run, a released model or an ensemble, an exported file, or "
         "box:NAME; default: the model that comes with agejax",
     )  # fmt: skip
-    parser.add_argument("--format", choices=("jsonl", "csv"), default="jsonl")
+    parser.add_argument(
+        "--format", choices=("jsonl", "csv"), default="jsonl",
+        help="JSON, one line per face, or a table; default: jsonl",
+    )  # fmt: skip
     parser.add_argument(
         "--faces", choices=("auto", "crops", "detect"), default="auto",
-        help="whether images are face crops, or photos to find the faces in",
+        help="whether images are face crops, or photos to find the faces in; default: auto, "
+        "decided by the framing of the images",
     )  # fmt: skip
     parser.add_argument("--output", help="a file to write to; default: stdout")
     parser.add_argument(
         "--annotate", metavar="DIR", help="a folder for copies of the images with boxes and ages"
     )
-    parser.add_argument("paths", nargs="+", metavar="IMAGE_OR_FOLDER_OR_GLOB")
+    parser.add_argument(
+        "paths", nargs="+", metavar="IMAGE_OR_FOLDER_OR_GLOB",
+        help="what to predict; folders are searched with their subfolders",
+    )  # fmt: skip
     args = parser.parse_args(argv[1:])
     paths = images.find_images(args.paths)
     if args.output is not None:
@@ -115,8 +122,9 @@ def main(argv: Sequence[str]) -> None:
     if args.annotate is not None:
         console.note(f"images with boxes and ages are in {args.annotate}/")
     console.note(
-        f"{counts.faces} faces of {counts.files} files, {counts.skipped} skipped, "
-        f"{counts.faces / seconds:,.0f} images/s"
+        f"{counts.faces} face{'' if counts.faces == 1 else 's'} of {counts.files} "
+        f"file{'' if counts.files == 1 else 's'}, {counts.skipped} skipped, "
+        f"{counts.faces / seconds:,.1f} images/s"
     )
 
 

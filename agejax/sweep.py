@@ -33,12 +33,22 @@ def main(argv: Sequence[str]) -> None:
     parser = usage.parser(__doc__, command_line.SETTINGS_HELP)
     parser.add_argument("--space", required=True, help="the Python file of the settings to search")
     parser.add_argument("--study", required=True, help="the folder of the study")
-    parser.add_argument("--trials", type=usage.at_least(1), default=25)
-    parser.add_argument("--sampler", choices=study.SAMPLERS, default="tpe")
     parser.add_argument(
-        "--start", type=usage.at_least(0), default=5, help="random trials to start with"
-    )
-    parser.add_argument("--pruner", choices=study.PRUNERS, default="none")
+        "--trials", type=usage.at_least(1), default=25,
+        help="trials to complete, those of earlier calls counted; default: %(default)s",
+    )  # fmt: skip
+    parser.add_argument(
+        "--sampler", choices=study.SAMPLERS, default="tpe",
+        help="how settings are drawn; default: %(default)s",
+    )  # fmt: skip
+    parser.add_argument(
+        "--start", type=usage.at_least(0), default=5,
+        help="random trials to start with, for tpe; default: %(default)s",
+    )  # fmt: skip
+    parser.add_argument(
+        "--pruner", choices=study.PRUNERS, default="none",
+        help="which trials to stop early; default: %(default)s",
+    )  # fmt: skip
     parser.add_argument("--storage", default="", help="a database's URL; default: sqlite in DIR")
     parser.add_argument("--seed", type=usage.at_least(0), default=0, help="seed of the sampler")
     args, config = command_line.parse_with(parser, argv)
