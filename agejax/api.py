@@ -158,6 +158,9 @@ class Predictor:
 
     model: Model
 
+    def __repr__(self) -> str:  # a notebook shows it, and the model holds millions of numbers
+        return f"Predictor({self.model.name!r})"
+
     @property
     def run(self) -> Run | None:
         """The config, network and weights; None for an exported file."""
@@ -207,6 +210,8 @@ class Predictor:
         made = Predictions(predictions.of_faces(self.model, found, batch_size))
         if counts.skipped == counts.files:
             raise UserError(f"none of the {counts.files} file(s) is a readable image")
+        if counts.faceless:
+            console.warning(f"no face in {counts.faceless} of {counts.files} images")
         return made
 
 

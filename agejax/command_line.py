@@ -12,11 +12,10 @@ from absl import flags
 from ml_collections import config_flags
 
 from agejax import overrides, reference
-from agejax.config import SETTINGS, check, check_returned, file_error
+from agejax.config import SETTINGS, check, check_returned, file_error, places_of
 from agejax.errors import UserError
 from agejax.paths import config_file
 from agejax.settings import Setting
-from agejax.training.durations import UNITS
 
 FLAGS = flags.FLAGS
 _ARGV: list[str] = []  # where ml_collections reads settings while `parse` runs
@@ -170,14 +169,7 @@ def _unknown_setting(message: str, argv: Sequence[str]) -> str | None:
         if key and flag.startswith("--config.") and key[1] in flag.split("."):
             near = re.search(r'Did you mean "(\w+)"', message)
             hint = f"did you mean {near[1]!r}?" if near else "--help=config lists all there are"
-            if 0 < len(places := _places_of(key[1])) <= 4:
-                hint = f"did you mean {' or '.join(places)}?"
+            if places := places_of(key[1]):
+                hint = f"did you mean {' or '.join(f'--{place}' for place in places)}?"
             return f"{flag}: there is no setting {key[1]!r}; {hint}"
     return None
-
-
-def _places_of(name: str) -> list[str]:
-    """The flags of the settings of this name; of a unit, that of the run's length."""
-    if name in UNITS:
-        return [f"--config.total.{name}"]
-    return [f"--{path}" for path, _ in SETTINGS.walk("config") if path.endswith(f".{name}")]

@@ -14,6 +14,7 @@ import ml_collections
 from agejax.errors import REMEDIES, UserError, line_in, reason
 from agejax.settings import Duration, Group, Setting
 from agejax.training import augment
+from agejax.training.durations import UNITS
 
 MOST = 2**31 - 1
 REMEDY = "return agejax.config.default() with your changes"
@@ -529,12 +530,24 @@ def put(
                 raise UserError(f"{where}: {name} is {group[name]!r}, which has no parts")
             group = group[name]
         if setting is None and key not in group:
-            raise UserError(f"{where}: there is no setting {key!r}")
+            places = places_of(key)
+            hint = f"; did you mean {' or '.join(places)}?" if places else ""
+            raise UserError(f"{where}: there is no setting {key!r}{hint}")
         if setting is not None and key in group:
             del group[key]  # with its type
         group[key] = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
     except (TypeError, ValueError) as error:  # ConfigDict's own
+        known = dict(SETTINGS.walk("config")).get(f"config.{path}")
+        if isinstance(known, Setting):
+            raise UserError(f"{where}: {value!r}; set it to {known.wanted}") from error
         raise UserError(f"{where}: {' '.join(str(error).split())}") from error
+
+
+def places_of(name: str) -> list[str]:
+    """The paths of all settings called `name`; of a duration's unit, that of the run's length."""
+    if name in UNITS:
+        return [f"config.total.{name}"]
+    return [path for path, _ in SETTINGS.walk("config") if path.endswith(f".{name}")]
 
 
 def file_error(path: str, error: BaseException, where: str) -> UserError | None:

@@ -67,7 +67,11 @@ def test_a_config_has_the_overrides():
     ("overrides", "message"),
     [
         ({"data__batch_sise": 32}, r"config\.data\.batch_sise"),
-        ({"data__batch_size": "many"}, r"batch_size"),
+        ({"data__batch_size": "many"}, r"batch_size: 'many'; set it to a whole number in 1"),
+        (
+            {"lr": 1e-3},
+            r"config\.lr: there is no setting 'lr'; did you mean config\.schedule\.lr\?",
+        ),
         ({"data__batch_size": 0}, r"config\.data\.batch_size: 0; set it .*1\.\."),
     ],
 )
@@ -151,7 +155,11 @@ def test_arrays_are_predicted_as_files_are(model, faces):
     assert model.predict([]) == []
 
 
-def test_a_face_in_an_array_has_its_box(model, faces, monkeypatch):
+def test_a_model_is_shown_by_its_name_not_by_its_numbers(model):
+    assert repr(model) == f"Predictor({str(model.run.workdir)!r})"
+
+
+def test_a_face_in_an_array_has_its_box(model, faces, monkeypatch, caplog):
     """A mock detector finds two faces in the second image and none in the first."""
     photos = np.zeros((2, 40, 60, 3), np.uint8)
     photos[1] = 200
@@ -169,7 +177,9 @@ def test_a_face_in_an_array_has_its_box(model, faces, monkeypatch):
     assert (first["image"], first["face"], first["box"]) == (1, 0, [1.0, 2.0, 30.0, 40.0])
     assert (second["image"], second["face"]) == (1, 1)
     assert first["age"] == second["age"]
-    assert model.predict(photos[:1], faces="detect") == []
+    with caplog.at_level(logging.WARNING, "agejax"):
+        assert model.predict(photos[:1], faces="detect") == []
+    assert caplog.messages == ["no face in 1 of 1 images"]
 
 
 @pytest.mark.parametrize(
