@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import sys
 from collections.abc import Sequence
@@ -114,7 +115,7 @@ def _with_config_file(argv: Sequence[str]) -> list[str]:
 def _config_path(argv: Sequence[str]) -> str | None:
     """The config file named last; the part after a colon goes to its get_config()."""
     found = None
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+    for argument, following in itertools.pairwise([*argv, ""]):
         name, equals, value = argument.lstrip("-").partition("=")
         if argument.startswith("-") and name == "config":
             found = value if equals else following
@@ -123,7 +124,7 @@ def _config_path(argv: Sequence[str]) -> str | None:
 
 def _help_topic(arguments: Sequence[str]) -> str | None:
     """Which help is requested: "" for the command's, a path such as "config.schedule", or None."""
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in itertools.pairwise([*arguments, ""]):
         if argument in ("-h", "-help", "--help"):
             return following if following.partition(".")[0] == "config" else ""
         if argument.startswith("--help="):
