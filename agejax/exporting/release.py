@@ -79,7 +79,7 @@ def release(
                 "; nothing was written"
             )
         _seal(folder, written)
-        _write_card(again, written, output.name)
+        _write_card(again, written, output)
         shutil.rmtree(output, ignore_errors=True)
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     console.result(
@@ -106,22 +106,23 @@ def rewrite_card(workdir: str | pathlib.Path) -> pathlib.Path:
             f"--workdir: {folder} is no released model; name one, such as box, or make one with "
             "--output=FOLDER"
         )
-    _write_card(Run.open(workdir, devices=1), box.read(folder), folder.name)
+    _write_card(Run.open(workdir, devices=1), box.read(folder), folder)
     return folder / CARD
 
 
-def _write_card(run: Run, written: Mapping[str, Any], name: str) -> None:
+def _write_card(run: Run, written: Mapping[str, Any], place: pathlib.Path) -> None:
     """Writes card.md into the folder of a released model.
 
     Args:
       run: the released model, opened.
       written: the contents of its release.json.
-      name: what it is called.
+      place: the folder in which users find it.
     """
     info = description.describe(run, jax.eval_shape(prediction(run), _images(run)))
     text = card.of_model(
-        run, info, name,
-        use=f"{box.BOX}:{name}", storage=card.storage(written),
+        run, info, place.name,
+        use=box.name_of(place) if place.parent == box.FOLDER else place.name,
+        storage=card.storage(written),
         made_by="python -m agejax.release --workdir=RUN --output=FOLDER",
     )  # fmt: skip
     files.write_text(run.workdir / CARD, text)
