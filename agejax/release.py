@@ -15,6 +15,7 @@ if __name__ == "__main__":
 import sys
 from collections.abc import Sequence
 
+from agejax.errors import UserError
 from agejax.exporting.release import STORAGE, release, rewrite_card
 from agejax.process import usage
 from agejax.process.command import run_command
@@ -35,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
     )
     args = parser.parse_args(argv[1:])
     if args.rewrite_card == bool(args.output):
-        parser.error("give either --output=FOLDER or --rewrite_card")
+        raise UserError("give either --output=FOLDER or --rewrite_card")
     sharding.start()
     if args.rewrite_card:
         print(f"written: {rewrite_card(args.workdir)}")
