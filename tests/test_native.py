@@ -191,8 +191,11 @@ def test_a_train_step_uses_them_on_one_device(name, monkeypatch):
     assert calls(1, native=False) == calls(2) == []
 
 
-@pytest.mark.parametrize("compiler", ["", "false", "/nowhere/c++"])
-def test_without_a_compiler_attention_stays_xla_s(compiler, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("compiler", "why"),
+    [("", "no C++ compiler"), ("false -x", "false failed"), ("/nowhere/c++", "/nowhere/c++")],
+)
+def test_without_a_compiler_attention_stays_xla_s(compiler, why, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("AGEJAX_CACHE", str(tmp_path))
     monkeypatch.setenv("CXX", compiler)
     monkeypatch.setattr(native, "COMPILERS", ())
@@ -201,6 +204,9 @@ def test_without_a_compiler_attention_stays_xla_s(compiler, monkeypatch, tmp_pat
     with lowerings.native_kernels(True):
         assert not is_called(attention.attention, qkv)
         np.testing.assert_allclose(attention.attention(qkv), plain(qkv), atol=1e-6)
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "not built" in said
+    assert why in said
 
 
 @needs_compiler

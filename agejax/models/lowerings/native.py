@@ -29,6 +29,7 @@ import numpy as np
 
 from agejax import paths
 from agejax.errors import UserError
+from agejax.logging import console
 from agejax.models import lowerings
 from agejax.models.lowerings.windows import keeping_inputs, plain_conv
 
@@ -73,10 +74,11 @@ def has_rgb(x: jax.Array, kernel: jax.Array) -> bool:
 
 @functools.cache
 def is_ready() -> bool:
-    """Whether the kernel is built and XLA knows it; builds it where it is not yet."""
+    """Whether the kernels are built and XLA knows them; builds them where they are not yet."""
     try:
         library = ctypes.CDLL(str(build()))
-    except (OSError, UserError, subprocess.SubprocessError):
+    except (OSError, UserError) as error:
+        console.note(f"kernels for this CPU are not built ({error}); XLA's forms are slower")
         return False
     for name in (ATTENTION, ATTENTION_BACK, DEPTHWISE, DEPTHWISE_BACK, RGB, RGB_BACK):
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
@@ -88,8 +90,7 @@ def build() -> pathlib.Path:
 
     Raises:
       OSError: no compiler, or a folder that cannot be written.
-      subprocess.SubprocessError: the compiler fails, or takes too long.
-      UserError: the cache folder is unknown.
+      UserError: the compiler fails or takes too long, or the cache folder is unknown.
     """
     compiler = shlex.split(os.environ.get("CXX", "")) or list(filter(shutil.which, COMPILERS))[:1]
     if not compiler:
@@ -99,11 +100,15 @@ def build() -> pathlib.Path:
     library = folder / f"{hashlib.sha256(b'|'.join(parts)).hexdigest()[:16]}.so"
     if library.exists():
         return library
+    console.note(f"building the kernels for this CPU with {compiler[0]}")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as own:  # another process may build it as well
         built = pathlib.Path(own) / library.name
         command = [*compiler, *FLAGS, "-I", jax.ffi.include_dir(), str(SOURCE), "-o", str(built)]
-        subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE)
+        try:
+            subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE)
+        except subprocess.SubprocessError as error:
+            raise UserError(f"{compiler[0]} failed or took too long") from error
         built.replace(library)
     return library
 
