@@ -127,7 +127,8 @@ def test_a_wrong_setting_is_refused_with_what_it_may_be(argument, message):
     assert message in done.stderr.splitlines()[-1]
 
 
-def test_a_command_without_arguments_names_what_is_missing():
+def test_a_command_without_arguments_names_what_is_missing(monkeypatch):
+    monkeypatch.setattr(command_line.FLAGS["config"], "value", None)  # of an earlier command line
     with pytest.raises(UserError, match="--config is missing: name a file, such as --config="):
         command_line.parse(["main"])
 

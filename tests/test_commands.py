@@ -352,7 +352,7 @@ def test_an_output_that_cannot_be_written_is_one_line_before_any_work(
         "audit": [f"--source={faces}"],
         "align": [f"--source={faces}", "--like=run"],
         "pseudo_label": ["--workdir=run", f"--source={faces}"],
-        "sweep": ["--space=space.py"],
+        "sweep": ["--space=space.py", f"--config={ROOT}/tests/tiny.py"],
     }.get(name, ["--workdir=run"])
     if name == "baselines":  # its run opens first: the default folder is in it
         run = types.SimpleNamespace(workdir=tmp_path)

@@ -99,7 +99,7 @@ def test_help_and_errors_show_the_command_as_it_was_typed(call, name):
     assert "--pruner" in shown
     wrong = said("--trials=many")
     assert wrong.returncode == 2
-    assert f"\n{name}: error: argument --trials: invalid int value" in wrong.stderr
+    assert f"\n{name}: error: argument --trials: invalid whole number value" in wrong.stderr
     assert said("--help=config.schedule").stdout.startswith("config.schedule: The learning rate")
 
 

@@ -59,10 +59,10 @@ def test_every_figure_of_the_page_stands_in_metrics_json(written):
 
 def test_suspected_labels_lie_beside_the_page(trained, tmp_path):
     scored = score(Run.open(trained), split="all")
-    copies = scored.source.groups.copy()
+    copies = scored.source.photos.copy()
     one, other = np.argsort(scored.labels["age"])[[0, -1]]
     copies[other] = copies[one]  # the youngest and the oldest are called copies
-    scored = dataclasses.replace(scored, source=dataclasses.replace(scored.source, groups=copies))
+    scored = dataclasses.replace(scored, source=dataclasses.replace(scored.source, photos=copies))
     result = results.publish(scored, tmp_path, fitting.calibrate(scored.run))
     with (tmp_path / "suspects.csv").open() as file:
         rows = {row["id"]: row for row in csv.DictReader(file)}

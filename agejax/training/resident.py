@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from agejax.data.pipeline import TrainBatches
 from agejax.errors import UserError
 from agejax.logging import console
 from agejax.training import sharding
+
+if TYPE_CHECKING:  # grain is imported where batches are made: predicting needs none
+    from agejax.data.pipeline import TrainBatches
 
 WHERE = "config.data.resident"
 TABLE = "resident"  # the entry of a batch that has all rows

@@ -10,6 +10,11 @@ written; on a busy machine they say more than wall seconds. Writes OUTPUT.json a
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from agejax.process import start
+
+    start.as_command()
+
 import argparse
 import functools
 import os
