@@ -1,43 +1,41 @@
-"""ViT-S/16 on UTKFace, from random weights: age, gender and ethnicity. Needs a GPU.
+"""ViT-Ti/16 with a stem of convolutions on UTKFace, from random weights: age, gender and ethnicity.
 
     python -m agejax.main --config=configs/vit_utk.py --config.data.source=UTKFace.tar.gz
 
-Not measured. Expected: from random weights on 15,000 images, a ViT is worse than the convolutional
-configs; pretrained weights (config.model.pretrained) do better.
+So it learns from the labels alone. Far better is a teacher that knows faces; the one that comes
+with agejax was trained on the same split. Its predictions are written first, in three minutes:
+
+    python -m agejax.distill --workdir=agejax/weights/teacher --source=UTKFace.tar.gz \
+        --output=teacher.npz --views=plain,flip --split=train,val
+    python -m agejax.main --config=configs/vit_utk.py --config.data.source=UTKFace.tar.gz \
+        --config.distill.files="('teacher.npz',)" --config.distill.features.weight=1
+
+80/20 split that keeps copies together, a tenth of train held out as val. The first half of the
+steps sees 96 px.
+
+Measured with the teacher in one run, seed 0, 79 minutes on two cores that other work shared: on
+3,802 test images that were looked at once, age MAE 6.07 years (95 % interval 5.86 to 6.27), gender
+accuracy 0.910, ethnicity 0.796 (macro-F1 0.695). Without a teacher it was not run yet. With a
+linear map of each patch in place of the convolutions the val MAE was 13.7 after 6 epochs, not 9.5.
+On a GPU, larger networks and images are expected to do better: vit_s16 at 224 px, 100 epochs.
 """
 
 import ml_collections
 
-from agejax.config import default
+from agejax.configs import mobilenet_v3_utk_best
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = default()
-    config.total = {"epochs": 100.0}
-    config.data.image_size = 224
-    config.data.batch_size = 256
-    config.model.name = "vit_s16"
-    config.model.image_size = 224
-    config.model.dtype = "bfloat16"
+    config = mobilenet_v3_utk_best.get_config()
+    config.total = {"epochs": 20.0}
+    config.model.name = "vit_ti16"
+    config.model.options = {"stem": "convolutions"}
+    config.model.image_size = 128
     config.model.mean = (0.5, 0.5, 0.5)
     config.model.std = (0.5, 0.5, 0.5)
-
-    config.heads.age = {"kind": "regression", "transform": "standard", "loss": "l1"}
-    config.heads.gender = {"kind": "binary", "weight": 0.25}
-    config.heads.ethnicity = {"kind": "categorical", "weight": 0.25}
-
-    config.optim.weight_decay = 0.05
-    config.optim.ema = 0.9998
-    config.schedule.kind = "warmup_cosine"
+    config.schedule.image_size = (({"percent": 50.0}, 96),)
     config.schedule.lr = 5e-4
-    config.schedule.warmup = {"epochs": 5.0}
-
-    config.augment.flip = 0.5
-    config.augment.crop = (0.5, 1.0)
-    config.augment.rotate = 10.0
-    config.augment.brightness = 0.3
-    config.augment.contrast = 0.3
-    config.augment.saturation = 0.3
-    config.augment.erase = 0.25
-    config.augment.mixup = 0.2
+    config.distill.features.weight = 0.0
+    config.augment.mixup = 0.0
+    config.augment.erase = 0.0
     return config
