@@ -147,7 +147,7 @@ def test_images_that_could_not_be_processed_are_in_the_statement_by_group(run):
     }  # fmt: skip
     store(run, test=evaluation(unprocessed=lost))
     text = practice_statement.write(run, "mine")
-    assert "5 files could not be used, and 118 images could. 2 of these files" in text
+    assert "118 images of the whole data set could be used; files that could not: 5. 2 of these files" in text
     assert rows(text, "gender: male")[-1][1:] == ["2", "2.0% [0.5, 7.0]", "100"]
 
 
@@ -207,7 +207,7 @@ def test_the_datasheet_holds_what_the_audit_found(run):
     for part in (
         "# Datasheet: utkface, as the model mine used it",
         "200 images could be used",
-        "3 files could not be used (no age: 2; cannot be decoded: 1)",
+        "Files that could not be used: 3 (no age: 2; cannot be decoded: 1)",
         "The run's splits: train 150, test 40.\n- 10 images are in none of them",
         "50 images are labelled younger than 20 years",
         "| male | 10 | 20 | 68 | 2 | 100 |",

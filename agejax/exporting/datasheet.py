@@ -171,7 +171,7 @@ def _counts(report: Mapping[str, Any]) -> Iterator[str]:
     yield f"Each instance is one image of one face. {report['images']:,} images could be used."
     if skipped["n"]:
         reasons = "; ".join(f"{reason}: {n:,}" for reason, n in skipped["reasons"].items())
-        yield f"{skipped['n']:,} files could not be used ({reasons})."
+        yield f"Files that could not be used: {skipped['n']:,} ({reasons})."
     sizes = report["leakage"].get(SPLITS, {}).get("splits", {})
     if sizes:
         splits = ", ".join(f"{name} {n:,}" for name, n in sizes.items())

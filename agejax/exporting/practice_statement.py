@@ -352,8 +352,8 @@ def _unprocessed(result: Mapping[str, Any]) -> Iterator[str]:
     yield "### Images that could not be processed"
     lost = found.get("undecoded")
     yield (
-        f"Of the whole data set, {found['files']:,} files could not be used, and "
-        f"{found['images']:,} images could."
+        f"{found['images']:,} images of the whole data set could be used; files that could not: "
+        f"{found['files']:,}."
         + (
             ""
             if lost is None
