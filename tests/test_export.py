@@ -375,5 +375,9 @@ def test_no_run_and_no_checkpoint_are_one_line_and_exit_code_2(workdir, tmp_path
         flags = [f"--workdir={empty}", f"--output={tmp_path / 'out'}"]
         assert run_command(export.main, ["export", *flags]) == 2
         assert message in capsys.readouterr().err
+        (empty / "model.onnx").touch()
+        assert run_command(export.main, ["export", *flags]) == 2
+        said = capsys.readouterr().err
+        assert ("agejax.load(" in said) == (message == "holds no run")
         (empty / "config.json").write_bytes((workdir / "config.json").read_bytes())
     assert not (tmp_path / "out").exists()

@@ -147,7 +147,10 @@ def test_images_that_could_not_be_processed_are_in_the_statement_by_group(run):
     }  # fmt: skip
     store(run, test=evaluation(unprocessed=lost))
     text = practice_statement.write(run, "mine")
-    assert "118 images of the whole data set could be used; files that could not: 5. 2 of these files" in text
+    assert (
+        "118 images of the whole data set could be used; files that could not: 5. 2 of these files"
+        in text
+    )
     assert rows(text, "gender: male")[-1][1:] == ["2", "2.0% [0.5, 7.0]", "100"]
 
 

@@ -66,9 +66,12 @@ class Run:
                     f"--workdir: {workdir} holds no checkpoint yet; wait until the run has saved "
                     "one"
                 )
-            ensemble = "; this takes one run, not an ensemble"
-            which = ensemble if (workdir / "ensemble.json").exists() else "; train one first"
-            raise UserError(f"--workdir: {workdir} holds no run (no config.json){which}")
+            which = "train one first"
+            if (workdir / "ensemble.json").exists():
+                which = "this takes one run, not an ensemble"
+            elif exported := sorted(workdir.glob("model.*export")) + sorted(workdir.glob("*.onnx")):
+                which = f"an exported model is opened in Python: agejax.load({str(exported[0])!r})"
+            raise UserError(f"--workdir: {workdir} holds no run (no config.json); {which}")
         mesh = sharding.create_mesh(devices, 1)
         if box.is_release(workdir):
             return cls._released(workdir, config, mesh, step)
