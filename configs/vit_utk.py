@@ -5,7 +5,7 @@
 So it learns from the labels alone. Far better is a teacher that knows faces; the one that comes
 with agejax was trained on the same split. Its predictions are written first, in three minutes:
 
-    python -m agejax.distill --workdir=agejax/weights/teacher --source=UTKFace.tar.gz \
+    python -m agejax.distill --workdir=box:teacher --source=UTKFace.tar.gz \
         --output=teacher.npz --views=plain,flip --split=train,val
     python -m agejax.main --config=configs/vit_utk.py --config.data.source=UTKFace.tar.gz \
         --config.distill.files="('teacher.npz',)" --config.distill.features.weight=1
