@@ -2,8 +2,9 @@
 
     python -m agejax.main --config=configs/vit_utk.py --config.data.source=UTKFace.tar.gz
 
-So it learns from the labels alone. Far better is a teacher that knows faces; the one that comes
-with agejax was trained on the same split. Its predictions are written first, in three minutes:
+So it learns from the labels alone. The measured run also learned from a teacher that knows faces,
+which comes with agejax and was trained on the same split. Its predictions are written first, in
+three minutes:
 
     python -m agejax.distill --workdir=box:teacher --source=UTKFace.tar.gz \
         --output=teacher.npz --views=plain,flip --split=train,val
