@@ -3,8 +3,12 @@
     python -m agejax.main --config=configs/resnet50_utk.py --config.data.source=UTKFace.tar.gz \
         [--config.model.pretrained=resnet50.safetensors]
 
-Not measured. Expected: others report an MAE of about 4.75 years from ImageNet weights and 5.33 from
-random weights, over five folds of UTKFace.
+Measured only in short: three epochs from random weights on two CPU cores, seed 0, with
+--config.total.epochs=3 --config.data.batch_size=64 --config.data.image_size=64
+--config.model.image_size=64 --config.model.dtype=float32. On 1,901 test images that were looked at
+once, age MAE 9.82 years (95 % interval 9.32 to 10.25), gender accuracy 0.794, ethnicity macro-F1
+0.421. Expected on a GPU, whole: others report an MAE of about 4.75 years from ImageNet weights and
+5.33 from random weights, over five folds of UTKFace.
 """
 
 import ml_collections
