@@ -80,6 +80,8 @@ class TrainBatches:
         row = self.sampler.indices(start, stop)[mine]
         drawn = {"row": row.astype(np.int32), "strength": np.ones(len(row), np.float32)}
         if self.features is not None:
+            drawn["view"] = np.zeros(len(row), np.int32)
+        if self.features is not None and len(self.features.views) > 1:
             rows, epoch = self.rows[row], np.arange(start, stop)[mine] // self.sampler.size
             turn = rows + epoch + self.sampler.occurrence(start, stop)[mine]
             drawn["view"] = (turn % len(self.features.views)).astype(np.int32)

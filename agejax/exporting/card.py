@@ -136,7 +136,7 @@ def of_export(run: Run, info: Mapping[str, Any]) -> str:
     """
     return EXPORT.format(
         **{k: info[k] for k in ("run", "step", "backbone", "data")},
-        agejax=_trained_by(run) or info["agejax"],
+        agejax=_trained_by(run, info),
         size=info["input"]["shape"][1],
         outputs=outputs(info),
         scores=scores(run) or UNMEASURED.format(workdir=box.name_of(run.workdir)),
@@ -267,11 +267,11 @@ def training(run: Run) -> str:
     return "\n".join(lines)
 
 
-def _trained_by(run: Run) -> str:
-    """The version of agejax that trained a run, as far as its summary has it; else ""."""
+def _trained_by(run: Run, info: Mapping[str, Any]) -> str:
+    """The version of agejax that trained a run; where its summary lacks it, the one in `info`."""
     with contextlib.suppress(OSError, UserError, *DAMAGE, AttributeError):  # optional
         return str(files.read_json(run.workdir / "summary.json", dict, "")["versions"]["agejax"])
-    return ""
+    return str(info["agejax"])
 
 
 def keeps_copies_together(run: Run) -> bool:
@@ -389,7 +389,7 @@ def of_model(
         backbone=run.config.model.name,
         parameters=sum(array.size for array in run.params.values()),
         inside=image_sizes.of_evaluation(run.config),
-        agejax=_trained_by(run) or info["agejax"],
+        agejax=_trained_by(run, info),
         storage=storage,
         use=f"python -m agejax.predict --workdir={use} photo.jpg",
         scores=scores(run) or "Not measured: the run had no evaluation when this was written.",

@@ -156,8 +156,7 @@ def check_same_config(
     if changed := _changed(stored, config):
         raise UserError(
             f"{workdir} was trained with another config: {', '.join(changed)}; undo these changes "
-            "to resume it, or start a new one from its weights: "
-            f"--config.model.pretrained={shlex.quote(str(workdir))} --workdir=ANOTHER"
+            f"to resume it, or {_start_anew(workdir)}"
         )
 
 
@@ -203,9 +202,16 @@ def check_same_devices(
         raise UserError(
             f"{workdir} was trained on {before} devices with config.sharding.batch_norm=device; on "
             f"{devices} each would normalise other images. Resume it with "
-            f"--config.sharding.devices={before}, or start a new one from its weights: "
-            f"--config.model.pretrained={workdir} --workdir=ANOTHER"
+            f"--config.sharding.devices={before}, or {_start_anew(workdir)}"
         )
+
+
+def _start_anew(workdir: pathlib.Path) -> str:
+    """What to do with a run that cannot go on as it is asked to."""
+    return (
+        "start a new one from its weights: "
+        f"--config.model.pretrained={shlex.quote(str(workdir))} --workdir=ANOTHER"
+    )
 
 
 def same_recipe(one: ml_collections.ConfigDict, other: ml_collections.ConfigDict) -> bool:
