@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "xla/ffi/api/ffi.h"
@@ -492,50 +493,26 @@ ffi::Error RgbBack(ffi::ThreadPool pool, Array x, Array dy, Result dkernel, int6
   return ffi::Error::Success();
 }
 
+// What XLA passes to a kernel, in the order of its parameters.
+auto on_threads() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>(); }
+template <typename Binding>
+auto strided(Binding binding) {
+  return std::move(binding).template Attr<int64_t>("stride").template Attr<int64_t>("padding");
+}
+
 }  // namespace
 
+XLA_FFI_DEFINE_HANDLER_SYMBOL(agejax_attention, Attention,
+                              on_threads().Arg<Array>().Ret<Array>().Ret<Array>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    agejax_attention, Attention,
-    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Array>().Ret<Array>().Ret<Array>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(agejax_attention_back, AttentionBack,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Ret<Array>());
+    agejax_attention_back, AttentionBack,
+    on_threads().Arg<Array>().Arg<Array>().Arg<Array>().Arg<Array>().Ret<Array>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(agejax_depthwise, Depthwise,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Ret<Array>()
-                                  .Attr<int64_t>("stride")
-                                  .Attr<int64_t>("padding"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(agejax_depthwise_back, DepthwiseBack,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Ret<Array>()
-                                  .Ret<Array>()
-                                  .Attr<int64_t>("stride")
-                                  .Attr<int64_t>("padding"));
+                              strided(on_threads().Arg<Array>().Arg<Array>().Ret<Array>()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    agejax_depthwise_back, DepthwiseBack,
+    strided(on_threads().Arg<Array>().Arg<Array>().Arg<Array>().Ret<Array>().Ret<Array>()));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(agejax_rgb, Rgb,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Ret<Array>()
-                                  .Attr<int64_t>("stride")
-                                  .Attr<int64_t>("padding"));
+                              strided(on_threads().Arg<Array>().Arg<Array>().Ret<Array>()));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(agejax_rgb_back, RgbBack,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Ret<Array>()
-                                  .Attr<int64_t>("stride")
-                                  .Attr<int64_t>("padding"));
+                              strided(on_threads().Arg<Array>().Arg<Array>().Ret<Array>()));

@@ -48,7 +48,7 @@ RGB, RGB_BACK = "agejax_rgb", "agejax_rgb_back"
 def has_attention(qkv: jax.Array) -> bool:
     """Whether `attention` may be used here, and takes such a qkv [B, T, 3, H, D]."""
     fits = qkv.dtype == jnp.float32 and qkv.shape[-1] % LANES == 0
-    return lowerings.is_native() and fits and is_ready()
+    return fits and _may_be_called()
 
 
 def has_depthwise(x: jax.Array, kernel: jax.Array, padding: int) -> bool:
@@ -59,7 +59,7 @@ def has_depthwise(x: jax.Array, kernel: jax.Array, padding: int) -> bool:
         and kernel.shape[0] in KERNELS
         and padding < kernel.shape[0]
     )
-    return lowerings.is_native() and fits and is_ready()
+    return fits and _may_be_called()
 
 
 def has_rgb(x: jax.Array, kernel: jax.Array) -> bool:
@@ -69,7 +69,12 @@ def has_rgb(x: jax.Array, kernel: jax.Array) -> bool:
         and kernel.shape[:3] == (3, 3, 3)
         and kernel.shape[3] >= LANES
     )
-    return lowerings.is_native() and fits and is_ready()
+    return fits and _may_be_called()
+
+
+def _may_be_called() -> bool:
+    """Whether this step may use kernels, and there are some; builds them where they are not yet."""
+    return lowerings.is_native() and is_ready()
 
 
 @functools.cache
