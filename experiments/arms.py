@@ -279,7 +279,12 @@ def images_of_percentile(seeds: Sequence[float], ci95: Sequence[float]) -> list[
     return [mean - low, mean + high]
 
 
-def commit() -> str:
-    """The commit that is checked out, with a plus where files have changed."""
+def commit(tree: pathlib.Path | None = None) -> str:
+    """The commit that is checked out, with a plus where files have changed.
+
+    Args:
+      tree: a working tree; default: the current folder's.
+    """
     command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=True)
+    return done.stdout.strip()

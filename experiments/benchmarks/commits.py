@@ -16,7 +16,6 @@ if __name__ == "__main__":
 
 import argparse
 import contextlib
-import os
 import pathlib
 import statistics
 import subprocess
@@ -31,7 +30,7 @@ from agejax.process.command import run_command
 from experiments.arms import commit
 from experiments.benchmarks.contestants.case import CORES, Case
 from experiments.benchmarks.peers import Child, Peer, Scale, draw, find_device
-from experiments.benchmarks.turns import alternate, ratio
+from experiments.benchmarks.turns import alternate, cpu_seconds, ratio
 
 HERE = pathlib.Path(__file__).parents[2]
 OUTPUT = HERE / "experiments" / "results" / "commits.json"
@@ -52,12 +51,6 @@ def check_out(name: str, folder: pathlib.Path) -> None:
         raise UserError(f"--before={name}: {reason}; name a commit of {HERE}")
     folder.mkdir()
     subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
-
-
-def cpu_seconds(pid: int) -> float:
-    """CPU time that a process has used so far, all threads together, from /proc (Linux)."""
-    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # user and system
 
 
 def turn_of(child: Child, steps: int) -> Callable[[], tuple[float, float]]:

@@ -33,7 +33,8 @@ from agejax import files
 from agejax.errors import UserError
 from agejax.paths import cache_folder
 from agejax.process.command import run_command
-from experiments.benchmarks.turns import alternate, ratio
+from experiments.arms import commit
+from experiments.benchmarks.turns import alternate, cpu_seconds, ratio
 
 HERE = pathlib.Path(__file__).parents[2]
 OUTPUT = HERE / "experiments" / "results" / "start"
@@ -78,12 +79,9 @@ def first_step(tree: pathlib.Path, command: Sequence[str], cache: pathlib.Path) 
 
 def _used(pid: int) -> dict[str, float]:
     """What a process has used so far, as Linux reports it."""
-    folder = pathlib.Path(f"/proc/{pid}")
-    # After the name, which may hold spaces, in parentheses: field 3 on; of them 14 and 15.
-    fields = (folder / "stat").read_text().rpartition(")")[2].split()
-    peak = (folder / "status").read_text().partition("VmHWM:")[2].split()[0]
-    ticks = int(fields[11]) + int(fields[12])
-    return {"cpu_seconds": ticks / os.sysconf("SC_CLK_TCK"), "peak_mib": int(peak) / 1024}
+    status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    peak = status.partition("VmHWM:")[2].split()[0]
+    return {"cpu_seconds": cpu_seconds(pid), "peak_mib": int(peak) / 1024}
 
 
 def cold_and_warm(tree: pathlib.Path, command: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -91,13 +89,6 @@ def cold_and_warm(tree: pathlib.Path, command: Sequence[str]) -> dict[str, dict[
     with tempfile.TemporaryDirectory() as folder:
         start = functools.partial(first_step, tree, command, pathlib.Path(folder))
         return {"nothing compiled before": start(), "compiled before": start()}
-
-
-def commit(tree: pathlib.Path) -> str:
-    """The commit of a working tree, with + where it has changes."""
-    git = functools.partial(subprocess.run, cwd=tree, check=True, capture_output=True, text=True)
-    name = git(["git", "rev-parse", "--short", "HEAD"]).stdout.strip()
-    return name + ("+" if git(["git", "status", "--porcelain"]).stdout.strip() else "")
 
 
 def measure(
