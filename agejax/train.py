@@ -252,7 +252,7 @@ def _train(
                 continue
             state, sums = train_steps.at(step - count, count, log)(state, batch)
             log.add(step, sums)
-            feed.ahead(sums["loss"])
+            feed.ahead(sums.pairs)
             if step % log_every == 0:
                 log.report()
         jax.block_until_ready(state)

@@ -15,7 +15,6 @@ import time
 import types
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -26,6 +25,7 @@ from agejax.errors import UserError
 from agejax.logging import loggers
 from agejax.logging.loggers import Loggers
 from agejax.logging.stopwatch import Stopwatch
+from agejax.logging.sums import Sums
 from agejax.logging.tensorboard import TensorBoard
 from agejax.logging.train_log import TrainLog
 from agejax.runs import run_folder
@@ -213,7 +213,7 @@ def test_loggers_get_the_numbers_of_training_and_val_by_prefix(tmp_path, finishe
     )  # fmt: skip
     with log:
         for step, loss in ((1, 2), (2, 4)):
-            log.add(step, {"loss": jnp.float32([loss, 1]), "gradient_norm": jnp.float32([1, 1])})
+            log.add(step, Sums.of({"loss": np.float32([loss, 1]), "gradient_norm": np.ones(2)}))
         log.flush()
         log.evaluation(2, {"age/mae": 4.5, "loss": 1.5}, "age/mae", best=True)
         log.finished = finished

@@ -29,6 +29,7 @@ from agejax.errors import NotFiniteError, UserError
 from agejax.logging import console, metrics_file, progress
 from agejax.logging import watchdog as watchdog_lib
 from agejax.logging.stopwatch import Stopwatch
+from agejax.logging.sums import Sums
 from agejax.logging.train_log import TrainLog, ratios
 from agejax.logging.watchdog import Watchdog
 from agejax.runs.run_folder import Claim
@@ -203,7 +204,7 @@ def test_the_time_left_leaves_compiling_out_and_takes_evaluations_in(tmp_path, c
         tmp_path, start_step=10, total_steps=100, batch_size=8, steps_per_epoch=7.03, epochs=14,
         clock=clock,
     )  # fmt: skip
-    sums = {"loss": jnp.ones(2), "gradient_norm": jnp.ones(2)}
+    sums = Sums.of({"loss": jnp.ones(2), "gradient_norm": jnp.ones(2)})
     for seconds, steps in (
         ({"step": 9.0, "input": 1.0, "compile": 61.0}, (11, 12)),
         ({"step": 19.0, "input": 1.0, "compile": 61.0, "eval": 20.0}, (13, 14)),
@@ -449,7 +450,7 @@ def test_a_line_has_the_means_over_the_rows_of_its_steps(tmp_path):
     )
 
     def add(step, **sums):  # a sum and its count
-        log.add(step, {k.replace("__", "/"): jnp.float32(v) for k, v in sums.items()})
+        log.add(step, Sums.of({k.replace("__", "/"): jnp.float32(v) for k, v in sums.items()}))
 
     with log:  # two ages were known at step 5, six at step 6
         add(5, loss=[2, 1], gradient_norm=[1, 1], age__mae=[10, 2])
@@ -463,6 +464,19 @@ def test_a_line_has_the_means_over_the_rows_of_its_steps(tmp_path):
     assert "age/mae" not in last  # no age was known
 
 
+def test_sums_lie_in_one_array():
+    pairs = {"loss": np.float32([4, 1]), "age/mae": np.float32([10, 2])}
+    sums = Sums.of(pairs)
+    assert len(jax.tree.leaves(sums)) == 1
+    assert {name: list(pair) for name, pair in sums.items()} == {
+        "age/mae": [10, 2], "loss": [4, 1]
+    }  # fmt: skip
+    assert "gender/loss" not in sums
+    several = Sums.of({name: np.stack([pair, 2 * pair, pair]) for name, pair in pairs.items()})
+    assert several.pairs.shape == (3, 2, 2)
+    np.testing.assert_array_equal(several["age/mae"], [[10, 2], [20, 4], [10, 2]])
+
+
 def test_a_call_of_several_steps_is_logged_as_each_of_them(tmp_path):
     log = TrainLog(
         tmp_path, start_step=4, total_steps=9, batch_size=8, steps_per_epoch=2.0, clock=Stopwatch()
@@ -470,15 +484,16 @@ def test_a_call_of_several_steps_is_logged_as_each_of_them(tmp_path):
     with log:
         sums = {"loss": [[2, 1], [4, 1]], "gradient_norm": [[1, 1], [3, 1]],
                 "age/mae": [[10, 2], [30, 6]]}  # fmt: skip
-        log.add(6, {name: jnp.float32(pairs) for name, pairs in sums.items()})
+        log.add(6, Sums.of({name: jnp.float32(pairs) for name, pairs in sums.items()}))
         log.report()
-        log.add(7, {"loss": jnp.float32([8, 1]), "gradient_norm": jnp.float32([3, 1])})
+        log.add(7, Sums.of({"loss": jnp.float32([8, 1]), "gradient_norm": jnp.float32([3, 1])}))
         pending = log.take_pending()
         assert pending == {"7": {"loss": [8, 1], "gradient_norm": [3, 1]}}
-        log.add(9, {name: jnp.float32([[1, 1], [2, 1]]) for name in ("loss", "gradient_norm")})
+        pairs = jnp.float32([[1, 1], [2, 1]])
+        log.add(9, Sums.of({"loss": pairs, "gradient_norm": pairs}))
         assert log.take_pending().keys() == {"8", "9"}
-        log.add(12, {"loss": jnp.ones((3, 2)),
-                     "gradient_norm": jnp.float32([[1, 1], [np.nan, 1], [1, 1]])})  # fmt: skip
+        norms = jnp.float32([[1, 1], [np.nan, 1], [1, 1]])
+        log.add(12, Sums.of({"loss": jnp.ones((3, 2)), "gradient_norm": norms}))
         with pytest.raises(NotFiniteError, match="gradient_norm is nan at step 11"):
             log.take_pending()
     (row,) = map(json.loads, (tmp_path / "metrics.jsonl").open())
@@ -551,7 +566,8 @@ def rows_of(workdir, steps, cut=None):
         log = TrainLog(workdir, start_step=start, clock=Stopwatch(), pending=pending, **options)
         with log:
             for step in part:
-                log.add(step, {k: jnp.float32([step**0.5, 4]) for k in ("loss", "gradient_norm")})
+                pair = jnp.float32([step**0.5, 4])
+                log.add(step, Sums.of({"loss": pair, "gradient_norm": pair}))
                 if step % 2 == 0:
                     log.report()
             pending, start = log.take_pending() if part[-1] == cut else {}, part[-1]
@@ -573,7 +589,7 @@ def test_a_signal_between_two_rows_leaves_the_rows_of_an_undisturbed_run(tmp_pat
 def test_a_signal_saves_no_state_whose_loss_was_not_finite(tmp_path):
     log = TrainLog(tmp_path, start_step=0, total_steps=8, batch_size=4, steps_per_epoch=4.0,
                    clock=Stopwatch())  # fmt: skip
-    log.add(1, {"loss": jnp.float32([np.nan, 4]), "gradient_norm": jnp.float32([1, 1])})
+    log.add(1, Sums.of({"loss": np.float32([np.nan, 4]), "gradient_norm": np.ones(2)}))
     with pytest.raises(NotFiniteError, match="loss is nan at step 1"):
         log.take_pending()
 

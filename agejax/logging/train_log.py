@@ -15,6 +15,7 @@ from agejax.errors import NotFiniteError
 from agejax.logging import metrics_file, progress
 from agejax.logging.loggers import Loggers
 from agejax.logging.stopwatch import Stopwatch
+from agejax.logging.sums import Sums
 
 REMEDY = (
     "training stopped, the last good checkpoint is kept; lower config.schedule.lr, set "
@@ -22,7 +23,6 @@ REMEDY = (
     "steps out"
 )
 
-Sums = Mapping[str, jax.Array | np.ndarray]
 # Last step (1-based) of a call -> its sums, and the seconds these steps took by phase.
 Window = tuple[dict[int, Sums], Mapping[str, float]]
 
@@ -70,7 +70,7 @@ class TrainLog:
         self._clock = clock
         self._previous: Window = ({}, {})
         self._sums: dict[int, Sums] = {
-            int(step): {name: np.asarray(pair, np.float32) for name, pair in sums.items()}
+            int(step): Sums.of({name: np.asarray(pair, np.float32) for name, pair in sums.items()})
             for step, sums in pending.items()
         }
         self._start_step, self._done, self._pace = start_step, start_step, 0.0
@@ -93,14 +93,14 @@ class TrainLog:
         self._loggers.close(finished=self.finished)
 
     def add(self, step: int, sums: Sums) -> None:
-        """Remembers the sums of a call, float32 [2] or [steps, 2] each; fetches nothing.
+        """Remembers the sums of a call, of one step or of several; fetches nothing.
 
         Args:
           step: its last, 1-based.
         """
         self._sums[step] = sums
         if self._writes and self._progress.due():
-            ready = (s for s, sums in self._sums.items() if _is_ready(sums["loss"]))
+            ready = (s for s, sums in self._sums.items() if _is_ready(sums.pairs))
             self._progress.at(max(ready, default=self._done), self._pace)
 
     def report(self) -> None:
@@ -205,12 +205,9 @@ def _by_step(calls: Mapping[int, Sums]) -> dict[int, Sums]:
     """Last step of a call -> its sums; as step -> its own."""
     steps: dict[int, Sums] = {}
     for last, sums in calls.items():
-        if sums["loss"].ndim == 1:
-            steps[last] = sums
-            continue
-        count = len(sums["loss"])
-        for i in range(count):
-            steps[last - count + 1 + i] = {name: pairs[i] for name, pairs in sums.items()}
+        each = sums.pairs if sums.pairs.ndim == 3 else sums.pairs[None]
+        for i, pairs in enumerate(each):
+            steps[last - len(each) + 1 + i] = Sums(pairs, sums.names)
     return steps
 
 

@@ -13,6 +13,7 @@ import optax
 
 from agejax.heads import weights
 from agejax.labels import LABELS
+from agejax.logging.sums import Sums
 from agejax.models import inputs, lowerings
 from agejax.models.backbone import Features
 from agejax.training import augment as augment_lib
@@ -26,7 +27,7 @@ from agejax.training.vectors import Vectors
 # what `resident.gathered` completes
 Batch = Mapping[str, Any]
 SHARED = ("teachers", resident.TABLE)  # its entries that are the same in every step
-Sums = dict[str, jax.Array]  # name -> float32 [2]: a sum and its count
+Pairs = dict[str, jax.Array]  # name -> float32 [2]: a sum and its count
 
 
 def keys(seed: int, step: int | jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -75,7 +76,7 @@ def make_train_step(
 
     def loss_and_sums(
         trainable: Flat, rest: Flat, stats: Flat, part: Any, key: jax.Array, step: jax.Array
-    ) -> tuple[jax.Array, tuple[Flat, Sums]]:
+    ) -> tuple[jax.Array, tuple[Flat, Pairs]]:
         labels = part["targets"][0][0]
         outputs, stats = model.apply(
             rest | trainable,
@@ -88,7 +89,7 @@ def make_train_step(
             pooled=teachers is not None and teachers.width > 0,
         )
         total = jnp.float32(0)
-        sums: Sums = {}
+        sums: Pairs = {}
         for name, head in model.heads.items():
             loss = jnp.zeros_like(part["weight"])
             for labels, share in part["targets"]:
@@ -143,7 +144,7 @@ def make_train_step(
         @lowerings.batch_split(like.step.sharding.num_devices)
         def gradient(
             stats: Vectors, part: Any, key: jax.Array
-        ) -> tuple[Vectors, tuple[Vectors, Sums]]:
+        ) -> tuple[Vectors, tuple[Vectors, Pairs]]:
             # By the arrays, joined once: by the vectors, it would be a sum of padded arrays.
             grads, (new, sums) = jax.grad(loss_and_sums, has_aux=True)(
                 *arrays, dict(stats), part, key, state.step
@@ -155,7 +156,7 @@ def make_train_step(
         else:
             counts = {"counts": whole.pop("counts")}
 
-            def add(carry: Any, part: Any) -> tuple[Any, Sums]:
+            def add(carry: Any, part: Any) -> tuple[Any, Pairs]:
                 grads, stats = carry
                 i, rows = part
                 part_key = jax.random.fold_in(key_dropout, i)
@@ -181,12 +182,12 @@ def make_train_step(
         sums["learning_rate"] = jnp.stack([jnp.float32(optimizer.schedule(state.step)), 1.0])
         taken = TrainState(state.step + 1, params, stats, opt_state, average)
         if config.nonfinite != "skip":
-            return taken, sums
+            return taken, Sums.of(sums)
         finite = jnp.isfinite(sums["loss"][0]) & jnp.isfinite(sums["gradient_norm"][0])
         left = dataclasses.replace(state, step=state.step + 1)
         taken = jax.tree.map(lambda x, y: jnp.where(finite, x, y), taken, left)
         sums = {name: jnp.where(finite, value, 0) for name, value in sums.items()}
-        return taken, sums | {"skipped": jnp.stack([1.0 - finite, 1.0])}
+        return taken, Sums.of(sums | {"skipped": jnp.stack([1.0 - finite, 1.0])})
 
     def train_steps(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
         shared = {name: batch[name] for name in SHARED if name in batch}

@@ -7,6 +7,9 @@ step and several steps per call. The loop's thread reads its own CPU clock betwe
 all that the thread does counts (the next batch, dispatch, the log and its rows), and what other
 threads do does not: reading, and on a CPU the step itself. The network is small: its arrays lie in
 as many vectors as those of a large one. The images that are put on the device are of usual size.
+
+On a CPU the step empties the caches that the loop's thread needs, which an accelerator's step does
+not. So every row is measured with an empty step too, of the same arguments and results.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ if __name__ == "__main__":
     start.as_command()
 
 import argparse
+import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -30,6 +35,7 @@ from typing import Any
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 
 from agejax import files
@@ -39,6 +45,7 @@ from agejax.logging.watchdog import Watchdog
 from agejax.process.command import run_command
 from agejax.train import train
 from agejax.training import sharding
+from agejax.training import step as step_lib
 from experiments.arms import commit
 
 EDGE, SIZE, BATCH = 200, 32, 64  # pixels of stored images and of the network's; images per step
@@ -46,6 +53,7 @@ STEPS_PER_CALL = (1, 8)
 CALLS = 32
 LOG_EVERY = 32  # steps
 WARM_UP = 3  # calls
+MAKE_TRAIN_STEP = step_lib.make_train_step
 
 
 def get_config(mode: str, steps: int) -> ml_collections.ConfigDict:
@@ -64,7 +72,24 @@ def get_config(mode: str, steps: int) -> ml_collections.ConfigDict:
     return config
 
 
-def measure(mode: str, steps: int) -> dict[str, Any]:
+def make_empty_step(
+    config: Any, model: Any, optimizer: Any, like: Any, *, steps: int = 1, **settings: Any
+) -> jax.stages.Wrapped:
+    """As `make_train_step`: a call that takes and gives the same arrays and computes nothing."""
+    whole = MAKE_TRAIN_STEP(config, model, optimizer, like, steps=steps, **settings)
+
+    def call(state: Any, batch: Any) -> Any:
+        _, sums = jax.eval_shape(whole, state, batch)
+        ones = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), sums)
+        return dataclasses.replace(state, step=state.step + steps), ones
+
+    return jax.jit(call, donate_argnums=0, keep_unused=True)
+
+
+STEPS = {"whole": MAKE_TRAIN_STEP, "empty": make_empty_step}
+
+
+def measure(mode: str, steps: int, step: str) -> dict[str, Any]:
     """A row of JSON data: milliseconds of the loop's thread per step."""
     clock: list[float] = []
     feed = Watchdog.feed
@@ -76,6 +101,7 @@ def measure(mode: str, steps: int) -> dict[str, Any]:
     with (
         tempfile.TemporaryDirectory() as folder,
         mock.patch.object(Watchdog, "feed", noted),
+        mock.patch.object(step_lib, "make_train_step", STEPS[step]),
     ):
         train(get_config(mode, steps), pathlib.Path(folder) / "run")
     # The last two are around the last call, after which val is evaluated, and the first ones
@@ -85,6 +111,7 @@ def measure(mode: str, steps: int) -> dict[str, Any]:
     return {
         "data": "resident" if mode == "on" else "streamed",
         "steps_per_call": steps,
+        "step": step,
         "calls": len(each),
         "least": min(each),
         "median": statistics.median(each),
@@ -104,7 +131,7 @@ def main(argv: Sequence[str]) -> None:
     result = {
         "what": f"mlp, batch {BATCH}, stored images of {EDGE} px, network of {SIZE} px; CPU "
         "milliseconds of the loop's thread per step",
-        "rows": [measure(mode, steps) for mode in ("off", "on") for steps in STEPS_PER_CALL],
+        "rows": [measure(*row) for row in itertools.product(("off", "on"), STEPS_PER_CALL, STEPS)],
         "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores",
         "versions": {name: metadata.version(name) for name in ("jax", "flax")},
         "commit": commit(),

@@ -225,7 +225,7 @@ class Loop(TrainStep):
                 self.state, sums = self.step(self.state, batch)
                 done += count
                 log.add(done, sums)
-                feed.ahead(sums["loss"])
+                feed.ahead(sums.pairs)
                 if done // 5 > (done - count) // 5:
                     log.report()
             log.flush()
@@ -248,7 +248,7 @@ class Loop(TrainStep):
             count, batch = feed.take()
             self.state, sums = self.step(self.state, batch)
             window.append(sums)
-            feed.ahead(sums["loss"])
+            feed.ahead(sums.pairs)
             milliseconds.append(1e3 * (time.perf_counter() - start) / count)
         feed.close()
         return statistics.median(milliseconds)
