@@ -138,7 +138,7 @@ def _train(
     plan = Plan(config, workdir, data.source, data.rows, model, optimizer.frozen, mesh,
                 total_steps, epochs)  # fmt: skip
     if dry_run:
-        return plan.dry_run(train_steps.largest, abstract, data.batches[0], data.teachers.arrays)
+        return plan.dry_run(train_steps.largest, abstract, data.batches, data.teachers.arrays)
     plan.announce()
 
     # ---- 6. start: from the last checkpoint, else fresh (random or pretrained weights) ----------

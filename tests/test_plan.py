@@ -61,6 +61,19 @@ def test_a_dry_run_says_what_a_run_then_does_and_writes_nothing(config, faces, t
     assert sorted(workdir.rglob("*")) == before
 
 
+def test_a_dry_run_counts_data_that_lies_on_the_devices(config, tmp_path, capsys):
+    held = {}
+    for choice in ("off", "on"):
+        config.data.resident = choice
+        found = train(config, tmp_path / "run", dry_run=True)
+        held[choice] = found["argument_bytes"]
+    assert "MiB of state, batch and resident data, " in capsys.readouterr().out
+    # A row of 32 px has three labels of 4 bytes. A batch of 16 has such rows, each with a weight,
+    # or their numbers.
+    row = 32 * 32 * 3 + 3 * 4
+    assert held["on"] - held["off"] == found["images"]["train"] * row - 16 * (row + 4 - 4)
+
+
 def test_a_dry_run_computes_no_features_of_a_frozen_backbone(config, cache, tmp_path, capsys):
     config.optim.lr_multipliers = (("backbone/.*", None), (".*", 1.0))
     config.model.cached_views = 1
@@ -71,3 +84,10 @@ def test_a_dry_run_computes_no_features_of_a_frozen_backbone(config, cache, tmp_
     assert sorted(cache.glob("features/*")) == kept
     # Three heads on 16 features: an age with its bias, a sex, and five ethnicities.
     assert f"{found['parameters']:,}, {17 * 7} of them trained" in capsys.readouterr().out
+    config.data.resident = "on"
+    on_devices = train(config, tmp_path / "run", dry_run=True)
+    assert sorted(cache.glob("features/*")) == kept
+    # 16 features and three labels per image; in place of a weight, numbers of a row and of a view.
+    row = 4 * (16 + 3)
+    more = found["images"]["train"] * row - 16 * (row + 4 - 2 * 4)
+    assert on_devices["argument_bytes"] - found["argument_bytes"] == more

@@ -14,11 +14,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from agejax.config import default
+from agejax.data.features import CachedFeatures
+from agejax.data.pipeline import TrainBatches
 from agejax.data.sources import Source
 from agejax.logging import console
 from agejax.logging.cost import Cost
 from agejax.settings import leaves, to_json
-from agejax.training import sharding
+from agejax.training import resident, sharding
 from agejax.training.checkpoint import Checkpoints
 from agejax.training.first_call import FirstCall
 from agejax.training.state import Model, TrainState
@@ -53,7 +55,7 @@ class Plan:
             console.opening(_aligned(self._facts()))
 
     def dry_run(
-        self, step: FirstCall, state: TrainState, batch: Mapping[str, np.ndarray], teachers: Any
+        self, step: FirstCall, state: TrainState, batches: TrainBatches, teachers: Any
     ) -> dict[str, Any]:
         """Compiles the train step, and prints the plan with its cost and the resolved config.
 
@@ -62,7 +64,7 @@ class Plan:
         Args:
           step: the train step for the largest images.
           state: abstract.
-          batch: this process's share of one.
+          batches: of images; nothing computes a frozen backbone's features.
           teachers: the arrays of the run's teachers.
 
         Returns:
@@ -70,13 +72,15 @@ class Plan:
           "argument_bytes", "temporary_bytes": memory of a step on each device, None where the
           platform does not tell, "settings": those that differ from their default}.
         """
+        placed = self._placed(batches) | {"teachers": teachers}
         if jax.process_index() == 0:
             console.note("compiling the train step")
-        placed = self._placed(batch) | {"teachers": teachers}
         cost = Cost.of(step.lower(state, placed).compile())
         settings = self._settings()
         each = " on each device" if self.mesh.size > 1 else ""
-        facts = self._facts() | {"compute": _compute(cost) + each, "memory": _memory(cost) + each}
+        held = "state, batch and resident data" if resident.TABLE in placed else "state and batch"
+        memory = _memory(cost, held) + each
+        facts = self._facts() | {"compute": _compute(cost) + each, "memory": memory}
         lines = [f"  config.{path} = {json.dumps(value)}" for path, value in settings.items()]
         if jax.process_index() == 0:
             console.result(_aligned(facts))
@@ -122,10 +126,16 @@ class Plan:
             if names is None or name in names
         )
 
-    def _placed(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """The batch on the mesh; a frozen backbone's features, not computed yet, as a shape."""
-        placed: dict[str, Any] = dict(sharding.put_batch(batch, self.mesh))
-        if self.config.model.cached_views:
+    def _placed(self, batches: TrainBatches) -> dict[str, Any]:
+        """A batch on the mesh; resident data, and features not computed yet, as shapes."""
+        views = self.config.model.cached_views
+        features = CachedFeatures(self.model.feature_dim, [{}] * views) if views else None
+        drawn = dataclasses.replace(batches, features=features, resident=True)
+        if resident.wanted(self.config.data.resident, drawn, self.mesh):
+            table = resident.abstract(drawn, self.mesh)
+            return {**sharding.put_batch(drawn[0], self.mesh), resident.TABLE: table}
+        placed: dict[str, Any] = dict(sharding.put_batch(batches[0], self.mesh))
+        if views:
             image = placed.pop("image")
             placed["features"] = jax.ShapeDtypeStruct(
                 (len(image), self.model.feature_dim), np.float32, sharding=image.sharding
@@ -148,8 +158,8 @@ def _compute(cost: Cost) -> str:
     return "not known" if cost.flops is None else f"{cost.flops / 1e9:,.2f} GFLOP per step"
 
 
-def _memory(cost: Cost) -> str:
+def _memory(cost: Cost, what: str) -> str:
     if cost.argument_bytes is None or cost.temporary_bytes is None:
         return "not known"
     held, more = (size / 2**20 for size in (cost.argument_bytes, cost.temporary_bytes))
-    return f"{held:,.0f} MiB of state and batch, {more:,.0f} MiB more during a step"
+    return f"{held:,.0f} MiB of {what}, {more:,.0f} MiB more during a step"

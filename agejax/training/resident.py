@@ -75,6 +75,15 @@ def put(batches: TrainBatches, mesh: Mesh) -> dict[str, jax.Array]:
     return {name: _filled(column, mesh) for name, column in _columns(batches).items()}
 
 
+def abstract(batches: TrainBatches, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and shardings of `put`'s arrays; nothing is read."""
+    everywhere = sharding.replicated(mesh)
+    return {
+        name: jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(dtype), sharding=everywhere)
+        for name, (shape, dtype, _) in _columns(batches).items()
+    }
+
+
 def gathered(batch: Mapping[str, Any]) -> Mapping[str, Any]:
     """The batch whose `draws` are given beside the `TABLE`; one without a table as it is."""
     if TABLE not in batch:
