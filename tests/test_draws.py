@@ -72,7 +72,7 @@ def test_every_row_is_drawn_within_one_of_its_expectation_in_every_epoch(source,
     sampler = sampling.Sampler(*draws.weigh(config, source, ROWS), 4)
     assert sampler.size == chosen.size
     for epoch in range(3):
-        drawn = sampler.indices(epoch * chosen.size, (epoch + 1) * chosen.size)
+        drawn = sampler.indices(np.arange(epoch * chosen.size, (epoch + 1) * chosen.size))
         counts = np.bincount(drawn, minlength=len(ROWS))
         assert np.abs(counts - expected).max() < 1 + 1e-6
 
@@ -152,8 +152,8 @@ def test_oversampling_draws_every_original_once_an_epoch_and_its_copies_as_copie
     sampler = sampling.Sampler(*draws.weigh(settings(kind="oversample"), source, ROWS), 1)
     unknown = np.isnan(source.labels["age"][ROWS])
     for epoch in range(20):
-        span = (epoch * sampler.size, (epoch + 1) * sampler.size)
-        drawn, occurrence = sampler.indices(*span), sampler.occurrence(*span)
+        positions = np.arange(epoch * sampler.size, (epoch + 1) * sampler.size)
+        drawn, occurrence = sampler.indices(positions), sampler.occurrence(positions)
         np.testing.assert_array_equal(np.sort(drawn[occurrence == 0]), np.arange(len(ROWS)))
         assert (occurrence > 0).sum() == sampler.size - len(ROWS)
         assert not unknown[drawn[occurrence > 0]].any()
@@ -164,7 +164,7 @@ def test_copies_take_their_own_recipe_and_originals_theirs(source):
     batches = pipeline.TrainBatches(source, ROWS, sampler, 64, copy_recipe=True)
     strength = np.concatenate([batches[i]["strength"] for i in range(sampler.size // 64)])
     assert strength.dtype == np.float32
-    copies = sampler.occurrence(0, len(strength)) > 0
+    copies = sampler.occurrence(np.arange(len(strength))) > 0
     assert copies.any()
     np.testing.assert_array_equal(strength, np.stack([~copies, copies], axis=1))
 

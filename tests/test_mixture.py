@@ -81,7 +81,7 @@ def test_parts_are_drawn_by_their_weights(utkface, drawn, kind):
     mixed = mixture.join({"real": utkface, "drawn": drawn}, {"real": 3.0, "drawn": 1.0})
     rows = np.arange(0, 160, 2)
     sampler = Sampler(*draws.weigh(sampling(kind=kind), mixed, rows), 0)
-    part = mixed.part[rows[sampler.indices(0, 10 * sampler.size)]]
+    part = mixed.part[rows[sampler.indices(np.arange(10 * sampler.size))]]
     assert (part == 0).mean() == pytest.approx(0.75, abs=0.01)
 
 

@@ -135,7 +135,7 @@ def test_density_sampling_draws_rare_ages_more_often(source):
     config = tiny.get_config().sampling
     rows = np.arange(len(source.ids))
     sampler = sampling.Sampler(*draws.weigh(config, source, rows), 0)
-    counts = np.bincount(sampler.indices(0, 100 * len(rows)), minlength=len(rows)) / 100
+    counts = np.bincount(sampler.indices(np.arange(100 * len(rows))), minlength=len(rows)) / 100
     age = source.labels["age"]
     neighbours = (np.abs(age[:, None] - age[None]) <= 5).sum(axis=1)
     assert counts[neighbours <= 6].mean() > counts[neighbours >= 12].mean()

@@ -204,6 +204,17 @@ def test_several_steps_have_the_batches_of_each(batches, features):
                 np.testing.assert_array_equal(joined[name][i], values, err_msg=name)
 
 
+def test_a_process_computes_no_draws_of_the_others(batches, monkeypatch):
+    asked, indices = [], sampling.Sampler.indices
+    monkeypatch.setattr(
+        sampling.Sampler, "indices", lambda self, at: asked.append(list(at)) or indices(self, at)
+    )
+    for process in range(2):
+        dataclasses.replace(batches, process_index=process, process_count=2).several(4, 2)
+    # Of 8 rows per step; those of step 4 are 32 to 39.
+    assert asked == [[32, 33, 34, 35, 40, 41, 42, 43], [36, 37, 38, 39, 44, 45, 46, 47]]
+
+
 @pytest.mark.parametrize("features", [None, Features(1), Features(3)])
 @pytest.mark.parametrize("chunk", [resident.CHUNK, 7 * 32 * 32 * 3])  # whole columns, or 7 images
 def test_rows_on_the_devices_give_the_batch_of_the_host(batches, monkeypatch, chunk, features):

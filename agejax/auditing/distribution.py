@@ -39,10 +39,10 @@ def measure(
     drawn = np.zeros(len(rows), np.int64)
     copies = np.zeros(len(rows), np.int64)
     for start in range(0, epochs * chosen.size, CHUNK):
-        stop = min(start + CHUNK, epochs * chosen.size)
-        at = sampler.indices(start, stop)
+        positions = np.arange(start, min(start + CHUNK, epochs * chosen.size))
+        at = sampler.indices(positions)
         drawn += np.bincount(at, minlength=len(rows))
-        copies += np.bincount(at[sampler.occurrence(start, stop) > 0], minlength=len(rows))
+        copies += np.bincount(at[sampler.occurrence(positions) > 0], minlength=len(rows))
 
     tables: dict[str, Table] = {}
     for name, groups in partitions(source, rows).items():

@@ -73,20 +73,19 @@ class TrainBatches:
           "view": int32 [B]}.
         """
         share = self.batch_size // self.process_count
-        start = step * self.batch_size + self.process_index * share
-        stop = start + (count - 1) * self.batch_size + share
         # Between two steps' slices lie those of the other processes.
-        mine = np.arange(stop - start) % self.batch_size < share
-        row = self.sampler.indices(start, stop)[mine]
+        start = np.arange(step, step + count) * self.batch_size + self.process_index * share
+        positions = (start[:, None] + np.arange(share)).reshape(-1)
+        row = self.sampler.indices(positions)
         drawn = {"row": row.astype(np.int32), "strength": np.ones(len(row), np.float32)}
         if self.features is not None:
             drawn["view"] = np.zeros(len(row), np.int32)
         if self.features is not None and len(self.features.views) > 1:
-            rows, epoch = self.rows[row], np.arange(start, stop)[mine] // self.sampler.size
-            turn = rows + epoch + self.sampler.occurrence(start, stop)[mine]
+            rows, epoch = self.rows[row], positions // self.sampler.size
+            turn = rows + epoch + self.sampler.occurrence(positions)
             drawn["view"] = (turn % len(self.features.views)).astype(np.int32)
         if self.copy_strength != 1.0 or self.copy_recipe:
-            later = self.sampler.occurrence(start, stop)[mine] > 0
+            later = self.sampler.occurrence(positions) > 0
             strength = np.where(later, np.float32(self.copy_strength), np.float32(1))
             if self.copy_recipe:
                 strength = strength[:, None] * np.stack([~later, later], axis=1)

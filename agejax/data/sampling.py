@@ -45,27 +45,27 @@ class Sampler:
         """Draws in an epoch."""
         return self._size
 
-    def indices(self, start: int, stop: int) -> np.ndarray:
-        """The rows at positions start..stop-1, int64 [stop - start]."""
-        k, u = self._points(start, stop)
+    def indices(self, positions: np.ndarray) -> np.ndarray:
+        """The rows at these positions of the stream: int64 [B] -> int64 [B]."""
+        k, u = self._points(positions)
         return k if self._line is None else self._line.rows(k + u)
 
-    def occurrence(self, start: int, stop: int) -> np.ndarray:
-        """Which copy of its row in its epoch each draw is, int64 [stop - start]: 0, 1, 2 ...
+    def occurrence(self, positions: np.ndarray) -> np.ndarray:
+        """Which copy of its row in its epoch each draw is: int64 [B] -> int64 [B], 0, 1, 2 ...
 
         Copies are counted over the whole epoch and come in any order: exactly one is the original.
         """
-        k, u = self._points(start, stop)
+        k, u = self._points(positions)
         if self._line is None:
             return np.zeros_like(k)
         begins = self._line.begins(self._line.rows(k + u))
         copy: np.ndarray = k - np.maximum(np.ceil(begins - u), 0).astype(np.int64)
         return copy
 
-    def _points(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Point numbers k (int64) and shifts u (f64) at positions start..stop-1."""
-        epoch, i = np.divmod(np.arange(start, stop, dtype=np.int64), self._size)
-        first, last = start // self._size, max(stop - 1, start) // self._size
+    def _points(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Point numbers k (int64) and shifts u (f64) at positions int64 [B]."""
+        epoch, i = np.divmod(positions, self._size)
+        first, last = (epoch.min(), epoch.max()) if len(epoch) else (0, 0)
         raw = np.stack(
             [
                 np.random.Philox(key=np.array([self._seed, e], np.uint64)).random_raw(ROUNDS + 1)

@@ -70,7 +70,7 @@ def cost(make: Callable[[], sampling.Sampler], repeats: int) -> dict[str, float]
     milliseconds = []
     for step in range(200):
         start = time.perf_counter()
-        sampler.indices(step * BATCH, (step + 1) * BATCH)
+        sampler.indices(np.arange(step * BATCH, (step + 1) * BATCH))
         milliseconds.append(1e3 * (time.perf_counter() - start))
     return {
         "build_seconds": statistics.median(seconds),

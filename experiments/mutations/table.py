@@ -771,8 +771,7 @@ OTHERS = (
     ),
     Mutation(
         "a process takes the slice of another", "agejax/data/pipeline.py",
-        "start = step * self.batch_size + self.process_index * share",
-        "start = step * self.batch_size",
+        "* self.batch_size + self.process_index * share", "* self.batch_size",
         ("test_pipeline.py::test_the_slices_of_all_processes_make_the_batch_of_one",),
     ),
     Mutation(
@@ -782,8 +781,8 @@ OTHERS = (
     ),
     Mutation(
         "originals are augmented as copies", "agejax/data/pipeline.py",
-        "later = self.sampler.occurrence(start, stop)[mine] > 0",
-        "later = self.sampler.occurrence(start, stop)[mine] >= 0",
+        "later = self.sampler.occurrence(positions) > 0",
+        "later = self.sampler.occurrence(positions) >= 0",
         ("test_pipeline.py::test_later_draws_of_a_row_in_an_epoch_are_augmented_harder",),
     ),
     Mutation(
@@ -1156,7 +1155,8 @@ OTHERS = (
     ),
     Mutation(
         "in a call of several steps a process takes the others' rows", "agejax/data/pipeline.py",
-        "% self.batch_size < share", "% self.batch_size >= 0",
+        "np.arange(step, step + count) * self.batch_size",
+        "step * self.batch_size + np.arange(count) * share",
         ("test_resident.py::test_several_steps_have_the_batches_of_each",),
     ),
 )  # fmt: skip
