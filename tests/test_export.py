@@ -72,7 +72,7 @@ def workdir(faces, cache, tmp_path_factory):
     # A head of every kind of prediction, extras included.
     config.heads.spread = {"kind": "distribution", "label": "age"}
     config.heads.bucket = {"kind": "buckets", "label": "age", "edges": (20, 50)}
-    workdir = tmp_path_factory.mktemp("trained") / "run"
+    workdir = tmp_path_factory.mktemp("trained") / "my run"
     train(config, workdir)
     return workdir
 
@@ -133,7 +133,7 @@ def test_model_json_says_what_goes_in_and_what_comes_out(workdir, exported):
 def test_the_card_of_an_unmeasured_run_says_how_to_measure(workdir, exported):
     text = (exported / "model_card.md").read_text()
     assert "Not measured yet" in text
-    assert f"python -m agejax.evaluate --workdir={workdir}" in text
+    assert f"`python -m agejax.evaluate --workdir='{workdir}'`" in text
     assert "Do not use it for decisions about persons" in text
 
 

@@ -258,8 +258,8 @@ def test_every_way_of_splitting_has_words():
 
 
 def test_the_command_writes_three_papers(trained, faces, tmp_path, capsys):
-    shutil.copytree(trained, tmp_path / "mine", ignore=shutil.ignore_patterns("evaluation"))
-    arguments = ["papers", f"--workdir={tmp_path / 'mine'}", f"--output={tmp_path / 'out'}"]
+    shutil.copytree(trained, tmp_path / "my run", ignore=shutil.ignore_patterns("evaluation"))
+    arguments = ["papers", f"--workdir={tmp_path / 'my run'}", f"--output={tmp_path / 'out'}"]
     assert run_command(papers.main, arguments) == 0
     captured = capsys.readouterr()
     assert "without an audit" not in captured.err
@@ -268,8 +268,9 @@ def test_the_command_writes_three_papers(trained, faces, tmp_path, capsys):
     texts = {name: (tmp_path / "out" / name).read_text() for name in names}
     assert "96 images could be used" in texts["datasheet.md"]
     assert "no group of copies stands in two of the run's splits" in texts["datasheet.md"]
-    assert texts["model_card.md"].startswith("# mine\n")
-    assert "python -m agejax.predict --workdir=mine photo.jpg" in texts["model_card.md"]
+    assert texts["model_card.md"].startswith("# my run\n")
+    assert "python -m agejax.predict --workdir='my run' photo.jpg" in texts["model_card.md"]
+    assert "`python -m agejax.main --config='my run.py'`" in texts["model_card.md"]
     assert "This text: `python -m agejax.papers --workdir=RUN`" in texts["model_card.md"]
     for name, text in texts.items():
         assert str(tmp_path) not in text, name

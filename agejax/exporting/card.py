@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -139,7 +140,7 @@ def of_export(run: Run, info: Mapping[str, Any]) -> str:
         agejax=_trained_by(run, info),
         size=info["input"]["shape"][1],
         outputs=outputs(info),
-        scores=scores(run) or UNMEASURED.format(workdir=box.name_of(run.workdir)),
+        scores=scores(run) or UNMEASURED.format(workdir=shlex.quote(box.name_of(run.workdir))),
         quantization=quantization(info),
         training=training(run),
         limits=LIMITS,
@@ -391,7 +392,7 @@ def of_model(
         inside=image_sizes.of_evaluation(run.config),
         agejax=_trained_by(run, info),
         storage=storage,
-        use=f"python -m agejax.predict --workdir={use} photo.jpg",
+        use=f"python -m agejax.predict --workdir={shlex.quote(use)} photo.jpg",
         scores=scores(run) or "Not measured: the run had no evaluation when this was written.",
         intervals=intervals(run, calibration),
         calibrated=CALIBRATED.format(share=100 * (1 - calibration.alpha)) if calibration else "",
@@ -496,9 +497,10 @@ def recipes(node: lineage.Lineage) -> str:
     """A config file for every run of a lineage, to train it again."""
     parts = []
     for run in lineage.runs(node):
+        file = f"{run['name']}.py"
         body = "\n".join(f"    config.{k} = {_literal(v)}" for k, v in run["settings"].items())
         parts.append(
-            f"`python -m agejax.main --config={run['name']}.py`, where `{run['name']}.py` is as "
+            f"`python -m agejax.main --config={shlex.quote(file)}`, where `{file}` is as "
             "follows, and paths are where your files lie:\n\n"
             "```python\nfrom agejax.config import default\n\n\ndef get_config():\n"
             f"    config = default()\n{body}\n    return config\n```"

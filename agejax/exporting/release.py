@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import shlex
 import shutil
 from collections.abc import Mapping
 from typing import Any
@@ -84,7 +85,8 @@ def release(
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     console.result(
         f"{output}: {size / 1e6:,.2f} MB, step {run.step:,} of {run.workdir}, differs from it by "
-        f"{written['parity']:.1e} of the largest value; use it as --workdir={output}"
+        f"{written['parity']:.1e} of the largest value; use it as "
+        f"--workdir={shlex.quote(str(output))}"
     )
     return written
 
