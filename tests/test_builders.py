@@ -117,7 +117,8 @@ def test_locate_looks_in_the_manual_folder_and_says_what_to_get(tmp_path, monkey
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(UserError) as error:
         UTKFace.locate(None)
-    for part in ("https://susanqq.github.io/UTKFace/", "UTKFace.tar.gz", "--config.data.source="):
+    for part in ("https://susanqq.github.io/UTKFace/", "UTKFace.tar.gz", "with --source=PATH",
+                 "a training with --config.data.source=PATH"):  # fmt: skip
         assert part in str(error.value)
     manual = tmp_path / "tensorflow_datasets/downloads/manual"
     assert str(manual) in str(error.value)

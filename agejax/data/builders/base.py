@@ -130,7 +130,7 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         what = f"{path} does not exist" if path is not None else f"no {cls.name} in {manual}"
         raise UserError(
             f"{what}: download {cls.DOWNLOAD}, then put it in {manual} or say where it is with "
-            "--config.data.source=PATH"
+            "--source=PATH, in a training with --config.data.source=PATH"
         )
 
     @classmethod
