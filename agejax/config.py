@@ -11,7 +11,7 @@ from typing import Any
 
 import ml_collections
 
-from agejax.errors import REMEDIES, UserError, line_in, reason
+from agejax.errors import REMEDIES, UserError, line_in, nearest, reason
 from agejax.settings import Duration, Group, Setting
 from agejax.training import augment
 from agejax.training.durations import UNITS
@@ -512,12 +512,14 @@ def put(
       new: makes the dicts that are missing on the path, inside an open dict.
 
     Raises:
-      UserError: a path that does not exist, a part of a value that has none, or a value of another
-        type.
+      UserError: a path that does not exist, an unknown unit, a part of a value that has none, or a
+        value of another type.
     """
     setting, at, below = open_dict(path) or (None, tuple(path.split(".")), ())
     if isinstance(setting, Duration) and below:
-        value, below = {".".join(below): value}, ()
+        if (unit := ".".join(below)) not in UNITS:
+            raise UserError(f"{where}: no unit {unit!r}; {nearest(unit, UNITS)}")
+        value, below = {unit: value}, ()
     *groups, key = at + below
     group = config
     try:
@@ -525,14 +527,14 @@ def put(
             if new and depth >= len(at) and group.get(name) is None:
                 group[name] = ml_collections.ConfigDict()
             if name not in group:
-                raise UserError(f"{where}: there is no {name!r}")
+                raise UserError(f"{where}: there is no setting {name!r}; {nearest(name, group)}")
             if not isinstance(group[name], ml_collections.ConfigDict):
                 raise UserError(f"{where}: {name} is {group[name]!r}, which has no parts")
             group = group[name]
         if setting is None and key not in group:
             places = places_of(key)
-            hint = f"; did you mean {' or '.join(places)}?" if places else ""
-            raise UserError(f"{where}: there is no setting {key!r}{hint}")
+            hint = f"did you mean {' or '.join(places)}?" if places else nearest(key, group)
+            raise UserError(f"{where}: there is no setting {key!r}; {hint}")
         if setting is not None and key in group:
             del group[key]  # with its type
         group[key] = ml_collections.ConfigDict(value) if isinstance(value, dict) else value

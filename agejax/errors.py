@@ -175,7 +175,7 @@ def nearest(given: str, known: Iterable[str]) -> str:
     """The remedy for an unknown name: the nearest known one, or all of them."""
     names = [str(name) for name in known]
     close = difflib.get_close_matches(str(given), names, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
+    return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names) or 'none'}"
 
 
 def check_keys(given: Iterable[str], known: Iterable[str], where: str) -> None:

@@ -18,7 +18,6 @@ import ml_collections
 from agejax.config import open_dict, put
 from agejax.errors import UserError, nearest
 from agejax.settings import Duration, Setting
-from agejax.training.durations import UNITS
 
 _FLAG = re.compile(r"--?config\.([^=]+)(?:=(.*))?", re.DOTALL)
 
@@ -88,9 +87,6 @@ def apply(config: ml_collections.ConfigDict, overrides: Sequence[Override]) -> N
                 first = units.setdefault(each.at, each)
                 if first.below != each.below:
                     raise UserError(f"{first.flag} and {each.flag}: set one of them")
-                unit = ".".join(each.below)
-                if unit not in UNITS:
-                    raise UserError(f"{each.flag}: no unit {unit!r}; {nearest(unit, UNITS)}")
                 old = 0.0
             else:
                 old = _at(config, each.at + each.below)

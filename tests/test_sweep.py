@@ -371,7 +371,10 @@ def test_a_sweep_ends_where_more_trials_fail_than_were_asked_for(config, tmp_pat
         ("def get_space(): return {'a': {'low': 1, 'high': 2, 'step': 0}}", "a step above 0"),
         ("def get_space(): return {'a': {'low': 0, 'high': 1, 'log': True}}", "log needs low abo"),
         ("def get_space(): return {'optim.wd': {'low': 0.0, 'high': 1.0}}", "no setting 'wd'"),
-        ("def get_space(): return {'optm.x': {'low': 0.0, 'high': 1.0}}", "there is no 'optm'"),
+        (
+            "def get_space(): return {'optm.x': {'low': 0.0, 'high': 1.0}}",
+            "no setting 'optm'; did you mean 'optim'",
+        ),
     ],
 )
 def test_a_bad_space_is_named(config, tmp_path, text, message):
