@@ -5,11 +5,13 @@ The same code as the commands, with values in and out in place of flags and file
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
+import re
 import runpy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -33,8 +35,29 @@ if TYPE_CHECKING:
     import pandas
 
 Folder = str | os.PathLike[str]
+# Flags that messages name, but not those of a command that they advise.
+_FLAG = re.compile(
+    r"(python -m \S+(?: --\S+)*)"
+    r"|--(compare|config|dataset|faces|image_size|option|output|source|split|workdir)\b"
+)
 
 
+@contextlib.contextmanager
+def _messages_name_arguments(**other_names: str) -> Iterator[None]:
+    """Lets errors name a function's arguments where the command's code names its flags.
+
+    Args:
+      other_names: of a flag -> the argument; others are called as their flags.
+    """
+    try:
+        yield
+    except UserError as error:
+        text = _FLAG.sub(lambda m: m[1] or other_names.get(m[2], m[2]), str(error))
+        error.args = (text, *error.args[1:])
+        raise
+
+
+@_messages_name_arguments()
 def config(name_or_path: str, /, **overrides: Any) -> ml_collections.ConfigDict:
     """Reads a config, with other values for some settings.
 
@@ -61,6 +84,7 @@ def config(name_or_path: str, /, **overrides: Any) -> ml_collections.ConfigDict:
     return changed
 
 
+@_messages_name_arguments()
 def train(
     config: ml_collections.ConfigDict, workdir: Folder, *, dry_run: bool = False
 ) -> dict[str, Any] | None:
@@ -83,6 +107,7 @@ def train(
     return loop(config, pathlib.Path(workdir), dry_run=dry_run)
 
 
+@_messages_name_arguments(workdir="run", option="options")
 def evaluate(
     run: Folder | Predictor,
     *,
@@ -137,6 +162,7 @@ def evaluate(
     )
 
 
+@_messages_name_arguments(workdir="run")
 def load(run: Folder = box.BOX) -> Predictor:
     """Opens a trained model.
 
@@ -171,6 +197,7 @@ class Predictor:
         """What intervals and probabilities come from; None before `evaluate` made one."""
         return self.model.calibration
 
+    @_messages_name_arguments()
     def predict(
         self,
         given: Folder | np.ndarray | Iterable[Folder] | Iterable[np.ndarray],

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 import subprocess
 import sys
@@ -66,7 +67,11 @@ def test_a_config_has_the_overrides():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"data__batch_sise": 32}, r"config\.data\.batch_sise"),
+        ({"data__batch_sise": 32}, r"config\.data\.batch_sise: .*; did you mean 'batch_size'\?"),
+        ({"dta__batch_size": 32}, r"there is no setting 'dta'; did you mean 'data'\?"),
+        ({"heads__agee__loss": "l1"}, r"there is no setting 'agee'; did you mean 'age'\?"),
+        ({"data__mixture__a__name": "utkface"}, r"there is no setting 'a'; there are none"),
+        ({"total__epoch": 3}, r"config\.total\.epoch: no unit 'epoch'; did you mean 'epochs'\?"),
         ({"data__batch_size": "many"}, r"batch_size: 'many'; set it to a whole number in 1"),
         (
             {"lr": 1e-3},
@@ -220,6 +225,32 @@ def test_predictions_become_a_table(model, faces):
     assert list(table.columns[:4]) == ["path", "age", "age_low", "age_high"]
     assert table["age"].tolist() == [record["age"] for record in made]
     assert table["gender_male"].tolist() == [record["gender"]["male"] for record in made]
+
+
+def test_messages_name_the_arguments_and_keep_the_commands_that_they_advise(
+    model, faces, tmp_path, monkeypatch
+):
+    nothing = tmp_path / "nothing"
+    for call, message in (
+        (lambda: agejax.load(nothing), f"run: {nothing} holds no run (no config.json); train one"),
+        (lambda: agejax.load("box:no"), "run=box:no: no such model in the box; there are"),
+        (lambda: agejax.evaluate(nothing), f"run: {nothing} holds no run"),
+        (lambda: agejax.evaluate(model, split="tset"), "split=tset: the run has "),
+        (lambda: agejax.evaluate(model, source=str(nothing)), "with source=PATH, in a training"),
+        (lambda: agejax.evaluate(model, output=next(faces.iterdir()) / "x"), "output: "),
+        (lambda: agejax.config("quickstrat"), "config=quickstrat: no file of that name"),
+    ):
+        with pytest.raises(UserError, match="^.*" + re.escape(message)) as error:
+            call()
+        assert "--" not in str(error.value)
+    advice = f"no calibration; python -m agejax.evaluate --workdir={tmp_path} --split=val makes it"
+
+    def refuse(*_):
+        raise UserError(f"--faces=detect: {advice}")
+
+    monkeypatch.setattr(images, "choose_reader", refuse)
+    with pytest.raises(UserError, match=f"^faces=detect: {re.escape(advice)}$"):
+        model.predict(faces)
 
 
 def test_without_a_model_in_the_box_load_says_what_to_do(monkeypatch, tmp_path):
