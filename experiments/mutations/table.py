@@ -1150,7 +1150,7 @@ OTHERS = (
     ),
     Mutation(
         "a step of a call has the number of the one before", "agejax/logging/train_log.py",
-        "steps[last - count + 1 + i]", "steps[last - count + i]",
+        "steps[last - len(each) + 1 + i]", "steps[last - len(each) + i]",
         ("test_resident.py::test_a_step_that_is_not_finite_keeps_its_number_within_a_call",),
     ),
     Mutation(
