@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -66,3 +67,27 @@ def test_each_device_holds_its_share_of_the_state(fsdp, monkeypatch):
     images = config.data.batch_size // 8 * (16 * 16 * 3 + 10 * 4)
     expected = whole - large + large / fsdp + images
     assert held == pytest.approx(expected, rel=0.02)
+
+
+def test_no_branch_of_a_step_on_several_cpu_devices_holds_a_collective():
+    """XLA:CPU does not order them with those outside: two processes waited for each other."""
+    config = quickstart.get_config()
+    config.model.name, config.model.options = "mlp", {"widths": (16,)}
+    config.model.image_size = config.data.image_size = 16
+    config.augment.crop, config.augment.mixup, config.augment.cutmix = (0.8, 1.0), 0.2, 0.2
+    step, _ = traced(config, sharding.create_mesh(8, 1))
+    bodies: dict[str, str] = {}
+    for body in step.lower().compile().as_text().split("\n\n"):
+        name = re.match(r"(?:ENTRY )?%([\w.\-]+) ", body)
+        bodies |= {name[1]: body} if name else {}
+    assert any("collective-permute" in body for body in bodies.values())  # mixup's
+    branches = re.findall(r" conditional\(.*_computations?={?(.*)", "\n".join(bodies.values()))
+    reached, found = set(), re.findall(r"%([\w.\-]+)", " ".join(branches))
+    assert found
+    while found:
+        name = found.pop()
+        if name in bodies and name not in reached:
+            reached.add(name)
+            found += re.findall(r"%([\w.\-]+)", bodies[name])
+    collectives = ("all-reduce", "all-gather", "all-to-all", "collective-permute")
+    assert not [name for name in reached if any(kind in bodies[name] for kind in collectives)]

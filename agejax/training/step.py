@@ -123,6 +123,7 @@ def make_train_step(
 
     @lowerings.native_kernels(_uses_native(config, devices))
     @lowerings.platform(platform)
+    @lowerings.batch_split(like.step.sharding.num_devices)
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
         batch = resident.gathered(batch)
         key_augment, key_dropout = keys(seed, state.step)
@@ -141,7 +142,6 @@ def make_train_step(
         trainable, rest = optimizer.split(state.params)
         arrays = dict(trainable), dict(rest)
 
-        @lowerings.batch_split(like.step.sharding.num_devices)
         def gradient(
             stats: Vectors, part: Any, key: jax.Array
         ) -> tuple[Vectors, tuple[Vectors, Pairs]]:
