@@ -8,6 +8,7 @@ import tiny
 from agejax import heads as heads_lib
 from agejax.data.sources import Source
 from agejax.logging.loggers import Loggers
+from agejax.models import lowerings
 from agejax.training import image_sheets, sharding
 from agejax.training.image_sheets import ImageSheets, sheet
 
@@ -91,6 +92,24 @@ def test_the_first_batch_is_shown_as_augmented(sheets_of, flip):
     ((step, name, page),) = got
     assert (step, name) == (1, "train/augmented")
     np.testing.assert_array_equal(page, sheet(images[:3, :, ::-1] if flip else images[:3]))
+
+
+def test_the_first_batch_is_augmented_as_one_that_several_devices_hold(sheets_of, monkeypatch):
+    """Then no collective of mixup lies in a branch, as in the train step (test_lowering.py)."""
+    parts = []
+
+    def build(config, size):
+        def view(key, images, strength):
+            parts.append(lowerings.batch_parts())
+            return images / 255, None
+
+        return view
+
+    monkeypatch.setattr(image_sheets.augment, "build", build)
+    _, sheets = sheets_of("age")
+    batch = {"image": np.zeros((8, 32, 32, 3), np.uint8), "strength": np.ones(8, np.float32)}
+    sheets.augmented([batch], sharding.create_mesh(8, 1), 32)
+    assert parts == [8]
 
 
 def test_cached_features_have_no_images_to_show(sheets_of):

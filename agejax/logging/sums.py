@@ -26,7 +26,7 @@ class Sums(Mapping[str, Any]):
 
     @classmethod
     def of(cls, pairs: Mapping[str, Any]) -> Sums:
-        """{name: [2]}: arrays, or numbers -> their sums; NumPy's stay NumPy's."""
+        """Joins {name: float32 [2] or [steps, 2]}; NumPy's arrays stay NumPy's."""
         names = tuple(sorted(pairs))
         traced = any(isinstance(pair, jax.Array) for pair in pairs.values())
         stack = jnp.stack if traced else np.stack

@@ -221,10 +221,10 @@ def build(config: Mapping[str, Any], size: int) -> Augment:
         key: jax.Array, images: jax.Array, strength: jax.Array
     ) -> tuple[jax.Array, Mix | None]:
         on_cpu = functools.partial(compute, _once)
+        # On several devices mixing takes collectives. XLA:CPU (jaxlib 0.10.2) does not order those
+        # in a branch with those outside, so processes would wait for each other forever.
         if lowerings.batch_parts() == 1:
             on_cpu = functools.partial(_once, on_cpu)
-        # With several devices `jnp.roll` takes a collective. XLA:CPU (jaxlib 0.10.2) does not order
-        # those within a branch with those outside, so processes would wait for each other forever.
         elsewhere = functools.partial(compute, lambda function, *arguments: function(*arguments))
         augmented: tuple[jax.Array, Mix | None] = lowerings.choose(
             key, images, strength, cpu=on_cpu, default=elsewhere

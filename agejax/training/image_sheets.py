@@ -16,6 +16,7 @@ from agejax.data.pipeline import TrainBatches
 from agejax.data.sources import Source
 from agejax.heads import Head
 from agejax.logging.loggers import Loggers
+from agejax.models import lowerings
 from agejax.training import augment, sharding
 from agejax.training import step as step_lib
 
@@ -58,6 +59,7 @@ class ImageSheets:
         batch = sharding.put_batch(batches[0], mesh)
         view = augment.build(self._config.augment, size)
 
+        @lowerings.batch_split(mesh.size)
         def first(images: jax.Array, strength: jax.Array) -> jax.Array:
             # The whole batch, since mixup and CutMix take a row's partner from all of it.
             seen, _ = view(step_lib.keys(self._config.seed, 0)[0], images, strength)
