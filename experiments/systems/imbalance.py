@@ -7,10 +7,12 @@ scale; a test set of 10 images of every gender x ethnicity x decade.
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 
 import ml_collections
 
-from agejax.configs import imbalance_utk
+from agejax.configs import imbalance_utk, mobilenet_v3_utk_best
+from agejax.distillation.targets import write_targets
 from experiments.arms import Arm
 from experiments.systems import faces
 from experiments.systems.setting import Setting, changed
@@ -21,6 +23,12 @@ COLUMNS = ("age/mae", "gender/accuracy", "ethnicity/macro_f1")
 # Best of 25 trials at 64 px on val: experiments/results/sweep_imbalance. All arms share the
 # settings that do not concern imbalance.
 SEARCHED = {"lr": 3.3e-3, "dropout": 0.1, "age weight": 6.5, "alpha": 0.69}
+# Drawn as the test set is, chosen on a val made like it: python -m experiments.levers.
+FLAT = {
+    "sampling__kind": "inverse", "sampling__over": ("gender", "ethnicity", "decade"),
+    "sampling__power": 1.0, "heads__age__decode_prior": "sampled", "eval__best": "age/macro_mae",
+}  # fmt: skip
+TEACHER = "faces-frozen-flat"
 
 
 def base(setting: Setting) -> ml_collections.ConfigDict:
@@ -64,18 +72,12 @@ def arms(setting: Setting) -> dict[str, Arm]:
     with_faces = faces.arms(setting, config, **even)
     if frozen := with_faces.get("faces-frozen"):
         assert frozen.config is not None
-        # Drawn as the test set is, chosen on a val made like it: python -m experiments.levers.
-        flat = changed(
-            frozen.config,
-            sampling__over=("gender", "ethnicity", "decade"),
-            sampling__power=1.0,
-            heads__ethnicity__example_weights={},
-            eval__best="age/macro_mae",
-        )
+        flat = changed(frozen.config, **FLAT, heads__ethnicity__example_weights={})
         if setting.scale != "smoke":
             flat.total = {"epochs": 12.0}
         what = "the same, genders x ethnicities x decades drawn equally often, 12 epochs"
-        with_faces["faces-frozen-flat"] = dataclasses.replace(frozen, config=flat, what=what)
+        with_faces[TEACHER] = dataclasses.replace(frozen, config=flat, what=what)
+        with_faces["small"] = taught(setting, config)
     return {
         "baseline": Arm(
             config, "as it is",
@@ -105,3 +107,27 @@ def arms(setting: Setting) -> dict[str, Arm]:
         ),
         **with_faces,
     }  # fmt: skip
+
+
+def taught(setting: Setting, like: ml_collections.ConfigDict) -> Arm:
+    """The recipe of mobilenet_v3_utk_best; every seed learns from the teacher's seed 0.
+
+    Args:
+      like: a config of the system.
+    """
+    answers = setting.folder.absolute() / "teacher.npz"
+
+    def teach(folder: pathlib.Path) -> None:
+        if not answers.exists():
+            write_targets(
+                folder / TEACHER / "seed-0", answers,
+                split=("train", "val"), views=("plain", "flip"),
+            )  # fmt: skip
+
+    small = mobilenet_v3_utk_best.get_config()
+    small = faces.on_data_of(like, setting, small, small.model.name)
+    small = changed(small, **FLAT, distill__files=(str(answers),))
+    if setting.scale == "smoke":
+        small.schedule.image_size = ()
+    what = f"ours: MobileNetV3-Small, 160 px, taught by {TEACHER} of seed 0"
+    return Arm(small, what, prepare=teach)
