@@ -21,7 +21,8 @@ from agejax.evaluation import (
     unprocessed,
 )
 from agejax.evaluation.calibration import Calibration
-from agejax.evaluation.scored import Scored, is_known
+from agejax.evaluation.scored import Scored
+from agejax.labels import is_known
 from agejax.runs import lineage
 from agejax.training import image_sizes
 

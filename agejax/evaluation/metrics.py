@@ -13,7 +13,7 @@ import numpy as np
 
 from agejax.errors import UserError
 from agejax.evaluation import bootstrap, replicates
-from agejax.labels import DECADES
+from agejax.labels import DECADES, is_known
 
 SMALLEST_GROUP = 30  # images; the error of a smaller group is too uncertain
 
@@ -61,7 +61,7 @@ def evaluate(
         label = labels.get(target)
         if label is None:
             continue
-        known = np.isfinite(label) if predicted.ndim == 1 else label >= 0
+        known = is_known(label)
         if not known.any():
             continue
         bad = np.flatnonzero(~np.isfinite(predicted).reshape(n, -1).all(axis=1))
@@ -128,7 +128,7 @@ def paired(
         if not all(target in one for one in every):
             continue
         label = labels[target]
-        known = np.isfinite(label) if predictions[0][target].ndim == 1 else label >= 0
+        known = is_known(label)
         if not known.any():
             continue
         ours, theirs = (

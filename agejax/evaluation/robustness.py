@@ -14,8 +14,9 @@ from agejax.data.sources import Source
 from agejax.evaluation import bootstrap, degradations, gates, metrics, uncertainty, unprocessed
 from agejax.evaluation.calibration import Calibration
 from agejax.evaluation.degradations import Change
-from agejax.evaluation.scored import Scored, is_known
+from agejax.evaluation.scored import Scored
 from agejax.faces.detection import Detector
+from agejax.labels import is_known
 from agejax.logging import progress
 from agejax.runs.run import Run
 

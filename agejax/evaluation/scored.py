@@ -13,6 +13,7 @@ from agejax import heads
 from agejax.data import opening, pipeline, splits
 from agejax.data.sources import Source
 from agejax.errors import UserError
+from agejax.labels import is_known
 from agejax.runs.run import Run
 
 
@@ -110,11 +111,6 @@ def check_labelled(run: Run, source: Source, rows: np.ndarray) -> None:
             ", so there is nothing to score; say where the labels are, such as --option "
             "labels=FILE.csv, or use python -m agejax.predict"
         )
-
-
-def is_known(labels: np.ndarray) -> np.ndarray:
-    """bool [N]: which ages (years) are not NaN, or which class numbers are not -1."""
-    return np.isfinite(labels) if labels.dtype.kind == "f" else labels >= 0
 
 
 def score_rows(run: Run, source: Source, rows: np.ndarray, split: str) -> Scored:

@@ -10,6 +10,7 @@ import numpy as np
 
 from agejax.heads import priors, weights
 from agejax.heads.head import KINDS, Facts, Head, create
+from agejax.labels import is_known
 
 
 def prepare(
@@ -79,7 +80,7 @@ def measure(
         values, sampled = labels[head.label][rows], drawn
         if (weight := example_weights.get(weights.PREFIX + name)) is not None:
             sampled = drawn * weight[rows]
-        known = np.isfinite(values) if values.dtype.kind == "f" else values >= 0
+        known = is_known(values)
         bins = np.rint(values[known]).clip(0).astype(np.int64)  # as in `Facts.counts`
         both = {
             key: np.bincount(bins, of_rows[known])

@@ -15,7 +15,7 @@ import numpy as np
 from agejax.errors import UserError, one_of
 from agejax.heads.ages import Regression
 from agejax.heads.head import Head
-from agejax.labels import density
+from agejax.labels import density, is_known
 from agejax.settings import Group, Setting
 
 PREFIX = "example_weight/"
@@ -80,7 +80,7 @@ def of(
         of_rows = _weights(kind, KINDS[kind].defaults() | given, head, values, where)
         if drawn is not None:
             # Or a sampler that favours the same rows would raise the head's share of the loss.
-            known = np.isfinite(values) if values.dtype.kind == "f" else values >= 0
+            known = is_known(values)
             of_rows[known] /= np.average(of_rows[known], weights=drawn[known])
         weights[rows] = of_rows
         result[PREFIX + name] = weights

@@ -13,3 +13,8 @@ LABELS = {
     "apparent_age_std": np.float32,
 }
 DECADES = ("0-9", *(f"{d}0-{d}9" for d in range(1, 9)), "90+")
+
+
+def is_known(labels: np.ndarray) -> np.ndarray:
+    """bool [N]: which ages (years) are not NaN, or which class numbers are not -1."""
+    return np.isfinite(labels) if labels.dtype.kind == "f" else labels >= 0

@@ -14,8 +14,9 @@ from agejax import files, tables
 from agejax.errors import UserError
 from agejax.evaluation import comparison, failures, findings, fitting, metrics, robustness
 from agejax.evaluation.calibration import Calibration
-from agejax.evaluation.scored import Scored, is_known, score
+from agejax.evaluation.scored import Scored, score
 from agejax.faces import detection
+from agejax.labels import is_known
 from agejax.logging import console
 from agejax.paths import expand
 from agejax.reporting import report
