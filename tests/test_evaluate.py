@@ -15,8 +15,10 @@ from agejax.data import opening, splits
 from agejax.errors import UserError
 from agejax.evaluate import main as evaluate_main
 from agejax.evaluation import findings
-from agejax.evaluation.scored import score
-from agejax.predicting.images import find_images
+from agejax.evaluation.scored import score, score_rows
+from agejax.predicting import predictions
+from agejax.predicting.images import Crop, find_images
+from agejax.predicting.model import of_run
 from agejax.process.command import run_command
 from agejax.reporting import results
 from agejax.runs.run import Run
@@ -38,6 +40,23 @@ def scored(run):
     workdir, _ = run
     result = results.evaluate(workdir, write_report=False).metrics
     return result, workdir / "evaluation" / "utkface-test"
+
+
+@pytest.mark.parametrize("batch_size", [15, 3])
+def test_a_run_is_used_on_any_number_of_devices(run, batch_size):
+    here = Run.open(run[0])
+    assert here.mesh.size == 8
+    config = here.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.eval.batch_size = batch_size  # a multiple of the devices where it was trained
+    elsewhere = dataclasses.replace(here, config=config)
+    source, rows = opening.open_source(config.data), np.arange(20)
+    ages = [score_rows(each, source, rows, "all").predictions["age"] for each in (here, elsewhere)]
+    np.testing.assert_allclose(*ages, rtol=1e-5)
+    faces = [Crop(None, image) for image in source.take(rows)]
+    model = of_run(elsewhere)
+    records = predictions.of_faces(model, faces, predictions.batch_size_of(20, model))
+    assert [record["age"] for record in records] == pytest.approx(ages[0], abs=0.006)
 
 
 def rows_of(path):

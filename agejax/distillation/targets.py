@@ -84,7 +84,7 @@ def write_targets(
                     total[name] = total.get(name, 0) + weight / len(images) * target.values
         return {name: value for name, value in total.items() if name != FEATURES or with_features}
 
-    batches = pipeline.evaluation_batches(source, rows, first.config.eval.batch_size)
+    batches = pipeline.evaluation_batches(source, rows, first.batch_size)
     batches = pipeline.counted(batches, "answered", len(rows))
     arrays = [member.arrays for member in members]
     answers = predict_batches(answer, arrays, None, batches, first.mesh)

@@ -98,7 +98,7 @@ def features(run: Run, source: Any, rows: np.ndarray, which: str) -> np.ndarray:
         images = inputs.eval_images(batch["image"], size)
         return {"features": model.network(params, batch_stats).features(images)}
 
-    batches = pipeline.evaluation_batches(source, rows, config.eval.batch_size)
+    batches = pipeline.evaluation_batches(source, rows, run.batch_size)
     batches = pipeline.counted(batches, "features computed", len(rows))
     seen = predict_batches(embed, params, batch_stats, batches, mesh)
     assert seen is not None

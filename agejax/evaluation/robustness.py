@@ -86,7 +86,7 @@ def sample(duplicates: np.ndarray, most: int) -> np.ndarray:
 
 def _predicted(run: Run, source: Source) -> dict[str, np.ndarray]:
     rows = np.arange(len(source.ids))
-    return run.predict(pipeline.evaluation_batches(source, rows, run.config.eval.batch_size))
+    return run.predict(pipeline.evaluation_batches(source, rows, run.batch_size))
 
 
 def _taken(scored: Scored, rows: np.ndarray) -> Scored:

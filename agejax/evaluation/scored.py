@@ -115,11 +115,10 @@ def check_labelled(run: Run, source: Source, rows: np.ndarray) -> None:
 
 def score_rows(run: Run, source: Source, rows: np.ndarray, split: str) -> Scored:
     """Predicts rows int [N] of a source."""
-    batch_size = run.config.eval.batch_size
-    first = rows[: min(len(rows), batch_size)]
-    run.predict(pipeline.evaluation_batches(source, first, batch_size))  # compiles
+    first = rows[: run.batch_size]
+    run.predict(pipeline.evaluation_batches(source, first, run.batch_size))  # compiles
     start = time.perf_counter()
-    batches = pipeline.evaluation_batches(source, rows, batch_size)
+    batches = pipeline.evaluation_batches(source, rows, run.batch_size)
     predictions = run.predict(pipeline.counted(batches, "scored", len(rows)))
     seconds = time.perf_counter() - start
     labels, label_names = heads.derive(

@@ -79,7 +79,7 @@ def of_run(run: Run) -> Model:
         ),
         geometry=lambda: known_geometry(run.workdir, run.step),
         predict=lambda batch: run.predict([batch]),
-        batch_size=run.config.eval.batch_size,
+        batch_size=run.batch_size,
         devices=run.mesh.size,
     )  # fmt: skip
 

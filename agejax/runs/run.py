@@ -140,6 +140,15 @@ class Run:
         released = box.is_release(self.workdir)
         return pathlib.Path("runs") / f"released-{self.workdir.name}" if released else self.workdir
 
+    @property
+    def batch_size(self) -> int:
+        """Images that it predicts at once: config.eval.batch_size, or just above.
+
+        It was a multiple of the devices that trained the run; there may be another number here.
+        """
+        devices = self.mesh.size
+        return -(-int(self.config.eval.batch_size) // devices) * devices
+
     def has_splits(self, fingerprint: str, config: ml_collections.ConfigDict) -> bool:
         """Whether it was trained on this data, split as this config does."""
         same = same_splits(self.config.data.split, config.data.split)
