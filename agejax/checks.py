@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from agejax.distillation import setup as distillation
 from agejax.errors import UserError
 from agejax.evaluation import metrics
 from agejax.heads import ages, weights
-from agejax.labels import LABELS
+from agejax.labels import LABELS, is_known
 from agejax.logging import console, loggers
 from agejax.models import pretrained
 from agejax.runs import box
@@ -92,6 +92,39 @@ def with_data(config: Any, rows: Mapping[str, np.ndarray]) -> None:
         console.note(
             "no val split: nothing is evaluated during the training, the last checkpoint counts "
             "as the best, and nothing is calibrated"
+        )
+
+
+def with_labels(
+    config: Any,
+    heads: Mapping[str, heads_lib.Head],
+    source: sources.Source,
+    rows: Mapping[str, np.ndarray],
+) -> None:
+    """Raises `UserError` where val or the final split has no label to be scored by.
+
+    Args:
+      heads: of the run; config.eval.best is one of their metrics.
+      rows: of each split, int64 [N]; `with_data` has checked their names.
+    """
+    labels, _ = heads_lib.derive(heads, source.labels, source.label_names)
+    predicted = dict.fromkeys(head.label for head in heads.values())
+
+    def lacks(split: str, names: Collection[str]) -> bool:
+        some = rows.get(split, slice(None))  # "all"
+        return not any(is_known(labels[name][some]).any() for name in names)
+
+    best, final = config.eval.best, config.eval.final_split
+    judged = predicted if best == "loss" else (best.partition("/")[0],)
+    if "val" in rows and lacks("val", judged):
+        raise UserError(
+            f"config.eval.best: {best} needs val images with a known {' or '.join(judged)}, and "
+            "there are none; name another metric, or change config.data.split"
+        )
+    if final and lacks(final, predicted):
+        raise UserError(
+            f"config.eval.final_split: no image of {final} has a known {' or '.join(predicted)}; "
+            "name another split, or '' for none"
         )
 
 

@@ -68,6 +68,7 @@ def open_data(config: ml_collections.ConfigDict) -> RunData:
         config.heads, facts, source.labels, train_rows,
         *(each.expected(len(train_rows)) for each in (drawn, draws.even(source, train_rows))),
     )  # fmt: skip
+    checks.with_labels(config, heads, source, rows)
     teachers = distillation.open_teachers(config, heads, facts, source, rows)
     columns = source.labels | example_weights | teachers.columns
     batches = pipeline.TrainBatches(

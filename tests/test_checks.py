@@ -1,5 +1,6 @@
 """A wrong setting is found before the data is read; a refused run does not block a fixed one."""
 
+import dataclasses
 import json
 import shutil
 import types
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import tiny
-from agejax import baselines, checks, ensemble, sweep
+from agejax import baselines, checks, ensemble, run_data, sweep
 from agejax.data import opening, splits
 from agejax.errors import UserError
 from agejax.process.command import run_command
@@ -116,6 +117,37 @@ def test_a_batch_larger_than_the_training_split_is_refused(config, tmp_path):
 def test_settings_that_the_splits_do_not_suit_are_refused(config, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         train(changed(config, **changes), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("split", "unknown", "best", "message"),
+    [
+        ("val", ("age",), "age/mae", r"best: age/mae needs val images with a known age, .* none"),
+        ("val", ("age", "gender", "ethnicity"), "loss", "known age or ethnicity or gender, and"),
+        ("test", ("age", "gender", "ethnicity"), "loss", "final_split: no image of test has a"),
+        ("val", ("age", "gender"), "loss", None),
+        ("val", ("age",), "gender/accuracy", None),
+        ("test", ("age", "gender"), "age/mae", None),
+    ],
+)
+def test_a_split_without_a_label_to_score_it_by_is_found_before_the_training(
+    config, tmp_path, monkeypatch, split, unknown, best, message
+):
+    source = opening.open_source(config.data)
+    rows = splits.make(source, config.data.split)
+    labels = {name: values.copy() for name, values in source.labels.items()}
+    for name in unknown:
+        labels[name][rows[split]] = np.nan if name == "age" else -1
+    source = dataclasses.replace(source, labels=labels)
+    monkeypatch.setattr(opening, "open_source", lambda *args: source)
+    monkeypatch.setattr(splits, "make", lambda *args: dict(rows))  # which go by the ages
+    config.eval.best, config.eval.best_mode = best, "max" if "accuracy" in best else "min"
+    if message is None:
+        run_data.open_data(config)
+        return
+    with pytest.raises(UserError, match=message):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_refused_before_its_first_checkpoint_bars_no_mended_one(config, tmp_path):
