@@ -119,8 +119,9 @@ def _no_memory(error: Exception) -> bool:
 
 
 def reason(error: OSError) -> str:
-    """What is wrong with a path, and what to do about it; the number must be in `REMEDIES`."""
-    assert error.errno is not None
+    """What is wrong with a path, and what to do about it where `REMEDIES` knows that."""
+    if error.errno not in REMEDIES:
+        return brief(error)
     return f"{os.strerror(error.errno)}; {REMEDIES[error.errno]}"
 
 

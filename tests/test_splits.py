@@ -136,6 +136,21 @@ def test_files_name_images_with_or_without_a_folder(tmp_path, capsys):
     assert "1 of 11 names" in capsys.readouterr().err
 
 
+def test_a_list_of_names_may_come_from_any_system(tmp_path, capsys):
+    source = make_source(6, copies=0)
+    source.ids[0], source.ids[1] = "Zoe\u0308.jpg", "Mu\u0308ller/b.jpg"  # as macOS writes it
+    listed = "\ufeffZo\u00eb.jpg\r\nC:\\faces\\b.jpg\r\n"  # as Windows' editor does
+    (tmp_path / "a.txt").write_bytes(listed.encode())
+    parts = splits.from_files(source, {"train": str(tmp_path / "a.txt")})
+    assert parts["train"].tolist() == [0, 1]
+    assert not capsys.readouterr().err
+    (tmp_path / "a.txt").write_bytes(listed.encode("utf-16"))
+    with pytest.raises(UserError, match=r"a\.txt is not text in UTF-8; save it as that"):
+        splits.from_files(source, {"train": str(tmp_path / "a.txt")})
+    with pytest.raises(UserError, match="cannot be read: No such file or directory; check the"):
+        splits.from_files(source, {"train": "nowhere.txt"})
+
+
 def test_files_that_overlap_are_missing_or_name_nothing_are_refused(tmp_path):
     source = make_source(20, copies=0)
     a = write(tmp_path / "a.txt", source.ids[:10])
@@ -250,6 +265,19 @@ def test_a_part_of_val_is_kept_for_calibration_and_the_other_splits_stay(changes
 def test_a_part_of_val_for_calibration_needs_a_val_and_a_free_name(wrong):
     with pytest.raises(UserError, match=r"calibration_of_val=0\.5: it needs a val"):
         splits.make(make_source(100), config(**wrong, calibration_of_val=0.5))
+
+
+@pytest.mark.parametrize("fractions", [{"train": 1.0}, {"train": 0.5, "test": 0.5}])
+def test_images_that_may_only_train_do_so_unless_another_split_has_a_copy(fractions):
+    source = make_source(24, copies=0)
+    only = np.arange(24) % 2 == 0
+    source.groups[:] = np.where(only & (np.arange(24) < 12), source.groups + 1, source.groups)
+    source = dataclasses.replace(source, train_only=only)
+    parts = splits.make(source, config(fractions=fractions, val_of_train=0.0))
+    test = parts.get("test", np.zeros(0, int)).tolist()
+    assert len(test) == (6 if "test" in fractions else 0)
+    copies = [row - 1 for row in test if row < 12]
+    assert sorted([*parts["train"].tolist(), *test, *copies]) == list(range(24))
 
 
 def test_images_of_val_that_train_are_left_out_where_test_has_a_copy_of_them():

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from agejax import errors
 from agejax.data.sources import Source
 from agejax.errors import UserError, check_keys, nearest
 from agejax.logging import console
@@ -95,7 +96,7 @@ def relabelled(source: Source, path: str) -> Source:
     try:
         data = expand(path).read_bytes()
     except OSError as error:
-        raise UserError(f"{where} cannot be read: {error.strerror}") from error
+        raise UserError(f"{where} cannot be read: {errors.reason(error)}") from error
     header = list(next(base.table(data, where, ()), {}))
     theirs = {name.lower(): name for name in reversed(header)}
     column = next((theirs[name] for name in image_folder.FILE if name in theirs), None)

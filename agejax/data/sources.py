@@ -34,7 +34,7 @@ from agejax.data import builders, duplicates
 from agejax.data.builders import archives
 from agejax.data.cache import cached
 from agejax.data.mapped import MappedArray
-from agejax.errors import DAMAGE, UserError, is_number, one_line
+from agejax.errors import DAMAGE, UserError, is_number, one_line, reason
 from agejax.labels import LABELS
 from agejax.logging import console, progress
 from agejax.paths import cache_folder, expand
@@ -526,7 +526,7 @@ def _stamp(files: pathlib.Path | None) -> Any:
             digest.update(file.read())
         return state.st_size, state.st_mtime_ns, digest.hexdigest()
     except OSError as error:
-        raise UserError(f"{files} cannot be read: {error}") from error
+        raise UserError(f"{files} cannot be read: {reason(error)}") from error
 
 
 def _listing(folder: pathlib.Path) -> Iterator[tuple[str, int, int]]:

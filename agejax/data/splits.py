@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from agejax.data.builders import cells
+from agejax.data.builders import cells, pairing
 from agejax.data.sources import Source
-from agejax.errors import UserError, check_keys, is_number, one_line
+from agejax.errors import UserError, check_keys, is_number, one_line, reason
 from agejax.labels import DECADES, density
 from agejax.logging import console
 from agejax.paths import expand
@@ -137,7 +137,7 @@ def _with_train_only(source: Source, config: Any) -> dict[str, np.ndarray]:
         ids = [name.split("/", 1)[1] for name in alone.ids.tolist()]
         alone = dataclasses.replace(alone, ids=np.array(ids))
     splits = {name: others[rows] for name, rows in make(alone, config).items()}
-    elsewhere = [rows for name, rows in splits.items() if name != "train"]
+    elsewhere = [extra[:0], *(rows for name, rows in splits.items() if name != "train")]
     copies = np.isin(source.groups[extra], source.groups[np.concatenate(elsewhere)])
     if copies.any():
         console.note(
@@ -332,9 +332,11 @@ def read_file(source: Source, path: str, where: str) -> tuple[np.ndarray, set[st
     """
     row_of = {_name(id): row for row, id in enumerate(source.ids)}
     try:
-        lines = expand(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{where}: {path} cannot be read: {error}") from error
+        lines = expand(path).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: {path} is not text in UTF-8; save it as that") from error
+    except OSError as error:
+        raise UserError(f"{where}: {path} cannot be read: {reason(error)}") from error
     names = {_name(line.strip()) for line in lines if line.strip()}
     rows = sorted(row_of[name] for name in names & row_of.keys())
     return np.array(rows, np.int64), names, sorted(names - row_of.keys())
@@ -467,7 +469,8 @@ def _key(seed: int, name: str) -> tuple[bytes, str]:
 
 
 def _name(path: str) -> str:
-    return str(path).rsplit("/", 1)[-1]
+    """A file's name without its folder, however the system that wrote it spells accents."""
+    return pairing.normal(path).rsplit("/", 1)[-1]
 
 
 def _filled(split: str, rows: Any, where: str) -> np.ndarray:

@@ -105,7 +105,8 @@ def read(
             f"{source} is damaged or its download is incomplete ({error}); download it again"
         ) from error
     except OSError as error:
-        raise UserError(f"{source} cannot be read: {error}") from error
+        which = error.filename or source  # a file inside of a folder
+        raise UserError(f"{which} cannot be read: {errors.reason(error)}") from error
 
 
 class _Budget:
