@@ -84,6 +84,21 @@ def by_year(counts: Sequence[float], low: float, high: float) -> np.ndarray:
     return np.bincount(ages, counts, round(high) - round(low) + 1)
 
 
+def ends_of_years(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """{"low", "high"} of `Age.fields`, for heads with an output per year.
+
+    Raises:
+      UserError: the range has no two whole years to choose from.
+    """
+    ends = {key: fields[key] for key in ("low", "high")}
+    if round(ends["low"]) == round(ends["high"]):
+        raise UserError(
+            f"config.heads.{name}.range: {tuple(ends.values())} is one year, "
+            f"{round(ends['low'])}; set it to two or more"
+        )
+    return ends
+
+
 def start_counts(counts: Sequence[int], low: float, high: float) -> np.ndarray:
     """Training images per year of low..high, plus one, f64 [K].
 
@@ -189,7 +204,9 @@ class Regression(Age):
             "labels of the batch, or a mixture that stands for those of training.",
             choices=("l1", "l2", "huber", "bmc", "gai"),
         ),
-        huber_delta=Setting(1.0, "huber: where it becomes linear, on the transformed scale."),
+        huber_delta=Setting(
+            1.0, "huber: where it becomes linear, on the transformed scale.", above=0
+        ),
         noise=Setting(8.0, "bmc and gai: start of the learned deviation.", above=0, unit="years"),
         range=dataclasses.replace(
             RANGE, help=f"{RANGE.help[:-1]}, and the range of the transform unit."
@@ -345,9 +362,9 @@ class Distribution(Age):
         ),
         sigma=Setting(2.0, "dldl: deviation of the target distribution.", above=0, unit="years"),
         votes=Setting("", "dldl: a label with each image's own sigma, such as apparent_age_std."),
-        expectation_weight=Setting(1.0, "dldl: weight of |expectation - age|."),
-        mean_weight=Setting(0.2, "mean_variance: weight of the mean."),
-        variance_weight=Setting(0.05, "mean_variance: weight of the variance."),
+        expectation_weight=Setting(1.0, "dldl: weight of |expectation - age|.", limits=(0, None)),
+        mean_weight=Setting(0.2, "mean_variance: weight of the mean.", limits=(0, None)),
+        variance_weight=Setting(0.05, "mean_variance: weight of the variance.", limits=(0, None)),
         power=Setting(1, "sord: q_j ~ exp(-scale |j - y|^power).", choices=(1, 2)),
         scale=Setting(1.0, "sord: per year (power 1) or per year squared (power 2).", above=0),
         smoothing=Setting(
@@ -376,7 +393,7 @@ class Distribution(Age):
             "mean_variance": (options["mean_weight"], options["variance_weight"]),
             "sord": (options["power"], float(options["scale"])),
         }.get(options["loss"], ())
-        ends = {"low": fields["low"], "high": fields["high"]}
+        ends = ends_of_years(name, fields)
         counts = start_counts(facts.counts[label], **ends)
         return cls(
             **fields,
@@ -509,7 +526,7 @@ class Ordinal(Age):
         cls, name: str, label: str, weight: float, options: Mapping[str, Any], facts: Facts
     ) -> Ordinal:
         fields = cls.fields(name, label, weight, options, facts)
-        ends = {"low": fields["low"], "high": fields["high"]}
+        ends = ends_of_years(name, fields)
         counts = start_counts(facts.counts[label], **ends)
         above = 1 - np.cumsum(counts)[:-1] / counts.sum()
         asked = np.concatenate([[1.0], above[:-1]]) if options["method"] == "corn" else 1.0

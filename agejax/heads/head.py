@@ -198,7 +198,7 @@ COMMON = Group(
     "Settings of every head.",
     kind=Setting("", "What it learns and how: one of the kinds below."),
     label=Setting("", "Label that it learns; default: the head's name."),
-    weight=Setting(1.0, "Its share of the loss."),
+    weight=Setting(1.0, "Its share of the loss.", limits=(0, None)),
     neck=Setting({}, "Layers of its own between backbone and output."),
     fds=Setting({}, "Feature distribution smoothing."),
     example_weights=Setting({}, "Weights of examples in its loss."),
