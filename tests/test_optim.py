@@ -138,6 +138,19 @@ def test_the_other_schedules():
     assert float(schedule(kind="constant", lr=0.3)(77)) == pytest.approx(0.3)
 
 
+@pytest.mark.parametrize(
+    ("kind", "lr"), [("one_cycle", 1 / 25), ("warmup_cosine", 0.0), ("constant", 1.0)]
+)
+def test_a_run_of_one_step_has_the_rate_that_its_schedule_starts_from(kind, lr):
+    of_run = schedule(1, kind=kind, lr=1.0, warmup={"steps": 1})
+    assert float(of_run(0)) == pytest.approx(lr)
+
+
+def test_a_decay_that_never_comes_is_one_clear_line():
+    with pytest.raises(UserError, match=r"decay_every: it is 0; set it above 0"):
+        schedule(kind="exponential", decay_every={"epochs": 0.0})
+
+
 def test_a_warm_up_longer_than_the_run_is_one_clear_line():
     with pytest.raises(UserError, match="do not fit a run of 100"):
         schedule(warmup={"steps": 500})

@@ -83,11 +83,14 @@ def create_schedule(
             return optax.constant_schedule(lr)
         case "exponential":
             every = to_steps(config.decay_every, "schedule.decay_every")
+            if not every:
+                raise UserError("config.schedule.decay_every: it is 0; set it above 0")
             return optax.exponential_decay(lr, every, config.decay_rate)
         case "warmup_cosine":
-            return optax.warmup_cosine_decay_schedule(
-                0.0, lr, warmup(), total_steps, lr / config.final_div
-            )
+            rise = warmup()
+            # A run of one step rises only; optax needs a step of the fall too.
+            end = max(total_steps, rise + 1)
+            return optax.warmup_cosine_decay_schedule(0.0, lr, rise, end, lr / config.final_div)
         case "one_cycle":
             # optax.cosine_onecycle_schedule takes the warm-up as a share, and int(share * total)
             # is sometimes one step early, for example for 29 of 100.
