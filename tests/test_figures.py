@@ -55,6 +55,13 @@ def test_every_image_is_in_a_cell_and_every_decade_has_its_median(drawn):
     assert "0-9: 7 for a mean of 5; 20-29: 22 for a mean of 25; 90+: 102" in chart.alt
 
 
+def test_a_dollar_sign_in_a_name_is_no_formula(drawn):
+    figures.error_by_group("age by income", groups(("$_$", 40, 5.0), ("a$^b$", 9, 6.0)), "mae", 5)
+    figures.faces("worst", np.zeros((1, 8, 8, 3), np.uint8), ["$_$.jpg"])
+    assert [label.get_text() for label in drawn[0].axes[0].get_yticklabels()] == ["$_$", "a$^b$"]
+    assert drawn[1].axes[0].get_title() == "$_$.jpg"
+
+
 def test_bias_is_drawn_with_its_sign(drawn):
     rows = [{"name": "0-9", "n": 50, "bias": 2.0}, {"name": "80-89", "n": 50, "bias": -9.5}]
     chart = figures.bias_by_decade(rows)

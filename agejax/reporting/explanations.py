@@ -18,7 +18,7 @@ from agejax.explanations.explanation import Explanation
 from agejax.explanations.subject import Method, explainer
 from agejax.logging import console
 from agejax.paths import expand
-from agejax.reporting.plots import TEXT
+from agejax.reporting.plots import TEXT, save
 from agejax.runs.run import Run
 
 COLOURS = "RdBu_r"  # red raises, blue lowers
@@ -128,7 +128,7 @@ def save_figure(
     bar.outline.set_visible(False)
     for axes in (left, right):
         axes.set_axis_off()
-    figure.savefig(file, format="png", dpi=130)
+    save(figure, file, dpi=130)
 
 
 def _unused(stem: str, names: set[str]) -> str:

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter
 
 from agejax.errors import is_number
@@ -33,8 +34,18 @@ class Chart(NamedTuple):
     @classmethod
     def of(cls, figure: Figure, caption: str, alt: str) -> Chart:
         file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
+        save(figure, file, dpi=110, metadata={"Software": None})
         return cls(file.getvalue(), caption, alt)
+
+
+def save(figure: Figure, file: BinaryIO, **options: Any) -> None:
+    """Saves a figure as a PNG, with the options of `Figure.savefig`.
+
+    Its texts are names of users' files, classes and folders, so no "$" in them begins a formula.
+    """
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    figure.savefig(file, format="png", **options)
 
 
 def training_curves(metrics_jsonl: pathlib.Path) -> dict[str, Chart]:
@@ -115,7 +126,7 @@ def save_distribution_figure(measured: Mapping[str, Any], file: BinaryIO, *, tit
         frameon=False, labelcolor=TEXT, fontsize=8.5, ncols=3, loc="lower right",
         bbox_to_anchor=(1, 1), borderaxespad=0,
     )  # fmt: skip
-    figure.savefig(file, format="png", dpi=130)
+    save(figure, file, dpi=130)
 
 
 def shaded_table(
