@@ -1,5 +1,6 @@
 """Classical estimators on a frozen backbone's features."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from sklearn.datasets import make_classification, make_regression
 
 from agejax import baselines
-from agejax.data import opening
+from agejax.data import opening, splits
 from agejax.errors import UserError
 from agejax.evaluation import baselines as estimators
 from agejax.process.command import run_command
@@ -46,6 +47,37 @@ def test_classes_are_learned_and_have_probabilities(estimator, classes):
     assert not p[:, -1].any()
     known = labels["val"] >= 0
     assert (p.argmax(axis=1) == labels["val"])[known].mean() > 0.7
+
+
+@pytest.mark.parametrize("estimator", ["linear", "svm", "boosting"])
+def test_a_single_class_is_always_predicted(estimator):
+    x = np.random.default_rng(0).normal(size=(30, 4))
+    parts, labels = splits_of(x, np.repeat([1, -1, 1], 10), 20)
+    fitted, _ = estimators.fit(estimator, parts, labels)
+    np.testing.assert_array_equal(
+        estimators.predict(fitted, parts["val"], 3), np.tile([0, 1, 0], (10, 1))
+    )
+
+
+@pytest.mark.parametrize("unknown", [("gender",), ("age", "gender", "ethnicity")])
+def test_a_label_that_no_val_image_has_is_left_out(trained, tmp_path, monkeypatch, capsys, unknown):
+    source = opening.open_source(Run.open(trained).config.data)
+    rows = splits.make(source, Run.open(trained).config.data.split)
+    labels = {name: values.copy() for name, values in source.labels.items()}
+    for name in unknown:
+        labels[name][rows["val"]] = np.nan if name == "age" else -1
+    source = dataclasses.replace(source, labels=labels)
+    monkeypatch.setattr(opening, "open_source", lambda *args: source)
+    monkeypatch.setattr(splits, "make", lambda *args: rows)
+    flags = [f"--workdir={trained}", "--estimator=linear", f"--output={tmp_path / 'out'}"]
+    code = run_command(baselines.main, ["baselines", *flags])
+    assert "gender: left out, since no val image has it" in capsys.readouterr().err
+    if len(unknown) > 1:
+        assert code == 2
+        return
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["groups"].keys() == {
+        "age", "ethnicity",
+    }  # fmt: skip
 
 
 def test_the_options_are_those_with_the_least_error_on_val():

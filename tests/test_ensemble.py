@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from agejax import ensemble, predict
+from agejax.data import opening, splits
 from agejax.errors import UserError
 from agejax.evaluation import ensembling
 from agejax.process.command import run_command
@@ -178,6 +179,19 @@ def test_weights_are_fitted_on_val(trained, other, tmp_path, capsys):
     spec = json.loads((tmp_path / "e" / ensembles.FILE).read_text())
     assert spec["weights"].keys() == {"age", "gender", "ethnicity"}
     assert all(sum(w) == pytest.approx(1, abs=1e-6) for w in spec["weights"].values())
+
+
+def test_a_label_that_no_val_image_has_keeps_equal_weights(members, monkeypatch, capsys):
+    source = opening.open_source(members[0].config.data)
+    unknown = np.full(len(source.ids), np.nan, np.float32)
+    source = dataclasses.replace(source, labels=source.labels | {"age": unknown})
+    rows = splits.make(source, members[0].config.data.split)
+    monkeypatch.setattr(opening, "open_source", lambda *args: source)
+    monkeypatch.setattr(splits, "make", lambda *args: rows)
+    weights = ensembling.fit_weights(members, ["plain"])
+    assert weights["age"] == [1.0, 1.0]
+    assert sum(weights["gender"]) == pytest.approx(1)
+    assert "age: no val image has it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

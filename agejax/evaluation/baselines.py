@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import optax
 from scipy import special
+from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
@@ -17,6 +18,7 @@ from sklearn.svm import SVC, SVR
 
 from agejax.data import pipeline
 from agejax.errors import UserError
+from agejax.labels import is_known
 from agejax.models import inputs
 from agejax.runs import warm_start
 from agejax.runs.run import Run
@@ -110,14 +112,18 @@ def fit(estimator: str, x: dict[str, np.ndarray], y: dict[str, np.ndarray]) -> t
 
     Args:
       x: split -> float [N, C] of train and val.
-      y: split -> years float [N], or classes int [N]; rows with NaN or -1 are left out.
+      y: split -> years float [N], or classes int [N]; rows with NaN or -1 are left out, and each
+        split has others.
 
     Returns:
-      (the fitted estimator, its options).
+      (the fitted estimator, its options); for a single class an estimator that always names it.
     """
     years = np.issubdtype(y["train"].dtype, np.floating)
-    known = {split: np.isfinite(v) if years else v >= 0 for split, v in y.items()}
+    known = {split: is_known(v) for split, v in y.items()}
     of_ages, of_classes, grid = ESTIMATORS[estimator]
+    if not years and len(np.unique(y["train"][known["train"]])) == 1:
+        # The others refuse it, or give it two probabilities.
+        of_classes, grid = DummyClassifier, [{}]
     best: tuple[float, Any, Any] | None = None
     for options in grid:
         made = (of_ages if years else of_classes)(**options)

@@ -13,6 +13,7 @@ from agejax import files
 from agejax.errors import UserError
 from agejax.evaluation import calibration, comparison
 from agejax.evaluation.scored import Scored, score
+from agejax.labels import is_known
 from agejax.logging import console
 from agejax.paths import expand
 from agejax.runs import batch_statistics, box, ensembles
@@ -105,7 +106,7 @@ def fit_weights(members: Sequence[Run], views: Sequence[str]) -> dict[str, list[
     """Fits each label's weights on the validation images that the members share.
 
     For ages they minimise the mean absolute error (a linear program), for classes the negative
-    log-likelihood.
+    log-likelihood. A label that no validation image has keeps equal weights.
 
     Raises:
       UserError: members with other data or splits: one may have trained on another's val images.
@@ -135,6 +136,9 @@ def fit_weights(members: Sequence[Run], views: Sequence[str]) -> dict[str, list[
         having = [i for i, weight in enumerate(given) if weight]
         said = np.stack([scored[i].predictions[label].astype(np.float64) for i in having])
         truth = scored[0].labels[label]
+        if not is_known(truth).any():
+            console.note(f"{label}: no val image has it, so its weights stay equal")
+            continue
         fit = _fit_years if said.ndim == 2 else _fit_classes
         for i, weight in zip(having, fit(said, truth), strict=True):
             given[i] = weight

@@ -15,6 +15,7 @@ from agejax.errors import UserError
 from agejax.evaluation import baselines
 from agejax.evaluation.calibration import Calibration
 from agejax.evaluation.scored import Scored
+from agejax.labels import is_known
 from agejax.logging import console
 from agejax.paths import expand
 from agejax.reporting import results
@@ -61,6 +62,9 @@ def evaluate_baseline(
     predictions: dict[str, dict[str, np.ndarray]] = {name: {} for name in rows}
     for label in dict.fromkeys(head.label for head in run.heads.values()):
         y = {name: source.labels[label][rows[name]] for name in ("train", "val")}
+        if not is_known(y["val"]).any():
+            console.note(f"{label}: left out, since no val image has it to choose options by")
+            continue
         fitted, options = baselines.fit(estimator, x, y)
         console.result(f"{label}: {estimator} {options}")
         names = source.label_names.get(label)
@@ -68,6 +72,10 @@ def evaluate_baseline(
             predictions[name][label] = baselines.predict(
                 fitted, x[name], len(names) if names else None
             )
+    if not predictions[split]:
+        raise UserError(
+            f"--workdir={workdir}: no val image has a label, which chooses an estimator's options"
+        )
     seconds = time.perf_counter() - start
     console.result(f"fitted in {seconds:.0f} s")
 
