@@ -1,6 +1,7 @@
 """pseudo_label: a run labels a folder, which then trains another run with real faces."""
 
 import csv
+import dataclasses
 import json
 import shutil
 
@@ -108,6 +109,34 @@ def test_the_written_lines_train_on_both(labelled, cache, tmp_path):
     assert splits.leaking_groups(source, made) == 0
     summary = train(config.lock(), tmp_path / "run")
     assert summary["examples"]["val"] == len(splits.make(real, alone.data.split)["val"])
+
+
+@pytest.mark.parametrize(
+    ("of_run", "real"),
+    [
+        (
+            {"name": "image_folder", "source": "a", "options": {"columns": {"age": "Years"}}},
+            {"real": {"name": "image_folder", "source": "a",
+                      "options": {"columns": {"age": "Years"}}}},
+        ),
+        (
+            {"mixture": {"pseudo": {"name": "utkface", "source": "a", "weight": 2.0}}},
+            {"pseudo": {"name": "utkface", "source": "a", "weight": 2.0}},
+        ),
+    ],
+)  # fmt: skip
+def test_the_written_lines_keep_how_the_runs_own_data_was_read(trained, tmp_path, of_run, real):
+    run = ensembles.open_run(trained)
+    config = tiny.get_config()
+    config.data.update(of_run)
+    lines = pseudo_labels.config_lines(
+        dataclasses.replace(run, config=config), "image_folder", "b", tmp_path / "labels.csv"
+    )
+    exec(lines, {"config": config})
+    parts = config.data.mixture.to_dict()
+    added = (parts.keys() - real.keys()).pop()
+    assert parts.pop(added)["options"]["labels"] == str(tmp_path / "labels.csv")
+    assert parts == real
 
 
 def test_bad_shares_and_folders_are_one_line(trained, folder, tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from agejax.evaluation.scored import score_rows
 from agejax.paths import expand
 from agejax.runs import ensembles
 from agejax.runs.run import Run
+from agejax.settings import to_json
 
 LABELS = ("age", "gender", "ethnicity")  # that a CSV of `image_folder` can hold
 
@@ -120,18 +122,20 @@ def config_lines(run: Run, dataset: str, source_path: str | None, labels: pathli
         lines = {"name": dataset, "source": place, "edits.labels": str(labels.absolute())}
         return "\n".join(f"config.data.{key} = {value!r}" for key, value in lines.items())
     data = run.config.data
+    parts: dict[str, Any] = to_json(data.mixture) if data.get("mixture") else {
+        "real": {"name": data.name, "source": data.source}
+        | ({"options": to_json(data.options)} if data.options else {})
+    }  # fmt: skip
+    free = itertools.chain(["pseudo"], (f"pseudo-{i}" for i in itertools.count(2)))
     options = {"labels": str(labels.absolute())} | {
         f"{label}_names": tuple(names)
         for label, names in run.facts.label_names.items()
         if label in LABELS
     }
-    parts = {
-        "real": {"name": data.name, "source": data.source},
-        "pseudo": {
-            "name": "image_folder",
-            "source": place,
-            "train_only": True,  # val and test stay real
-            "options": options,
-        },
+    parts[next(name for name in free if name not in parts)] = {
+        "name": "image_folder",
+        "source": place,
+        "train_only": True,  # val and test stay real
+        "options": options,
     }
     return f"config.data.mixture = {parts!r}"
