@@ -152,6 +152,19 @@ def test_the_card_gives_groups_before_totals(workdir, tmp_path):
     assert text.index("10-19") < text.index("95 % interval")
 
 
+def test_a_mixture_is_named_by_its_data_sets(workdir):
+    run = Run.open(workdir, devices=1)
+    config = run.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.mixture = {"b": {"name": "utkface"}, "a": {"name": "procedural_faces"}}
+    run = dataclasses.replace(run, config=config)
+    info = description.describe(run, {})
+    assert info["data"]["name"] == "procedural_faces and utkface"
+    text = card.of_export(run, info)
+    assert f"on procedural_faces and utkface; the weights of step {run.step}" in text
+    assert f"- Data set: procedural_faces and utkface, fingerprint {run.fingerprint}." in text
+
+
 def test_the_card_of_a_run_without_counts_of_its_labels_is_written(workdir):
     run = Run.open(workdir, devices=1)
     facts = dataclasses.replace(run.facts, counts={})

@@ -122,6 +122,14 @@ def test_a_folder_of_ones_own_is_told_apart_by_what_it_holds(run):
     assert practice_statement.write(run, "mine").count("## Results on") == 1
 
 
+def test_an_old_evaluation_of_all_of_the_runs_own_mixture_is_left_out(run):
+    run.config.data.mixture = {"real": {"name": "utkface"}, "drawn": {"name": "procedural_faces"}}
+    own = evaluation(split="all", dataset="drawn+real")
+    del own["fingerprint"]
+    store(run, own=own)
+    assert "## Results on" not in practice_statement.write(run, "mine")
+
+
 def test_the_practice_statement_names_what_is_missing(run):
     text = practice_statement.write(run, "mine")
     assert "None: the run has no evaluation" in text

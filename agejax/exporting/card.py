@@ -250,7 +250,7 @@ def quantization(info: Mapping[str, Any]) -> str:
 def training(run: Run) -> str:
     """The data set, its splits, and the labels of the training split."""
     data, facts = run.config.data, run.facts
-    lines = [f"- Data set: {data.name}, fingerprint {run.fingerprint}."]
+    lines = [f"- Data set: {lineage.data_name(data)}, fingerprint {run.fingerprint}."]
     with contextlib.suppress(OSError, UserError, *DAMAGE, AttributeError):  # optional
         summary = files.read_json(run.workdir / "summary.json", dict, "")
         sizes = ", ".join(f"{name} {n:,}" for name, n in summary["examples"].items())

@@ -11,6 +11,7 @@ import numpy as np
 
 from agejax import heads
 from agejax.evaluation.calibration import Calibration
+from agejax.runs import lineage
 from agejax.runs.run import Run
 from agejax.training import image_sizes
 from agejax.version import __version__
@@ -41,7 +42,7 @@ def describe(run: Run, outputs: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str,
         "dtype": config.model.dtype,
         "agejax": __version__,
         "jax": jax.__version__,
-        "data": {"name": config.data.name, "fingerprint": run.fingerprint},
+        "data": {"name": lineage.data_name(config.data), "fingerprint": run.fingerprint},
         "input": {
             "name": "images",
             "dtype": "uint8",

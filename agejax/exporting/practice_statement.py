@@ -133,7 +133,7 @@ def _held_out(result: Mapping[str, Any], run: Run) -> bool:
     """Whether the images neither trained the model, chose its checkpoint nor calibrated it."""
     if result["split"] != "all":  # of the run's own data
         return result["split"] not in ("train", "val", splits.CALIBRATION)
-    mixture = "+".join(run.config.data.get("mixture") or ())
+    mixture = "+".join(sorted(run.config.data.get("mixture") or ()))  # as `mixture.load` names it
     same_name = result["dataset"] in (*lineage.names(run.config.data), mixture)
     # Folders of users share one name; evaluations once did not record what they were of.
     mark = result.get("fingerprint")

@@ -17,6 +17,7 @@ from agejax.explanations.subject import explainer
 from agejax.logging import console
 from agejax.reporting import cells, compared, figures, gates, headlines, page, plots, robustness
 from agejax.reporting.plots import Chart
+from agejax.runs import lineage
 from agejax.version import __version__
 
 if TYPE_CHECKING:
@@ -258,7 +259,8 @@ def _facts(scored: Scored, result: Mapping[str, Any]) -> dict[str, Any]:
     many = isinstance(run.params, list)  # an ensemble's members
     parameters = sum(int(np.size(array)) for array in jax.tree.leaves(run.params))
     model = f"{config.model.name}, {parameters:,} parameters"
-    training = f"{_duration(config.total)} on {config.data.name}; the weights of step {run.step:,}"
+    training = f"{_duration(config.total)} on {lineage.data_name(config.data)}; the weights of "
+    training += f"step {run.step:,}"
     if many:
         model = f"an ensemble of {len(run.params)} networks, {parameters:,} parameters"
         training = "each network by itself, as its own run describes"

@@ -183,6 +183,11 @@ def names(data: Any) -> list[str]:
     """The data sets that config.data names."""
     parts = (data.get("mixture") or {}).values()
     return sorted({part["name"] for part in parts} if parts else {data.name})
+def data_name(data: Any) -> str:
+    """What config.data names, in words: "utkface", or "procedural_faces and utkface"."""
+    return " and ".join(names(data))
+
+
 
 
 def _ancestors(path: str, backbone: str | None, way: tuple[pathlib.Path, ...]) -> list[Lineage]:

@@ -17,7 +17,7 @@ from agejax.errors import UserError, is_number
 from agejax.logging import console
 from agejax.reporting import markdown, results
 from agejax.reporting.figures import MISSING
-from agejax.runs import run_folder, summary, warm_start
+from agejax.runs import lineage, run_folder, summary, warm_start
 from agejax.train import train
 from agejax.training.checkpoint import Checkpoints
 
@@ -89,7 +89,7 @@ def of_config(config: ml_collections.ConfigDict) -> Folds:
         )
     return Folds(
         [{"data.split.fold": number} for number in range(count)],
-        f"{count} folds of {config.data.name}, seed {config.data.split.seed}",
+        f"{count} folds of {lineage.data_name(config.data)}, seed {config.data.split.seed}",
     )
 
 
