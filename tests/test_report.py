@@ -245,6 +245,14 @@ def test_without_the_validation_images_it_says_so(trained, tmp_path, capsys):
     assert not (workdir / "calibration.json").exists()
 
 
+def test_runs_are_compared_on_another_data_set_too(trained, other, tmp_path):
+    result = results.evaluate(
+        trained, dataset="procedural_faces", options={"count": 16, "size": 32}, output=tmp_path,
+        compare_with=[other], write_report=False,
+    ).metrics  # fmt: skip
+    assert result["compared"][0]["targets"]["age"]["n"] == 16
+
+
 def test_a_run_without_these_images_cannot_be_compared(trained):
     run = Run.open(trained)
     config = run.config.copy_and_resolve_references()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from agejax.data import splits
+from agejax.data import opening, splits
 from agejax.errors import UserError
 from agejax.evaluation import metrics
 from agejax.evaluation.scored import Scored, open_data, score_rows
@@ -30,9 +30,10 @@ def score_again(
       UserError: the other run's data lacks one of the images.
     """
     config = scored.run.config.data
-    mixed = config.get("mixture")
-    dataset = None if mixed else scored.source.name
-    source = open_data(run, dataset, source_path or config.source, options)
+    dataset = None if scored.source.part is not None else scored.source.name  # not of a mixture
+    if source_path is None and opening.is_own(config, dataset):
+        source_path = config.source  # the other run's config may name another place
+    source = open_data(run, dataset, source_path, options)
     row = {name: i for i, name in enumerate(source.ids.tolist())}
     ids = scored.source.ids[scored.rows].tolist()
     if missing := [name for name in ids if name not in row]:
