@@ -344,13 +344,19 @@ def agree_with(monkeypatch):
 
 def test_every_kind_of_difference_is_named(agree_with):
     same = {
-        "config": {"a": {}, "b": [1, 2], "c": None, "data": {"source": "/x"}, "nan": math.nan},
+        "config": {
+            "a": {},
+            "b": [1, 2],
+            "c": None,
+            "nan": math.nan,
+            "data": {"source": "/x", "mixture": {"imdb-wiki": {"source": "/x"}}},
+        },
         "versions": {"jax": "0.10.2"},
         "data": "5eed",
     }
     agree_with(same, same)
     may = copy.deepcopy(same)
-    may["config"]["data"]["source"] = "/y"
+    may["config"]["data"]["source"] = may["config"]["data"]["mixture"]["imdb-wiki"]["source"] = "/y"
     agree_with(same, may)
     for path, value, message in [
         (("config", "b"), [1, 3], r"config\.b\.1 is 2 in process 0 and 3 in process 1"),

@@ -36,7 +36,7 @@ from agejax.process.interrupts import INTERRUPTED
 
 # What may differ between the processes of one run: paths of files, and what each does on its own.
 MAY_DIFFER = re.compile(
-    r"config\.(data\.(source|cache_dir|workers|mixture\.\w+\.source)|model\.pretrained|watchdog)"
+    r"config\.(data\.(source|cache_dir|workers|mixture\.[^.]+\.source)|model\.pretrained|watchdog)"
 )
 HELLO = 10.0  # seconds in which a new connection must identify itself
 # Seconds in which this process may report its own error when another process fails: often both
