@@ -63,11 +63,12 @@ def test_a_run_leaves_its_profile(faces, cache, tmp_path, capsys):
     assert 99 < sum(map(float, shares.values())) < 101
 
 
-def test_a_run_that_ends_before_its_profile_ends_well(faces, cache, tmp_path):
+def test_a_run_that_ends_before_its_profile_ends_well(faces, cache, tmp_path, capsys):
     config = tiny.get_config()
     config.data.source, config.data.cache_dir = str(faces), str(cache)
     config.total, config.profile = {"steps": 4}, 10
     train(config, tmp_path / "run")
     assert not (tmp_path / "run" / "profile" / "summary.md").exists()
+    assert "no profile: the run ended before 10 steps after its first 3" in capsys.readouterr().err
     jax.profiler.start_trace(tmp_path / "free")  # the first one was ended
     jax.profiler.stop_trace()

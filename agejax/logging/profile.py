@@ -69,6 +69,11 @@ class Profile:
     ) -> None:
         if self._since is not None:  # the run ended before its trace did
             jax.profiler.stop_trace()
+        if self._steps > 0 and kind is None and jax.process_index() == 0:
+            console.note(
+                f"no profile: the run ended before {self._steps} steps after its first {WARM_UP}; "
+                "lower config.profile"
+            )
 
     def at(self, step: int, state: Any) -> None:
         """Begins and ends the trace; to be called before every call of the device.
