@@ -18,7 +18,7 @@ from agejax.errors import UserError, few
 from agejax.heads import Facts, Head, training
 from agejax.logging import console
 from agejax.paths import expand
-from agejax.runs import box, ensembles
+from agejax.runs import box
 from agejax.runs.run_folder import opened_config
 
 WHERE = "config.distill"
@@ -32,7 +32,7 @@ def check(config: Any, heads: Mapping[str, Any]) -> None:
     """
     for path in config.runs:
         folder = box.locate(path, f"{WHERE}.runs")
-        if not (folder / ensembles.FILE).exists() and opened_config(folder) is None:
+        if not box.is_ensemble(folder) and opened_config(folder) is None:
             raise UserError(f"{WHERE}.runs: {path} holds no run with a checkpoint")
     for path in config.files:
         if not expand(path).is_file():

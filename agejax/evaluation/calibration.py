@@ -64,7 +64,8 @@ class Calibration:
         step: int,
         alpha: float = ALPHA,
     ) -> Calibration:
-        """
+        """Fits temperatures and interval widths to held-out images.
+
         Args:
           predictions, labels: of held-out images, as `metrics.evaluate` takes them.
           duplicates: int [N], equal within a group of copies: only the first of each counts.

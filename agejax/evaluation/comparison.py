@@ -12,7 +12,7 @@ from agejax.errors import UserError
 from agejax.evaluation import metrics
 from agejax.evaluation.scored import Scored, open_data, score_rows
 from agejax.logging import console
-from agejax.runs import ensembles, run_folder
+from agejax.runs import box, run_folder
 from agejax.runs.run import Run
 
 
@@ -88,7 +88,7 @@ def _is_another_seed(run: Run, known: Sequence[Scored]) -> bool:
     """Whether a run is one more training of the recipe of these."""
     first = known[0].run
     return (
-        all((one.workdir / ensembles.FILE).exists() is False for one in (run, first))
+        not any(box.is_ensemble(one.workdir) for one in (run, first))
         and run.fingerprint == first.fingerprint
         and run_folder.same_recipe(run.config, first.config)
         and _seed(run) not in [_seed(one.run) for one in known]

@@ -44,7 +44,8 @@ class Subject(NamedTuple):
 
     @classmethod
     def of(cls, run: Run, label: str, *, smooth: bool) -> Subject:
-        """
+        """The prediction of a label by a run's single network.
+
         Args:
           smooth: decode counts and modes, which have no gradient, as expectations.
 

@@ -202,15 +202,18 @@ class Graph:
 
 
 def constant(array: Any) -> Value:
+    """A value that depends on no image."""
     array = np.asarray(array)
     return Value(array, array.shape)
 
 
 def integers(values: Iterable[int]) -> np.ndarray:
+    """Shapes, axes and bounds as ONNX takes them, int64 [N]."""
     return np.array(list(values), np.int64)
 
 
 def unknown(what: str) -> UserError:
+    """The error of an operation that has no ONNX form here."""
     return UserError(
         f"--format=onnx: agejax cannot convert the operation {what!r} of this model; "
         "use --format=jax"
@@ -242,6 +245,7 @@ def fold(equation: Any, values: Sequence[Value]) -> list[Value] | None:
 
 
 def onnx_type(dtype: Any) -> int:
+    """ONNX's number of a NumPy type."""
     import onnx
 
     return int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))

@@ -66,7 +66,7 @@ def release(
             f"{run.workdir} is not calibrated, so the released model gives no intervals; "
             "python -m agejax.evaluate calibrates a run that has a val split"
         )
-    averaged = (run.workdir / ensembles.FILE).exists()
+    averaged = box.is_ensemble(run.workdir)
     if not averaged and not (run.workdir / "summary.json").exists():
         console.warning(f"{run.workdir} is not finished; its best step so far is released")
     with files.new_folder(output) as folder:
@@ -136,7 +136,7 @@ def _network(workdir: str | pathlib.Path) -> Run:
     Raises:
       UserError: no such folder, or an ensemble of several networks or views.
     """
-    if not (box.locate(workdir) / ensembles.FILE).exists():
+    if not box.is_ensemble(box.locate(workdir)):
         return Run.open(workdir, devices=1)
     run = ensembles.open_run(workdir)
     spec = files.read_json(run.workdir / ensembles.FILE, dict, "make the ensemble again")

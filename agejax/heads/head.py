@@ -289,6 +289,11 @@ def derive(
 
 
 def class_names(name: str, label: str, facts: Facts) -> Sequence[str]:
+    """The names of the classes of head `name`'s label.
+
+    Raises:
+      UserError: the data has none.
+    """
     if not facts.label_names.get(label):
         raise UserError(f"config.heads.{name}: the data has no names of classes for {label!r}")
     return facts.label_names[label]

@@ -17,6 +17,7 @@ from agejax.errors import UserError
 from agejax.models.layers import batch_norms
 from agejax.runs.run import Run
 from agejax.training import augment
+from agejax.training import step as step_lib
 from agejax.training.state import Model
 
 Flat = Mapping[str, Any]  # arrays by flat name
@@ -39,8 +40,7 @@ def training_batches(config: Any, source: Source, rows: np.ndarray, count: int) 
     augmented = jax.jit(augment.build(config.augment, config.model.image_size))
     for step in range(count):
         batch = read[step]
-        key = jax.random.fold_in(jax.random.key(config.seed), step)
-        key_augment, key_dropout = jax.random.split(key)
+        key_augment, key_dropout = step_lib.keys(config.seed, step)
         yield augmented(key_augment, batch["image"], batch["strength"])[0], key_dropout
 
 

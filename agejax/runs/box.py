@@ -32,6 +32,7 @@ from agejax.paths import expand
 FOLDER = pathlib.Path(__file__).parents[1] / "weights"
 BOX, FIRST = "box", "small"  # the prefix of names, and the model that `box` names
 RELEASE, WEIGHTS = "release.json", "weights.safetensors"
+ENSEMBLE = "ensemble.json"  # in the folder of an ensemble, which `agejax.runs.ensembles` opens
 KEYS = {"format", "step", "fingerprint", "facts", "lineage", "files"}  # that release.json must have
 FORMAT = 1
 REMEDY = "get this model again"
@@ -82,6 +83,11 @@ def name_of(folder: pathlib.Path) -> str:
 def is_release(folder: pathlib.Path) -> bool:
     """Whether the folder is that of a released model."""
     return (folder / RELEASE).exists()
+
+
+def is_ensemble(folder: pathlib.Path) -> bool:
+    """Whether the folder is that of an ensemble."""
+    return (folder / ENSEMBLE).exists()
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from agejax.models import pretrained
 from agejax.runs import box
 from agejax.runs.run import Run
 
-FILE = "ensemble.json"
+FILE = box.ENSEMBLE
 STATISTICS_FILE = "batch_stats.safetensors"  # statistics computed anew
 COMBINE = ("predictions", "weights")
 STATISTICS = ("averaged", "anew")
@@ -43,7 +43,7 @@ def networks(
       UserError: as `open_run`.
     """
     workdir = box.locate(workdir)
-    if not (workdir / FILE).exists():
+    if not box.is_ensemble(workdir):
         run = Run.open(workdir, devices)
         return [run], equal_weights([run]), ["plain"]
     spec = _read_spec(workdir)
@@ -70,7 +70,7 @@ def open_run(workdir: str | pathlib.Path) -> Run:
       UserError: none of these, or a member that is missing or has other classes than the first.
     """
     workdir = box.locate(workdir)
-    if not (workdir / FILE).exists():
+    if not box.is_ensemble(workdir):
         return Run.open(workdir)
     spec = _read_spec(workdir)
     for member in spec["members"]:

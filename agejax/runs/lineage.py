@@ -36,8 +36,6 @@ from agejax.training.checkpoint import Checkpoints
 
 Lineage = dict[str, Any]
 
-ENSEMBLE = "ensemble.json"
-
 # Settings that name places on the machine where the run was trained.
 PLACES = re.compile(
     r"data\.(source|edits\.labels|split\.files\..*|mixture\.[^.]+\.source)|model\.pretrained|"
@@ -158,9 +156,9 @@ def _of_run(
 
 def _members(folder: pathlib.Path) -> list[str]:
     """The names, with steps, of the checkpoints whose weights were averaged; [] of a run."""
-    if not (folder / ENSEMBLE).exists():
+    if not box.is_ensemble(folder):
         return []
-    members = files.read_json(folder / ENSEMBLE, dict, "")["members"]
+    members = files.read_json(folder / box.ENSEMBLE, dict, "")["members"]
     return [pathlib.PurePath(member).name for member in members]
 
 
@@ -183,11 +181,11 @@ def names(data: Any) -> list[str]:
     """The data sets that config.data names."""
     parts = (data.get("mixture") or {}).values()
     return sorted({part["name"] for part in parts} if parts else {data.name})
+
+
 def data_name(data: Any) -> str:
     """What config.data names, in words: "utkface", or "procedural_faces and utkface"."""
     return " and ".join(names(data))
-
-
 
 
 def _ancestors(path: str, backbone: str | None, way: tuple[pathlib.Path, ...]) -> list[Lineage]:
@@ -206,8 +204,8 @@ def _ancestors(path: str, backbone: str | None, way: tuple[pathlib.Path, ...]) -
             return _of_file(folder, backbone, way)
         if folder.resolve() in way:
             return [missing]
-        if (folder / ENSEMBLE).exists():
-            members = files.read_json(folder / ENSEMBLE, dict, "")["members"]
+        if box.is_ensemble(folder):
+            members = files.read_json(folder / box.ENSEMBLE, dict, "")["members"]
             runs = dict.fromkeys(re.sub(r"@\d+$", "", member) for member in members)
             inner = (*way, folder.resolve())
             return [one for member in runs for one in _ancestors(member, backbone, inner)]

@@ -67,7 +67,7 @@ class Run:
                     "one"
                 )
             which = "train one first"
-            if (workdir / "ensemble.json").exists():
+            if box.is_ensemble(workdir):
                 which = "this takes one run, not an ensemble"
             elif exported := sorted(workdir.glob("model.*export")) + sorted(workdir.glob("*.onnx")):
                 which = f"an exported model is opened in Python: agejax.load({str(exported[0])!r})"

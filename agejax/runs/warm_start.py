@@ -272,7 +272,7 @@ def _config_of(path: pathlib.Path) -> ml_collections.ConfigDict | None:
       UserError: an ensemble, a folder inside a run's, or a run without a checkpoint.
     """
     where = f"config.model.pretrained: {path}"
-    if (path / "ensemble.json").exists():
+    if box.is_ensemble(path):
         raise UserError(f"{where} is an ensemble; name the folder of one of its runs")
     if not _is_run(path):
         if path.is_dir() and _is_of_run(read_config(path)):

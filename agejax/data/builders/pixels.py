@@ -8,8 +8,9 @@ import re
 import cv2
 import numpy as np
 
+from agejax.data.builders.base import LONGEST_HEADER
+
 COLUMN = "pixels"
-LONGEST_HEADER = 2**16  # bytes
 
 
 def in_table(data: bytes) -> bool:
