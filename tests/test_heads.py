@@ -336,6 +336,13 @@ def test_buckets_come_with_labels_to_score_them_by():
     assert names["gender"] == ("a", "b")
 
 
+def test_of_two_heads_with_buckets_of_one_label_the_first_is_scored_as_it_predicts():
+    first, other = (of_many({"kind": "buckets", "edges": edges}) for edges in ((3, 10, 20), (5,)))
+    labels, names = heads.derive({"a": first, "b": other}, {"age": np.array([2.0, 50.0])}, {})
+    assert labels["age_bucket"].tolist() == [0, 3]
+    assert names["age_bucket"] == ["0-2", "3-9", "10-19", "20+"]
+
+
 def test_example_weights_have_mean_one_and_favour_the_rare():
     rng = np.random.default_rng(0)
     ages = np.round(rng.gamma(4, 8, 3000)).astype(np.float32)

@@ -279,12 +279,15 @@ def derive(
     labels: Mapping[str, np.ndarray],
     label_names: Mapping[str, Sequence[str]],
 ) -> tuple[dict[str, np.ndarray], dict[str, Sequence[str]]]:
-    """Labels and class names, plus those that heads derive to score their extras."""
+    """Labels and class names, plus those that heads derive to score their extras.
+
+    Of two heads with one label those of the first count, as its predictions do.
+    """
     labels, names = dict(labels), dict(label_names)
     for head in heads.values():
         for extra, (values, classes) in head.derived(labels[head.label]).items():
-            labels[f"{head.label}_{extra}"] = values
-            names[f"{head.label}_{extra}"] = classes
+            labels.setdefault(f"{head.label}_{extra}", values)
+            names.setdefault(f"{head.label}_{extra}", classes)
     return labels, names
 
 
