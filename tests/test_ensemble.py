@@ -10,6 +10,7 @@ from agejax import ensemble, predict
 from agejax.data import opening, splits
 from agejax.errors import UserError
 from agejax.evaluation import ensembling
+from agejax.heads import create
 from agejax.process.command import run_command
 from agejax.reporting import results
 from agejax.runs import batch_statistics, ensembles
@@ -179,6 +180,17 @@ def test_weights_are_fitted_on_val(trained, other, tmp_path, capsys):
     spec = json.loads((tmp_path / "e" / ensembles.FILE).read_text())
     assert spec["weights"].keys() == {"age", "gender", "ethnicity"}
     assert all(sum(w) == pytest.approx(1, abs=1e-6) for w in spec["weights"].values())
+
+
+def test_runs_with_other_buckets_of_ages_are_not_combined(members):
+    runs = [
+        dataclasses.replace(
+            run, heads=create({"age": {"kind": "buckets", "edges": edges}}, run.facts)
+        )
+        for run, edges in zip(members, [(18,), (30,)], strict=True)
+    ]
+    with pytest.raises(UserError, match=r"classes of age_bucket are 0-29, 30\+, those of .* 18\+;"):
+        ensembles.check_alike(runs)
 
 
 def test_a_label_that_no_val_image_has_keeps_equal_weights(members, monkeypatch, capsys):

@@ -7,9 +7,7 @@ from typing import Any
 
 import jax
 import jax.export
-import numpy as np
 
-from agejax import heads
 from agejax.evaluation.calibration import Calibration
 from agejax.runs import lineage
 from agejax.runs.run import Run
@@ -27,8 +25,6 @@ def describe(run: Run, outputs: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str,
     """
     config = run.config
     size, inside = config.data.image_size, image_sizes.of_evaluation(config)
-    nothing = {head.label: np.zeros(0) for head in run.heads.values()}
-    classes = heads.derive(run.heads, nothing, run.facts.label_names)[1]
     steps = ["uint8 0..255 to float 0..1"]
     if inside != size:
         steps.append(f"resize to {inside} x {inside}, bilinear")
@@ -56,7 +52,7 @@ def describe(run: Run, outputs: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str,
         "outputs": {
             name: {"shape": ["batch", *out.shape[1:]], "dtype": "float32"}
             | (
-                {"meaning": "probabilities", "classes": list(classes[name])}
+                {"meaning": "probabilities", "classes": list(run.classes[name])}
                 if len(out.shape) > 1
                 else {"meaning": "years"}
             )

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from agejax import heads
 from agejax.errors import DAMAGE, UserError
 from agejax.evaluation.calibration import Calibration, known_geometry
 from agejax.exporting import loading
@@ -68,12 +67,11 @@ def open_model(given: str | os.PathLike[str]) -> Model:
 
 def of_run(run: Run) -> Model:
     """The run, with its calibration where it has one."""
-    nothing = {head.label: np.zeros(0) for head in run.heads.values()}
     return Model(
         name=box.name_of(run.workdir),
         run=run,
         image_size=run.config.data.image_size,
-        classes=heads.derive(run.heads, nothing, run.facts.label_names)[1],
+        classes=run.classes,
         calibration=Calibration.read(
             run.workdir, run.step, run.config.eval.get("image_size", 0)
         ),

@@ -199,8 +199,8 @@ def join(
 def check_alike(members: Sequence[Run]) -> None:
     """Raises `UserError` where members have different classes for a label."""
     for member in members:
-        for label, names in member.facts.label_names.items():
-            theirs = tuple(members[0].facts.label_names.get(label, names))
+        for label, names in member.classes.items():
+            theirs = tuple(members[0].classes.get(label, names))
             if tuple(names) != theirs:
                 raise UserError(
                     f"{member.workdir}: its classes of {label} are {', '.join(names)}, those of "

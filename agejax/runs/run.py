@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -139,6 +139,12 @@ class Run:
         """
         released = box.is_release(self.workdir)
         return pathlib.Path("runs") / f"released-{self.workdir.name}" if released else self.workdir
+
+    @property
+    def classes(self) -> dict[str, Sequence[str]]:
+        """Target -> the names of its classes, also of those that heads derive, such as buckets."""
+        nothing = {head.label: np.zeros(0) for head in self.heads.values()}
+        return heads_lib.derive(self.heads, nothing, self.facts.label_names)[1]
 
     @property
     def batch_size(self) -> int:
