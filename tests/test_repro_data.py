@@ -814,6 +814,16 @@ def test_an_image_folder_may_be_a_table_of_pixels(tmp_path):
         assert loaded.label_names["ethnicity"] == ("1", "2")
 
 
+def test_the_pixels_of_a_table_may_fill_a_large_image(tmp_path):
+    image = np.random.default_rng(0).integers(100, 256, (200, 200), np.uint8)
+    data = csv("age,img_name,pixels", f'7,a.jpg,"{" ".join(map(str, image.ravel()))}"')
+    assert len(data) > 2**17  # the longest cell that Python's csv takes by itself
+    faces, skipped, _ = read("image_folder", pack({"x.csv": data}, tmp_path / "d"))
+    assert not skipped
+    pixels = cv2.imdecode(np.frombuffer(faces["a.jpg"].image, np.uint8), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(pixels, image)
+
+
 def test_pixels_that_are_no_image_are_skipped(tmp_path):
     lines = ("age,ethnicity,gender,img_name,pixels", "30,0,0,a.jpg,1 2 3 4", "30,0,0,b.jpg,1 2 3",
              "30,0,0,c.jpg,1 2 3 256", "30,0,0,d.jpg,1 2 3 x", "30,0,0,e.jpg,")  # fmt: skip

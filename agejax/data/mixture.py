@@ -141,7 +141,7 @@ def join(
       train_only: parts whose images must not validate or test.
 
     Raises:
-      UserError: no part, a weight of 0 or below, or parts of different image sizes.
+      UserError: no part, or a weight of 0 or below.
     """
     if not parts:
         raise UserError(f"{WHERE}: it is empty; name at least one part")

@@ -39,6 +39,7 @@ ZIP, XLS = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"  # the first bytes of .xlsx (a zip
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # byte order marks
 OTHER_ENCODING = "text in another encoding than UTF-8: save it as CSV UTF-8"
 LONGEST_HEADER = 2**16  # bytes
+LONGEST_CELL = 2**24  # characters: one of grey pixels has some four for each, here of 2,048 x 2,048
 SOME, WIDEST = 10, 24  # names that a message lists, and characters of each
 SPLIT = "train"  # tfds' name for the one split of a data set that has no official ones
 
@@ -347,6 +348,7 @@ def table(data: bytes, where: str, needed: Sequence[str]) -> Iterator[dict[str, 
     lines = io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline="")
     first = re.split(rb"[\r\n]", data[:LONGEST_HEADER], maxsplit=1)[0]
     delimiter = max(DELIMITERS, key=lambda mark: first.count(mark.encode()))
+    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_CELL))  # of the process: 2^17 before
     try:
         rows = csv.DictReader(lines, skipinitialspace=True, delimiter=delimiter)
         header = [" ".join(name.split()) for name in rows.fieldnames or ()]
