@@ -354,6 +354,25 @@ def test_a_group_has_the_number_of_its_first_row_and_links_are_transitive():
     np.testing.assert_array_equal(duplicates.merge(pairs, 7), [0, 1, 2, 2, 1, 5, 1])
 
 
+def test_many_images_are_compared_a_few_at_a_time(monkeypatch):
+    rng = np.random.default_rng(0)
+    thumbnails = rng.integers(0, 256, (300, 8, 8), np.uint8).repeat(8, axis=1).repeat(8, axis=2)
+    thumbnails[150:] = thumbnails[:150, :, ::-1]  # mirrored copies
+    whole = duplicates.near_pairs(thumbnails)
+    assert {(i, i + 150) for i in range(150)} <= {tuple(pair) for pair in whole.tolist()}
+    largest, count = 0, np.bitwise_count
+
+    def counted(x):
+        nonlocal largest
+        largest = max(largest, x.size)
+        return count(x)
+
+    monkeypatch.setattr(np, "bitwise_count", counted)
+    monkeypatch.setattr(duplicates, "PAIRS", 2000)
+    np.testing.assert_array_equal(duplicates.near_pairs(thumbnails), whole)
+    assert largest <= 2000
+
+
 def test_flat_images_are_copies_only_where_their_files_are():
     thumbnails = np.full((4, 64, 64), 9, np.uint8)
     groups = duplicates.groups(4, thumbnails, [["a", "b", "a", "c"], ["", "x", "", "x"]])

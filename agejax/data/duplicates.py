@@ -20,7 +20,9 @@ EDGE = 64  # of a thumbnail, pixels
 HASH_DISTANCE = 10  # bits in which the hashes of a proposed pair may differ
 PROPOSED = 0.88  # correlation of a proposed pair's 32 px thumbnails, before they are aligned
 ALIKE = 0.84  # correlation of two copies' fine detail, aligned
-BLOCK = 2048  # images compared with all others at once
+BLOCK = 2048  # images compared with all others at once, at most
+PAIRS = 2**26  # of images, at once: half a million images would otherwise take 8 GB
+Described = tuple[np.ndarray, np.ndarray]  # hashes uint64 [N]; pixels f32 [N, 1024], mean 0, norm 1
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
@@ -69,10 +71,11 @@ def near_pairs(thumbnails: np.ndarray, part: np.ndarray | None = None) -> np.nda
       thumbnails: uint8 [N, EDGE, EDGE].
       part: int [N]; only pairs of different parts are compared.
     """
-    found = []
+    found, described = [], _describe(thumbnails)
     for mirrored in (False, True):
         others = thumbnails[:, :, ::-1] if mirrored else thumbnails
-        pairs = np.concatenate(list(_proposed(thumbnails, others)))
+        theirs = _describe(others) if mirrored else described
+        pairs = np.concatenate(list(_proposed(described, theirs)))
         if part is not None:
             pairs = pairs[part[pairs[:, 0]] != part[pairs[:, 1]]]
         with ThreadPoolExecutor() as pool:
@@ -82,11 +85,12 @@ def near_pairs(thumbnails: np.ndarray, part: np.ndarray | None = None) -> np.nda
     return np.concatenate(found)
 
 
-def _proposed(thumbnails: np.ndarray, others: np.ndarray) -> Iterator[np.ndarray]:
-    """Pairs (i, j), i < j, of thumbnails[i] and others[j] with similar hashes and pixels."""
-    (hashes, pixels), (other_hashes, other_pixels) = _describe(thumbnails), _describe(others)
-    for start in range(0, len(hashes), BLOCK):
-        block = slice(start, start + BLOCK)
+def _proposed(described: Described, others: Described) -> Iterator[np.ndarray]:
+    """Pairs (i, j), i < j, of described[i] and others[j] with similar hashes and pixels."""
+    (hashes, pixels), (other_hashes, other_pixels) = described, others
+    step = max(min(BLOCK, PAIRS // max(len(hashes), 1)), 1)
+    for start in range(0, len(hashes), step):
+        block = slice(start, start + step)
         distance = np.bitwise_count(hashes[block, None] ^ other_hashes[None, start:])
         i, j = start + np.array(np.nonzero(distance <= HASH_DISTANCE))
         i, j = i[i < j], j[i < j]
@@ -98,8 +102,8 @@ def _proposed(thumbnails: np.ndarray, others: np.ndarray) -> Iterator[np.ndarray
         yield np.stack([i[keep], j[keep]], axis=1)
 
 
-def _describe(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(hashes uint64 [N], pixels float32 [N, 1024] of mean 0 and norm 1; 0 if uniform)."""
+def _describe(thumbnails: np.ndarray) -> Described:
+    """Describes uint8 [N, EDGE, EDGE]; the pixels of a uniform one are 0."""
     hashes, pixels = [], []
     for start in range(0, len(thumbnails), BLOCK):
         batch = thumbnails[start : start + BLOCK].astype(np.float32)
