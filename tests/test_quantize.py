@@ -1,5 +1,6 @@
 """int8: ONNX models a quarter as large, and their loss of accuracy on val."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -40,6 +41,19 @@ def weights(data: bytes, kinds=("Conv", "Gemm", "MatMul")):
                 name = dequantize.input[0]
             result.append((node.op_type, stored[name], axis))
     return result
+
+
+def test_a_val_without_a_label_judges_no_model(trained, monkeypatch):
+    run = Run.open(trained, devices=1)
+    source = opening.open_source(run.config.data)
+    labels = {
+        name: np.full_like(values, np.nan if values.dtype.kind == "f" else -1)
+        for name, values in source.labels.items()
+    }
+    source = dataclasses.replace(source, labels=labels)
+    monkeypatch.setattr(opening, "open_source", lambda *args: source)
+    with pytest.raises(UserError, match=r"none of the .* images has a label of"):
+        quantize.held_out(run, None)
 
 
 @pytest.fixture(scope="module")

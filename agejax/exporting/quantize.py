@@ -20,6 +20,7 @@ from agejax.data import opening, splits
 from agejax.data.sources import Source
 from agejax.errors import UserError
 from agejax.evaluation import metrics
+from agejax.evaluation.scored import check_labelled
 from agejax.exporting import onnx_export
 from agejax.logging import console
 from agejax.runs.run import Run
@@ -117,7 +118,7 @@ def held_out(run: Run, source_path: str | None) -> tuple[Source, np.ndarray]:
     """The run's data and the rows of its split val.
 
     Raises:
-      UserError: the data is not the run's, or its val has fewer than two images.
+      UserError: the data is not the run's, or its val has fewer than two images or no label.
     """
     source = opening.open_source(run.config.data, source_path)
     if source.fingerprint != run.fingerprint:
@@ -131,6 +132,7 @@ def held_out(run: Run, source_path: str | None) -> tuple[Source, np.ndarray]:
             f"--quantize=int8: {run.workdir} was trained without a val split, which int8 needs; "
             "export in float32"
         )
+    check_labelled(run, source, rows)
     return source, rows
 
 
