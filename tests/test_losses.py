@@ -299,6 +299,9 @@ def test_a_mixture_is_fitted_to_the_labels():
     np.testing.assert_allclose(variances[order], [0.25, 1.0], rtol=0.1)
     np.testing.assert_allclose(weights[order], [0.25, 0.75], atol=0.02)
     assert len(losses.fit_mixture(np.array([1.0, 2.0, 2.0]), 8, seed=0)[0]) == 2
+    (mean,), (variance,), (weight,) = losses.fit_mixture(np.array([40.0]), 8, seed=0)
+    assert (mean, weight) == (pytest.approx(40), pytest.approx(1))
+    assert 0 < variance < 1e-3
     # A part of many values is enough.
     many = losses.fit_mixture(np.repeat(values, 20), 2, seed=0)
     np.testing.assert_allclose(np.sort(many[0]), np.sort(means), atol=0.01)

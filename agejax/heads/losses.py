@@ -116,6 +116,7 @@ def fit_mixture(
     values = np.sort(np.asarray(values, np.float64))
     values = values[:: -(-len(values) // MIXTURE_VALUES)]  # every n-th has the same distribution
     components = min(components, len(np.unique(values)))
+    values = np.repeat(values, 2) if len(values) == 1 else values  # scikit-learn asks for two
     mixture = GaussianMixture(components, random_state=seed).fit(values[:, None])
     return mixture.means_[:, 0], mixture.covariances_[:, 0, 0], mixture.weights_
 
