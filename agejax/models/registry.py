@@ -94,7 +94,12 @@ OPTIONS: dict[str, Setting] = {
     ),
     "epsilon": Setting(1e-5, "Added to the variance in batch norm.", limits=(0, 1)),
     "norm_momentum": Setting(0.1, "Share of each batch in running statistics.", limits=(0, 1)),
-    "dropout": Setting(0.0, "Dropout rate.", limits=(0, 0.99)),
+    "dropout": Setting(
+        0.0,
+        "Dropout rate; of MobileNets, EfficientNets and VGGs in the published classifier only, "
+        "which a run does not use.",
+        limits=(0, 0.99),
+    ),
     "drop_path": Setting(
         0.0, "Largest rate of dropped blocks (stochastic depth).", limits=(0, 0.99)
     ),
