@@ -27,9 +27,9 @@ and 0.949, 4.63 and 0.941 on the same test images. Without teachers (no files, a
 
 With seed 1 and a split of its own (--config.seed=1 --config.data.split.seed=1, the teachers
 trained anew with them), one run on another machine: 4.55 [4.40, 4.69], 0.949, ethnicity 0.865
-(macro-F1 0.778); on val 4.63 and 0.948. With seed 2 in the same way, in 36 minutes: 4.52 [4.36, 4.67],
-0.944, ethnicity 0.871 (macro-F1 0.782); on val 4.46 and 0.947. The mean of the three is 4.55
-(Student's t over them: 4.47 to 4.63), 0.945 and 0.867 (macro-F1 0.780).
+(macro-F1 0.778); on val 4.63 and 0.948. With seed 2 in the same way, in 36 minutes: 4.52
+[4.36, 4.67], 0.944, ethnicity 0.871 (macro-F1 0.782); on val 4.46 and 0.947. The mean of the three
+is 4.55 (Student's t over them: 4.47 to 4.63), 0.945 and 0.867 (macro-F1 0.780).
 """
 
 import ml_collections
