@@ -12,7 +12,7 @@ assert VERSION is not None
 setup(
     name="agejax",
     version=VERSION[1],
-    description="Train and judge face-age models in JAX",
+    description="Train and evaluate face-age models in JAX",
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     author="the agejax authors",

