@@ -11,6 +11,7 @@ if __name__ == "__main__":
 
     start.as_command()
 
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -89,15 +90,27 @@ def _tables(where: str, group: Group) -> list[str]:
 
 def _table(where: str, group: Group) -> list[str]:
     rows = [
-        f"| `{key}` | `{setting.default!r}` | {_allowed(setting)} | {setting.help} |".replace(
-            "|p|", "\\|p\\|"
-        )
+        f"| `{key}` | {_code(setting.default)} | "
+        f"{_cell(_allowed(setting))} | {_cell(setting.help)} |"
         for key, setting in group.items()
         if isinstance(setting, Setting)
     ]
     if not rows:
         return []
     return ["| setting | default | allowed | what it is |", "|---|---|---|---|", *rows, ""]
+
+
+def _code(value: object) -> str:
+    """A value as code in a table's cell. GitHub ends a cell at any bare |, even in backticks."""
+    text = repr(value)
+    if "|" not in text:
+        return f"`{text}`"
+    return f"<code>{text.replace('|', '&#124;').replace('*', '&#42;')}</code>"
+
+
+def _cell(text: str) -> str:
+    """Text in a table's cell, without Markdown's meaning of | and *."""
+    return re.sub(r"([|*])", r"\\\1", text)
 
 
 def _paragraph(setting: Setting) -> str:

@@ -194,6 +194,13 @@ def test_help_of_the_config_names_every_setting():
         assert (f"  {path} = " in shown) == isinstance(setting, Setting)
 
 
+def test_every_row_of_the_page_of_settings_has_four_cells_on_github():
+    rows = [line for line in reference.markdown().splitlines() if line.startswith("| ")]
+    assert len(rows) > 200
+    # A | ends a cell unless a backslash is before it.
+    assert {len(re.split(r"(?<!\\)\|", row)) for row in rows} == {2 + 4}
+
+
 def test_the_page_of_settings_is_up_to_date():
     page = (ROOT / "docs" / "config.md").read_text()
     assert page == reference.markdown(), "python -m agejax.reference > docs/config.md writes it"
