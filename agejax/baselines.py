@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
         "--features",
         choices=FEATURES,
         default="run",
-        help="of the trained backbone, or of its pretrained weights",
+        help="of the trained backbone (run), or of its pretrained weights; default: %(default)s",
     )
     parser.add_argument("--split", default="test", help="the split to score; default: %(default)s")
     parser.add_argument("--output", help="default: WORKDIR/baselines/ESTIMATOR-FEATURES-SPLIT")

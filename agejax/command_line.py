@@ -149,8 +149,8 @@ settings:
       --config.schedule.lr=3e-3 --config.total.steps=200 --config.eval.every.epochs=0.5
       --config.heads.gender.smoothing=0.1 --config.data.options.labels=labels.csv
       --config.augment.crop="(0.8, 1.0)" --config.data.edits.only.gender=female
-  --help=config lists the settings with their defaults, what they may be, and one sentence each;
-  --help=config.schedule those of the schedule, --help=config.heads those of heads, and so on.
+  --help=config lists the settings with their defaults, allowed values, and one sentence each;
+  --help=config.schedule lists those of the schedule, --help=config.heads those of heads, and so on.
 """
 
 

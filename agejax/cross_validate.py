@@ -1,9 +1,9 @@
 """python -m agejax.cross_validate --config=FILE --workdir=DIR [--protocol=DIR] [--config.x.y=v ...]
 
-Trains a config on every fold, one after the other, scores each on its test split, and writes a
-table with the mean and the standard deviation. The folds are those of config.data.split.folds, or
-the lists that `python -m agejax.data.protocol` wrote. The same command continues where it was
-stopped.
+Trains a config (a file, or the name of one that comes with agejax) on every fold, one after the
+other, scores each on its test split, and writes a table with the mean and the standard deviation.
+The folds are those of config.data.split.folds, or the lists that `python -m agejax.data.protocol`
+wrote. The same command continues where it was stopped.
 """
 
 from __future__ import annotations

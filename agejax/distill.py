@@ -27,14 +27,23 @@ from agejax.training import sharding
 
 def main(argv: Sequence[str]) -> None:
     parser = usage.parser(__doc__)
-    parser.add_argument("--workdir", required=True, help="the folder of a trained run or ensemble")
+    parser.add_argument(
+        "--workdir", required=True,
+        help="the folder of a trained run, a released model or an ensemble, or box:NAME",
+    )  # fmt: skip
     parser.add_argument("--output", required=True, help="the file to write, .npz")
     flags.add_data(parser)
     parser.add_argument(
         "--split", default="all", help="splits of the run, such as train,val; default: all"
     )
-    parser.add_argument("--views", default="plain", help=f"some of {', '.join(ensembles.VIEWS)}")
-    parser.add_argument("--targets", default=",".join(TARGETS), help="what to write; default: all")
+    parser.add_argument(
+        "--views", default="plain",
+        help=f"views of each image to average, of {', '.join(ensembles.VIEWS)}; "
+        "default: %(default)s",
+    )  # fmt: skip
+    parser.add_argument(
+        "--targets", default=",".join(TARGETS), help="what to write; default: %(default)s"
+    )
     args = parser.parse_args(argv[1:])
     views, targets = args.views.split(","), args.targets.split(",")
     check_keys(views, ensembles.VIEWS, "--views")

@@ -28,25 +28,33 @@ from agejax.training import sharding
 
 def main(argv: Sequence[str]) -> None:
     parser = usage.parser(__doc__)
-    parser.add_argument("members", nargs="+", metavar="RUN[@STEP]", help="folders of trained runs")
+    parser.add_argument(
+        "members", nargs="+", metavar="RUN[@STEP]",
+        help="folders of trained runs; STEP is that of a checkpoint, by default the best one's",
+    )  # fmt: skip
     parser.add_argument("--output", required=True, help="the ensemble's folder")
     parser.add_argument(
         "--combine", choices=COMBINE, default=COMBINE[0],
         help="average what the members predict, or their weights; default: %(default)s",
     )  # fmt: skip
     parser.add_argument(
-        "--weights", default="", help="0.4,0.6, or fit: fitted on val; default: equal"
-    )
-    parser.add_argument("--views", default="plain", help=f"some of {', '.join(VIEWS)}")
+        "--weights", default="",
+        help="one per run, such as 0.4,0.6, or fit, which fits them on val; default: equal",
+    )  # fmt: skip
+    parser.add_argument(
+        "--views", default="plain",
+        help=f"views of each image to average, of {', '.join(VIEWS)}; default: %(default)s",
+    )  # fmt: skip
     parser.add_argument(
         "--statistics", choices=STATISTICS, default=STATISTICS[0],
-        help="statistics of batch norms, with --combine=weights; anew: computed on training images",
+        help="statistics of batch norms, with --combine=weights; anew: computed on training "
+        "images; default: %(default)s",
     )  # fmt: skip
     parser.add_argument(
         "--batches",
         type=int,
         default=batch_statistics.BATCHES,
-        help="batches of training images for --statistics=anew",
+        help="batches of training images for --statistics=anew; default: %(default)s",
     )
     args = parser.parse_args(argv[1:])
     views = args.views.split(",")

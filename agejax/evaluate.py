@@ -25,10 +25,13 @@ from agejax.training import sharding
 
 def main(argv: Sequence[str]) -> None:
     parser = usage.parser(__doc__)
-    parser.add_argument("--workdir", required=True, help="the folder of a trained run")
+    parser.add_argument(
+        "--workdir", required=True,
+        help="the folder of a trained run, a released model or an ensemble, or box:NAME",
+    )  # fmt: skip
     flags.add_data(parser)
     parser.add_argument(
-        "--split", help="train, val, test or all; default: test, or all on other data"
+        "--split", help="a split of the run, or all; default: test, or all on other data"
     )
     parser.add_argument(
         "--compare", metavar="RUN", nargs="+", action="extend", default=[],
@@ -42,7 +45,9 @@ def main(argv: Sequence[str]) -> None:
         "--robustness", action="store_true",
         help="also score degraded images and several views of each face; takes minutes",
     )  # fmt: skip
-    parser.add_argument("--output", help="default: WORKDIR/evaluation/DATASET-SPLIT")
+    parser.add_argument(
+        "--output", help="the folder to write to; default: WORKDIR/evaluation/DATASET-SPLIT"
+    )
     args = parser.parse_args(argv[1:])
     sharding.start()
     results.evaluate(

@@ -25,13 +25,20 @@ from agejax.training import sharding
 
 def main(argv: Sequence[str]) -> None:
     parser = usage.parser(__doc__)
-    parser.add_argument("--workdir", required=True, help="the folder of a trained run")
+    parser.add_argument(
+        "--workdir", required=True,
+        help="the folder of a trained run or a released model, or box:NAME",
+    )  # fmt: skip
     parser.add_argument(
         "--method", choices=get_args(Method), default="lime",
-        help="default: %(default)s",
+        help="how to explain; default: %(default)s",
     )  # fmt: skip
-    parser.add_argument("--target", default="age", help="age, gender, ethnicity: a head's label")
-    parser.add_argument("--output", help="default: WORKDIR/explanations/TARGET-METHOD")
+    parser.add_argument(
+        "--target", default="age", help="a label that the run predicts; default: %(default)s"
+    )
+    parser.add_argument(
+        "--output", help="the folder to write to; default: WORKDIR/explanations/TARGET-METHOD"
+    )
     parser.add_argument("--seed", type=usage.at_least(0), default=0, help="seed of LIME's samples")
     parser.add_argument(
         "paths", nargs="+", metavar="IMAGE_OR_FOLDER", help="crops of faces to explain"

@@ -26,7 +26,10 @@ from agejax.training import sharding
 
 def main(argv: Sequence[str]) -> None:
     parser = usage.parser(__doc__)
-    parser.add_argument("--workdir", required=True, help="the folder of a trained run")
+    parser.add_argument(
+        "--workdir", required=True,
+        help="the folder of a trained run or a released model, or box:NAME",
+    )  # fmt: skip
     parser.add_argument("--output", required=True, help="the folder to write to")
     parser.add_argument(
         "--format", choices=(*files.FORMATS, "both"), default="jax",

@@ -28,15 +28,15 @@ from agejax.process import interrupts, usage
 from agejax.process.command import run_command
 
 COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "HOST:PORT of process 0, where several processes train one run."
+    "coordinator", None, "HOST:PORT of process 0, if several processes train one run."
 )
-PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are.")
-PROCESS = flags.DEFINE_integer("process", None, "Which of them this one is, from 0.")
+PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes.")
+PROCESS = flags.DEFINE_integer("process", None, "Number of this process, from 0.")
 JOIN_TIMEOUT = flags.DEFINE_float(
-    "join_timeout", 300.0, "Seconds to wait for the other processes.", lower_bound=1.0
+    "join_timeout", 300.0, "Seconds to wait for the other processes; default: 300.", lower_bound=1.0
 )
 DRY_RUN = flags.DEFINE_bool(
-    "dry_run", False, "Only reports what would be trained and the cost of a step; writes no run."
+    "dry_run", False, "Only reports what would be trained and what a step costs; trains nothing."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; default: runs/<config name>.")
 

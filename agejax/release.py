@@ -1,8 +1,9 @@
 """python -m agejax.release --workdir=RUN --output=FOLDER [--storage=float16]
 
 Makes a released model from a run's best checkpoint: a folder of a few megabytes with the weights,
-the calibration, the origin and a card. Every command takes it as --workdir. With --rewrite_card,
-and no --output, the released model that --workdir names gets its card again, in today's words.
+the calibration, the origin and a card. Commands that read a run take it as --workdir. With
+--rewrite_card and no --output, the card of the released model that --workdir names is written
+again, with the words of this version.
 """
 
 from __future__ import annotations
@@ -25,11 +26,16 @@ from agejax.training import sharding
 def main(argv: Sequence[str]) -> None:
     parser = usage.parser(__doc__)
     parser.add_argument(
-        "--workdir", required=True, help="the folder of a trained run, or of averaged weights"
-    )
+        "--workdir", required=True,
+        help="the folder of a trained run or of averaged weights; with --rewrite_card, of a "
+        "released model, or box:NAME",
+    )  # fmt: skip
     parser.add_argument("--output", help="the folder to write")
     parser.add_argument(
-        "--storage", choices=STORAGE, default=STORAGE[0], help="type of the stored kernels"
+        "--storage",
+        choices=STORAGE,
+        default=STORAGE[0],
+        help="type of the stored kernels; default: %(default)s",
     )
     parser.add_argument(
         "--rewrite_card", action="store_true", help="write card.md of a released model again"

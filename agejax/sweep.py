@@ -1,7 +1,8 @@
 """python -m agejax.sweep --config=FILE --space=FILE --study=DIR [--trials=25] [--config.x.y=v ...]
 
-Searches a config's settings for the best validation metric. A space is a Python file whose
-get_space() returns {"optim.weight_decay": {"low": 1e-4, "high": 1.0, "log": True},
+Searches the settings of a config (a file, or the name of one that comes with agejax) for the best
+validation metric. A space is a Python file whose get_space() returns
+{"optim.weight_decay": {"low": 1e-4, "high": 1.0, "log": True},
 "heads.age.loss": {"choices": ["l1", "huber"]}, ...}. The same command continues a stopped study,
 and any number of workers, on any number of machines, may run it at once.
 """
@@ -35,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--study", required=True, help="the folder of the study")
     parser.add_argument(
         "--trials", type=usage.at_least(1), default=25,
-        help="trials to complete, those of earlier calls counted; default: %(default)s",
+        help="trials to complete, with those of earlier calls; default: %(default)s",
     )  # fmt: skip
     parser.add_argument(
         "--sampler", choices=study.SAMPLERS, default="tpe",
@@ -49,8 +50,13 @@ def main(argv: Sequence[str]) -> None:
         "--pruner", choices=study.PRUNERS, default="none",
         help="which trials to stop early; default: %(default)s",
     )  # fmt: skip
-    parser.add_argument("--storage", default="", help="a database's URL; default: sqlite in DIR")
-    parser.add_argument("--seed", type=usage.at_least(0), default=0, help="seed of the sampler")
+    parser.add_argument(
+        "--storage", default="", help="a database's URL; default: SQLite in the study's folder"
+    )
+    parser.add_argument(
+        "--seed", type=usage.at_least(0), default=0,
+        help="seed of the sampler; default: %(default)s",
+    )  # fmt: skip
     args, config = command_line.parse_with(parser, argv)
     folder = expand(args.study)
     files.check_folder(folder, "--study")
