@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
+from agejax.configs import mobilenet_v1_utk
 from agejax.data import opening, splits
 from agejax.errors import UserError
 from agejax.evaluation import replicates
@@ -116,7 +117,12 @@ def test_the_face_network_has_rows_on_the_systems_own_images(tmp_path):
     assert not any(name.startswith("faces") for name in imbalance.arms(place))
     (tmp_path / "mobilenet_v1_faces.safetensors").touch()
     known = imbalance.arms(place)
-    like, frozen, tuned = (known[name].config for name in ("baseline", "faces-frozen", "faces"))
+    like, frozen, tuned, small = (
+        known[name].config for name in ("baseline", "faces-frozen", "faces", "small")
+    )
+    assert small.data.split == like.data.split
+    assert small.model.pretrained == str(tmp_path / "mobilenet_v3_small.safetensors")
+    assert [path.rsplit("/", 1)[1] for path in small.distill.files] == ["teacher.npz"]
     for config in (frozen, tuned):
         assert config.data.split == like.data.split
         assert config.data.edits == like.data.edits
@@ -124,6 +130,9 @@ def test_the_face_network_has_rows_on_the_systems_own_images(tmp_path):
         assert config.model.pretrained == str(tmp_path / "mobilenet_v1_faces.safetensors")
         assert config.model.image_size > like.model.image_size
     assert frozen.model.cached_views == 1
+    # The published rows are of these recipes, not of shorter ones.
+    assert tuned.total.to_dict() == {"epochs": 10.0}
+    assert tuned.optim.lr_multipliers == mobilenet_v1_utk.LR_MULTIPLIERS
     assert set(transfer.arms(place)["faces"].config.heads) == {"age"}
 
 
