@@ -8,7 +8,12 @@
 
 Training images with a copy in the public test list are left out. A tenth of train is val. The
 weights are those of mobilenet_v1_utk, trained on research data: models made from them are for
-research only. Not measured yet.
+research only.
+
+Measured in one run, about 30 minutes on two cores that other work shared, on the 2,638 test images
+available here (the list is incomplete here), looked at once: age MAE 4.15 years (95 % interval
+over these images 4.00 to 4.31), gender accuracy 0.981, ethnicity 0.866 (macro-F1 0.780). On val
+4.36 and 0.979. Published for VOLO-D1 on the whole list: 4.23 and 0.977.
 """
 
 import ml_collections
