@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import inspect
 import io
+import json
 import pathlib
 import re
 import shlex
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 import ml_collections
 import numpy as np
 import pytest
+from scipy import stats
 
 import agejax
 from agejax import checks, command_line
@@ -240,3 +242,21 @@ def test_a_folder_with_a_csv_can_be_audited_and_trained_as_getting_started_tells
     (arguments,) = [words[3:] for words in commands(page) if "agejax.data.audit" in words]
     audit.main(["audit", *arguments])
     assert (tmp_path / "runs/audit/index.html").exists()
+
+
+@pytest.mark.parametrize("config", ["frozen_utk", "mobilenet_v1_utk", "mobilenet_v3_utk_best"])
+def test_means_over_seeds_are_those_of_the_recorded_seeds(config):
+    recorded = [
+        json.loads((RESULTS.parent / config / f"seed{seed}_metrics.json").read_text())
+        for seed in range(3)
+    ]
+    cells = []
+    for target, figure, digits in (("age", "mae", 2), ("gender", "accuracy", 3)):
+        of_seeds = [metrics[target][figure] for metrics in recorded]
+        mean, deviation = np.mean(of_seeds), np.std(of_seeds, ddof=1)
+        half = stats.t.ppf(0.975, 2) * deviation / np.sqrt(3)
+        bounds = f"{mean - half:.{digits}f}, {mean + half:.{digits}f}"
+        cells.append(f"**{mean:.{digits}f}** [{bounds}]")
+    row = " | ".join(cells)
+    for page in (ROOT / "README.md", DOCS / "results.md"):
+        assert row in page.read_text(), f"{page}: {config} has {row}"
