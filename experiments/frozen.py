@@ -37,10 +37,8 @@ def scored(
             features = frozen.compute(
                 run.config, run.model, run.params, run.batch_stats, source, rows, run.mesh
             )
-            size = run.config.eval.batch_size
-            said.append(
-                run.predict(pipeline.evaluation_batches(source, rows[split], size, features))
-            )
+            batches = pipeline.evaluation_batches(source, rows[split], run.batch_size, features)
+            said.append(run.predict(batches))
         labels, names = heads.derive(
             first.heads, {k: v[rows[split]] for k, v in source.labels.items()}, source.label_names
         )

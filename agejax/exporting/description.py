@@ -25,6 +25,7 @@ def describe(run: Run, outputs: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str,
     """
     config = run.config
     size, inside = config.data.image_size, image_sizes.of_evaluation(config)
+    classes = run.classes
     steps = ["uint8 0..255 to float 0..1"]
     if inside != size:
         steps.append(f"resize to {inside} x {inside}, bilinear")
@@ -52,7 +53,7 @@ def describe(run: Run, outputs: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str,
         "outputs": {
             name: {"shape": ["batch", *out.shape[1:]], "dtype": "float32"}
             | (
-                {"meaning": "probabilities", "classes": list(run.classes[name])}
+                {"meaning": "probabilities", "classes": list(classes[name])}
                 if len(out.shape) > 1
                 else {"meaning": "years"}
             )

@@ -198,9 +198,10 @@ def join(
 
 def check_alike(members: Sequence[Run]) -> None:
     """Raises `UserError` where members have different classes for a label."""
+    first = members[0].classes
     for member in members:
         for label, names in member.classes.items():
-            theirs = tuple(members[0].classes.get(label, names))
+            theirs = tuple(first.get(label, names))
             if tuple(names) != theirs:
                 raise UserError(
                     f"{member.workdir}: its classes of {label} are {', '.join(names)}, those of "

@@ -39,7 +39,7 @@ TURNS = 7
 
 def bare(scored: Scored) -> float:
     """Images/s of the forward pass over equally many batches, without reading or fetching."""
-    run, size = scored.run, scored.run.config.eval.batch_size
+    run, size = scored.run, scored.run.batch_size
     host = next(pipeline.evaluation_batches(scored.source, scored.rows[:size], size))
     batch = sharding.put_batch(host, run.mesh)
     jax.block_until_ready(run.eval_step(run.params, run.batch_stats, batch))
@@ -69,7 +69,7 @@ def measure(workdir: str, source: str | None, images: int) -> dict[str, Any]:
     model = run.config.model
     return {
         "what": f"{len(rows):,} images, {model.name} at {model.image_size} px, batches of "
-        f"{run.config.eval.batch_size}; {TURNS} alternating turns",
+        f"{run.batch_size}; {TURNS} alternating turns",
         "evaluate_images_per_second": float(np.median([ours for ours, _ in turns])),
         "forward_images_per_second": float(np.median([forward for _, forward in turns])),
         "evaluate_over_forward": {

@@ -29,7 +29,7 @@ def arms(setting: Setting, like: ml_collections.ConfigDict, **changes: Any) -> d
     if not setting.has(BACKBONE):
         return {}
     frozen, tuned = (
-        changed(on_data_of(like, setting, config.get_config(), BACKBONE), **changes)
+        changed(on_data_of(like, setting, config.get_config()), **changes)
         for config in (frozen_utk, mobilenet_v1_utk)
     )
     if setting.scale == "smoke":  # a small network has other layers
@@ -43,22 +43,18 @@ def arms(setting: Setting, like: ml_collections.ConfigDict, **changes: Any) -> d
 
 
 def on_data_of(
-    like: ml_collections.ConfigDict,
-    setting: Setting,
-    recipe: ml_collections.ConfigDict,
-    backbone: str,
+    like: ml_collections.ConfigDict, setting: Setting, recipe: ml_collections.ConfigDict
 ) -> ml_collections.ConfigDict:
-    """A recipe on a system's images and split, with its heads alone.
+    """A recipe on a system's images and split, with its heads alone, from --weights.
 
     Args:
       like: a config of the system.
       recipe: a config of configs/, which is changed.
-      backbone: whose weights the recipe starts from.
     """
     sizes = {key: recipe.data[key] for key in ("image_size", "batch_size")}
     recipe.data = like.data.copy_and_resolve_references()
     recipe.data.update(sizes)
     for name in set(recipe.heads) - set(like.heads):
         del recipe.heads[name]
-    recipe.model.pretrained = setting.pretrained(backbone)
+    recipe.model.pretrained = setting.pretrained(recipe.model.name)
     return setting.place(recipe)

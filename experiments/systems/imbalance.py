@@ -124,10 +124,7 @@ def taught(setting: Setting, like: ml_collections.ConfigDict) -> Arm:
                 split=("train", "val"), views=("plain", "flip"),
             )  # fmt: skip
 
-    small = mobilenet_v3_utk_best.get_config()
-    small = faces.on_data_of(like, setting, small, small.model.name)
+    small = faces.on_data_of(like, setting, mobilenet_v3_utk_best.get_config())
     small = changed(small, **FLAT, distill__files=(str(answers),))
-    if setting.scale == "smoke":
-        small.schedule.image_size = ()
     what = f"ours: MobileNetV3-Small, 160 px, taught by {TEACHER} of seed 0"
     return Arm(small, what, prepare=teach)

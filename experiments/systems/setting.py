@@ -70,6 +70,7 @@ class Setting:
             config.total = {"steps": 2}
             config.eval.every = config.checkpoint.every = {"steps": 2}
             config.data.image_size = config.model.image_size = 32
+            config.schedule.image_size = ()
             config.data.batch_size = 8
             config.eval.batch_size = 16
             config.model.name, config.model.options = "cnn", {"widths": (8,)}
