@@ -226,6 +226,13 @@ def test_bad_flags_are_one_line(trained, other, tmp_path, capsys, flags, message
     assert not (tmp_path / "e").exists()
 
 
+def test_a_folder_whose_name_ends_like_a_step_is_a_run(tmp_path):
+    (tmp_path / "run@2").mkdir()
+    assert ensembles.member_of(f"{tmp_path}/run@2") == (f"{tmp_path}/run@2", None)
+    assert ensembles.member_of(f"{tmp_path}/run@2@7") == (f"{tmp_path}/run@2", 7)
+    assert ensembles.member_of(f"{tmp_path}/run@3") == (f"{tmp_path}/run", 3)
+
+
 def test_missing_members_and_steps_are_named(trained, tmp_path, capsys):
     for member, message in (
         (str(tmp_path), "holds no run"),

@@ -14,6 +14,7 @@ import numpy as np
 from agejax import files
 from agejax.errors import UserError, check_keys, is_number
 from agejax.models import pretrained
+from agejax.paths import expand
 from agejax.runs import box
 from agejax.runs.run import Run
 
@@ -292,6 +293,7 @@ def open_member(given: str, devices: int = 0) -> Run:
 
 
 def member_of(given: str) -> tuple[str, int | None]:
-    """RUN, or RUN@STEP, as (run, step)."""
+    """RUN, or RUN@STEP, as (run, step); a folder's own name may end like that."""
     path, at, step = given.rpartition("@")
-    return (path, int(step)) if at and step.isdecimal() else (given, None)
+    named = at and step.isdecimal() and not expand(given).exists()
+    return (path, int(step)) if named else (given, None)
