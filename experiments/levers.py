@@ -270,7 +270,7 @@ def main(argv: Sequence[str]) -> None:
             "commit": arms.commit(),
             "seeds": args.seeds,
             "images": n,
-            "intervals": replicates.METHOD,
+            "intervals": replicates.method(args.seeds),
             "arms": {
                 name: {"what": known[name].what, "against": levers[name].against} | row
                 for name, row in rows.items()
@@ -280,7 +280,7 @@ def main(argv: Sequence[str]) -> None:
     files.write_text(
         output.with_suffix(".md"),
         f"# Levers on val: {args.comparison}\n\n{__doc__}\n{n:,} images; seeds: {args.seeds}. "
-        f"{replicates.METHOD}\n\n{text}",
+        f"{replicates.method(args.seeds)}\n\n{text}",
     )
     print(text)
 

@@ -131,10 +131,11 @@ def run(
     columns = [c for c in system.COLUMNS if c.count("/") == 1 or "gender" in base.columns]
     rows = {arm: measure(of, base, columns) for arm, of in scores.items()}
     n, ids = len(base.columns["id"]), len(np.unique(base.columns["group"]))
+    intervals = replicates.method(len(seeds))
     devices = sorted({run["device"] for of in scores.values() for run in of.runs})
     text = table(f"{system.TITLE}, at scale {setting.scale}", columns, chosen, rows) + (
-        f"\n{n:,} test images ({ids:,} without copies) of {setting.dataset}, {len(seeds)} seeds. "
-        f"{replicates.METHOD} Trained on {' and '.join(devices)}.\n"
+        f"\n{n:,} test images ({ids:,} without copies) of {setting.dataset}; seeds: "
+        f"{', '.join(map(str, seeds))}. {intervals} Trained on {' and '.join(devices)}.\n"
     )
     return (
         text,
@@ -142,7 +143,7 @@ def run(
             "command": f"python -m experiments.run {name} --scale={setting.scale}",
             "commit": arms.commit(),
             "seeds": list(seeds),
-            "intervals": replicates.METHOD,
+            "intervals": intervals,
             "dataset": setting.dataset,
             "devices": devices,
             "reference": reference,

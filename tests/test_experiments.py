@@ -39,6 +39,7 @@ def test_every_arm_runs_and_is_compared(system, faces, trained, tmp_path, capsys
     known = module.arms(setting.Setting("smoke", synthetic="drawn"))
     assert result["arms"].keys() == known.keys()
     text = (tmp_path / "table.md").read_text()
+    assert "; seeds: 0. Intervals of 95 % are a bootstrap over groups of copies, of one" in text
     for kind in ("decades", "curves", *(["confusion-gender"] if system == "small_model" else [])):
         assert f"(table-{kind}.png)" in text
         assert (tmp_path / f"table-{kind}.png").stat().st_size > 5000

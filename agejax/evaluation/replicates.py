@@ -20,6 +20,15 @@ METHOD = (
     "Intervals of 95 % join Student's t over seeds with a bootstrap over groups of copies; "
     "differences are paired."
 )
+ONE_SEED = (
+    "Intervals of 95 % are a bootstrap over groups of copies, of one seed: another seed gives "
+    "another figure. Differences are paired."
+)
+
+
+def method(seeds: int) -> str:
+    """What the intervals of a comparison with so many seeds are, in words for its table."""
+    return METHOD if seeds > 1 else ONE_SEED
 
 
 def mean_interval(
