@@ -69,7 +69,7 @@ def parse(argv: Sequence[str], usage: str = "") -> ml_collections.ConfigDict:
     if _help_topic(argv[1:]) is not None:
         print(f"usage: {usage}\n\n{_flags_help()}", end="")
         sys.exit()
-    argv, parts = overrides.split(_with_config_file(argv))
+    argv, parts = overrides.split(_config_first(argv))
     path = _config_path(argv)
     try:
         _ARGV[:] = argv
@@ -101,15 +101,21 @@ def parse(argv: Sequence[str], usage: str = "") -> ml_collections.ConfigDict:
 _OF_ABSL = (flags.Error, AttributeError, KeyError, TypeError, ValueError)
 
 
-def _with_config_file(argv: Sequence[str]) -> list[str]:
-    """The command line with the config file's path in place of its name."""
-    found = list(argv)
-    for i, argument in enumerate(argv):
+def _config_first(argv: Sequence[str]) -> list[str]:
+    """The command line with the config file first, and its path in place of its name.
+
+    ml_collections takes settings only after the file; here they may come in any order.
+    """
+    configs, others = [], []
+    arguments = iter(argv[1:])
+    for argument in arguments:
+        if argument == "--config" and (following := next(arguments, None)) is not None:
+            argument = f"--config={following}"
         if argument.startswith("--config="):
-            found[i] = f"--config={config_file(argument.removeprefix('--config='))}"
-        elif argument == "--config" and i + 1 < len(argv):
-            found[i + 1] = config_file(argv[i + 1])
-    return found
+            configs.append(f"--config={config_file(argument.removeprefix('--config='))}")
+        else:
+            others.append(argument)
+    return [argv[0], *configs, *others]
 
 
 def _config_path(argv: Sequence[str]) -> str | None:

@@ -59,6 +59,16 @@ def test_what_no_config_writes_down_is_set_by_its_path(argument, path, value):
             config.heads.age.lose = "l1"  # it is locked as before
 
 
+@pytest.mark.parametrize("config", [[f"--config={tiny.__file__}"], ["--config", tiny.__file__]])
+def test_settings_may_come_before_the_config_file(config):
+    settings = ["--config.seed=7", "--config.total.epochs=2"]
+    for at in range(len(settings) + 1):
+        for flag in [name for name in command_line.FLAGS if name.startswith("config.")]:
+            delattr(command_line.FLAGS, flag)  # of the command before, and each is defined once
+        found = command_line.parse(["main", *settings[:at], *config, *settings[at:]])
+        assert (found.seed, found.total.to_dict()) == (7, {"epochs": 2.0})
+
+
 def test_a_text_stays_one_where_a_text_was_and_a_later_argument_wins():
     kinds = [f"--config.heads.age.kind={kind}" for kind in ("gaussian", "ordinal")]
     assert parsed(*kinds).heads.age.kind == "ordinal"
