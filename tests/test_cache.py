@@ -1,5 +1,6 @@
 """The decoded cache: damage is found at the first use and repaired, without the archive."""
 
+import argparse
 import json
 import os
 import shutil
@@ -12,7 +13,8 @@ import pytest
 from packing import jpeg, pack
 from test_sources import ROOT, chip
 
-from agejax.data import cache, mixture, opening, prepare, sources
+from agejax.config import default
+from agejax.data import cache, flags, mixture, opening, prepare, sources
 from agejax.errors import UserError
 from agejax.process.command import run_command
 
@@ -364,6 +366,27 @@ def test_without_anything_prepared_a_missing_archive_is_an_error(archive, place,
     assert len(load(path, place).ids) == 12
     with pytest.raises(UserError, match="does not exist"):  # nothing to decode from
         load(path, place, size=8)
+
+
+def test_a_command_line_and_a_config_find_the_same_cache(tmp_path, capsys):
+    """A config holds options as ConfigDicts, with sorted names."""
+    (tmp_path / "labels.csv").write_text("Photo,Years,Sex\n0.jpg,10,F\n1.jpg,11,M\n")
+    faces = pack({f"{i}.jpg": jpeg(i) for i in range(2)}, tmp_path / "faces")
+    args = argparse.Namespace(
+        dataset="image_folder", source=str(faces), image_size=16, cache_dir=str(tmp_path / "cache"),
+        option=[
+            f"labels={tmp_path / 'labels.csv'}",
+            "columns={'gender': 'Sex', 'file': 'Photo', 'age': 'Years'}",
+        ],
+    )  # fmt: skip
+    prepared = flags.load(args)
+    capsys.readouterr()
+    config = default()
+    config.data.name, config.data.source = args.dataset, args.source
+    config.data.image_size, config.data.cache_dir = args.image_size, args.cache_dir
+    config.data.options = flags.options(args.option)
+    assert opening.open_source(config.data).fingerprint == prepared.fingerprint
+    assert capsys.readouterr().err == ""
 
 
 def test_labels_that_changed_after_the_archive_had_gone_are_not_passed_over(tmp_path):

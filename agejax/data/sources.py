@@ -189,7 +189,7 @@ def load(
       UserError: unknown name or option, missing or damaged files, no usable image, a full disk.
     """
     builder = builders.find(name)
-    options = dict(options or {})
+    options = _plain(options or {})
     builder.check_options(options)
     if image_size < 1:
         raise UserError(f"config.data.image_size: {image_size} is not 1 or more")
@@ -263,7 +263,9 @@ def decode_whole(data: bytes) -> np.ndarray:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError("not an image that can be read") from error
     if width * height > MAX_PIXELS:
-        raise ValueError(f"{width} x {height} pixels are too many")
+        raise ValueError(
+            f"{width} x {height} pixels are more than {MAX_PIXELS / 1e6:g} million; make it smaller"
+        )
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:
@@ -506,6 +508,14 @@ def _open(folder: pathlib.Path) -> Source:
 
 
 # --------------------------------------------------------------------------- where it was made from
+
+
+def _plain(options: Any) -> dict[str, Any]:
+    """Options as dicts in one order, so that a config and a command line name the same cache."""
+    return {
+        name: _plain(value) if hasattr(value, "items") else value
+        for name, value in sorted(options.items())
+    }
 
 
 def _key(*parts: Any) -> str:
