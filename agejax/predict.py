@@ -95,6 +95,8 @@ def main(argv: Sequence[str]) -> None:
         counts.add(picture, found)
         if isinstance(found, Exception):
             console.note(one_line(f"skipped {picture}: {found}"))
+        elif not found:
+            console.note(one_line(f"no face in {picture}"))
         if counted:
             count.add()
 

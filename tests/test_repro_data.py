@@ -237,6 +237,18 @@ def test_every_image_type_that_predict_reads_is_data_too(end, tmp_path):
     assert load("image_folder", folder, tmp_path).ids.tolist() == [f"a.{end}"]
 
 
+def test_predict_leaves_hidden_files_out_as_data_sets_do_and_warns_of_other_pictures(
+    tmp_path, capsys
+):
+    names = (".hidden.jpg", "._b.jpg", "__MACOSX/._a.jpg", ".thumbs/a.jpg", "a.jpg", "c.GIF", "d")
+    folder = pack({name: jpeg(i) for i, name in enumerate(names)}, tmp_path / ".home" / "x")
+    assert [path.name for path in find_images([str(folder)])] == ["a.jpg"]
+    assert "warning: skipped 1 file ending in .gif: convert to one of .jpg" in (
+        capsys.readouterr().err
+    )
+    assert load("image_folder", folder, tmp_path).ids.tolist() == ["a.jpg"]
+
+
 def test_data_sets_with_tables_find_images_of_other_types(tmp_path):
     appa = {
         "train/000000.jpg_face.png": jpeg(1),
@@ -385,6 +397,13 @@ def test_a_band_of_ages_is_refused_with_what_to_write(band, tmp_path):
     assert remedy in refused("image_folder", folder, tmp_path)
     folder = pack({f"{band}/a.jpg": jpeg(1)}, tmp_path / "folders")
     assert remedy in refused("image_folder", folder, tmp_path, folders="age")
+
+
+def test_an_age_with_a_comma_may_be_a_band_so_it_is_refused_with_what_to_write(tmp_path):
+    folder = pack(table("file;age", "a.jpg;25,32", "b.jpg;25.5"), tmp_path / "table")
+    faces, skipped, _ = read("image_folder", folder)
+    assert faces["b.jpg"].age == 25.5
+    assert skipped == ["a.jpg: 25,32 is not an age; write a decimal point"]
 
 
 BANDS = ("0-2", "3-9", "10-19", "20-29", "30-39", "40-49", "50-59", "60-69", "more than 70")

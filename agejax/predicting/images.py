@@ -11,6 +11,7 @@ import dataclasses
 import glob
 import pathlib
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -85,23 +86,29 @@ class Counts:
 def find_images(paths: Sequence[str]) -> list[pathlib.Path]:
     """Finds the files named or matched, and all images below folders; sorted, each once.
 
-    Follows symbolic links to folders, as `archives.walk` does.
+    Follows symbolic links to folders, as `archives.walk` does. Leaves hidden files of folders out,
+    and warns of their pictures of other types.
 
     Raises:
       UserError: a path that does not exist, or no image.
     """
     found: list[pathlib.Path] = []
+    passed_over: Counter[str] = Counter()  # ending -> files
     for given in paths:
         path = expand(given)
         if path.is_dir():
             below = {*path.rglob("*"), *(path / inside for inside, _ in archives.walk(path))}
-            found += sorted(p for p in below if p.suffix.lower() in SUFFIXES)
+            plain = [p for p in below if not archives.is_hidden(p.relative_to(path).as_posix())]
+            found += sorted(p for p in plain if p.suffix.lower() in SUFFIXES)
+            passed_over.update(p.suffix.lower() for p in plain)
         elif path.exists():
             found.append(path)
         elif matched := sorted(glob.glob(str(path), recursive=True)):
             found += [p for p in map(pathlib.Path, matched) if p.is_file()]
         else:
             raise UserError(f"{path}: no such file or folder")
+    for line in archives.to_convert(passed_over):
+        console.warning(f"skipped {line}")
     if not found:
         raise UserError(f"no image ({', '.join(SUFFIXES)}) in {', '.join(paths)}")
     return list(dict.fromkeys(found))

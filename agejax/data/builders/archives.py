@@ -17,7 +17,7 @@ import re
 import stat
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
 from agejax import errors
@@ -28,6 +28,11 @@ Wanted = Callable[[str], bool]  # takes a path inside the archive
 # Endings of the image types that every data set and predict read, in upper or lower case.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 IMAGE = re.compile(r".*\.(jpe?g|png|bmp|webp|tiff?)", re.IGNORECASE | re.DOTALL)
+# Picture types that are not in SUFFIXES: such files are not read, but counted.
+OTHER_PICTURES = (
+    *(".gif", ".heic", ".heif", ".avif", ".jfif", ".jp2", ".jxl", ".svg", ".ppm", ".pgm", ".tga"),
+    *(".raw", ".dng", ".cr2", ".nef", ".arw", ".psd"),
+)
 PACKED = re.compile(r".*\.(zip|tar|tgz|tbz2?|txz|tar\.\w+|rar|7z)", re.IGNORECASE | re.DOTALL)
 
 MAX_BYTES = 50 * 2**20  # per file; no face photo is larger
@@ -79,8 +84,7 @@ def read(
     most = MAX_BYTES if limit is None else limit
 
     def plain(path: str) -> bool:
-        hidden = any(part.startswith(".") and part != "." for part in path.split("/"))
-        return not hidden and wanted(path)
+        return not is_hidden(path) and wanted(path)
 
     def safe(path: str) -> bool:
         if _leads_out(path) and wanted(path):
@@ -107,6 +111,25 @@ def read(
     except OSError as error:
         which = error.filename or source  # a file inside of a folder
         raise UserError(f"{which} cannot be read: {errors.reason(error)}") from error
+
+
+def to_convert(endings: Mapping[str, int]) -> list[str]:
+    """Lines about the pictures of types that are not read.
+
+    Args:
+      endings: of files that were passed over, in lower case -> how many have it.
+    """
+    return [
+        f"{count:,} file{'' if count == 1 else 's'} ending in {ending}: convert to one of "
+        f"{', '.join(SUFFIXES)}"
+        for ending, count in sorted(endings.items())
+        if ending in OTHER_PICTURES
+    ]
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a path inside a folder or an archive is hidden, as macOS's ._ files are."""
+    return any(part.startswith(".") and part != "." for part in path.split("/"))
 
 
 class _Budget:

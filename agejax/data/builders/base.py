@@ -28,11 +28,6 @@ from agejax.settings import Group
 
 MANUAL = pathlib.Path("~/tensorflow_datasets/downloads/manual")
 ANY = re.compile(r".*", re.DOTALL)
-# Picture types that are not in `archives.SUFFIXES`: such files are not read, but counted.
-OTHER_PICTURES = (
-    *(".gif", ".heic", ".heif", ".avif", ".jfif", ".jp2", ".jxl", ".svg", ".ppm", ".pgm", ".tga"),
-    *(".raw", ".dng", ".cr2", ".nef", ".arw", ".psd"),
-)
 MAX_CELLS = 20_000_000  # of a table: rows times columns
 DELIMITERS = (",", ";", "\t")  # between the columns of a table
 ZIP, XLS = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"  # the first bytes of .xlsx (a zip) and .xls
@@ -199,12 +194,7 @@ class FaceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
                 self.skipped.append(f"{short}: {data}")
             else:
                 yield path, match, data
-        self.skipped += [
-            f"{count:,} file{'' if count == 1 else 's'} ending in {ending}: convert to one of "
-            f"{', '.join(archives.SUFFIXES)}"
-            for ending, count in sorted(self.passed_over.items())
-            if ending in OTHER_PICTURES
-        ]
+        self.skipped += archives.to_convert(self.passed_over)
         if seen:
             self.skipped += [f"{path}: an archive in it, which is not read" for path in self.packed]
 

@@ -25,6 +25,7 @@ BAND = re.compile(
     r"\d+ *(?:[-\u2013\u2014]|to) *\d+|\( *\d+ *, *\d+ *\)|\[ *\d+ *, *\d+ *\]"
     r"|\d+ *\+|more than \d+"
 )
+DECIMAL_COMMA = re.compile(r"\d+,\d+")  # or a range, such as 25,32: refused, not guessed
 MOST_NUMBERS = 10  # largest number of classes for which a message proposes names
 MALE, FEMALE = ("m", "man", "men", "males"), ("f", "w", "woman", "women", "females")
 SHORT = dict.fromkeys(MALE, "male") | dict.fromkeys(FEMALE, "female")
@@ -57,7 +58,8 @@ def years(text: str) -> float:
     except ValueError:
         value = math.inf
     if not 0 <= value <= OLDEST:
-        raise ValueError(f"{text} is not an age")
+        remedy = "; write a decimal point" if DECIMAL_COMMA.fullmatch(text) else ""
+        raise ValueError(f"{text} is not an age{remedy}")
     return value
 
 
