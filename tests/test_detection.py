@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from agejax import predict
+from agejax import explain, predict
 from agejax.data import align, sources
 from agejax.errors import UserError
 from agejax.evaluation.calibration import Calibration
@@ -393,6 +393,7 @@ def test_predict_finds_the_faces_of_a_photo_and_warns_of_crops_framed_otherwise(
     middles = {round((x0 + x1) / 2, -2) for x0, _, x1, _ in (line["box"] for line in lines)}
     assert middles == {200, 600}
     assert {"age", "gender", "score"} <= lines[0].keys()
+    assert f"no face in {tmp_path / 'nobody.png'}" in err
     assert "warning: no face in 1 of 2 photos" in err
     assert "2 faces of 2 files" in err
     # A face in a photo gets the prediction of its chip.
@@ -412,6 +413,10 @@ def test_predict_finds_the_faces_of_a_photo_and_warns_of_crops_framed_otherwise(
     out, err = capsys.readouterr()
     assert out.count("\n") == 1
     assert "1 of 1 images are not framed as the faces" in err
+    explained = ["explain", f"--workdir={workdir}", "--method=grad_cam"]
+    for name, count in (("photo.png", 1), ("chip.png", 0)):
+        assert run_command(explain.main, [*explained, str(tmp_path / name)]) == 0
+        assert capsys.readouterr().err.count("1 of 1 images are not framed as the faces") == count
     assert run_command(predict.main, [*flags, str(tmp_path / "nobody.png")]) == 2
     assert "no face found in 1 photo(s)" in capsys.readouterr().err
     monkeypatch.setattr(detection.Detector, "if_installed", classmethod(lambda cls: None))

@@ -14,8 +14,10 @@ from matplotlib.figure import Figure
 from agejax import files
 from agejax.data import sources
 from agejax.errors import UserError, one_line
+from agejax.evaluation.calibration import Calibration
 from agejax.explanations.explanation import Explanation
 from agejax.explanations.subject import Method, explainer
+from agejax.faces import detection
 from agejax.logging import console
 from agejax.paths import expand
 from agejax.reporting.plots import TEXT, save
@@ -42,6 +44,8 @@ def explain(
 ) -> pathlib.Path:
     """Writes NAME.png and NAME.npz for every readable image; names the others on stderr.
 
+    Each image is one face. Warns where many are framed differently from the training images.
+
     The arrays are those of `Explanation`, each check as a number, and `image`.
 
     Args:
@@ -61,12 +65,14 @@ def explain(
     explain_one = explainer(run, target, method, seed)
     output.mkdir(parents=True, exist_ok=True)
     names: set[str] = set()
+    first: list[np.ndarray] = []
     for path in paths:
         try:
             image = sources.decode(sources.read_image(path), run.config.data.image_size)
         except (OSError, ValueError) as error:
             console.note(one_line(f"skipped {path}: {error}"))
             continue
+        first += [image] if len(first) < detection.CHECKED else []
         explanation, k = explain_one(image)
         checks = [CHECKS[name].format(value) for name, value in explanation.checks.items()]
         said = f"{target} {explanation.prediction:.1f} years"
@@ -92,6 +98,10 @@ def explain(
         console.result(one_line(f"{path}: {text}"))
     if not names:
         raise UserError(f"none of the {len(paths)} file(s) is a readable image")
+    calibration = Calibration.read(run.workdir, run.step)
+    geometry = calibration.geometry if calibration else None
+    if warning := detection.frame_warning(first, geometry):
+        console.warning(f"{warning}; python -m agejax.data.align makes crops of photos framed so")
     return output
 
 
