@@ -137,6 +137,14 @@ def test_the_card_of_an_unmeasured_run_says_how_to_measure(workdir, exported):
     assert "Do not use it for decisions about persons" in text
 
 
+def test_the_code_on_the_card_runs_the_files_beside_it(exported, monkeypatch):
+    code = (exported / "model_card.md").read_text().split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(exported)
+    names = {"images": np.zeros((2, 32, 32, 3), np.uint8)}
+    exec(code, names)
+    assert np.shape(names["predictions"]["age"]) == (2,)
+
+
 def test_the_card_gives_groups_before_totals(workdir, tmp_path):
     run = Run.open(workdir, devices=1)
     scores = metrics.evaluate(
@@ -391,6 +399,7 @@ def test_no_run_and_no_checkpoint_are_one_line_and_exit_code_2(workdir, tmp_path
         (empty / "model.onnx").touch()
         assert run_command(export.main, ["export", *flags]) == 2
         said = capsys.readouterr().err
-        assert ("agejax.load(" in said) == (message == "holds no run")
+        named = f"predict takes an exported model by its file: --workdir={empty / 'model.onnx'}"
+        assert (named in said) == (message == "holds no run")
         (empty / "config.json").write_bytes((workdir / "config.json").read_bytes())
     assert not (tmp_path / "out").exists()

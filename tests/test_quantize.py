@@ -115,6 +115,8 @@ def test_the_file_is_smaller_and_takes_and_gives_what_the_float_file_does(traine
     change = info["quantization"]["targets"]["age"]
     assert f"age MAE {change['float32']:.3f} -> {change['int8']:.3f}" in card
     assert "## What int8 changes" in card
+    assert 'onnxruntime.InferenceSession("model.int8.onnx")' in card
+    assert "model.jaxexport" not in card  # was not written
 
 
 def test_a_change_beyond_the_bound_is_refused_with_the_figures(trained, tmp_path, capsys):
@@ -147,7 +149,7 @@ def test_int8_needs_the_data_of_the_run_wherever_it_lies(trained, faces, tmp_pat
     assert run_command(export.main, ["export", *flags, f"--source={faces}"]) == 0
 
 
-def test_where_int8_activations_cost_too_much_fewer_are_int8(trained, monkeypatch):
+def test_where_int8_activations_cost_too_much_fewer_are_int8(trained, monkeypatch, capsys):
     run = Run.open(trained, devices=1)
     data = onnx_export.to_onnx(prediction(run), any_batch(32), {})
     ways = {"none": lambda model, images: model, "all": lambda model, images: model}
@@ -161,6 +163,8 @@ def test_where_int8_activations_cost_too_much_fewer_are_int8(trained, monkeypatc
     monkeypatch.setattr(quantize, "_compare", compared)
     _, record = quantize.quantized(run, data)
     assert record["activations"] == "all"
+    refused = [line.endswith("; refused") for line in capsys.readouterr().err.splitlines()]
+    assert refused == [True, False]
     changes = iter([0.11, 0.12])
     with pytest.raises(UserError, match=r"\+0\.120, .*, at most \+0\.1 years are allowed;"):
         quantize.quantized(run, data)

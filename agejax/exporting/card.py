@@ -92,25 +92,29 @@ area mean where that shrinks an image (cv2.INTER_AREA), bicubic where it enlarge
 same, within 1 of 255 in a pixel; for the JAX file, resize them first. The files, and the largest \
 difference of each from the run (as a share of the largest value): {files}.
 
-```python
-# JAX alone
-import jax, pathlib
-model = jax.export.deserialize(bytearray(pathlib.Path("model.jaxexport").read_bytes()))
-predictions = jax.jit(model.call)(images)  # {{"age": years [batch], ...}}
-
-# ONNX Runtime alone
-import onnxruntime
-session = onnxruntime.InferenceSession("model.onnx")
-names = [output.name for output in session.get_outputs()]
-predictions = dict(zip(names, session.run(names, {{"images": images}})))
-```
-
-`agejax.load("model.onnx").predict("photo.jpg")` does all of this, with intervals.
+{code}
 
 ## Intervals and calibrated probabilities
 
 {calibration}
 """
+
+# Format of a file -> code that runs it.
+CODE = {
+    "jax": """\
+# JAX alone
+import jax, pathlib
+model = jax.export.deserialize(bytearray(pathlib.Path("{name}").read_bytes()))
+predictions = jax.jit(model.call)(images)  # {{"age": years [batch], ...}}
+""",
+    "onnx": """\
+# ONNX Runtime alone
+import onnxruntime
+session = onnxruntime.InferenceSession("{name}")
+names = [output.name for output in session.get_outputs()]
+predictions = dict(zip(names, session.run(names, {{"images": images}})))
+""",
+}
 
 # What a user of an exported model has to calculate, as `Calibration` does.
 APPLY = """\
@@ -148,7 +152,21 @@ def of_export(run: Run, info: Mapping[str, Any]) -> str:
         terms=terms(lineage.of(run)),
         steps="; ".join(info["preprocessing_inside"]),
         files=", ".join(f"{f['name']} {f['parity']:.0e}" for f in info["files"].values()),
+        code=_code(info["files"]),
         calibration=_apply(info["calibration"]),
+    )
+
+
+def _code(made: Mapping[str, Any]) -> str:
+    """Code that runs the files of an export, by their names there."""
+    names = {kind: file["name"] for kind, file in made.items() if kind in CODE}
+    if not names:
+        return "Open index.html in a browser; it does all of this."
+    code = "\n".join(CODE[kind].format(name=name) for kind, name in names.items())
+    first = next(iter(names.values()))
+    return (
+        f"```python\n{code}```\n\n"
+        f'`agejax.load("{first}").predict("face.jpg")` does all of this, with intervals.'
     )
 
 

@@ -72,12 +72,12 @@ def quantized(
         data = make(model, calibrating)
         targets = _compare(run, source, rows, before, _predictions(data, source, rows))
         lines = {name: describe(name, one) for name, one in targets.items()}
-        console.note(
-            f"int8 with {activations} activations: {'; '.join(lines.values())}; on {len(rows):,} "
-            "images of val"
-        )
         ages = {name: one["change"] for name, one in targets.items() if one["metric"] == "mae"}
         figures, worst = "; ".join(lines[name] for name in ages), max(ages.values(), default=0.0)
+        console.note(
+            f"int8 with {activations} activations: {'; '.join(lines.values())}; on {len(rows):,} "
+            f"images of val{'' if worst <= max_mae_change else '; refused'}"
+        )
         if worst <= max_mae_change:
             return data, {
                 "kind": "int8",
@@ -157,8 +157,8 @@ def _change(
         "metric": metric,
         "float32": before[metric],
         "int8": after[metric],
-        "change": sign * paired["difference"],
-        "change_ci95": sorted(sign * bound for bound in paired["difference_ci95"]),
+        "change": sign * paired["difference"] + 0.0,  # + 0.0: no -0.000
+        "change_ci95": sorted(sign * bound + 0.0 for bound in paired["difference_ci95"]),
     }
 
 

@@ -70,7 +70,7 @@ class Run:
             if box.is_ensemble(workdir):
                 which = "this takes one run, not an ensemble"
             elif exported := sorted(workdir.glob("model.*export")) + sorted(workdir.glob("*.onnx")):
-                which = f"an exported model is opened in Python: agejax.load({str(exported[0])!r})"
+                which = f"predict takes an exported model by its file: --workdir={exported[0]}"
             raise UserError(f"--workdir: {workdir} holds no run (no config.json); {which}")
         mesh = sharding.create_mesh(devices, 1)
         if box.is_release(workdir):
