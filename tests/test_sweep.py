@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import re
+import shlex
 import signal
 import sqlite3
 import subprocess
@@ -17,7 +18,7 @@ import optuna
 import pytest
 
 import tiny
-from agejax import sweep
+from agejax import command_line, sweep
 from agejax.config import replaced
 from agejax.configs import imbalance_utk, mobilenet_v3_utk_alone, scratch_utk, small_model_utk
 from agejax.errors import NotFiniteError, UserError
@@ -91,6 +92,17 @@ def test_trials_are_drawn_trained_and_ranked(config, tmp_path, monkeypatch, caps
     assert len({row["schedule.lr"] for row in rows_of(folder)}) == 4
 
 
+def test_the_flags_of_a_trial_can_be_typed():
+    head = {"kind": "distribution", "loss": "sord", "weight": 0.5}
+    settings = {"schedule.lr": 1e-05, "heads.age": head, "augment.crop": [0.5, 1.0]}
+    settings |= {"sampling.kind": "density", "model.remat": True}
+    config = command_line.parse(["main", CONFIG, *shlex.split(studies._flags(settings))])
+    assert config.schedule.lr == 1e-05
+    assert config.heads.age.to_dict() == head
+    assert config.augment.crop == (0.5, 1.0)
+    assert (config.sampling.kind, config.model.remat) == ("density", True)
+
+
 @pytest.mark.parametrize(("mode", "best"), [("min", 1), ("max", 0)])
 def test_the_best_of_three_trials(mode, best, config, tmp_path, monkeypatch):
     values = iter([3.0, 1.0, 2.0])
@@ -120,7 +132,7 @@ def test_a_trial_ends_where_the_pruner_says(config, tmp_path, monkeypatch, capsy
     assert states == ["complete", "complete", "pruned", "pruned", "pruned"]
     assert max(step for number, step in steps if number == 3) == 1
     lines = capsys.readouterr().out.splitlines()
-    settings = r"--config\.schedule\.lr=0\.00\d+ --config\.heads\.age\.loss=\"l[12]\" --config.*"
+    settings = r"--config\.schedule\.lr=0\.00\d+ --config\.heads\.age\.loss=l[12] --config.*"
     results = ["", "", *["pruned at step 1, "] * 3]
     for number, (first, line, result) in enumerate(
         zip(lines[::2], lines[1::2], results, strict=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import pathlib
+import shlex
 import sqlite3
 from collections.abc import Mapping
 from typing import Any
@@ -171,8 +171,8 @@ def importances(study: Any) -> dict[str, float]:
 
 
 def _flags(settings: Mapping[str, Any]) -> str:
-    """The settings of a trial as they are set on a command line."""
-    return " ".join(f"--config.{name}={json.dumps(value)}" for name, value in settings.items())
+    """The settings of a trial as they are typed on a command line."""
+    return shlex.join(f"--config.{name}={value}" for name, value in settings.items())
 
 
 def _last(trial: Any) -> float | None:
