@@ -273,8 +273,11 @@ def test_a_released_model_is_evaluated_and_joined_and_never_written(
 ):
     monkeypatch.chdir(tmp_path)
     before = files_of(in_the_box)
-    result = results.evaluate("box", source_path=str(faces), write_report=False).metrics
+    result = results.evaluate(
+        "box", source_path=str(faces), compare_with=[measured], write_report=False
+    ).metrics
     assert (result["split"], result["step"]) == ("test", 4)
+    assert result["compared"][0]["ours"]["workdirs"] == ["box:small"]
     expected = json.loads((measured / "evaluation/utkface-test/metrics.json").read_text())
     assert result["age"]["mae"] == pytest.approx(expected["age"]["mae"], abs=1e-4)
     assert (tmp_path / "runs/released-small/evaluation/utkface-test/metrics.json").exists()

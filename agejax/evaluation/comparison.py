@@ -107,7 +107,7 @@ def _compare(ours: Sequence[Scored], theirs: Sequence[Scored]) -> dict[str, Any]
     ]
     sides = [
         {
-            "workdirs": [str(one.run.workdir) for one in of],
+            "workdirs": [box.name_of(one.run.workdir) for one in of],
             "seeds": [_seed(one.run) for one in of],
         }
         for of in (ours, theirs)

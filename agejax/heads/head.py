@@ -243,8 +243,8 @@ def create(configs: Mapping[str, Any], facts: Facts) -> dict[str, Head]:
         label = given.get("label", name)
         if label not in facts.labels:
             raise UserError(
-                f"{where}: the training data has no {label!r} label; drop this head, or set its "
-                f"label to one of {', '.join(facts.labels)}"
+                f"{where}: the training data has no {label!r} label; leave this head out, or set "
+                f"its label to one of {', '.join(facts.labels)}"
             )
         options = kind.options.defaults() | {k: given[k] for k in kind.options if k in given}
         heads[name] = kind.build(name, label, float(given.get("weight", 1.0)), options, facts)

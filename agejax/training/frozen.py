@@ -91,7 +91,8 @@ def check(config: Any, model: Model, frozen: Collection[str]) -> None:
     if views == 1 and changed:
         raise UserError(
             f"{where} keeps images as evaluation sees them, and config.augment.{changed[0]} would "
-            f"do nothing; leave it out, keep more views, {off}"
+            "do nothing; leave the augmentation out, or set cached_views to 2 or more, for "
+            "augmented views too, or to 0, to run the backbone in every step"
         )
     if views > 1 and not changed:
         raise UserError(
