@@ -207,7 +207,7 @@ class Predictor:
 
         Args:
           given: image files, folders of images or glob patterns, one or several; or RGB images,
-            uint8 [H, W, 3], several of them or an array [N, H, W, 3].
+            uint8 [H, W, 3] or Pillow's, one or several, or an array [N, H, W, 3].
           faces: "crops": each image is one face, framed as the training images are. "detect": each
             is a photo, in which faces are found. "auto": the images decide.
 
@@ -266,8 +266,9 @@ class Predictions(list[dict[str, Any]]):
 
 def _pictures(given: Any) -> list[images.Picture]:
     """Paths or arrays, one or several, as `images` takes them."""
-    if isinstance(given, (str, os.PathLike)) or (isinstance(given, np.ndarray) and given.ndim == 3):
-        given = [given]
+    several = isinstance(given, Iterable) and not isinstance(given, (str, os.PathLike))
+    if not several or (isinstance(given, np.ndarray) and given.ndim == 3):
+        given = [given]  # also an image of Pillow's, and what is no image at all
     items = list(given)
     if items and all(isinstance(item, (str, os.PathLike)) for item in items):
         return list(images.find_images([os.fspath(item) for item in items]))

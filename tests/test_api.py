@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import agejax
 import tiny
@@ -157,6 +158,7 @@ def test_arrays_are_predicted_as_files_are(model, faces):
     assert model.predict(arrays, faces="crops") == wanted
     assert model.predict(np.stack(arrays), faces="crops") == wanted
     assert model.predict(arrays[0], faces="crops") == wanted[:1]
+    assert model.predict(Image.fromarray(arrays[0]), faces="crops") == wanted[:1]
     assert model.predict([]) == []
 
 
@@ -194,6 +196,7 @@ def test_a_face_in_an_array_has_its_box(model, faces, monkeypatch, caplog):
         ([np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8)], r"image 1: uint8 \[8, 8\]"),
         (["no_such.jpg"], "no_such.jpg: no such file or folder"),
         ([np.zeros((8, 8, 3), np.uint8), "photo.jpg"], "image 1: "),
+        (None, r"image 0: object \[\]; give paths, or RGB"),
     ],
 )
 def test_what_cannot_be_predicted_is_one_line(given, message, model):
