@@ -44,6 +44,11 @@ def main(argv: Sequence[str]) -> None:
         help="the largest increase of the error on val by int8; default: %(default)s",
     )  # fmt: skip
     parser.add_argument(
+        "--max_accuracy_loss", type=float, default=quantize.MAX_ACCURACY_LOSS, metavar="SHARE",
+        help="the largest share of val images by which int8 may lower the accuracy of classes; "
+        "default: %(default)s",
+    )  # fmt: skip
+    parser.add_argument(
         "--source", help="the run's archive or folder, for int8; default: where its config says"
     )
     parser.add_argument(
@@ -60,6 +65,7 @@ def main(argv: Sequence[str]) -> None:
         ("jax", "onnx") if args.format == "both" else (args.format,),
         int8=args.quantize is not None,
         max_mae_change=args.max_mae_change,
+        max_accuracy_loss=args.max_accuracy_loss,
         source_path=args.source,
         onnxruntime_web=args.onnxruntime_web,
     )

@@ -68,7 +68,7 @@ def exported(trained, tmp_path_factory):
             return quantize.static(model, images)
 
         patch.setitem(quantize.WAYS, "uint8", watched)
-        files.export(trained, output, ["onnx"], int8=True, max_mae_change=100)
+        files.export(trained, output, ["onnx"], int8=True, max_mae_change=100, max_accuracy_loss=1)
     return output, seen[0], json.loads((output / "model.json").read_text())
 
 
@@ -137,7 +137,7 @@ def test_int8_needs_the_data_of_the_run_wherever_it_lies(trained, faces, tmp_pat
     config["data"]["source"] = str(tmp_path / "gone")
     (run / "config.json").write_text(json.dumps(config))
     flags = [f"--workdir={run}", f"--output={tmp_path / 'out'}", "--format=onnx"]
-    flags += ["--quantize=int8", "--max_mae_change=100"]
+    flags += ["--quantize=int8", "--max_mae_change=100", "--max_accuracy_loss=1"]
     assert run_command(export.main, ["export", *flags]) == 2
     assert str(tmp_path / "gone") in capsys.readouterr().err
     few = tmp_path / "few"
@@ -167,6 +167,25 @@ def test_where_int8_activations_cost_too_much_fewer_are_int8(trained, monkeypatc
     assert refused == [True, False]
     changes = iter([0.11, 0.12])
     with pytest.raises(UserError, match=r"\+0\.120, .*, at most \+0\.1 years are allowed;"):
+        quantize.quantized(run, data)
+
+
+def test_a_loss_of_accuracy_alone_is_refused_too(trained, monkeypatch):
+    """Also where the run has no age, whose error would tell."""
+    run = Run.open(trained, devices=1)
+    data = onnx_export.to_onnx(prediction(run), any_batch(32), {})
+    monkeypatch.setattr(
+        quantize, "WAYS", dict.fromkeys(("all", "none"), lambda model, images: model)
+    )
+    changes = iter([-0.021, -0.02, -0.38, -0.03])
+
+    def compared(*args):
+        change = {"metric": "accuracy", "float32": 0.94, "int8": 0.9, "change": next(changes)}
+        return {"gender": change | {"n": 9, "change_ci95": [-0.5, 0.2]}}
+
+    monkeypatch.setattr(quantize, "_compare", compared)
+    assert quantize.quantized(run, data)[1]["activations"] == "none"
+    with pytest.raises(UserError, match=r"gender accuracy .* \(-0\.030, .* at most -0\.02 is"):
         quantize.quantized(run, data)
 
 

@@ -37,6 +37,7 @@ def export(
     *,
     int8: bool = False,
     max_mae_change: float = quantize.MAX_MAE_CHANGE,
+    max_accuracy_loss: float = quantize.MAX_ACCURACY_LOSS,
     source_path: str | None = None,
     onnxruntime_web: str | None = None,
 ) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def export(
     Args:
       formats: of `FORMATS`.
       int8: quantise the ONNX file, or the one in the page, to int8.
-      max_mae_change, source_path: as in `quantize.quantized`.
+      max_mae_change, max_accuracy_loss, source_path: as in `quantize.quantized`.
       onnxruntime_web: where the page's runtime lies, as for `runtime.find`.
 
     Returns:
@@ -85,7 +86,9 @@ def export(
             )
         file = FILES[name]
         if int8 and name != "jax":
-            data, info["quantization"] = quantize.quantized(run, data, source_path, max_mae_change)
+            data, info["quantization"] = quantize.quantized(
+                run, data, source_path, max_mae_change, max_accuracy_loss
+            )
             file = INT8 if name == "onnx" else file
         if engine is not None and name == "web":
             data = page.render(run, info, data, engine)

@@ -26,6 +26,7 @@ from agejax.logging import console
 from agejax.runs.run import Run
 
 MAX_MAE_CHANGE = 0.1  # years; a larger change is refused unless allowed
+MAX_ACCURACY_LOSS = 0.02  # share of the images; the same
 CALIBRATION = 256  # val images for the ranges, at most half of val; the others judge
 FIRST = 5  # first convolutions, float32 where int8 activations cost too much
 ADVICE = (  # for models of `weights_only`
@@ -44,15 +45,17 @@ def quantized(
     model: bytes,
     source_path: str | None = None,
     max_mae_change: float = MAX_MAE_CHANGE,
+    max_accuracy_loss: float = MAX_ACCURACY_LOSS,
 ) -> tuple[bytes, dict[str, Any]]:
     """Quantises the run's ONNX model to int8, and compares it with the float model on val.
 
-    Takes the first of `WAYS` that changes the error by no more than allowed.
+    Takes the first of `WAYS` that costs no target more than allowed.
 
     Args:
       model: from `onnx_export.to_onnx`, in float32.
       source_path: where the run's data lies now; None: where its config says.
       max_mae_change: by how many years the mean absolute error of an age may grow.
+      max_accuracy_loss: by how much the accuracy of classes may fall, a share of the images.
 
     Returns:
       The model, and {"kind": "int8", "activations": a key of `WAYS`, "calibration_images",
@@ -60,25 +63,32 @@ def quantized(
       years or "accuracy", "float32", "int8", "change", "change_ci95"}}}.
 
     Raises:
-      UserError: the run's val images are missing, or the error grows by more than allowed.
+      UserError: the run's val images are missing, or a target loses more than allowed.
     """
     source, rows = held_out(run, source_path)
     rows = np.random.default_rng(0).permutation(rows)
     few = min(CALIBRATION, len(rows) // 2)
     calibrating, rows = source.take(rows[:few]), rows[few:]
     before = _predictions(model, source, rows)
-    figures, worst = "", 0.0
+    allowed = {  # metric -> (the lowest and the highest change, in words)
+        "mae": (-np.inf, max_mae_change, f"at most {max_mae_change:+g} years are allowed"),
+        "accuracy": (-max_accuracy_loss, np.inf, f"at most {-max_accuracy_loss:+g} is allowed"),
+    }
+    refused: list[str] = []
     for activations, make in WAYS.items():
         data = make(model, calibrating)
         targets = _compare(run, source, rows, before, _predictions(data, source, rows))
         lines = {name: describe(name, one) for name, one in targets.items()}
-        ages = {name: one["change"] for name, one in targets.items() if one["metric"] == "mae"}
-        figures, worst = "; ".join(lines[name] for name in ages), max(ages.values(), default=0.0)
+        refused = []
+        for name, one in targets.items():
+            low, high, words = allowed[one["metric"]]
+            if not low <= one["change"] <= high:
+                refused.append(f"{lines[name]}, {words}")
         console.note(
             f"int8 with {activations} activations: {'; '.join(lines.values())}; on {len(rows):,} "
-            f"images of val{'' if worst <= max_mae_change else '; refused'}"
+            f"images of val{'; refused' if refused else ''}"
         )
-        if worst <= max_mae_change:
+        if not refused:
             return data, {
                 "kind": "int8",
                 "activations": activations,
@@ -89,8 +99,8 @@ def quantized(
                 "targets": targets,
             }
     raise UserError(
-        f"--quantize=int8: {figures}, at most {max_mae_change:+g} years are allowed; nothing was "
-        "written. Allow more with --max_mae_change, or export in float32"
+        f"--quantize=int8: {'; '.join(refused)}; nothing was written. Allow more with "
+        "--max_mae_change or --max_accuracy_loss, or export in float32"
     )
 
 
