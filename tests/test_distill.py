@@ -358,12 +358,16 @@ def test_an_image_without_a_row_is_an_error_or_learns_from_its_labels_alone(
     )
     assert batch["image"].shape[0] == 16
     mix = Mix(jnp.arange(16) - 1, jnp.full(16, 0.75))
-    plain, mixed = (
+    # Image 8 is not mixed with the one before it, and image 0 is all covered by the last one.
+    apart = Mix(mix.partner, mix.lam.at[8].set(1).at[0].set(0))
+    plain, mixed, some = (
         group.targets(batch | {"teachers": group.arrays}, None, each)["gender"]
-        for each in (None, mix)
+        for each in (None, mix, apart)
     )
     np.testing.assert_array_equal(plain.known, np.arange(16) >= 8)
     np.testing.assert_array_equal(mixed.known, np.arange(16) >= 9)  # each with the one before it
+    np.testing.assert_array_equal(some.known, (np.arange(16) >= 8) | (np.arange(16) == 0))
+    np.testing.assert_allclose(some.values[np.array([0, 8])], plain.values[np.array([15, 8])])
     np.testing.assert_allclose(
         mixed.values[9:], 0.75 * plain.values[9:] + 0.25 * plain.values[8:-1], rtol=1e-6
     )

@@ -22,10 +22,11 @@ class Target(NamedTuple):
     known: jax.Array
 
     def mixed(self, mix: Mix) -> Target:
-        """The target of mixed images: known where the targets of both images are."""
+        """The target of mixed images: known where those of the images that it shows are."""
         lam, partner = mix.lam[:, None], mix.partner
         values = lam * self.values + (1 - lam) * self.values[partner]
-        return Target(values, self.known & self.known[partner])
+        own, other = self.known | (mix.lam == 0), self.known[partner] | (mix.lam == 1)
+        return Target(values, own & other)
 
 
 class Teaching(Protocol):
