@@ -361,6 +361,12 @@ SETTINGS = Group(
     checkpoint=Group(
         "Checkpoints.",
         every=Duration({"epochs": 1.0}, "How often a checkpoint is saved."),
+        keep=Setting(
+            2,
+            "How many of the newest checkpoints are kept, beside the best one: more to average "
+            "their weights.",
+            limits=(2, 1000),
+        ),
     ),
     steps_per_call=Setting(
         1,

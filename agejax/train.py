@@ -143,7 +143,9 @@ def _train(
 
     # ---- 6. start: from the last checkpoint, else fresh (random or pretrained weights) ----------
     held.callback(run_folder.Claim(workdir).close)
-    checkpoints = CheckpointWriter(workdir / "checkpoints", config.eval.best_mode)
+    checkpoints = CheckpointWriter(
+        workdir / "checkpoints", config.eval.best_mode, config.checkpoint.keep
+    )
     held.callback(checkpoints.close)
     skipped = run_folder.skipped_steps(workdir)
     peers.agree(workdir={"checkpoint": checkpoints.last, "skipped_steps": sorted(skipped)})

@@ -19,6 +19,7 @@ from agejax.errors import UserError
 from agejax.runs import run_folder
 from agejax.runs.run import Run
 from agejax.settings import to_json
+from agejax.train import train
 from agejax.training import optim, sharding, vectors
 from agejax.training import state as state_lib
 from agejax.training.checkpoint import Checkpoints, CheckpointWriter, VanishedError, rank
@@ -43,9 +44,9 @@ def like():
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), state(0))
 
 
-def written(folder, values, mode="min", meta=META):
+def written(folder, values, mode="min", meta=META, **options):
     """A folder with a checkpoint of each step and value."""
-    writer = CheckpointWriter(folder, mode)
+    writer = CheckpointWriter(folder, mode, **options)
     for step, value in values.items():
         writer.save(state(step), meta, value)
     writer.close()
@@ -89,6 +90,15 @@ def test_the_last_two_and_the_best_are_kept(tmp_path, mode, values, best, kept):
     assert checkpoints.best == best
     assert checkpoints.steps == kept
     assert checkpoints.last == max(values)
+
+
+def test_more_of_the_newest_are_kept_where_the_config_says_so(trained, tmp_path):
+    values = {1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0, 5: 5.0}
+    assert Checkpoints(written(tmp_path / "c", values, keep=3)).steps == [1, 3, 4, 5]
+    config = run_folder.read_config(trained)
+    config.checkpoint.every, config.checkpoint.keep = {"steps": 1}, 3
+    train(config, tmp_path / "run")
+    assert Checkpoints(tmp_path / "run/checkpoints").steps == [2, 3, 4]
 
 
 def test_equal_values_rank_by_their_step_and_unknown_ones_last():

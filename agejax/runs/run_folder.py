@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 # what a step computes; of the devices `check_same_devices` makes sure.
 MAY_CHANGE_ON_RESUME = re.compile(
     r"data\.(source|cache_dir|workers|resident|mixture\.[^.]+\.source)|log_every\..*|"
-    r"checkpoint\.every\..*|steps_per_call|"
+    r"checkpoint\.(every\..*|keep)|steps_per_call|"
     r"eval\.(every\..*|batch_size|image_size|patience|final_split)|loggers|"
     r"log_images|model\.(pretrained|remat)|watchdog|profile|nonfinite|deterministic|native|"
     r"sharding\.(devices|fsdp)"

@@ -1,4 +1,4 @@
-"""Checkpoints by orbax: the last two and the best; restored onto any devices.
+"""Checkpoints by orbax: the newest ones and the best; restored onto any devices.
 
 `Checkpoints` reads a run's checkpoints and changes nothing, so that any number of processes may
 read a run while it trains. `CheckpointWriter` is for the process that holds the run's claim (or the
@@ -38,6 +38,7 @@ KEYS_WITHOUT_DIGEST = {
     "config", "fingerprint", "facts", "best", "evaluated", "seconds", "versions", "checksum",
 }  # fmt: skip
 
+LEAST = 2  # newest checkpoints that a run keeps: one may be damaged
 READS = 20  # how often a reader tries another checkpoint if its own was removed
 
 Restored = tuple[TrainState, dict[str, Any]]
@@ -45,7 +46,7 @@ T = TypeVar("T")
 
 
 class VanishedError(UserError):
-    """A checkpoint was removed while it was read: the training run keeps only the last two."""
+    """A checkpoint was removed while it was read: the training run keeps only the newest ones."""
 
 
 class Checkpoints:
@@ -222,12 +223,13 @@ class CheckpointWriter(Checkpoints):
 
     Args:
       folder, best_mode: as for `Checkpoints`.
+      keep: how many of the newest ones stay; the best one stays too.
 
     Raises:
       UserError: every checkpoint is damaged. Nothing is moved then.
     """
 
-    def __init__(self, folder: pathlib.Path, best_mode: str = "min") -> None:
+    def __init__(self, folder: pathlib.Path, best_mode: str = "min", keep: int = LEAST) -> None:
         import orbax.checkpoint as ocp
 
         super().__init__(folder, best_mode)
@@ -256,7 +258,7 @@ class CheckpointWriter(Checkpoints):
             options=ocp.CheckpointManagerOptions(
                 # best_fn makes orbax store the metrics; the policy decides what stays.
                 best_fn=lambda metrics: metrics["value"],
-                preservation_policy=_LastTwoAndBest(best_mode),
+                preservation_policy=_NewestAndBest(best_mode, keep),
                 # Renamed before it is removed, so that no reader takes a part for a checkpoint.
                 todelete_subdir=DELETED,
                 enable_async_checkpointing=True,
@@ -374,17 +376,17 @@ class CheckpointWriter(Checkpoints):
         shutil.rmtree(self._folder / DELETED, ignore_errors=True)
 
 
-class _LastTwoAndBest:
+class _NewestAndBest:
     """Which checkpoints orbax keeps."""
 
-    def __init__(self, mode: str) -> None:
-        self._mode = mode
+    def __init__(self, mode: str, keep: int) -> None:
+        self._mode, self._keep = mode, keep
 
     def should_preserve(
         self, checkpoints: Sequence[Any], *, context: managers.PreservationContext
     ) -> Sequence[bool]:
         values = {c.step: c.metrics["value"] if c.metrics else None for c in checkpoints}
-        kept = {*sorted(values)[-2:], *rank(values, self._mode)[:1]}
+        kept = {*sorted(values)[-self._keep :], *rank(values, self._mode)[:1]}
         return [checkpoint.step in kept for checkpoint in checkpoints]
 
 
