@@ -2,6 +2,8 @@
 
 import pathlib
 
+LONGEST = 120_000  # ms that a busy machine may take to load a page of 20 MB
+
 
 def opened(browser, path: pathlib.Path, **context):
     """Opens the page offline; returns it with its errors and requests."""
@@ -17,6 +19,6 @@ def opened(browser, path: pathlib.Path, **context):
             else None
         ),
     )
-    page.goto(path.as_uri())
+    page.goto(path.as_uri(), timeout=LONGEST)
     page.wait_for_load_state("load")
     return page, said

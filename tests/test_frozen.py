@@ -227,12 +227,20 @@ ALL, AUGMENTED = 80 + 2 * 64, 2 * 64
         ({"augment.rotate": 5.0}, AUGMENTED),
         ({"model.image_size": 24}, ALL),
         ({"model.mean": (0.5, 0.5, 0.5)}, ALL),
+        ({"model.std": (0.5, 0.5, 0.5)}, ALL),
+        ({"model.dtype": "bfloat16"}, ALL),
     ],
     ids=str,
 )
 def test_what_features_depend_on_is_what_they_are_kept_by(bench, settings, read):
     bench.compute()
     assert bench.compute(**settings)[1] == read
+
+
+def test_other_images_have_other_features_even_under_the_same_names(bench):
+    bench.compute()
+    bench.source = dataclasses.replace(bench.source, fingerprint="edited")
+    assert bench.compute()[1] == ALL
 
 
 def test_other_weights_of_the_backbone_have_other_features_and_those_of_heads_have_not(bench):
@@ -350,6 +358,26 @@ def test_settings_that_need_images_in_the_step_are_refused(faces, cache, views, 
             group[key] = value
     with pytest.raises(UserError, match=message):
         checks.before_data(pretrained.settle(config))
+
+
+def test_a_file_of_targets_teaches_heads_on_cached_features_as_on_images(faces, cache, tmp_path):
+    source = opening.open_source(frozen_config(faces, cache, 1).data)
+    second = np.linspace(0.1, 0.9, len(source.ids), dtype=np.float32)
+    targets = np.stack([1 - second, second], axis=1)
+    np.savez(tmp_path / "targets.npz", **{"ids": source.ids, "probabilities/gender": targets})
+    ends = []
+    for views in (0, 1):
+        config = frozen_config(faces, cache, views)
+        config.heads.age = {"kind": "distribution"}
+        config.heads.gender = {"kind": "binary"}
+        config.distill.files = (str(tmp_path / "targets.npz"),)
+        config.distill.allow_seen = True
+        train(config, tmp_path / str(views))
+        ends.append(last_checkpoint(tmp_path / str(views))[1]["params"])
+    for name, value in ends[0].items():
+        np.testing.assert_allclose(ends[1][name], value, atol=1e-5, err_msg=name)
+    lines = (tmp_path / "1" / "metrics.jsonl").read_text().splitlines()
+    assert "gender/distill" in json.loads(lines[0])
 
 
 def test_teachers_of_images_are_refused(runs, faces, cache):

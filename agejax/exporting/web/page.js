@@ -1,7 +1,7 @@
 "use strict";
 // Images are {width, height, data}: RGB bytes, row by row. Points are [x, y] in pixels; [0, 0] is
 // the upper left corner, and the middle of the first pixel is [0.5, 0.5]. Sizes, steps and constants
-// are those of agejax/data/detection.py and agejax/data/sources.py, whose crops these must equal.
+// are those of agejax/faces/detection.py and agejax/data/sources.py, whose crops these must equal.
 
 const byId = (id) => document.getElementById(id);
 const info = JSON.parse(byId("info").textContent);

@@ -36,7 +36,7 @@ def render(run: Run, info: Mapping[str, Any], model: bytes, runtime: Runtime) ->
     """Renders the page of a run's model.
 
     Args:
-      info: as `export.describe` gives it.
+      info: as `description.describe` gives it.
       model: an ONNX file with the inputs and outputs of `onnx_export.to_onnx`.
     """
     calibration = Calibration.read(run.workdir, run.step, run.config.eval.get("image_size", 0))

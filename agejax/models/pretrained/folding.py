@@ -1,7 +1,7 @@
 """Fits weights with batch norms folded into convolutions to a network that has batch norms.
 
 Exported networks have convolutions with a bias. Here that bias becomes the bias of a batch norm
-that changes nothing else; `batch_norms.calibrated` then gives it statistics.
+that changes nothing else; `batch_statistics.calibrated` then gives it statistics.
 """
 
 from __future__ import annotations
