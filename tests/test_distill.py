@@ -381,19 +381,35 @@ def test_an_image_without_a_row_is_an_error_or_learns_from_its_labels_alone(
         train(config, tmp_path / "run")
 
 
+def half_labelled(faces):
+    """A config.data.mixture of the same images with labels and, far more often drawn, without."""
+    return {
+        "known": {"name": "utkface", "source": str(faces)},
+        "plain": {
+            "name": "image_folder", "source": str(faces), "train_only": True, "weight": 100.0,
+            "options": {"labels": "none"},
+        },
+    }  # fmt: skip
+
+
+def test_a_file_for_a_data_set_fits_the_part_of_a_mixture_that_has_it(config_of, targets_of, faces):
+    config = config_of()
+    with config.unlocked():
+        config.data.mixture = half_labelled(faces)
+    source, file = opening.open_source(config.data), TargetFile.read(targets_of)
+    rows, known = file.rows_of(source), source.part == [*source.parts].index("known")
+    assert (rows[~known] == -1).all()  # they have the same names, but are not its images
+    found = [f"known/{name}" for name in file.ids[rows[known]]]
+    assert found == source.ids[known].tolist()
+
+
 def test_images_without_any_label_learn_from_the_teacher_alone(
     config_of, teachers, faces, tmp_path
 ):
     """A part of a mixture has no labels; its teacher has trained on the other part."""
     config = config_of(total={"steps": 1}, log_every={"steps": 1}, distill__runs=teachers[:1])
     with config.unlocked():
-        config.data.mixture = {
-            "known": {"name": "utkface", "source": str(faces)},
-            "plain": {
-                "name": "image_folder", "source": str(faces), "train_only": True, "weight": 100.0,
-                "options": {"labels": "none"},
-            },
-        }  # fmt: skip
+        config.data.mixture = half_labelled(faces)
     folder = tmp_path / "run"
     train(config, folder)
     line = first_line(folder)

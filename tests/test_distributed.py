@@ -153,6 +153,22 @@ def test_two_processes_with_data_on_their_devices_and_several_steps_a_call_lose_
     np.testing.assert_allclose(losses(tmp_path), losses(together), rtol=1e-4)
 
 
+def test_two_processes_with_cached_features_lose_what_one_loses(faces, cache, tmp_path):
+    settings = {
+        "model.cached_views": 3, "optim.lr_multipliers": (("backbone/.*", None), (".*", 1.0)),
+        "augment.mixup": 0.0, "sampling.copy_strength": 1.0, "total.steps": 8,
+    }  # fmt: skip
+    given = json.dumps(settings)
+    for code, printed in start(faces, cache, tmp_path / "two", settings=given):
+        assert code == 0, printed
+    config = tiny.get_config()
+    # Of a cache of its own: it must not take the features of the two.
+    config.data.source, config.data.cache_dir = str(faces), str(tmp_path / "cache")
+    config.update_from_flattened_dict(settings)
+    train(config, tmp_path / "one")
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)
+
+
 @pytest.mark.parametrize("killed", [0, 2])
 def test_whoever_dies_every_other_process_ends_with_one_line_that_names_it(killed):
     """Also for process 0, after whose death JAX prints a C++ stack within 0.01 s."""
