@@ -3,7 +3,12 @@
     python -m agejax.main --config=configs/vgg16_utk.py --config.data.source=UTKFace.tar.gz \
         [--config.model.pretrained=vgg16_bn.safetensors]
 
-Not measured. Expected: near ResNet-50, with several times its computation.
+Measured only in short: two epochs from random weights on two CPU cores, seed 0, with
+--config.total.epochs=2 --config.data.batch_size=64 --config.data.image_size=48
+--config.model.image_size=48 --config.model.dtype=float32 --config.schedule.lr=0.01. On 1,901 test
+images that were looked at once, age MAE 11.20 years (95 % interval 10.75 to 11.63), gender
+accuracy 0.691, ethnicity macro-F1 0.286. Expected on a GPU, whole: near ResNet-50, with
+several times its computation.
 """
 
 import ml_collections
