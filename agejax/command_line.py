@@ -71,6 +71,8 @@ def parse(argv: Sequence[str], usage: str = "") -> ml_collections.ConfigDict:
         sys.exit()
     argv, parts = overrides.split(_config_first(argv))
     path = _config_path(argv)
+    for flag in [name for name in FLAGS if name.startswith("config.")]:
+        delattr(FLAGS, flag)  # a setting of an earlier command line of this process
     try:
         _ARGV[:] = argv
         extra = FLAGS(argv)[1:]

@@ -63,8 +63,6 @@ def test_what_no_config_writes_down_is_set_by_its_path(argument, path, value):
 def test_settings_may_come_before_the_config_file(config):
     settings = ["--config.seed=7", "--config.total.epochs=2"]
     for at in range(len(settings) + 1):
-        for flag in [name for name in command_line.FLAGS if name.startswith("config.")]:
-            delattr(command_line.FLAGS, flag)  # of the command before, and each is defined once
         found = command_line.parse(["main", *settings[:at], *config, *settings[at:]])
         assert (found.seed, found.total.to_dict()) == (7, {"epochs": 2.0})
 

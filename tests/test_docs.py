@@ -168,9 +168,6 @@ def taken(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(sys, "argv", [name, *arguments])
     if name in ("agejax.main", "agejax.data.distribution"):
         importlib.import_module(name)  # its flags
-        for flag in list(command_line.FLAGS):
-            if flag.startswith("config."):  # of the command before, and each is defined once
-                delattr(command_line.FLAGS, flag)
         check(command_line.parse(sys.argv))
         for flag in command_line.FLAGS.get_flags_for_module(name):
             flag.unparse()  # tests to come have flags of their own
