@@ -123,7 +123,10 @@ def test_the_face_network_has_rows_on_the_systems_own_images(tmp_path):
     )
     assert small.data.split == like.data.split
     assert small.model.pretrained == str(tmp_path / "mobilenet_v3_small.safetensors")
-    assert [path.rsplit("/", 1)[1] for path in small.distill.files] == ["teacher.npz"]
+    names = [f"{name}.npz" for name in imbalance.TEACHERS]
+    assert [path.rsplit("/", 1)[1] for path in small.distill.files] == names
+    assert small.distill.features.teacher in small.distill.files
+    assert set(imbalance.TEACHERS) < set(known)
     for config in (frozen, tuned):
         assert config.data.split == like.data.split
         assert config.data.edits == like.data.edits

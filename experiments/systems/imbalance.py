@@ -28,7 +28,7 @@ FLAT = {
     "sampling__kind": "inverse", "sampling__over": ("gender", "ethnicity", "decade"),
     "sampling__power": 1.0, "heads__age__decode_prior": "sampled", "eval__best": "age/macro_mae",
 }  # fmt: skip
-TEACHER = "faces-frozen-flat"
+TEACHERS = ("faces", "faces-frozen-flat")  # of the small network
 
 
 def base(setting: Setting) -> ml_collections.ConfigDict:
@@ -76,7 +76,7 @@ def arms(setting: Setting) -> dict[str, Arm]:
         if setting.scale != "smoke":
             flat.total = {"epochs": 12.0}
         what = "the same, genders x ethnicities x decades drawn equally often, 12 epochs"
-        with_faces[TEACHER] = dataclasses.replace(frozen, config=flat, what=what)
+        with_faces["faces-frozen-flat"] = dataclasses.replace(frozen, config=flat, what=what)
         with_faces["small"] = taught(setting, config)
     return {
         "baseline": Arm(
@@ -110,21 +110,26 @@ def arms(setting: Setting) -> dict[str, Arm]:
 
 
 def taught(setting: Setting, like: ml_collections.ConfigDict) -> Arm:
-    """The recipe of mobilenet_v3_utk_best; every seed learns from the teacher's seed 0.
+    """The recipe of mobilenet_v3_utk_best; every seed learns from the teachers' seed 0.
 
     Args:
       like: a config of the system.
     """
-    answers = setting.folder.absolute() / "teacher.npz"
+    answers = {name: setting.folder.absolute() / f"{name}.npz" for name in TEACHERS}
 
     def teach(folder: pathlib.Path) -> None:
-        if not answers.exists():
-            write_targets(
-                folder / TEACHER / "seed-0", answers,
-                split=("train", "val"), views=("plain", "flip"),
-            )  # fmt: skip
+        for name, path in answers.items():
+            if not path.exists():
+                write_targets(
+                    folder / name / "seed-0", path, split=("train", "val"), views=("plain", "flip")
+                )
 
     small = faces.on_data_of(like, setting, mobilenet_v3_utk_best.get_config())
-    small = changed(small, **FLAT, distill__files=(str(answers),))
-    what = f"ours: MobileNetV3-Small, 160 px, taught by {TEACHER} of seed 0"
+    small = changed(
+        small,
+        **FLAT | {"sampling__power": 0.5},
+        distill__files=tuple(str(path) for path in answers.values()),
+        distill__features__teacher=str(answers[TEACHERS[0]]),
+    )
+    what = f"ours: MobileNetV3-Small, 160 px, taught by {' and '.join(TEACHERS)} of seed 0"
     return Arm(small, what, prepare=teach)
