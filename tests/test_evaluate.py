@@ -118,6 +118,33 @@ def test_other_data_is_scored_whole_and_has_no_split(run, cache, faces, tmp_path
         results.evaluate(run[0], dataset="utkface", source_path=str(other), split="test")
 
 
+def test_images_that_the_run_may_know_are_warned_of(run, faces, tmp_path, capsys):
+    workdir, summary = run
+
+    def warning(**where):
+        results.evaluate(workdir, output=tmp_path / "out", write_report=False, **where)
+        return [line for line in capsys.readouterr().err.splitlines() if "too good" in line]
+
+    assert warning() == []
+    opened = Run.open(workdir)
+    source = opening.open_source(opened.config.data)
+    learned = splits.make(source, opened.config.data.split)["train"]
+    count = int(np.isin(source.groups, source.groups[learned]).sum())
+    assert 0 < count < len(source.ids)
+    (line,) = warning(split="all")
+    assert f"trained on {count:,} of these {len(source.ids):,} images" in line
+    part = tmp_path / "part"
+    part.mkdir()
+    for path in sorted(faces.iterdir())[:8]:
+        shutil.copy(path, part)
+    (line,) = warning(dataset="utkface", source_path=str(part))
+    assert "run was trained on another version or part of utkface" in line
+    ages = "\n".join(f"{path.name},30" for path in part.iterdir())
+    (tmp_path / "ages.csv").write_text(f"file,age\n{ages}\n")
+    options = {"labels": str(tmp_path / "ages.csv")}
+    assert warning(dataset="image_folder", source_path=str(part), options=options) == []
+
+
 def test_predict_says_what_evaluate_says(run, scored, faces, capsys):
     expected = {r["id"]: r for r in rows_of(scored[1] / "predictions.csv")}
     paths = [str(faces / name) for name in expected]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from agejax.data import splits
 from agejax.data.sources import Source
 from agejax.evaluation import (
     failures,
@@ -25,6 +26,8 @@ from agejax.evaluation.scored import Scored
 from agejax.labels import is_known
 from agejax.runs import lineage
 from agejax.training import image_sizes
+
+OF_ANYTHING = {"image_folder", "procedural_faces"}  # data sets whose name tells no contents
 
 
 def measure(scored: Scored) -> dict[str, Any]:
@@ -193,6 +196,33 @@ def _uncertainty(scored: Scored, calibration: Calibration) -> dict[str, Any]:
             "aurc": uncertainty.aurc(np.abs(predictions[name] - age), high - low),
         }
     return result
+
+
+def may_be_known(scored: Scored) -> str | None:
+    """Describes in words that a run may know some of the images from its training; None: no sign.
+
+    Other data is known by the name of its data set alone, so nothing is known of a user's folders.
+    """
+    run, source, rows = scored.run, scored.source, scored.rows
+    if source.fingerprint == run.fingerprint:
+        if scored.split != "all":
+            return None
+        learned = splits.make(source, run.config.data.split)["train"]
+        count = int(np.isin(source.groups[rows], source.groups[learned]).sum())
+        return (
+            f"{run.workdir} was trained on {count:,} of these {len(rows):,} images, or copies of "
+            "them; its scores are too good, and --split=test leaves them out"
+        )
+    mixed = source.part is not None  # other data is never a mixture
+    names = set(lineage.names(run.config.data) if mixed else [source.name]) - OF_ANYTHING
+    for node in lineage.runs(lineage.of(run)):
+        if shared := names & set(node["data"]["names"]):
+            return (
+                f"{node['name']} was trained on another version or part of "
+                f"{' and '.join(sorted(shared))}; if it has seen some of these images, the scores "
+                "are too good"
+            )
+    return None
 
 
 def known_to_ancestors(scored: Scored) -> dict[str, int]:

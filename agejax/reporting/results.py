@@ -89,6 +89,8 @@ def evaluate(
                 "config.eval.image_size says"
             )
     scored = score(run, dataset, source_path, split, options)
+    if known := findings.may_be_known(scored):
+        console.warning(known)
     others = [
         comparison.score_again(scored, open_run(other), source_path, options)
         for other in compare_with
