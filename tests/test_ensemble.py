@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from agejax import ensemble, predict
+from agejax.config import replaced
 from agejax.data import opening, splits
 from agejax.errors import UserError
 from agejax.evaluation import ensembling
@@ -97,6 +98,22 @@ def test_averaged_weights_of_runs_with_other_splits_have_no_split_left_to_test_o
     mixed = [members[0], dataclasses.replace(members[1], config=config)]
     assert join(members, combine="weights").fingerprint == members[0].fingerprint
     assert join(mixed, combine="weights").fingerprint == ""
+
+
+def test_a_mean_of_weights_that_started_apart_is_warned_of(
+    trained, other, members, monkeypatch, tmp_path, capsys
+):
+    def warned(combine, **changes):
+        config = replaced(members[0].config, changes)
+        runs = iter([members[0], dataclasses.replace(members[1], config=config)])
+        monkeypatch.setattr(ensembling, "open_member", lambda path: next(runs))
+        ensembling.create(tmp_path / "soup", [trained, other], combine)
+        return "the members started from different weights" in capsys.readouterr().err
+
+    assert not warned("weights")
+    assert warned("weights", seed=7)
+    assert warned("weights", **{"model.pretrained": "another"})
+    assert not warned("predictions", seed=7)
 
 
 def test_an_averaged_network_may_have_statistics_of_its_own(trained, tmp_path, capsys):

@@ -119,7 +119,7 @@ def test_other_data_is_scored_whole_and_has_no_split(run, cache, faces, tmp_path
 
 
 def test_images_that_the_run_may_know_are_warned_of(run, faces, tmp_path, capsys):
-    workdir, summary = run
+    workdir, _ = run
 
     def warning(**where):
         results.evaluate(workdir, output=tmp_path / "out", write_report=False, **where)

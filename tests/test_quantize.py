@@ -125,7 +125,7 @@ def test_a_change_beyond_the_bound_is_refused_with_the_figures(trained, tmp_path
     assert run_command(export.main, ["export", *flags]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert re.search(
-        r"--quantize=int8: age MAE [\d.]+ -> [\d.]+ \(.*, at most -1000 years are allowed", error
+        r"--quantize=int8: age MAE [\d.]+ -> [\d.]+ \(.*, the limit is -1000 years", error
     )
     assert not list((tmp_path / "out").iterdir())
 
@@ -166,7 +166,7 @@ def test_where_int8_activations_cost_too_much_fewer_are_int8(trained, monkeypatc
     refused = [line.endswith("; refused") for line in capsys.readouterr().err.splitlines()]
     assert refused == [True, False]
     changes = iter([0.11, 0.12])
-    with pytest.raises(UserError, match=r"\+0\.120, .*, at most \+0\.1 years are allowed;"):
+    with pytest.raises(UserError, match=r"\+0\.120, .*, the limit is \+0\.1 years;"):
         quantize.quantized(run, data)
 
 

@@ -51,6 +51,12 @@ def create(
     members = [open_member(str(path)) for path in given]
     shares = parse_weights(weights, members, views)
     ensembles.join(output, members, combine, shares, views)  # raises where they do not fit
+    starts = {(run.config.seed, run.config.model.pretrained) for run in members}
+    if combine == "weights" and len(starts) > 1:
+        console.warning(
+            "the members started from different weights (config.seed, config.model.pretrained); "
+            "the mean of such weights often predicts badly: compare it with a member on val"
+        )
     share = next(iter(shares.values()))
     anew = {}
     if statistics == "anew":

@@ -71,8 +71,8 @@ def quantized(
     calibrating, rows = source.take(rows[:few]), rows[few:]
     before = _predictions(model, source, rows)
     allowed = {  # metric -> (the lowest and the highest change, in words)
-        "mae": (-np.inf, max_mae_change, f"at most {max_mae_change:+g} years are allowed"),
-        "accuracy": (-max_accuracy_loss, np.inf, f"at most {-max_accuracy_loss:+g} is allowed"),
+        "mae": (-np.inf, max_mae_change, f"the limit is {max_mae_change:+g} years"),
+        "accuracy": (-max_accuracy_loss, np.inf, f"the limit is {-max_accuracy_loss:+g}"),
     }
     refused: list[str] = []
     for activations, make in WAYS.items():
