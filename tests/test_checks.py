@@ -10,6 +10,7 @@ import pytest
 
 import tiny
 from agejax import baselines, checks, ensemble, run_data, sweep
+from agejax.config import replaced
 from agejax.data import opening, splits
 from agejax.errors import UserError
 from agejax.process.command import run_command
@@ -225,6 +226,21 @@ def test_what_changes_nothing_that_is_computed_may_change_on_resume(trained):
             changed(other, **{path.replace(".", "__"): value})
         with pytest.raises(UserError, match=rf"another config: {path} \("):
             run_folder.check_same_config(trained, stored, other)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("distill.runs", ("/a",)), ("distill.files", ("/a.npz",)), ("model.pretrained", "/a"),
+        ("distill.features.teacher", "/a"), ("distill.onnx", {"x": {"path": "/a.onnx"}}),
+        ("optim.ema", 0.5),
+    ],
+)  # fmt: skip
+def test_seeds_of_one_recipe_share_weights_and_teachers(path, value):
+    config = tiny.get_config()
+    assert run_folder.same_recipe(config, replaced(config, {"seed": 7}))
+    assert run_folder.same_recipe(config, replaced(config, {"data.source": "/elsewhere"}))
+    assert not run_folder.same_recipe(config, replaced(config, {path: value}))
 
 
 @pytest.fixture(scope="module")

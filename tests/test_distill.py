@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -610,6 +611,34 @@ def test_the_map_begins_alike_whatever_else_begins():
         x @ np.asarray(params[feature_map.KERNEL]) + bias,
         rtol=1e-5,
     )
+
+
+# ---- resume --------------------------------------------------------------------------------------
+
+
+def test_a_run_resumes_with_teachers_that_moved_but_not_with_others(config_of, teachers, tmp_path):
+    def config_with(*runs):
+        return config_of(distill__runs=runs, eval__every={"steps": 3})
+
+    teacher, second = teachers
+    workdir, moved = tmp_path / "run", tmp_path / "moved"
+    train(config_with(teacher), workdir, stop_after=lambda step, value: step == 3)
+    for others in ((), (second,), (teacher, second)):
+        with pytest.raises(UserError, match="are not those that it started with"):
+            train(config_with(*others), workdir)
+    shutil.copytree(teacher, moved)
+    summary = train(config_with(str(moved)), workdir)
+    assert summary["steps"] == 6
+    (facts,) = summary["distill"]["teachers"]
+    assert facts["name"] == str(moved)
+
+    # Runs of earlier versions have no digest of a run, so that its path must stay.
+    older = {"features": 0, "teachers": [{k: v for k, v in facts.items() if k != "digest"}]}
+    now = Teachers(facts=summary["distill"])
+    setup.check_same(workdir, {"distill": older}, now)
+    older["teachers"][0]["name"] = teacher
+    with pytest.raises(UserError, match="are not those that it started with"):
+        setup.check_same(workdir, {"distill": older}, now)
 
 
 # ---- refusals ------------------------------------------------------------------------------------

@@ -96,7 +96,8 @@ def open_teachers(
             known = _judge(where, seen.trained_on(run), source, config, rows)
             ways = networks.for_student(run, weights, taught, ratios, config.sampling)
             member = networks.of_run(run, weights, views, ways, run.config.model.image_size)
-            found.append((path, member, {"name": str(run.workdir), "step": run.step} | known))
+            identity = {"step": run.step, "digest": networks.digest(run)}
+            found.append((path, member, {"name": str(run.workdir)} | identity | known))
     for path, file in files.items():
         known = _judge(f"{WHERE}.files: {path}", _of_file(file), source, config, rows)
         given = FileTeacher.of(file, source, taught, ratios)
@@ -126,7 +127,11 @@ def open_teachers(
             f"config.heads.{FEATURES}: the teachers' features have this name; choose another"
         )
     _check_complete(teachers, taught, source, rows["train"], c)
-    known = {"features": teachers.width, "teachers": [facts for _, _, facts in found]}
+    known = {
+        "features": teachers.width,
+        "features_of": giver,
+        "teachers": [facts for _, _, facts in found],
+    }
     return dataclasses.replace(teachers, facts=known)
 
 
@@ -136,11 +141,30 @@ def check_same(workdir: pathlib.Path, meta: Mapping[str, Any], teachers: Teacher
     Args:
       meta: of its checkpoint; a run from before teachers were stored is not checked.
     """
-    if meta.get("distill", teachers.facts) != teachers.facts:
+    if not _alike(meta.get("distill", teachers.facts), teachers.facts):
         raise UserError(
             f"{workdir}: the teachers of {WHERE} are not those that it started with (another step "
             "of a run, or a changed file); restore them, or use another --workdir"
         )
+
+
+def _alike(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether facts are of the same teachers, which may have moved."""
+
+    def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+        # Runs of earlier versions have no digest of a teacher that is a run.
+        left_out = "name" if "digest" in one and "digest" in other else "digest"
+        first, second = ({k: v for k, v in each.items() if k != left_out} for each in (one, other))
+        return first == second
+
+    teachers = before.get("teachers", ()), now.get("teachers", ())
+    giver = now.get("features_of")
+    return (
+        len(teachers[0]) == len(teachers[1])
+        and all(map(same, *teachers))
+        and before.get("features") == now.get("features")
+        and before.get("features_of", giver) == giver
+    )
 
 
 def _without_features(member: Any) -> Any:

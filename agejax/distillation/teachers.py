@@ -71,8 +71,8 @@ class Teachers:
     Attributes:
       share, probabilities, features, temperature: as in config.distill.
       distance: the loss of features, a key of `LOSSES`.
-      facts: {"features": how many a teacher gives, "teachers": [the facts of each]}, stored with
-        every checkpoint.
+      facts: {"features": how many a teacher gives, "features_of": the number of that teacher or
+        None, "teachers": [the facts of each]}, stored with every checkpoint.
     """
 
     members: Sequence[Teacher] = ()

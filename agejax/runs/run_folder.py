@@ -30,15 +30,16 @@ from agejax.training.checkpoint import Checkpoints
 if TYPE_CHECKING:
     from agejax.data.sources import Source
 
-# What a restart may change: where the data lies, how the work is spread, when the run looks at
-# itself and saves itself, and what it does about a loss that is not finite. None of these changes
-# what a step computes; of the devices `check_same_devices` makes sure.
+# What a restart may change: where the data and the teachers lie, how the work is spread, when the
+# run looks at itself and saves itself, and what it does about a loss that is not finite. None of
+# these changes what a step computes: `check_same_data`, `check_same_devices` and
+# `distillation.setup.check_same` look at the data, the devices and the teachers themselves.
 MAY_CHANGE_ON_RESUME = re.compile(
     r"data\.(source|cache_dir|workers|resident|mixture\.[^.]+\.source)|log_every\..*|"
     r"checkpoint\.(every\..*|keep)|steps_per_call|"
     r"eval\.(every\..*|batch_size|image_size|patience|final_split)|loggers|"
     r"log_images|model\.(pretrained|remat)|watchdog|profile|nonfinite|deterministic|native|"
-    r"sharding\.(devices|fsdp)"
+    r"sharding\.(devices|fsdp)|distill\.(runs|files|onnx\.[^.]+\.path|features\.teacher)"
 )
 
 SKIPPED = "skipped_steps.json"
@@ -218,8 +219,17 @@ def same_recipe(one: ml_collections.ConfigDict, other: ml_collections.ConfigDict
     """Whether two configs train the same, but for the seed; either may be of an older version."""
     alike = other.copy_and_resolve_references()
     alike.seed = one.seed
-    start = [config.model.get("pretrained") for config in (one, other)]
-    return start[0] == start[1] and not (_changed(one, alike) and _changed(alike, one))
+    first, second = (_learned_from(config) for config in (one, other))
+    return first == second and not (_changed(one, alike) and _changed(alike, one))
+
+
+def _learned_from(config: ml_collections.ConfigDict) -> list[Any]:
+    """Where a config's first weights and its teachers lie."""
+    distill = config.get("distill") or {}
+    models = {name: model["path"] for name, model in (distill.get("onnx") or {}).items()}
+    features = (distill.get("features") or {}).get("teacher", "")
+    given = [tuple(distill.get(key, ())) for key in ("runs", "files")]
+    return [config.model.get("pretrained"), *given, models, features]
 
 
 def _changed(old_config: Any, new_config: Any) -> list[str]:
