@@ -1120,7 +1120,7 @@ OTHERS = (
     ),
     Mutation(
         "another start is the same recipe", "agejax/runs/run_folder.py",
-        "return start[0] == start[1] and not (", "return not (",
+        "return first == second and not (", "return not (",
         ("test_report.py::test_runs_of_one_config_count_as_its_seeds",),
     ),
     Mutation(
