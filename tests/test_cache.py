@@ -1,6 +1,7 @@
 """The decoded cache: damage is found at the first use and repaired, without the archive."""
 
 import argparse
+import errno
 import json
 import os
 import shutil
@@ -123,6 +124,33 @@ def test_a_file_in_any_state_is_made_good_with_one_line(file, archive, place, ma
         err = capsys.readouterr().err.splitlines()
         assert len([line for line in err if "is damaged (" in line]) == 1, state
         assert all(len(line) < 500 for line in err)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "error"),
+    [
+        (sources, "MappedArray", OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))),
+        (sources, "MappedArray", MemoryError()),
+        (cache, "_checksum", OSError(errno.EMFILE, os.strerror(errno.EMFILE))),
+        (cache, "_checksum", OSError(errno.EACCES, os.strerror(errno.EACCES))),
+    ],
+)
+def test_a_folder_that_this_process_cannot_read_now_stays(
+    module, name, error, archive, place, made, monkeypatch, capsys
+):
+    def fail(*arguments):
+        raise error
+
+    before = os.stat(decoded(place))
+    monkeypatch.setattr(cache, "_checked", {})
+    with monkeypatch.context() as patched:
+        patched.setattr(module, name, fail)
+        with pytest.raises((UserError, MemoryError)) as caught:
+            load(archive, place)
+    assert "damaged" not in capsys.readouterr().err
+    assert isinstance(error, MemoryError) or os.strerror(error.errno) in str(caught.value)
+    assert os.stat(decoded(place)).st_ino == before.st_ino
+    assert_same(load(archive, place), made[1])
 
 
 def test_a_folder_that_is_a_file_or_a_link_is_made_good(archive, place, made):

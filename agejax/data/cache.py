@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from agejax import files
-from agejax.errors import DAMAGE, UserError, brief
+from agejax.errors import DAMAGE, UserError, brief, of_the_machine
 from agejax.files import full_disk
 from agejax.logging import console
 from agejax.paths import cache_folder
@@ -52,24 +52,23 @@ def cached(
 ) -> T:
     """Returns `read` of the cache's folder `name`, which `make` fills the first time.
 
-    A folder that is damaged, or that `read` fails on, is made again, with a line on stderr. A
-    second process that wants the folder meanwhile waits for the first. What a killed process left
-    behind is removed.
+    A folder that is damaged, or that `read` fails on, is made again, with a line on stderr. For
+    want of memory, rights or open files the call fails, and the folder stays. A second process that
+    wants the folder meanwhile waits for the first. What a killed process left behind is removed.
 
     Args:
       cache_dir: default: $AGEJAX_CACHE, else ~/.cache/agejax.
 
     Raises:
-      UserError: a disk that is full, read-only or failing; or as `make`.
+      UserError: a disk that is full, read-only or failing, or a machine without open files left;
+        or as `make`.
     """
     folder = cache_folder(cache_dir) / name
 
     def opened() -> T:
         check(folder)
-        try:
+        with _damage():
             return read(folder)
-        except (*DAMAGE, OSError) as error:
-            raise Damaged(brief(error)) from error
 
     with _disk_errors(folder.parent):
         with contextlib.suppress(Absent, Damaged):
@@ -98,10 +97,11 @@ def check(folder: pathlib.Path, again: bool = False) -> int:
     Raises:
       Absent: there is no such folder.
       Damaged: one of its files is missing or has changed.
+      OSError, MemoryError: there are no rights, no memory or no open files left to read it.
     """
     if not os.path.lexists(folder):
         raise Absent(str(folder))
-    try:
+    with _damage():
         sizes = _sizes(folder)
         state = _state(folder, sizes)
         if again or _checked.get(folder) != state:
@@ -112,7 +112,20 @@ def check(folder: pathlib.Path, again: bool = False) -> int:
                 state = _state(folder, sizes)
             _checked[folder] = state
         return sum(sizes.values())
+
+
+@contextlib.contextmanager
+def _damage() -> Iterator[None]:
+    """Turns errors of reading a folder into `Damaged`, but for those that tell nothing about it.
+
+    Without the rights, the memory or the number of open files to read it, a folder may be whole,
+    and may be the only copy of an archive that is gone.
+    """
+    try:
+        yield
     except (*DAMAGE, OSError) as error:
+        if of_the_machine(error):
+            raise
         raise Damaged(brief(error)) from error
 
 
