@@ -87,9 +87,22 @@ def test_parts_are_drawn_by_their_weights(utkface, drawn, kind):
 
 def test_without_weights_parts_are_drawn_by_their_size(utkface, drawn):
     mixed = mixture.join({"real": utkface, "drawn": drawn}, {})
-    assert mixed.parts == {"real": 96 / 80, "drawn": 64 / 80}
-    expected = draws.weigh(sampling(), mixed, np.arange(160)).expected(160)
-    np.testing.assert_allclose(expected, 1)
+    assert draws.weigh(sampling(), mixed, np.arange(160)) == (None, 160)
+    weights, size = draws.weigh(sampling(kind="density"), mixed, np.arange(160))
+    sums = np.bincount(mixed.part, weights) * size / weights.sum()
+    np.testing.assert_allclose(sums, (96, 64))
+
+
+def test_without_weights_a_part_that_lost_images_is_drawn_by_what_is_left(utkface, drawn):
+    """Of a mixture's rows, as edits, splits and under-sampling leave them."""
+    mixed = mixture.join({"real": utkface, "drawn": drawn}, {})
+    rows = np.r_[:90, 96:106]
+    for source, left in ((mixed, rows), (mixed.select(rows), np.arange(100))):
+        expected = draws.weigh(sampling(), source, left).expected(100)
+        np.testing.assert_allclose(expected, 1)
+    heavy = mixture.join({"real": utkface, "drawn": drawn}, {"drawn": 2.0})
+    expected = draws.weigh(sampling(), heavy, rows).expected(100)
+    np.testing.assert_allclose(expected[:90].sum() / expected[90:].sum(), (90 / 50) / 2)
 
 
 def test_copies_across_the_parts_share_a_group_and_a_split(cache, tmp_path, capsys):

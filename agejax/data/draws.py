@@ -56,7 +56,7 @@ def weigh(config: Any, source: Source, rows: np.ndarray) -> Draws:
     uniform: all equal. density: DenseWeight of the age. lds: inverse smoothed counts of the age.
     inverse: inverse counts of the classes `over`. oversample: `oversampled`. A row whose label is
     unknown has weight 1, the mean. In a mixture the weights are scaled part by part, so that each
-    part is drawn by its own weight.
+    part is drawn by its own weight; without one, by the number of its `rows`.
 
     Raises:
       UserError: an unknown label, a label that no row has, or a part without a row.
@@ -79,13 +79,16 @@ def _by_part(draws: Draws, source: Source, rows: np.ndarray) -> Draws:
         return draws
     part = source.part[rows]
     counts = np.bincount(part, minlength=len(source.parts))
-    shares = np.array([source.parts[name] for name in source.parts])
     for name, count in zip(source.parts, counts, strict=True):
         if not count:
             raise UserError(f"config.data.mixture.{name}: no training image is left of it")
+    given = list(source.parts.values())
+    if draws.weights is None and not any(given):
+        return draws
+    shares = [weight or n / counts.mean() for weight, n in zip(given, counts, strict=True)]
     weights = np.ones(len(rows)) if draws.weights is None else draws.weights
-    sums = np.bincount(part, weights, len(source.parts))
-    return Draws(weights * (len(rows) * shares / shares.sum() / sums)[part], draws.size)
+    scale = len(rows) * np.array(shares) / sum(shares) / np.bincount(part, weights)
+    return Draws(weights * scale[part], draws.size)
 
 
 def _weigh(config: Any, source: Source, rows: np.ndarray) -> Draws:

@@ -22,7 +22,11 @@ SETTINGS = Group(
     "A part of a mixture.",
     name=Setting("", "Data set: one of agejax/data/builders."),
     source=Setting(None, "Archive or folder that you downloaded.", kind=str),
-    weight=Setting(None, "Its share of the draws; default: its size.", kind=float),
+    weight=Setting(
+        None,
+        "Its share of the draws; default: its training images, 1 for a part of mean size.",
+        kind=float,
+    ),
     options=Setting({}, "The data set's own options."),
     train_only=Setting(False, "Uses its images for training only, never in val or test."),
 )
@@ -134,8 +138,7 @@ def join(
     label that a part lacks is unknown there. Ids begin with the part's name.
 
     Args:
-      weights: part -> its share of the draws, in any unit. None: in proportion to its size; a part
-        of mean size has weight 1.
+      weights: part -> its share of the draws, in any unit; None: in proportion to its size.
       copies: int [P, 2], pairs of rows of the result that show one picture, besides those within
         the parts. Groups of the same name, such as people, are joined too.
       train_only: parts whose images must not validate or test.
@@ -186,10 +189,7 @@ def join(
         **_more(every),
         train_only=np.isin(np.array(list(parts))[part], train_only) if train_only else None,
         part=part,
-        parts={
-            name: float(weights.get(name) or len(source.ids) / sizes.mean())
-            for name, source in parts.items()
-        },
+        parts={name: weights.get(name) for name in parts},
         photos=joined([source.copies for source in every], copies),
     )
 

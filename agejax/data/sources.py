@@ -72,7 +72,8 @@ class Source:
       photos: int64 [N]; as `groups`, but photos of one person are joined only if they are copies;
         None: not recorded, as in caches of older versions.
       part: of a mixture: int64 [N], which of `parts` a row is from.
-      parts: of a mixture: part -> its share of the draws, in any unit.
+      parts: of a mixture: part -> its share of the draws, in any unit; None: by the number of its
+        training images, where a part with the mean number has a share of 1.
       train_only: of a mixture: bool [N], images that must not validate or test, such as those with
         pseudo-labels; None where there are none.
     """
@@ -88,7 +89,7 @@ class Source:
     official: np.ndarray | None = None
     people: np.ndarray | None = None
     part: np.ndarray | None = None
-    parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    parts: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
     train_only: np.ndarray | None = None
     undecoded: tuple[Mapping[str, float | str], ...] | None = None
     photos: np.ndarray | None = None
