@@ -210,7 +210,23 @@ def test_other_data_is_numbered_as_the_run_numbers_it(run, source, capsys):
     assert "the run has no ethnicity 'Indian'; 19 images with it" in capsys.readouterr().err
 
 
-def test_labels_of_a_table_stand_in_place_of_the_data_sets_own(source, tmp_path):
+def test_what_could_not_be_decoded_is_edited_too(source):
+    """Else the share of it in a group that is removed would be 100 %."""
+    lost = (
+        {"age": 30.0, "gender": "female", "ethnicity": "Asian"}, {"gender": "female"},
+        {"age": 80.0, "gender": "female"}, {"age": 30.0, "gender": "male"}, {},
+    )  # fmt: skip
+    source = dataclasses.replace(source, undecoded=lost)
+    for changes, left in (
+        ({"only": {"gender": "female"}}, [0, 1, 2]),
+        ({"max_age": 79}, [0, 1, 3, 4]),
+        ({"min_age": 31}, [1, 2, 4]),
+        ({"drop": {"ethnicity": "Asian"}}, [1, 2, 3, 4]),
+    ):
+        assert edited(source, **changes).undecoded == tuple(lost[i] for i in left), changes
+
+
+def test_labels_of_a_table_stand_in_place_of_the_data_sets_own(source, tmp_path, capsys):
     table = tmp_path / "labels.csv"
     first, second, third = source.ids[:3]
     table.write_text(
@@ -225,6 +241,9 @@ def test_labels_of_a_table_stand_in_place_of_the_data_sets_own(source, tmp_path)
     assert view.fingerprint != source.fingerprint
     # Later edits use the new labels.
     assert first in edited(source, labels=str(table), only={"gender": "female"}).ids
+    table.write_text(f"id,age\n{first},33.5\n{first},33.5\n")
+    edited(source, labels=str(table))
+    assert "age of 1 of 96 images" in capsys.readouterr().err
 
 
 def test_labels_of_a_data_set_without_any(source, tmp_path):
@@ -250,6 +269,7 @@ def test_labels_of_a_data_set_without_any(source, tmp_path):
         ("id,age\nnobody.jpg,3\n", "no image of utkface in it, such as"),
         ("id,age\n{id},old\n", "line 2: old is not an age"),
         ("id,gender\nnobody.jpg,male\n{id},robot\n", "line 3: gender 'robot' is not one of"),
+        ("id,age\n{id},30\n{id},30\n{id},40\n", "line 4: .*jpg has an earlier row with other"),
     ],
 )
 def test_a_bad_table_of_labels_is_named(source, tmp_path, text, message):

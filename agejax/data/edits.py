@@ -29,6 +29,8 @@ def apply(source: Source, config: Any) -> Source:
     The edits apply in this order, each to what the earlier ones left: `labels`, `drop`, `min_age`
     and `max_age`, `only`, `keep`. Only `only` removes images whose label is unknown. The classes
     that `drop` names are also removed from the list of classes; the numbers of later ones shift.
+    Of the images that could not be decoded, those stay whose labels would have let them; `keep`
+    leaves them as they are.
 
     Raises:
       UserError: a label or class the data lacks, a share outside 0..1, no image left, or as
@@ -43,8 +45,10 @@ def apply(source: Source, config: Any) -> Source:
         removed[reason] = rows & stays
         stays[rows] = False
 
-    for label, names in config.drop.items():
-        for name in _names(names, f"{WHERE}.drop.{label}"):
+    dropped = {label: _names(v, f"{WHERE}.drop.{label}") for label, v in config.drop.items()}
+    only = {label: _names(v, f"{WHERE}.only.{label}") for label, v in config.only.items()}
+    for label, names in dropped.items():
+        for name in names:
             number = _class(source, label, name, f"{WHERE}.drop")
             remove(f"{label} {name}", source.labels[label] == number)
     age = source.labels["age"]
@@ -52,8 +56,7 @@ def apply(source: Source, config: Any) -> Source:
         remove(f"younger than {config.min_age:g}", age < config.min_age)
     if config.max_age is not None:
         remove(f"older than {config.max_age:g}", age > config.max_age)
-    for label, names in config.only.items():
-        names = _names(names, f"{WHERE}.only.{label}")
+    for label, names in only.items():
         numbers = [_class(source, label, name, f"{WHERE}.only") for name in names]
         others = ~np.isin(source.labels[label], numbers)
         remove(f"{label} other than {', '.join(names)}", others)
@@ -68,7 +71,19 @@ def apply(source: Source, config: Any) -> Source:
         raise UserError(f"{WHERE}: no image of {source.name} is left; removed {counts}")
     if not stays.all():
         source = source.select(np.flatnonzero(stays))
-    dropped = {label: _names(names, f"{WHERE}.drop") for label, names in config.drop.items()}
+    if source.undecoded is not None:
+        low, high = (
+            limit if given is None else given
+            for given, limit in ((config.min_age, -np.inf), (config.max_age, np.inf))
+        )
+        lost = [
+            known
+            for known in source.undecoded
+            if not any(known.get(label) in names for label, names in dropped.items())
+            and low <= known.get("age", low) <= high
+            and all(known.get(label) in names for label, names in only.items())
+        ]
+        source = dataclasses.replace(source, undecoded=tuple(lost))
     return with_classes(
         source,
         {
@@ -87,8 +102,8 @@ def relabelled(source: Source, path: str) -> Source:
         or if its cell is empty or marks the label as unknown.
 
     Raises:
-      UserError: no such CSV, none of these columns, an invalid cell, or no image of the source in
-        it.
+      UserError: no such CSV, none of these columns, an invalid cell, two rows of an image with
+        different labels, or no image of the source in it.
     """
     from agejax.data.builders import base, cells, image_folder
 
@@ -114,12 +129,17 @@ def relabelled(source: Source, path: str) -> Source:
             raise UserError(f"{where}: {wrong}")
     labels = {label: values.copy() for label, values in source.labels.items()}
     row_of = _rows_of(source, {cell_of[column] for cell_of in base.table(data, where, ())})
-    changed = 0
+    said: dict[int, list[str]] = {}  # row -> its cells
     for number, cell_of in enumerate(base.table(data, where, ()), 2):  # line number in an editor
         row = row_of.get(cell_of[column])
         if row is None:
             continue
-        changed += 1
+        texts = [cell_of[name] for name in given.values()]
+        if said.setdefault(row, texts) != texts:
+            raise UserError(
+                f"{where}, line {number}: {cell_of[column]} has an earlier row with other labels; "
+                "keep one of them"
+            )
         for label, name in given.items():
             text = cell_of[name]
             if cells.is_unknown(text):
@@ -132,10 +152,10 @@ def relabelled(source: Source, path: str) -> Source:
                 )
             except ValueError as error:
                 raise UserError(f"{where}, line {number}: {error}") from error
-    if not changed:
+    if not said:
         raise UserError(f"{where}: no image of {source.name} in it, such as {source.ids[0]}")
     console.note(
-        f"{source.name}: {', '.join(given)} of {changed:,} of {len(source.ids):,} images "
+        f"{source.name}: {', '.join(given)} of {len(said):,} of {len(source.ids):,} images "
         f"from {path}"
     )
     digest = hashlib.sha256(data).hexdigest()
