@@ -116,8 +116,8 @@ SETTINGS = Group(
             ),
             drop_copies_from_train=Setting(
                 False,
-                "With official or files: removes images from train that have a copy in another "
-                "split.",
+                "With official or files: removes images from train that have a copy, or their "
+                "group (a person, say), in another split.",
             ),
         ),
     ),

@@ -111,13 +111,14 @@ def test_images_that_are_named_twice_are_refused_or_in_no_list(chips, tmp_path):
         )  # fmt: skip
 
 
-def test_two_images_of_one_name_cannot_be_told_apart_in_lists(tmp_path):
+def test_two_images_of_one_name_are_told_apart_in_lists_by_their_folders(tmp_path):
     source = source_of([f"a/{NAMES[0]}", f"b/{NAMES[0]}", *NAMES[1:]])
     entries = [(f"a/{NAMES[0]}", 0), *((name, i % 10) for i, name in enumerate(NAMES) if i)]
-    path = database(tmp_path / "a.json", entries)
-    with pytest.raises(UserError, match="1 names stand for more than one image"):
-        facebase.splits(source, path)
-    assert facebase.splits(source, path, leave_out=True).left_out == 1
+    found = facebase.splits(source, database(tmp_path / "a.json", entries))
+    facebase.write(found, tmp_path, {})
+    parts = splits.from_files(source, {"train": str(tmp_path / "fold-0/train.txt")})
+    assert set(source.ids[parts["train"]]) == set(found.folds[0]["train"])
+    assert f"a/{NAMES[0]}" in source.ids[parts["train"]]
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,29 @@ def test_files_name_images_with_or_without_a_folder(tmp_path, capsys):
     assert "1 of 11 names" in capsys.readouterr().err
 
 
+def test_images_of_one_name_are_told_apart_by_their_folders(tmp_path, capsys):
+    source = make_source(6, copies=0)
+    source.ids[:] = ["train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "1.jpg", "x/2.jpg", "3.jpg"]
+    for line, row in (
+        ("train/a/1.jpg", 0), ("/home/me/train/b/1.jpg", 1), ("b\\1.jpg", 1), ("val/a/1.jpg", 2),
+        ("1.jpg", 3), ("other/2.jpg", 4), ("other/3.jpg", 5),
+    ):  # fmt: skip
+        parts = splits.from_files(source, {"train": write(tmp_path / "a.txt", [line])})
+        assert parts["train"].tolist() == [row], line
+    files = {
+        "train": write(tmp_path / "a.txt", ["train/a/1.jpg", "train/b/1.jpg", "x/2.jpg"]),
+        "test": write(tmp_path / "b.txt", ["val/a/1.jpg", "3.jpg"]),
+    }
+    parts = splits.from_files(source, files)
+    assert [rows.tolist() for rows in parts.values()] == [[0, 1, 4], [2, 5]]
+    assert not capsys.readouterr().err
+    with pytest.raises(UserError, match=r"a/1\.jpg may be any of train/a/1\.jpg, val/a/1\.jpg; "):
+        splits.from_files(source, {"train": write(tmp_path / "a.txt", ["a/1.jpg"])})
+    some = source.select(np.array([0, 1, 4]))  # of another folder: the data lacks it
+    splits.from_files(some, {"train": write(tmp_path / "a.txt", ["val/c/1.jpg", "2.jpg"])})
+    assert "1 of 2 names are not in the data, the first: val/c/1.jpg" in capsys.readouterr().err
+
+
 def test_a_list_of_names_may_come_from_any_system(tmp_path, capsys):
     source = make_source(6, copies=0)
     source.ids[0], source.ids[1] = "Zoe\u0308.jpg", "Mu\u0308ller/b.jpg"  # as macOS writes it
@@ -192,6 +215,21 @@ def test_train_can_do_without_the_copies_of_the_test_images(tmp_path, capsys):
     assert "1 of 45 images have a copy" in said
     assert "groups of duplicates" not in said
     assert splits.leaking_groups(source, parts) == 0
+
+
+def test_people_whom_files_tear_apart_are_not_called_duplicates_alone(tmp_path, capsys):
+    source = make_source(20, copies=0)
+    source.groups[15] = 2  # a person's
+    source = dataclasses.replace(source, photos=np.arange(20))
+    files = {
+        "train": write(tmp_path / "a.txt", source.ids[:10]),
+        "test": write(tmp_path / "b.txt", source.ids[10:]),
+    }
+    splits.make(source, config(files=files))
+    splits.make(source, config(files=files, drop_copies_from_train=True))
+    said = capsys.readouterr().err
+    assert "1 groups of duplicates, or of images of one person or group, have images in" in said
+    assert "1 of 10 images have a copy, or another image of their person or group, in" in said
 
 
 def config(**changes) -> ml_collections.ConfigDict:

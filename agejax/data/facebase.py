@@ -94,10 +94,7 @@ def splits(source: Source, path: pathlib.Path, leave_out: bool = False) -> Split
     pairs = pairing.pair(list(id_of), times)
     found = {row: id_of[name] for name, row in pairs.row_of.items()}
 
-    # Lists give an image's name without its folder.
-    alike = Counter(name.rpartition("/")[2] for name in source.ids.tolist())
-    ambiguous = {row for row, name in found.items() if alike[name.rpartition("/")[2]] > 1}
-    twice = {name for name, count in times.items() if count > 1} | pairs.doubtful | ambiguous
+    twice = {name for name, count in times.items() if count > 1} | pairs.doubtful
     missing = times.keys() - found.keys() - twice
     if not leave_out:
         remedy = "; --leave_out writes the lists without them"

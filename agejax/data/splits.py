@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from agejax.data.builders import cells, pairing
 from agejax.data.sources import Source
-from agejax.errors import UserError, check_keys, is_number, one_line, reason
+from agejax.errors import UserError, check_keys, few, is_number, one_line, reason
 from agejax.labels import DECADES, density
 from agejax.logging import console
 from agejax.paths import expand
@@ -299,7 +300,7 @@ def from_files(source: Source, files: Mapping[str, str]) -> dict[str, np.ndarray
       {split: rows int64, sorted}.
 
     Raises:
-      UserError: a file that cannot be read, a name in two of them, or a file without a known name.
+      UserError: as `read_file`, a name in two files, or a file without a known name.
     """
     splits, names = {}, {}
     for split, path in files.items():
@@ -327,23 +328,58 @@ def from_files(source: Source, files: Mapping[str, str]) -> dict[str, np.ndarray
 def read_file(source: Source, path: str, where: str) -> tuple[np.ndarray, set[str], list[str]]:
     """Reads one name per line: (rows int64, sorted; all names; names that the source lacks).
 
+    A folder in a name counts only where images in several folders have that name: the longest
+    common ending of the paths decides.
+
     Raises:
-      UserError: the file cannot be read.
+      UserError: the file cannot be read, or a name stands for several images.
     """
-    row_of = {_name(id): row for row, id in enumerate(source.ids)}
+    rows_of = defaultdict(list)  # name without its folder -> rows
+    for row, id in enumerate(source.ids.tolist()):
+        rows_of[_name(id)].append(row)
     try:
         lines = expand(path).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: {path} is not text in UTF-8; save it as that") from error
     except OSError as error:
         raise UserError(f"{where}: {path} cannot be read: {reason(error)}") from error
-    names = {_name(line.strip()) for line in lines if line.strip()}
-    rows = sorted(row_of[name] for name in names & row_of.keys())
-    return np.array(rows, np.int64), names, sorted(names - row_of.keys())
+    rows, names, unknown = set(), set(), set()
+    for line in filter(None, map(str.strip, lines)):
+        some = rows_of.get(_name(line), [])
+        if len(some) > 1:
+            some = _nearest(line, some, source)
+        if len(some) > 1:
+            alike = few([str(source.ids[row]) for row in some])
+            raise UserError(
+                f"{where}: {path}: {line} may be any of {alike}; write the image's folders too"
+            )
+        names.add(str(source.ids[some[0]]) if some else pairing.normal(line))
+        rows.update(some)
+        unknown.update([] if some else [pairing.normal(line)])
+    return np.array(sorted(rows), np.int64), names, sorted(unknown)
+
+
+def _nearest(line: str, rows: Sequence[int], source: Source) -> list[int]:
+    """Those of several rows with one name whose paths have the longest common ending with a line's.
+
+    None of them if that is the name alone, and all their folders differ from the line's.
+    """
+    theirs = pairing.normal(line).split("/")[::-1]
+    likeness = {}
+    for row in rows:
+        ours = pairing.normal(str(source.ids[row])).split("/")[::-1]
+        alike = (a == b for a, b in zip(ours, theirs, strict=False))
+        common = sum(1 for _ in itertools.takewhile(bool, alike))
+        one_ends_so = common == min(len(ours), len(theirs))
+        likeness[row] = (common, one_ends_so, ours == theirs)
+    most = max(likeness.values())
+    return [row for row in rows if likeness[row] == most != (1, False, False)]
 
 
 def without_copies(source: Source, splits: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The splits without the train images that have a copy in another; reports them on stderr.
+    """The splits without the train images that have a copy, or their person, in another split.
+
+    Reports them on stderr.
 
     Raises:
       UserError: no train image is left.
@@ -354,8 +390,9 @@ def without_copies(source: Source, splits: Mapping[str, np.ndarray]) -> dict[str
     others = [rows for name, rows in splits.items() if name != "train"]
     copies = np.isin(source.groups[train], source.groups[np.concatenate([train[:0], *others])])
     console.note(
-        f"train: {copies.sum():,} of {len(train):,} images have a copy in another split and are "
-        "left out"
+        f"train: {copies.sum():,} of {len(train):,} images have a copy"
+        + (", or another image of their person or group," if _joins_more(source) else "")
+        + " in another split and are left out"
     )
     where = f"{WHERE}.drop_copies_from_train"
     return dict(splits) | {"train": _filled("train", train[~copies], where)}
@@ -371,9 +408,15 @@ def _report_leaks(source: Source, splits: Mapping[str, np.ndarray]) -> None:
     leaking = leaking_groups(source, splits)
     if leaking:
         console.warning(
-            f"{leaking:,} groups of duplicates have images in more than one of "
-            f"{', '.join(splits)}; scores on them are too good"
+            f"{leaking:,} groups of duplicates"
+            + (", or of images of one person or group," if _joins_more(source) else "")
+            + f" have images in more than one of {', '.join(splits)}; scores on them are too good"
         )
+
+
+def _joins_more(source: Source) -> bool:
+    """Whether some groups hold more than the copies of one photo."""
+    return bool(np.any(source.groups != source.copies))
 
 
 def _cells(source: Source, over: Sequence[str], where: str) -> tuple[np.ndarray, list[str]]:
