@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,11 +12,12 @@ from sklearn import metrics as sklearn_metrics
 
 import tiny
 from agejax import predict
-from agejax.data import opening, splits
+from agejax.data import draws, opening, splits
 from agejax.errors import UserError
 from agejax.evaluate import main as evaluate_main
 from agejax.evaluation import findings
-from agejax.evaluation.scored import score, score_rows
+from agejax.evaluation.scored import Scored, score, score_rows
+from agejax.heads import Facts
 from agejax.predicting import predictions
 from agejax.predicting.images import Crop, find_images
 from agejax.predicting.model import of_run
@@ -143,6 +145,38 @@ def test_images_that_the_run_may_know_are_warned_of(run, faces, tmp_path, capsys
     (tmp_path / "ages.csv").write_text(f"file,age\n{ages}\n")
     options = {"labels": str(tmp_path / "ages.csv")}
     assert warning(dataset="image_folder", source_path=str(part), options=options) == []
+
+
+def test_lists_that_changed_since_the_training_are_warned_of(faces, cache, tmp_path):
+    source = opening.open_source(_own(tiny.get_config(), faces, cache).data)
+    names = source.ids.tolist()
+    config = _own(tiny.get_config(), faces, cache)
+    config.data.split.files = {k: str(tmp_path / f"{k}.txt") for k in ("train", "test")}
+    config.sampling.keep = {"gender": {"male": 0.5}}
+
+    def scored(**lists):
+        for name, ids in lists.items():
+            (tmp_path / f"{name}.txt").write_text("\n".join(ids))
+        rows = splits.make(source, config.data.split)
+        train = draws.keep(config.sampling, source, rows["train"])
+        facts = Facts.of({k: v[train] for k, v in source.labels.items()}, source.label_names)
+        # Checkpoints keep facts as JSON data.
+        facts = Facts(**json.loads(json.dumps(dataclasses.asdict(facts))))
+        run = SimpleNamespace(
+            workdir="RUN", config=config, fingerprint=source.fingerprint, facts=facts
+        )
+        return Scored(run, source, rows["test"], "test", {}, {}, {}, 1.0)
+
+    trained = scored(train=names[:70], test=names[70:])
+    assert findings.may_be_known(trained) is None
+    scored(train=names[:60], test=names[60:])
+    line = findings.may_be_known(trained)
+    assert "RUN was trained on other images than config.data.split gives now" in line
+
+
+def _own(config, faces, cache):
+    config.data.source, config.data.cache_dir = str(faces), str(cache)
+    return config
 
 
 def test_predict_says_what_evaluate_says(run, scored, faces, capsys):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import io
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from agejax.data import splits
+from agejax.data import draws, splits
 from agejax.data.sources import Source
 from agejax.evaluation import (
     failures,
@@ -23,6 +25,7 @@ from agejax.evaluation import (
 )
 from agejax.evaluation.calibration import Calibration
 from agejax.evaluation.scored import Scored
+from agejax.heads import Facts
 from agejax.labels import is_known
 from agejax.runs import lineage
 from agejax.training import image_sizes
@@ -206,7 +209,7 @@ def may_be_known(scored: Scored) -> str | None:
     run, source, rows = scored.run, scored.source, scored.rows
     if source.fingerprint == run.fingerprint:
         if scored.split != "all":
-            return None
+            return _of_other_splits(scored)
         learned = splits.make(source, run.config.data.split)["train"]
         count = int(np.isin(source.groups[rows], source.groups[learned]).sum())
         return (
@@ -223,6 +226,28 @@ def may_be_known(scored: Scored) -> str | None:
                 "are too good"
             )
     return None
+
+
+def _of_other_splits(scored: Scored) -> str | None:
+    """Whether a run's data is split otherwise now than when it was trained, in words.
+
+    The config names lists of names or official splits, whose contents may have changed.
+    """
+    run, source = scored.run, scored.source
+    if not (run.config.data.split.get("files") or run.config.data.split.get("official")):
+        return None
+    with contextlib.redirect_stderr(io.StringIO()):  # what it says was said
+        train = splits.make(source, run.config.data.split)["train"]
+        if run.config.sampling.get("keep"):
+            train = draws.keep(run.config.sampling, source, train)
+    now = Facts.of({k: v[train] for k, v in source.labels.items()}, source.label_names).counts
+    if all(run.facts.counts.get(label, counts) == counts for label, counts in now.items()):
+        return None
+    return (
+        f"{run.workdir} was trained on other images than config.data.split gives now, since lists "
+        f"or official splits have changed; it may have seen images of {scored.split}, and then the "
+        "scores are too good"
+    )
 
 
 def known_to_ancestors(scored: Scored) -> dict[str, int]:
