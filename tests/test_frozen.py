@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import resource
 
 import jax
 import jax.numpy as jnp
@@ -287,6 +289,25 @@ def test_what_an_interrupted_process_has_computed_is_not_computed_again(bench, m
             bench.compute()
     assert bench.images.read == 48
     assert bench.compute()[1] == ALL - 48
+
+
+def test_many_blocks_need_no_higher_limit_on_open_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "ROWS", 2)
+    monkeypatch.setattr(features, "MORE", 80)
+    rows = np.arange(200)
+
+    def compute(view, of):
+        yield np.repeat(of[:, None], 2, axis=1).astype(np.float32)
+
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = len(os.listdir("/proc/self/fd")) + 40
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, limits[1]))
+    try:
+        cached = features.load(["a"], [rows], 200, 2, compute, name="test", cache_dir=str(tmp_path))
+        np.testing.assert_array_equal(cached.take(rows)[:, 0], rows)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > few
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_processes_of_one_run_begin_at_different_blocks(tmp_path, monkeypatch, small_blocks):

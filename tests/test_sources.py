@@ -184,6 +184,13 @@ def test_an_archive_without_a_usable_image_is_refused(name, tmp_path):
             load(path, tmp_path / "cache")
 
 
+def test_an_empty_path_is_not_the_current_folder(archive, tmp_path, monkeypatch):
+    monkeypatch.chdir(archive.parent)
+    monkeypatch.setattr("agejax.data.builders.base.MANUAL", tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"no image_folder in .*nowhere"):
+        sources.load("image_folder", "", image_size=16, cache_dir=str(tmp_path / "cache"))
+
+
 def test_an_unknown_option_is_named(archive, tmp_path):
     with pytest.raises(UserError, match="'crop'"):
         load(archive, tmp_path / "cache", options={"crop": 3})

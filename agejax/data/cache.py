@@ -11,6 +11,7 @@ checksums: 0.35 s of CPU time per GB. Checksums detect damage, not forgery.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -23,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from agejax import files
-from agejax.errors import DAMAGE, UserError, brief, of_the_machine
+from agejax.errors import DAMAGE, UserError, brief, of_the_machine, reason
 from agejax.files import full_disk
 from agejax.logging import console
 from agejax.paths import cache_folder
@@ -291,4 +292,6 @@ def _disk_errors(cache: pathlib.Path) -> Iterator[None]:
         with full_disk(f"cannot write to the cache {cache}", f", or {remedy}"):
             yield
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # no fault of the disk
+            raise UserError(f"cache {cache}: {reason(error)}") from error
         raise UserError(f"cache {cache}: {error}; mend that or {remedy}") from error

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -22,6 +23,7 @@ from agejax.data.mapped import MappedArray
 from agejax.logging import console, progress
 
 ROWS = 1024  # per block
+FILES, MORE = 2, 256  # open files of a block (Python's map has one of its own), and of all else
 FILE = "features.f32"
 # (view, rows int [B]) -> features of these rows, f32 [b, C] at a time
 Compute = Callable[[int, np.ndarray], Iterator[np.ndarray]]
@@ -80,6 +82,7 @@ def load(
     """
     wanted = [(view, int(b)) for view, need in enumerate(rows) for b in np.unique(need // ROWS)]
     first = jax.process_index() * len(wanted) // jax.process_count()
+    _allow_open_files(FILES * len(wanted) + MORE)
     views: list[dict[int, MappedArray]] = [{} for _ in keys]
     sizes = {b: min(ROWS, total - b * ROWS) for _, b in wanted}
     made, start = 0, time.monotonic()
@@ -107,3 +110,11 @@ def load(
         seconds = time.monotonic() - start
         console.note(f"{name}: computed {made:,} in {seconds:.0f} s")
     return CachedFeatures(width, views)
+
+
+def _allow_open_files(count: int) -> None:
+    """Raises this process's limit on open files, often 1,024, so far as its hard limit lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        most = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))

@@ -190,6 +190,7 @@ def load(
       UserError: unknown name or option, missing or damaged files, no usable image, a full disk.
     """
     builder = builders.find(name)
+    path = path or None  # an empty one, as of an unset variable, is not the current folder
     options = _plain(options or {})
     builder.check_options(options)
     if image_size < 1:
