@@ -14,6 +14,7 @@ import tiny
 from agejax.config import default
 from agejax.data import draws, mixture, opening, pipeline, sources, splits
 from agejax.data.sampling import Sampler
+from agejax.distillation.files import TargetFile
 from agejax.errors import UserError
 from agejax.reporting import results
 from agejax.train import train
@@ -74,6 +75,19 @@ def sampling(**changes):
     config = default().sampling
     config.update(changes)
     return config
+
+
+def test_targets_of_a_part_or_the_whole_fit_a_mixture_that_was_edited(both, utkface, tmp_path):
+    view = both.select(np.arange(10, 150)).select(np.arange(0, 140, 2))
+    assert [part.fingerprint for part in both.whole_parts] == [
+        part.fingerprint for part in view.whole_parts
+    ]
+    assert utkface.whole_parts == utkface.select(np.arange(3)).whole_parts == ()
+    rows = np.arange(10, 150, 2)
+    for made_for, expected in ((both, rows), (utkface, np.where(rows < 96, rows, -1))):
+        facts = {"images": made_for.fingerprint}
+        file = TargetFile(tmp_path / "a.npz", made_for.ids, {}, {}, None, facts)
+        np.testing.assert_array_equal(file.rows_of(view), expected)
 
 
 @pytest.mark.parametrize("kind", ["uniform", "density", "oversample"])

@@ -80,7 +80,7 @@ def apply(source: Source, config: Any) -> Source:
             known
             for known in source.undecoded
             if not any(known.get(label) in names for label, names in dropped.items())
-            and low <= known.get("age", low) <= high
+            and low <= float(known.get("age", low)) <= high
             and all(known.get(label) in names for label, names in only.items())
         ]
         source = dataclasses.replace(source, undecoded=tuple(lost))

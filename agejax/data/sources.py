@@ -109,6 +109,16 @@ class Source:
             return self.groups
         return first_rows(np.where(self.people == 0, self.groups, -1 - np.arange(len(self.groups))))
 
+    @property
+    def whole_parts(self) -> tuple[Source, ...]:
+        """Of a mixture, the sources of its parts, with the rows that it has no more; else ()."""
+        images = self.images
+        while isinstance(images, Gathered):
+            if len(images.sources) > 1 or images.sources[0].part is None:
+                return images.sources if self.part is not None else ()
+            images = images.sources[0].images  # of a view of a mixture
+        return ()
+
     def select(self, rows: np.ndarray) -> Source:
         """A source of only these rows, int [M]; the images are not copied."""
         rows = np.asarray(rows, np.int64)

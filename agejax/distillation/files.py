@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from agejax import files
-from agejax.data.sources import Gathered, Source
+from agejax.data.sources import Source
 from agejax.distillation.teachers import FEATURES
 from agejax.errors import DAMAGE, REMEDIES, UserError, few, reason
 from agejax.heads import Head
@@ -142,14 +142,10 @@ class TargetFile:
         A file written for the data of one part of a mixture is matched to that part's ids.
         """
         names = source.ids.copy()
-        if source.part is not None and isinstance(source.images, Gathered):
-            for i, (name, part) in enumerate(
-                zip(source.parts, source.images.sources, strict=False)
-            ):
-                if part.fingerprint == self.facts.get("images"):
-                    mine = source.part == i
-                    bare = [each.removeprefix(f"{name}/") for each in names[mine].tolist()]
-                    names[mine] = bare
+        for i, (name, part) in enumerate(zip(source.parts, source.whole_parts, strict=False)):
+            if part.fingerprint == self.facts.get("images"):
+                mine = source.part == i
+                names[mine] = [each.removeprefix(f"{name}/") for each in names[mine].tolist()]
         order = np.argsort(self.ids)
         place = np.minimum(np.searchsorted(self.ids, names, sorter=order), len(order) - 1)
         found = order[place]
