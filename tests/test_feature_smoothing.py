@@ -59,6 +59,17 @@ def test_statistics_run_with_momentum_from_the_second_epoch_on():
     np.testing.assert_allclose(model.mean[...], 0.75 * one + 0.25 * other, atol=1e-4)
 
 
+def test_an_age_that_is_first_seen_later_begins_with_its_own_statistics():
+    (x, ages), model = data(), smoother()
+    early = ages != 4
+    model(jnp.array(x[early]), jnp.array(ages[early]), 0)
+    for epoch in (1, 2):
+        model(jnp.array(x), jnp.array(ages), epoch)
+    mean, var = statistics(x, ages)
+    np.testing.assert_allclose(model.mean[...], mean, atol=1e-4)
+    np.testing.assert_allclose(model.var[...], var, rtol=1e-3)
+
+
 def test_ages_that_were_never_seen_lend_nothing():
     model, ages = smoother(), jnp.array([2.0, 2.0, 3.0, 3.0])
     x = jnp.array([[1.0] * 3, [3.0] * 3, [5.0] * 3, [7.0] * 3])

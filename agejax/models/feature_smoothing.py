@@ -69,8 +69,9 @@ class FeatureSmoothing(nnx.Module):
 
     Statistics are collected during an epoch, from the features before smoothing, and take effect in
     the next. (The authors make a separate pass over the data at the end of each epoch, with the
-    weights at that time.) Ages that were never seen do not contribute to their neighbours; in the
-    authors' code they contribute a mean of 0.
+    weights at that time.) Ages that were never seen do not contribute to their neighbours, and
+    an age that is first seen in a later epoch begins with what it has there; in the authors' code
+    both have a mean of 0 at first.
     """
 
     def __init__(self, options: SmoothingOptions, channels: int) -> None:
@@ -103,12 +104,12 @@ class FeatureSmoothing(nnx.Module):
 
     def _finish(self, epoch: jax.Array) -> None:
         """Updates the running statistics with those of an epoch, when the next one begins."""
-        new, first = epoch > self.epoch[...], self.epoch[...] == 0
+        new = epoch > self.epoch[...]
         count = self.count[...]
         mean = self.sum[...] / jnp.maximum(count, 1)
         var = jnp.maximum(self.squares[...] / jnp.maximum(count, 1) - jnp.square(mean), 0)
         var *= count / jnp.maximum(count - 1, 1)  # unbiased
-        keep = jnp.where(first, 0.0, self.options.momentum)
+        keep = jnp.where(self.seen[...] > 0, self.options.momentum, 0.0)
         update = new & (count > 0)
         for variable, value in ((self.mean, mean), (self.var, var)):
             running = keep * variable[...] + (1 - keep) * value
