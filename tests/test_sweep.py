@@ -242,6 +242,15 @@ def test_the_trial_of_a_worker_that_lives_is_left_alone(tmp_path):
     assert suggest(queued, "schedule.lr", SPACE["schedule.lr"]) == value
 
 
+def test_of_a_worker_on_another_machine_nothing_is_known(tmp_path, monkeypatch):
+    """Also where its name begins like this one's; its lock may not be seen from here."""
+    monkeypatch.setattr(workers.socket, "gethostname", lambda: "node")
+    with contextlib.closing(workers.Worker(tmp_path)) as worker:
+        for host, dead in {"node": True, "node-2": False, "nod": False}.items():
+            (tmp_path / "workers" / f"{host}-7-8").touch()
+            assert worker.has_died(f"{host}-7-8") is dead
+
+
 def test_a_worker_waits_for_the_last_trial_of_another_and_begins_none_beyond(
     config, tmp_path, monkeypatch, capsys
 ):

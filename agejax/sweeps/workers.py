@@ -31,7 +31,7 @@ class Worker:
 
     def has_died(self, name: str) -> bool:
         """Whether a worker is known to have died; False where nothing is known of it."""
-        if not name.startswith(f"{socket.gethostname()}-"):
+        if name.rsplit("-", 2)[0] != socket.gethostname():  # one may begin like another
             return False
         try:
             with (self._folder / name).open("r+") as file:
