@@ -75,19 +75,21 @@ def train(
     workdir = expand(workdir)
     run_folder.check(workdir)
     check(config)
+    rolled_back = False
     while True:
         try:
             with contextlib.ExitStack() as held:
-                return _train(config, workdir, stop_after, dry_run, held)
+                return _train(config, workdir, stop_after, dry_run, held, rolled_back)
         except NotFiniteError as error:
             if config.nonfinite != "rollback":
                 raise
             run_folder.roll_back(workdir, error)
+            rolled_back = True
 
 
 def _train(
     config: ml_collections.ConfigDict, workdir: pathlib.Path, stop_after: StopAfter, dry_run: bool,
-    held: contextlib.ExitStack,
+    held: contextlib.ExitStack, rolled_back: bool,
 ) -> dict[str, Any] | None:  # fmt: skip
     # ---- 1. the config, as it is or as a run there was started with -----------------------------
     clock = Stopwatch()
@@ -149,6 +151,9 @@ def _train(
     held.callback(checkpoints.close)
     skipped = run_folder.skipped_steps(workdir)
     peers.agree(workdir={"checkpoint": checkpoints.last, "skipped_steps": sorted(skipped)})
+    if skipped and checkpoints.last is None and not rolled_back:
+        run_folder.forget_skipped_steps(workdir)
+        skipped = set()
     if checkpoints.last is not None:
         state, meta = checkpoints.resume(abstract)
         step = int(state.step)

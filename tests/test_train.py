@@ -152,6 +152,18 @@ def test_a_step_that_is_not_finite_is_skipped_or_rolled_back_from(
     )
 
 
+def test_a_run_that_begins_skips_no_step_of_one_that_failed_before_its_first_checkpoint(
+    config_of, tmp_path
+):
+    (tmp_path / "skipped_steps.json").write_text("[1, 2]")
+    train(config_of(total={"steps": 2}), tmp_path)
+    assert not (tmp_path / "skipped_steps.json").exists()
+    (row,) = (
+        line for line in map(json.loads, (tmp_path / "metrics.jsonl").open()) if "loss" in line
+    )
+    assert row["step"] == 2
+
+
 def test_steps_that_are_never_finite_end_the_run_whatever_the_policy(config_of, tmp_path):
     never = {"optim__clip_norm": 0.0, "optim__name": "sgd", "schedule__kind": "constant",
              "schedule__lr": 1e30}  # fmt: skip

@@ -261,6 +261,17 @@ def skipped_steps(workdir: pathlib.Path) -> set[int]:
 
 
 def roll_back(workdir: pathlib.Path, error: NotFiniteError) -> None:
+def forget_skipped_steps(workdir: pathlib.Path) -> None:
+    """Removes the steps to skip where a run begins, so that it skips none of another one's.
+
+    A run that ended before its first checkpoint binds nobody: the steps at which it failed, for
+    example with another learning rate, are none of those of the run that begins there now. Of
+    several processes the first one removes them, when all have read them.
+    """
+    if jax.process_index() == 0:
+        (workdir / SKIPPED).unlink(missing_ok=True)
+
+
     """Has the run pass over the step of `error` when it goes on from its last checkpoint.
 
     Raises:
