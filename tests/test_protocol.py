@@ -226,13 +226,18 @@ def test_folds_are_trained_scored_and_tabulated_and_go_on(lists, config, tmp_pat
         other.parent.mkdir()
         other.write_text(json.dumps(b | changes | {"age": {"mae": 0.0}}))
     assert folds.cross_validate(config, tmp_path, two) == found
-    place.unlink()
     monkeypatch.setattr(folds, "train", lambda *args: None)
+    larger = replaced(config, {"eval.image_size": 48})
+    assert folds.cross_validate(larger, tmp_path, two) is None  # all want to be scored again
+    place.unlink()
     before = (tmp_path / "folds.md").read_text()
     assert folds.cross_validate(config, tmp_path, two) is None  # fold 1 wants to be scored again
     assert (tmp_path / "folds.md").read_text() == before
     with pytest.raises(UserError, match=r"trained with another config: schedule\.lr"):
         folds.cross_validate(replaced(config, {"schedule.lr": 1e-3}), tmp_path, two)
+    for changes in ({"distill.runs": ("/a",)}, {"model.pretrained": "/a.pth"}):
+        with pytest.raises(UserError, match="other weights, or has other teachers"):
+            folds.cross_validate(replaced(config, changes), tmp_path, two)
 
 
 def test_a_signal_stops_the_folds(config, tmp_path, monkeypatch):

@@ -219,11 +219,11 @@ def same_recipe(one: ml_collections.ConfigDict, other: ml_collections.ConfigDict
     """Whether two configs train the same, but for the seed; either may be of an older version."""
     alike = other.copy_and_resolve_references()
     alike.seed = one.seed
-    first, second = (_learned_from(config) for config in (one, other))
+    first, second = (learned_from(config) for config in (one, other))
     return first == second and not (_changed(one, alike) and _changed(alike, one))
 
 
-def _learned_from(config: ml_collections.ConfigDict) -> list[Any]:
+def learned_from(config: ml_collections.ConfigDict) -> list[Any]:
     """Where a config's first weights and its teachers lie."""
     distill = config.get("distill") or {}
     models = {name: model["path"] for name, model in (distill.get("onnx") or {}).items()}

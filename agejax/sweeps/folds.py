@@ -19,6 +19,7 @@ from agejax.reporting import markdown, results
 from agejax.reporting.figures import MISSING
 from agejax.runs import lineage, run_folder, summary, warm_start
 from agejax.train import train
+from agejax.training import image_sizes
 from agejax.training.checkpoint import Checkpoints
 
 SPLITS = ("train", "val", "test")
@@ -146,16 +147,23 @@ def _write(
 def _scored(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any] | None:
     """metrics.json of a fold's test split; None where the fold is not trained or not scored.
 
-    Of the evaluations there, that of the run's own data and best step counts: a fold that was
-    trained again may still have those of its former checkpoints beside it.
+    Of the evaluations there, that of the run's own data and best step, at the image size of the
+    config, counts: a fold that was trained again may still have those of its former checkpoints
+    beside it.
 
     Raises:
-      UserError: the fold was trained with another config.
+      UserError: the fold was trained with another config, from other weights or by other teachers.
     """
     stored = run_folder.stored_config(workdir)
     if stored is None:
         return None
-    run_folder.check_same_config(workdir, stored, warm_start.settle(config, workdir, stored))
+    config = warm_start.settle(config, workdir, stored)
+    run_folder.check_same_config(workdir, stored, config)
+    if run_folder.learned_from(stored) != run_folder.learned_from(config):
+        raise UserError(
+            f"{workdir} started from other weights, or has other teachers: see model.pretrained "
+            f"and distill in {workdir / 'config.json'}; give the same, or use another --workdir"
+        )
     if not (workdir / summary.FILE).exists():
         return None
     checkpoints = Checkpoints(workdir / "checkpoints", config.eval.best_mode)
@@ -165,6 +173,7 @@ def _scored(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[st
         "split": "test",
         "step": checkpoints.best,
         "fingerprint": checkpoints.meta(checkpoints.best)["fingerprint"],
+        "image_size": image_sizes.of_evaluation(config),
     }
     for path in sorted(workdir.glob("evaluation/*-test/metrics.json")):
         found: dict[str, Any] = files.read_json(path, dict, "remove it to score the fold again")
