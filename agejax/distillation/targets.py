@@ -17,9 +17,11 @@ from agejax.distillation.files import TargetFile
 from agejax.distillation.teachers import FEATURES
 from agejax.errors import UserError
 from agejax.evaluation.scored import open_data
+from agejax.heads import Head
 from agejax.models import inputs
 from agejax.paths import expand
 from agejax.runs import ensembles
+from agejax.runs.run import Run
 from agejax.training import image_sizes
 from agejax.training.prediction import predict_batches
 
@@ -40,7 +42,7 @@ def write_targets(
     """Writes a file of targets; `agejax.distillation.files` describes the format.
 
     Probabilities are under the natural prior: the effect of the run's sampler is undone. Those of
-    an ensemble are the weighted mean over its members, which share no features.
+    an ensemble are the weighted mean over the members that give any; they share no features.
 
     Args:
       dataset, source_path, options: the images, as for `results.evaluate`.
@@ -49,7 +51,8 @@ def write_targets(
       targets: which of `TARGETS`.
 
     Raises:
-      UserError: no run, no such data or split, or a run without such targets.
+      UserError: no run, no such data or split, a run without such targets, or members of an
+        ensemble with different outcomes.
     """
     output = expand(output)
     files.check_file(output, "--output")
@@ -64,7 +67,8 @@ def write_targets(
         size = image_sizes.of_evaluation(run.config)  # no random crop enlarges these faces
         ways = networks.natural(run, weights) if "probabilities" in targets else {}
         members.append(networks.of_run(run, weights, own_views, ways, size))
-    heads = dict.fromkeys(name for member in members for name in member.heads)
+    run_heads = _heads(opened, members)
+    heads = {name: sum(member.heads.get(name, 0.0) for member in members) for name in run_heads}
     with_features = "features" in targets and len(members) == 1
     if not heads and not with_features:
         raise UserError(
@@ -80,7 +84,7 @@ def write_targets(
             for view in images:
                 seen_by_it = inputs.eval_images(view, member.size)
                 for name, target in member.teach(mine, seen_by_it, {}).items():
-                    weight = 1.0 if name == FEATURES else member.heads[name]
+                    weight = 1.0 if name == FEATURES else member.heads[name] / heads[name]
                     total[name] = total.get(name, 0) + weight / len(images) * target.values
         return {name: value for name, value in total.items() if name != FEATURES or with_features}
 
@@ -90,7 +94,6 @@ def write_targets(
     answers = predict_batches(answer, arrays, None, batches, first.mesh)
     assert answers is not None
     small = {name: _small(values) for name, values in answers.items()}
-    run_heads = {name: head for run, *_ in opened for name, head in run.heads.items()}
     file = TargetFile(
         path=output,
         ids=source.ids[rows],
@@ -110,6 +113,27 @@ def write_targets(
     output.parent.mkdir(parents=True, exist_ok=True)
     file.write()
     return file
+
+
+def _heads(
+    opened: Sequence[tuple[Run, Any, Any]], members: Sequence[networks.Network]
+) -> dict[str, Head]:
+    """The heads whose probabilities the members give.
+
+    Raises:
+      UserError: members that have different outcomes for one.
+    """
+    found: dict[str, tuple[Run, Head]] = {}
+    for (run, *_), member in zip(opened, members, strict=True):
+        for name in member.heads:
+            first, head = found.setdefault(name, (run, run.heads[name]))
+            if run.heads[name].outcomes != head.outcomes:
+                raise UserError(
+                    f"--workdir: head {name} of {run.workdir} has other outcomes than that of "
+                    f"{first.workdir}, such as another range of ages; make the ensemble of runs "
+                    "that have the same"
+                )
+    return {name: head for name, (_, head) in found.items()}
 
 
 def _rows(source: Source, config: Any, fingerprint: str, split: Sequence[str]) -> np.ndarray:
