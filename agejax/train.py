@@ -107,7 +107,7 @@ def _train(
     if (started := run_folder.stored_meta(workdir)) is not None:
         run_folder.check_same_data(workdir, started, data.source, config.data.source, data.facts)
         run_folder.check_same_devices(workdir, started, config, mesh.size)
-        distillation.check_same(workdir, started, data.teachers)
+        distillation.check_same(workdir, started, config.distill, data.teachers)
 
     # ---- 3. durations, all in steps -------------------------------------------------------------
     sampler, batch_size = data.batches.sampler, config.data.batch_size

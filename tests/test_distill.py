@@ -1,9 +1,11 @@
 """Teachers: their targets, what a student learns from them, and which are refused."""
 
 import dataclasses
+import hashlib
 import importlib.util
 import json
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ from scipy.stats import entropy
 import tiny
 from agejax import distill
 from agejax.data import draws, opening, pipeline, splits
-from agejax.distillation import seen, setup
+from agejax.distillation import onnx_models, seen, setup, targets
 from agejax.distillation.files import TargetFile
 from agejax.distillation.setup import open_teachers
 from agejax.distillation.teachers import FEATURES, Teachers
@@ -26,7 +28,7 @@ from agejax.exporting import files
 from agejax.exporting.prediction import prediction
 from agejax.heads import Facts, create, losses, training
 from agejax.models import inputs
-from agejax.runs import lineage
+from agejax.runs import lineage, run_folder
 from agejax.runs.run import Run
 from agejax.train import train
 from agejax.training import augment, feature_map, sharding
@@ -613,6 +615,32 @@ def test_the_map_begins_alike_whatever_else_begins():
     )
 
 
+def test_members_without_a_heads_probabilities_leave_a_file_of_the_others(
+    teachers, trained, tmp_path
+):
+    ensembling.create(tmp_path / "both", (teachers[0], trained))  # whose age is a number
+    found = []
+    for workdir, name in ((teachers[0], "alone"), (tmp_path / "both", "both")):
+        output = tmp_path / f"{name}.npz"
+        distill.main(["distill", f"--workdir={workdir}", f"--output={output}"])
+        found.append(TargetFile.read(output).probabilities)
+    alone, both = found
+    np.testing.assert_allclose(both["age"], alone["age"], atol=1e-3)
+    assert both.keys() == {"age", "gender", "ethnicity"}
+
+
+def test_a_file_is_of_members_with_the_same_ages():
+    facts = Facts(["age"], {"age": 30.0}, {"age": 9.0}, {"age": 30.0}, {}, {"age": [1] * 100})
+    opened = []
+    for name, oldest in (("a", 116), ("b", 100)):
+        heads = create({"age": {"kind": "distribution", "range": (0, oldest)}}, facts)
+        opened.append((types.SimpleNamespace(workdir=name, heads=heads), {}, ()))
+    members = [types.SimpleNamespace(heads={"age": 0.5}) for _ in opened]
+    assert targets._heads(opened[:1] * 2, members).keys() == {"age"}
+    with pytest.raises(UserError, match="head age of b has other outcomes than that of a"):
+        targets._heads(opened, members)
+
+
 # ---- resume --------------------------------------------------------------------------------------
 
 
@@ -635,10 +663,108 @@ def test_a_run_resumes_with_teachers_that_moved_but_not_with_others(config_of, t
     # Runs of earlier versions have no digest of a run, so that its path must stay.
     older = {"features": 0, "teachers": [{k: v for k, v in facts.items() if k != "digest"}]}
     now = Teachers(facts=summary["distill"])
-    setup.check_same(workdir, {"distill": older}, now)
+    config = config_with(teacher).distill
+    setup.check_same(workdir, {"distill": older}, config, now)
     older["teachers"][0]["name"] = teacher
     with pytest.raises(UserError, match="are not those that it started with"):
-        setup.check_same(workdir, {"distill": older}, now)
+        setup.check_same(workdir, {"distill": older}, config, now)
+
+
+def resumes(before, now, facts=None):
+    """Whether a run that began with the teachers of one config goes on with those of another.
+
+    Args:
+      facts: changes to what its checkpoint tells about its teachers; None for one that tells
+        nothing.
+    """
+    meta = {"config": json.loads(before.to_json_best_effort())}
+    if facts is not None:
+        meta["distill"] = json.loads(json.dumps(opened(before)[0].facts))
+        for name, value in facts.items():
+            meta["distill"].pop(name) if value is None else meta["distill"].update({name: value})
+    try:
+        setup.check_same("run", meta, now.distill, opened(now)[0])
+    except UserError as error:
+        return "are not those that it started with" not in str(error)
+    return True
+
+
+def test_an_ensemble_that_was_made_again_is_another_teacher(config_of, teachers, tmp_path):
+    def made(name, **options):
+        ensembling.create(tmp_path / name, teachers, **options)
+        return config_of(distill__runs=(str(tmp_path / name),))
+
+    first = made("first", weights="3,1")
+    assert resumes(first, made("moved", weights=".75,.25"), {})
+    assert not resumes(first, made("even"), {})
+    assert not resumes(first, made("flipped", weights="3,1", views=("plain", "flip")), {})
+
+
+def test_a_file_that_names_its_outcomes_otherwise_is_another_teacher(
+    config_of, targets_of, tmp_path
+):
+    file = TargetFile.read(targets_of)
+    configs = []
+    for name, outcomes in {
+        "same": file.outcomes,
+        "swapped": {**file.outcomes, "gender": file.outcomes["gender"][::-1]},
+    }.items():
+        dataclasses.replace(file, path=tmp_path / f"{name}.npz", outcomes=outcomes).write()
+        configs.append(config_of(distill__files=(str(tmp_path / f"{name}.npz"),)))
+    same, swapped = configs
+    assert resumes(config_of(distill__files=(str(targets_of),)), same, {})
+    assert not resumes(same, swapped, {})
+
+
+def test_an_onnx_model_is_known_by_its_weights_wherever_they_lie(exported, tmp_path):
+    assert onnx_models.digest(exported) == hashlib.sha256(exported.read_bytes()).hexdigest()[:16]
+    found = []
+    for name in ("first", "second"):
+        model = onnx.load(exported)
+        if name == "second":
+            changed = onnx.numpy_helper.to_array(model.graph.initializer[0]) + 1
+            model.graph.initializer[0].raw_data = changed.tobytes()
+        (tmp_path / name).mkdir()
+        path = tmp_path / name / "model.onnx"
+        onnx.save_model(
+            model, path, save_as_external_data=True, location="weights", size_threshold=0
+        )
+        found.append((path.read_bytes(), onnx_models.digest(path)))
+    assert found[0][0] == found[1][0]
+    assert found[0][1] != found[1][1]
+
+
+def test_a_run_of_an_earlier_version_keeps_its_teachers(config_of, teachers):
+    def giving(name):
+        return config_of(
+            distill__runs=teachers, distill__features__weight=1.0, distill__features__teacher=name
+        )
+
+    first, second = map(giving, teachers)
+    for of_earlier in ({}, {"features_of": None}):
+        assert resumes(first, first, of_earlier)
+        assert not resumes(first, second, of_earlier)
+    # One from before teachers were stored at all is not checked, but gets none if it had none.
+    assert resumes(first, second)
+    assert resumes(config_of(), config_of())
+    assert not resumes(config_of(), first)
+
+
+def test_a_teacher_resumes_whose_own_teacher_is_gone(config_of, teachers, tmp_path):
+    shutil.copytree(teachers[0], tmp_path / "first")
+    second, now = tmp_path / "second", tmp_path / "now"
+    train(config_of(distill__runs=(str(tmp_path / "first"),), total={"steps": 1}), second)
+    before = config_of(distill__runs=(str(second),))
+    meta = {"distill": opened(before)[0].facts}
+    assert meta["distill"]["teachers"][0]["seen"] == 0
+    second.rename(now)
+    shutil.rmtree(tmp_path / "first")
+    moved = config_of(distill__runs=(str(now),))
+    with pytest.raises(UserError, match=r"data that is not known.*allow_seen=True"):
+        opened(moved)
+    allowed = config_of(distill__runs=(str(now),), distill__allow_seen=True)
+    run_folder.check_same_config(tmp_path, before, allowed)
+    setup.check_same(tmp_path, meta, allowed.distill, opened(allowed)[0])
 
 
 # ---- refusals ------------------------------------------------------------------------------------

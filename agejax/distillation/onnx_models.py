@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -286,9 +287,25 @@ def opened(
 
 
 def digest(path: str) -> str:
-    """A text that changes with the file."""
-    with expand(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    """A text that changes with a model's file and with files beside it that hold its weights."""
+    place = expand(path)
+    with place.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256")
+    for name in sorted(_weights_beside(place)):
+        with (place.parent / name).open("rb") as file:
+            found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()[:16]
+
+
+def _weights_beside(path: pathlib.Path) -> set[str]:
+    """The files to which a model leaves weights, as torch's exporter writes them by default."""
+    try:
+        import onnx
+    except ImportError:  # onnxruntime alone runs a model
+        return set()
+    graph = onnx.load(path, load_external_data=False).graph
+    beside = (entry for tensor in graph.initializer for entry in tensor.external_data)
+    return {entry.value for entry in beside if entry.key == "location"}
 
 
 def _answer(

@@ -15,6 +15,7 @@ from agejax.distillation import networks, onnx_models, seen
 from agejax.distillation.files import FileTeacher, TargetFile
 from agejax.distillation.teachers import FEATURES, Teacher, Teachers
 from agejax.errors import UserError, few
+from agejax.files import digest
 from agejax.heads import Facts, Head, training
 from agejax.logging import console
 from agejax.paths import expand
@@ -38,7 +39,7 @@ def check(config: Any, heads: Mapping[str, Any]) -> None:
         if not expand(path).is_file():
             raise UserError(f"{WHERE}.files: there is no file {path}")
     onnx_models.check(config.onnx, heads)
-    if not (named := [*config.runs, *config.files, *config.onnx]):
+    if not (named := _named(config)):
         if config.features.weight:
             raise UserError(
                 f"{WHERE}.features: no teacher is named; set {WHERE}.runs, .files or .onnx"
@@ -96,18 +97,24 @@ def open_teachers(
             known = _judge(where, seen.trained_on(run), source, config, rows)
             ways = networks.for_student(run, weights, taught, ratios, config.sampling)
             member = networks.of_run(run, weights, views, ways, run.config.model.image_size)
-            identity = {"step": run.step, "digest": networks.digest(run)}
+            identity = {
+                "step": run.step,
+                "digest": networks.digest(run),
+                "weights": dict(member.heads),
+                "views": list(views),
+            }
             found.append((path, member, {"name": str(run.workdir)} | identity | known))
     for path, file in files.items():
         known = _judge(f"{WHERE}.files: {path}", _of_file(file), source, config, rows)
         given = FileTeacher.of(file, source, taught, ratios)
-        found.append((path, given, {"name": str(file.path), "digest": file.digest()} | known))
+        identity = {"digest": file.digest(), "outcomes": digest(file.outcomes)[:16]}
+        found.append((path, given, {"name": str(file.path)} | identity | known))
     for name, options in c.onnx.items():
         # A model does not tell what it was trained on.
         known = _judge(f"{WHERE}.onnx.{name}", [None], source, config, rows)
         model = onnx_models.opened(name, options, taught, ratios)
-        digest = onnx_models.digest(options.path)
-        found.append((name, model, {"name": str(options.path), "digest": digest} | known))
+        identity = {"digest": onnx_models.digest(options.path)}
+        found.append((name, model, {"name": str(options.path)} | identity | known))
 
     members = [member for _, member, _ in found]
     giver = _giver(c.features, [path for path, *_ in found], members)
@@ -135,13 +142,23 @@ def open_teachers(
     return dataclasses.replace(teachers, facts=known)
 
 
-def check_same(workdir: pathlib.Path, meta: Mapping[str, Any], teachers: Teachers) -> None:
+def check_same(
+    workdir: pathlib.Path, meta: Mapping[str, Any], config: Any, teachers: Teachers
+) -> None:
     """Raises `UserError` where a run resumes with other teachers than it began with.
 
     Args:
-      meta: of its checkpoint; a run from before teachers were stored is not checked.
+      meta: of its checkpoint; of a run with teachers from before these were stored, they are not
+        checked.
+      config: config.distill.
+      teachers: that it names.
     """
-    if not _alike(meta.get("distill", teachers.facts), teachers.facts):
+    stored = meta.get("config", {}).get("distill") or {}
+    before = meta.get("distill", teachers.facts if _named(stored) else {})
+    same = _alike(before, teachers.facts)
+    if before.get("features") and "features_of" not in before:  # of an earlier version
+        same = same and _named_giver(stored) == _named_giver(config)
+    if not same:
         raise UserError(
             f"{workdir}: the teachers of {WHERE} are not those that it started with (another step "
             "of a run, or a changed file); restore them, or use another --workdir"
@@ -152,10 +169,11 @@ def _alike(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Whether facts are of the same teachers, which may have moved."""
 
     def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-        # Runs of earlier versions have no digest of a teacher that is a run.
-        left_out = "name" if "digest" in one and "digest" in other else "digest"
-        first, second = ({k: v for k, v in each.items() if k != left_out} for each in (one, other))
-        return first == second
+        # Runs of earlier versions lack facts, such as the digest of a teacher that is a run.
+        both = one.keys() & other.keys()
+        if "digest" in both:
+            both -= {"name", "seen"}  # they depend on where it and its own teachers lie
+        return all(one[key] == other[key] for key in both)
 
     teachers = before.get("teachers", ()), now.get("teachers", ())
     giver = now.get("features_of")
@@ -165,6 +183,17 @@ def _alike(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
         and before.get("features") == now.get("features")
         and before.get("features_of", giver) == giver
     )
+
+
+def _named(config: Mapping[str, Any]) -> list[str]:
+    """The teachers that config.distill names, by path, or by name of an ONNX model."""
+    return [name for kind in ("runs", "files", "onnx") for name in config.get(kind) or ()]
+
+
+def _named_giver(config: Mapping[str, Any]) -> int | None:
+    """Which of `_named` config.distill.features.teacher is; None where it names none."""
+    names, name = _named(config), config.get("features", {}).get("teacher")
+    return names.index(name) if name in names else None
 
 
 def _without_features(member: Any) -> Any:

@@ -33,13 +33,14 @@ if TYPE_CHECKING:
 # What a restart may change: where the data and the teachers lie, how the work is spread, when the
 # run looks at itself and saves itself, and what it does about a loss that is not finite. None of
 # these changes what a step computes: `check_same_data`, `check_same_devices` and
-# `distillation.setup.check_same` look at the data, the devices and the teachers themselves.
+# `distillation.setup.check_same` look at the data, the devices and the teachers themselves. What
+# the teachers may have seen is not known any more where those that taught them are gone.
 MAY_CHANGE_ON_RESUME = re.compile(
     r"data\.(source|cache_dir|workers|resident|mixture\.[^.]+\.source)|log_every\..*|"
     r"checkpoint\.(every\..*|keep)|steps_per_call|"
     r"eval\.(every\..*|batch_size|image_size|patience|final_split)|loggers|"
     r"log_images|model\.(pretrained|remat)|watchdog|profile|nonfinite|deterministic|native|"
-    r"sharding\.(devices|fsdp)|distill\.(runs|files|onnx\.[^.]+\.path|features\.teacher)"
+    r"sharding\.(devices|fsdp)|distill\.(runs|files|onnx\.[^.]+\.path|features\.teacher|allow_seen)"
 )
 
 SKIPPED = "skipped_steps.json"
@@ -260,7 +261,6 @@ def skipped_steps(workdir: pathlib.Path) -> set[int]:
     return set(steps)
 
 
-def roll_back(workdir: pathlib.Path, error: NotFiniteError) -> None:
 def forget_skipped_steps(workdir: pathlib.Path) -> None:
     """Removes the steps to skip where a run begins, so that it skips none of another one's.
 
@@ -272,6 +272,7 @@ def forget_skipped_steps(workdir: pathlib.Path) -> None:
         (workdir / SKIPPED).unlink(missing_ok=True)
 
 
+def roll_back(workdir: pathlib.Path, error: NotFiniteError) -> None:
     """Has the run pass over the step of `error` when it goes on from its last checkpoint.
 
     Raises:
