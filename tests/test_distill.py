@@ -850,6 +850,8 @@ def test_what_a_teacher_its_start_and_its_teachers_have_seen_counts(config_of, t
     weights = {"kind": "file", "name": "faces.safetensors"}
     assert [*seen.of_lineage(node(own, weights, [node(other, node(own))]))] == [own, other, own]
     assert [*seen.of_lineage(node(own, None, [weights]))] == [own, None]
+    for name, data in {"run-0": [None], "resnet50.pth": []}.items():
+        assert [*seen.of_lineage(node(own, {"kind": "missing", "name": name}))] == [own, *data]
 
 
 @pytest.mark.parametrize(

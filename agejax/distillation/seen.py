@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -29,8 +30,13 @@ def trained_on(run: Run) -> list[dict[str, Any] | None]:
 
 
 def of_lineage(node: Mapping[str, Any]) -> Iterator[dict[str, Any] | None]:
-    """Yields `trained_on` of a lineage. Leaves out the data of weights files."""
+    """Yields `trained_on` of a lineage. Leaves out the data of weights files, also of missing ones.
+
+    A missing start without a file's suffix was the folder of a run, of whose data nothing is known.
+    """
     if node["kind"] != "run":
+        gone = node["kind"] == "missing" and not pathlib.PurePath(node["name"]).suffix
+        yield from (None,) if gone else ()
         return
     yield {key: node["data"][key] for key in KNOWN}
     if node["start"] is not None:
