@@ -151,6 +151,18 @@ def test_bad_shares_and_folders_are_one_line(trained, folder, tmp_path, capsys):
     assert not (tmp_path / "labels.csv").exists()
 
 
+def test_a_folders_own_labels_are_not_replaced(tmp_path, capsys):
+    table = tmp_path / "labels.csv"
+    table.write_text("file,age\na.jpg,30\n")
+    arguments = ["pseudo_label", "--workdir=nowhere", f"--source={tmp_path}"]
+    assert run_command(pseudo_label.main, [*arguments, f"--output={tmp_path}"]) == 2
+    assert "labels.csv is not of pseudo_label, which would replace it" in capsys.readouterr().err
+    assert table.read_text() == "file,age\na.jpg,30\n"
+    (tmp_path / "labels.json").write_text("{}")  # what it has written itself, it writes again
+    assert run_command(pseudo_label.main, [*arguments, f"--output={tmp_path}"]) == 2
+    assert "holds no run" in capsys.readouterr().err
+
+
 def test_labels_json_says_where_they_are_from(labelled, trained):
     _, output = labelled
     assert json.loads((output / "labels.json").read_text())["run"] == str(trained)

@@ -20,6 +20,7 @@ from agejax.runs.run import Run
 from agejax.settings import to_json
 
 LABELS = ("age", "gender", "ethnicity")  # that a CSV of `image_folder` can hold
+TABLE, FACTS = "labels.csv", "labels.json"  # a folder of faces may have a table of that name too
 
 
 def pseudo_label(
@@ -50,7 +51,7 @@ def pseudo_label(
       kept, years, "config": lines to copy}.
 
     Raises:
-      UserError: no run, no image, or a share outside (0, 1].
+      UserError: no run, no image, a share outside (0, 1], or a folder with another table of labels.
     """
     if not 0 < keep <= 1:
         raise UserError(f"--keep={keep}: set a share above 0 and at most 1")
@@ -58,6 +59,11 @@ def pseudo_label(
         raise UserError(f"--probability={probability}: set it to 0 to 1")
     output = expand(output)
     files.check_folder(output, "--output")
+    if (output / TABLE).exists() and not (output / FACTS).exists():
+        raise UserError(
+            f"--output: {output / TABLE} is not of pseudo_label, which would replace it; name "
+            "another folder"
+        )
     run = twice(ensembles.open_run(workdir))
     source = sources.load(
         dataset,
@@ -85,16 +91,16 @@ def pseudo_label(
     output.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     tables.write(text, columns, zip(*columns.values(), strict=True))
-    files.write_text(output / "labels.csv", text.getvalue())
+    files.write_text(output / TABLE, text.getvalue())
     result = {
         "images": len(source.ids),
         "kept": len(kept),
         "labelled": {k: sum(map(bool, v)) for k, v in columns.items() if k != "file"},
         "uncertainty": float(unsure[kept].max()),
         "run": str(workdir),
-        "config": config_lines(run, dataset, source_path, output / "labels.csv"),
+        "config": config_lines(run, dataset, source_path, output / TABLE),
     }
-    files.write_json(output / "labels.json", result)
+    files.write_json(output / FACTS, result)
     return result
 
 
