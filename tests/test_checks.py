@@ -13,6 +13,7 @@ from agejax import baselines, checks, ensemble, run_data, sweep
 from agejax.config import replaced
 from agejax.data import opening, splits
 from agejax.errors import UserError
+from agejax.evaluation import ensembling
 from agejax.process.command import run_command
 from agejax.reporting import results
 from agejax.runs import lineage, run, run_folder
@@ -204,6 +205,19 @@ def test_a_folder_in_the_place_of_a_runs_file_is_found_first(config, tmp_path, m
     (tmp_path / name).mkdir()
     with pytest.raises(UserError, match=rf"^--workdir: .*/{name} is a folder, .*; remove it, or"):
         train(config, tmp_path)
+
+
+def test_a_run_and_an_ensemble_share_no_folder(config, tmp_path, monkeypatch):
+    """Every command would open the ensemble, and write its figures over the run's."""
+    monkeypatch.setattr(opening, "open_source", None)
+    (tmp_path / "ensemble.json").write_text("{}")
+    with pytest.raises(UserError, match="holds an ensemble, which would hide the run"):
+        train(config, tmp_path)
+    for name in ("config.json", "checkpoints"):
+        (tmp_path / name).mkdir()
+        with pytest.raises(UserError, match="holds a run; name another folder"):
+            ensembling.create(tmp_path, ["nowhere"])
+        (tmp_path / name).rmdir()
 
 
 def test_what_changes_nothing_that_is_computed_may_change_on_resume(trained):

@@ -40,14 +40,16 @@ def create(
       label -> the weight of each member.
 
     Raises:
-      UserError: members that do not fit together, invalid weights, or statistics that cannot be
-        computed anew.
+      UserError: members that do not fit together, invalid weights, statistics that cannot be
+        computed anew, or a folder that holds a run, which the ensemble would hide.
     """
     if batches < 1:
         raise UserError(f"--batches={batches}: give 1 or more")
     if statistics == "anew" and combine != "weights":
         raise UserError("--statistics=anew: only --combine=weights makes a network that needs them")
     files.check_folder(output, "--output")
+    if any((output / name).exists() for name in ("config.json", "checkpoints")):
+        raise UserError(f"--output: {output} holds a run; name another folder")
     members = [open_member(str(path)) for path in given]
     shares = parse_weights(weights, members, views)
     ensembles.join(output, members, combine, shares, views)  # raises where they do not fit

@@ -56,6 +56,10 @@ def check(workdir: pathlib.Path) -> None:
             f"--workdir: {workdir} holds a released model, which is only read; use another path, "
             "and --config.model.pretrained to start from it"
         )
+    if box.is_ensemble(workdir):
+        raise UserError(
+            f"--workdir: {workdir} holds an ensemble, which would hide the run; use another path"
+        )
     for name in WRITTEN:
         if (workdir / name).is_dir():
             raise UserError(
