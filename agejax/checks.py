@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 
@@ -67,7 +68,23 @@ def before_data(config: Any, *, resumes: bool = False) -> None:
     optimizer = optim.create_optimizer(config.optim, optax.constant_schedule(0.0), model.parameters)
     frozen.check(config, model, optimizer.frozen)
     optim.create_penalty(config.optim, model.parameters)
-    metrics.lookup(_perfect_scores(heads, stand_in), config.eval.best)
+    perfect = metrics.lookup(_perfect_scores(heads, stand_in), config.eval.best)
+    _check_direction(config.eval, perfect)
+
+
+def _check_direction(config: Any, perfect: float) -> None:
+    """Warns where the worst checkpoint would be kept as the best.
+
+    Args:
+      config: config.eval.
+      perfect: its metric of perfect predictions: 0 of errors, 1 of shares that are right.
+    """
+    right = "max" if perfect > 0 else "min"
+    if config.best_mode != right and jax.process_index() == 0:
+        console.warning(
+            f"config.eval.best_mode: {config.best_mode} keeps the checkpoint with the worst "
+            f"{config.best} as the best one; set it to {right}"
+        )
 
 
 def with_data(config: Any, rows: Mapping[str, np.ndarray]) -> None:

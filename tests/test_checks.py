@@ -14,6 +14,7 @@ from agejax.config import replaced
 from agejax.data import opening, splits
 from agejax.errors import UserError
 from agejax.evaluation import ensembling
+from agejax.models import pretrained
 from agejax.process.command import run_command
 from agejax.reporting import results
 from agejax.runs import lineage, run, run_folder
@@ -205,6 +206,18 @@ def test_a_folder_in_the_place_of_a_runs_file_is_found_first(config, tmp_path, m
     (tmp_path / name).mkdir()
     with pytest.raises(UserError, match=rf"^--workdir: .*/{name} is a folder, .*; remove it, or"):
         train(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("metric", "right", "wrong"), [("gender/accuracy", "max", "min"), ("age/rmse", "min", "max")]
+)
+def test_the_worst_is_not_kept_as_the_best_unawares(config, capsys, metric, right, wrong):
+    for mode in (right, wrong):
+        with config.unlocked():
+            config.eval.best, config.eval.best_mode = metric, mode
+        checks.before_data(pretrained.settle(config))
+        said = f"{wrong} keeps the checkpoint with the worst {metric} as the best one; set it to"
+        assert (said in capsys.readouterr().err) == (mode == wrong)
 
 
 def test_a_run_and_an_ensemble_share_no_folder(config, tmp_path, monkeypatch):
