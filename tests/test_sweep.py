@@ -301,6 +301,29 @@ def test_a_study_db_of_another_kind_is_one_line_and_stays_as_it_is(tmp_path, cap
         assert folder.joinpath("study.db").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("optim.ema", {"choices": [0.0, 0.9, 0.99]}),
+        ("optim.ema", {"choices": [0.5, 0.99]}),  # as many, but others
+        ("optim.ema", {"low": 0.0, "high": 0.9}),
+        ("schedule.lr", {"low": 1e-4, "high": 1e-2}),
+    ],
+)
+def test_a_study_goes_on_with_the_space_of_its_trials(config, tmp_path, monkeypatch, name, given):
+    monkeypatch.setattr(
+        "agejax.sweeps.search.train", lambda *_: {"best": {"value": 1.0}, "steps": 1}
+    )
+    folder = tmp_path / "study"
+    search(config, SPACE, folder, study_in(folder), trials=1)
+    with pytest.raises(UserError, match=f"--space: {name}: the trials of this study were drawn"):
+        search(config, SPACE | {name: given}, folder, study_in(folder), trials=2)
+    assert len(rows_of(folder)) == 1
+    wider = {"schedule.lr": {"low": 1e-5, "high": 1e-2, "log": True}}
+    search(config, SPACE | wider, folder, study_in(folder), trials=2)
+    assert len(rows_of(folder)) == 2
+
+
 def test_a_study_of_the_other_direction_is_one_line_as_is_a_folder_that_is_a_file(tmp_path, capsys):
     study_in(tmp_path / "study")
     with pytest.raises(UserError, match="searches to minimize"):

@@ -36,13 +36,14 @@ def search(
     are missing: at the end a worker waits for the trials of the others.
 
     Raises:
-      UserError: the very first trial failed: then the config is wrong, not a setting; or
-        `FAILURES_IN_A_ROW` trials failed for another reason than a loss that is not finite, such as
-        a full disk; or more than `trials` failed in all.
+      UserError: the study has trials of another space; the very first trial failed: then the config
+        is wrong, not a setting; or `FAILURES_IN_A_ROW` trials failed for another reason than a loss
+        that is not finite, such as a full disk; or more than `trials` failed in all.
       SystemExit: a signal stopped it; the same command continues.
     """
     import optuna
 
+    study_lib.check_space(study, space)
     ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
 
     failed: Exception | None = None

@@ -64,8 +64,24 @@ def suggest(trial: Any, name: str, given: Mapping[str, Any]) -> Any:
         # By number: Optuna stores texts and numbers only, and a choice may be a dict.
         k = trial.suggest_categorical(name, list(range(len(given["choices"]))))
         return given["choices"][k]
-    whole = all(isinstance(given.get(key, 1), int) for key in ("low", "high", "step"))
-    options = {key: given[key] for key in ("log", "step") if key in given}
-    return (trial.suggest_int if whole else trial.suggest_float)(
-        name, given["low"], given["high"], **options
+    return (trial.suggest_int if _is_whole(given) else trial.suggest_float)(
+        name, given["low"], given["high"], **_options(given)
     )
+
+
+def distribution(given: Mapping[str, Any]) -> Any:
+    """Optuna's distribution from which `suggest` draws."""
+    from optuna import distributions
+
+    if "choices" in given:
+        return distributions.CategoricalDistribution(list(range(len(given["choices"]))))
+    kind = distributions.IntDistribution if _is_whole(given) else distributions.FloatDistribution
+    return kind(given["low"], given["high"], **_options(given))
+
+
+def _is_whole(given: Mapping[str, Any]) -> bool:
+    return all(isinstance(given.get(key, 1), int) for key in ("low", "high", "step"))
+
+
+def _options(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: given[key] for key in ("log", "step") if key in given}

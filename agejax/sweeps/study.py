@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import pathlib
 import shlex
 import sqlite3
@@ -13,7 +14,7 @@ from typing import Any
 from agejax import files, tables
 from agejax.errors import UserError
 from agejax.reporting import sweep_page
-from agejax.sweeps.space import Space
+from agejax.sweeps.space import Space, distribution
 from agejax.sweeps.workers import HEARTBEAT, go_on_with
 
 SAMPLERS = ("tpe", "random")  # Optuna's Gaussian process would need torch
@@ -75,6 +76,39 @@ def _check_database(path: pathlib.Path) -> None:
         raise UserError(f"{path} is not a study ({error}); use another --study") from error
     if tables and "studies" not in tables:
         raise UserError(f"{path} is a database of something else; use another --study")
+
+
+def check_space(study: Any, space: Space) -> None:
+    """Raises `UserError` where the study's trials were drawn from other choices or another scale.
+
+    Trials hold the numbers of choices, which would now mean others. Limits may change.
+    """
+    import optuna
+
+    for trial in study.get_trials(deepcopy=False):
+        settings = trial.user_attrs.get("settings", {})
+        for name in trial.params.keys() & space.keys():
+            given = space[name]
+            try:
+                optuna.distributions.check_distribution_compatibility(
+                    trial.distributions[name], distribution(given)
+                )
+                same = "choices" not in given or name not in settings or (
+                    settings[name] == _stored(given["choices"][trial.params[name]])
+                )  # fmt: skip
+            except ValueError:
+                same = False
+            if not same:
+                raise UserError(
+                    f"--space: {name}: the trials of this study were drawn from other choices, or "
+                    "on another scale; give the space that they were drawn from, or use another "
+                    "--study"
+                )
+
+
+def _stored(value: Any) -> Any:
+    """A value as Optuna's storage gives it back."""
+    return json.loads(json.dumps(files.clean(value)))
 
 
 def create_sampler(name: str, start: int, seed: int) -> Any:
