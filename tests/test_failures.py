@@ -11,7 +11,7 @@ import pytest
 
 from agejax.data import edits
 from agejax.data.sources import Source
-from agejax.evaluation import failures, findings
+from agejax.evaluation import failures, findings, uncertainty
 from agejax.evaluation.scored import Scored
 from agejax.reporting import results
 
@@ -155,6 +155,19 @@ def test_labels_that_contradict_a_copy_or_a_confident_prediction_are_suspected()
         ("c.jpg", ("copies disagree: gender male and female",)),
         ("f.jpg", ("unlikely: gender male (0.50%), predicted female",)),
     ]  # fmt: skip
+
+
+def test_an_interval_that_is_cut_at_the_ages_there_are_is_as_wide_as_it_was():
+    """Babies: the lower end is cut at 0, so the middle of the interval is not the prediction."""
+    predicted, half = np.array([1.0, 1.0, -3.0, 115.0]), np.array([4.0, 4.0, 2.0, 10.0])
+    label = np.array([8.0, 10.0, 1.0, 97.0], np.float32)  # 7, 9, 4 and 18 years away
+    suspected = failures.suspects(
+        {"age": label}, {}, np.arange(4), {"age": predicted},
+        {"age": uncertainty.interval(predicted, half)}, {},
+    )  # fmt: skip
+    assert [(row, reasons) for row, reasons in suspected] == [
+        (1, ("far: age 10, predicted 1 (0 to 5)",))
+    ]
 
 
 def test_without_a_calibration_only_copies_tell():

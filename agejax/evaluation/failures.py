@@ -20,7 +20,7 @@ DEPTH = 3  # conditions of a group, at most
 SHARE = 0.02  # of the images, that a group has at least
 CONFIDENCE = 0.95  # of all groups that are confirmed, together
 DISAGREE = 5.0  # years; copies whose ages differ by more contradict each other
-FAR = 2.0  # half widths of an age's interval that a label is away from its middle
+FAR = 2.0  # half widths of an age's interval that a label is away from the prediction
 UNLIKELY = 0.01  # calibrated probability of a labelled class
 
 
@@ -225,8 +225,10 @@ def _far(
     for name, (low, high) in intervals.items():
         if name not in labels:
             continue
-        away = np.abs(labels[name] - (low + high) / 2)
-        for row in np.flatnonzero(away > FAR * (high - low) / 2).tolist():
+        # One end may be cut at the ages there are; the other then has the whole half width.
+        half = np.maximum(predictions[name] - low, high - predictions[name])
+        away = np.abs(labels[name] - predictions[name])
+        for row in np.flatnonzero(away > FAR * half).tolist():
             yield (
                 row,
                 (
