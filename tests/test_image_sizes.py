@@ -208,6 +208,10 @@ def test_val_is_scored_at_any_size_beside_the_runs_own(trained, capsys):
     assert json.loads((folder / "utkface-val-40px" / "metrics.json").read_text()) == result
     assert json.loads((folder / "utkface-val" / "metrics.json").read_text()) == own
 
+    # The run's own data set by its name has no other default.
+    named = results.evaluate(trained, dataset="utkface", image_size=40, write_report=False)
+    assert named.metrics["split"] == "val"
+
     arguments = ["evaluate", f"--workdir={trained}", "--image_size=40"]
     assert run_command(evaluate_main, [*arguments, "--split=test"]) == 2
     assert "--image_size: choose a size on --split=val" in capsys.readouterr().err

@@ -60,8 +60,13 @@ def score(
     source_path: str | None = None,
     split: str | None = None,
     options: Mapping[str, Any] | None = None,
+    *,
+    usual: str = "test",
 ) -> Scored:
     """Predicts the images of a split; the arguments are those of `results.evaluate`.
+
+    Args:
+      usual: the split of the run's own data that is scored where none is named.
 
     Raises:
       UserError: no such split; no image in it has a label that the run predicts; or the run's data
@@ -75,7 +80,7 @@ def score(
             "--split=all scores all of it, also images that the run was trained on, and --dataset "
             "names another data set"
         )
-    split = split or ("test" if same_data else "all")
+    split = split or (usual if same_data else "all")
     if split == "all":
         rows = np.arange(len(source.ids))
     elif not same_data:

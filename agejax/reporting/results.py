@@ -82,13 +82,14 @@ def evaluate(
     if output is None:
         files.check_folder(run.results / "evaluation", "--output")
     if image_size is not None:
-        run, split = run.scored_at(image_size), split or (None if dataset else "val")
+        run = run.scored_at(image_size)
         if split == "test":
             raise UserError(
                 "--image_size: choose a size on --split=val; the test split is for the size that "
                 "config.eval.image_size says"
             )
-    scored = score(run, dataset, source_path, split, options)
+    usual = "test" if image_size is None else "val"
+    scored = score(run, dataset, source_path, split, options, usual=usual)
     if known := findings.may_be_known(scored):
         console.warning(known)
     others = [
