@@ -9,10 +9,13 @@ import pytest
 
 import tiny
 from agejax import files, papers
+from agejax.data import builders
 from agejax.evaluation import gates, headlines, metrics
+from agejax.evaluation.calibration import Calibration
 from agejax.exporting import card, datasheet, practice_statement
 from agejax.process.command import run_command
 from agejax.reporting import markdown
+from agejax.runs import lineage
 
 # 40 boys and 20 girls of 16, and 60 men of 30: half the images are copies of nothing.
 AGE = np.repeat([16.0, 30.0], [60, 60])
@@ -120,6 +123,52 @@ def test_a_folder_of_ones_own_is_told_apart_by_what_it_holds(run):
     old = {k: v for k, v in other.items() if k != "fingerprint"}  # who knows which folder
     store(run, other=other, same=same, old=old)
     assert practice_statement.write(run, "mine").count("## Results on") == 1
+
+
+def test_data_that_trained_a_model_it_learned_from_was_not_held_out(run, monkeypatch):
+    own, teacher = lineage.of(run), lineage.of(run)
+    teacher["data"] = own["data"] | {"names": ["aaf"], "fingerprint": "f03"}
+    monkeypatch.setattr(lineage, "of", lambda run: own | {"teachers": [teacher]})
+    other = {"split": "all", "dataset": "aaf"}
+    store(
+        run,
+        version=evaluation(**other, fingerprint="f02"),
+        same=evaluation(**other | {"dataset": "image_folder"}, fingerprint="f03"),
+        other=evaluation(**other | {"dataset": "appa_real"}, fingerprint="f04"),
+    )
+    results = re.findall("## Results on (.*):", practice_statement.write(run, "mine"))
+    assert results == ["appa_real, all"]
+
+
+def test_papers_leave_out_evaluations_that_served_to_choose_an_image_size(run):
+    size = run.config.model.image_size
+    store(
+        run,
+        test=evaluation(image_size=size),
+        larger=evaluation(image_size=size + 8, split="all", dataset="aaf", fingerprint="f02"),
+    )
+    results = re.findall("## Results on (.*):", practice_statement.write(run, "mine"))
+    assert results == ["utkface, test"]
+    assert re.findall("### (.*):", card.scores(run)) == ["utkface, test"]
+    run.config.eval.image_size = size + 8
+    assert re.findall("### (.*):", card.scores(run)) == ["aaf, all"]
+
+
+def test_a_card_gives_the_coverage_of_its_own_intervals(run):
+    covered = {"n": 120, "coverage": 0.5, "band95": [0.85, 0.95], "width": 9.0}
+    found = {"uncertainty": {"age": {"groups": {}, "by_decade": covered}}}
+    store(run, test=evaluation(**found), old=evaluation(**found, step=6, dataset="old"))
+    text = card.intervals(run, Calibration(7, 40, {}, {}))
+    assert re.findall("On (.*), test:", text) == ["utkface"]
+    assert rows(text, "all") == [["all", "120", "50.0%"]]
+
+
+@pytest.mark.parametrize("name", sorted(builders.TABLE.keys() - {"image_folder"}))
+def test_the_terms_and_the_publisher_of_every_public_data_set_are_named(run, name):
+    run.config.data.name = name
+    text = datasheet.write(run, "mine", None)
+    assert "read its terms" not in text
+    assert "files of the person who trained the model" not in text
 
 
 def test_an_old_evaluation_of_all_of_the_runs_own_mixture_is_left_out(run):

@@ -25,6 +25,7 @@ TERMS = {
     "agedb": "AgeDB: for non-commercial research only",
     "appa_real": "APPA-REAL: for research only",
     "cacd": "CACD: for research only",
+    "fairface": "FairFace: CC BY 4.0",
     "fg_net": "FG-NET: for research only",
     "imdb_wiki": "IMDB-WIKI: for academic research only",
     "morph": "MORPH: by licence only",
@@ -200,7 +201,8 @@ def outputs(info: Mapping[str, Any]) -> str:
 def evaluations(run: Run, *, later: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields (folder's name, metrics.json) of every readable evaluation of a run.
 
-    Names damaged ones on stderr.
+    Leaves out those at another image size than the run's, which served to choose it. Names damaged
+    ones on stderr.
 
     Args:
       later: also those of a released model that were made since, in its place for results; of the
@@ -220,7 +222,9 @@ def evaluations(run: Run, *, later: bool = False) -> Iterator[tuple[str, dict[st
             reason = error if isinstance(error, UserError) else f"{path} is damaged; evaluate again"
             console.note(f"left out of the model card: {reason}")
             continue
-        yield name, result
+        size = image_sizes.of_evaluation(run.config)
+        if result.get("image_size", size) == size:
+            yield name, result
 
 
 def _heading(run: Run, result: Mapping[str, Any]) -> str:
@@ -440,7 +444,7 @@ def storage(release: Mapping[str, Any]) -> str:
 
 
 def intervals(run: Run, calibration: Calibration | None) -> str:
-    """How often age intervals contain the label, by group, in every evaluation."""
+    """How often age intervals contain the label, by group, in each evaluation of the checkpoint."""
     if calibration is None:
         return "It is not calibrated: predictions come without `age_low` and `age_high`."
     parts = [
@@ -449,7 +453,7 @@ def intervals(run: Run, calibration: Calibration | None) -> str:
     ]
     for _, result in evaluations(run):
         found = result.get("uncertainty", {}).get("age")
-        if not found:
+        if not found or result["step"] != run.step:  # those are another step's intervals
             continue
         groups = [
             *(g for by in ("decade", "gender", "ethnicity") for g in found["groups"].get(by, ())),

@@ -89,10 +89,13 @@ def write(run: Run, name: str) -> str:
       name: what the model is called.
     """
     calibration = Calibration.read(run.workdir, run.step, run.config.eval.get("image_size", 0))
+    learned = [node["data"] for node in lineage.runs(lineage.of(run))]
     found = [
         result
         for _, result in card.evaluations(run, later=True)
-        if result["step"] == run.step and "age" in result["groups"] and _held_out(result, run)
+        if result["step"] == run.step
+        and "age" in result["groups"]
+        and _held_out(result, run, learned)
     ]
     found.sort(key=lambda result: result["split"] == "all")  # the run's own data first
     return STATEMENT.format(
@@ -129,21 +132,25 @@ def _results(result: Mapping[str, Any], run: Run) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _held_out(result: Mapping[str, Any], run: Run) -> bool:
-    """Whether the images neither trained the model, chose its checkpoint nor calibrated it."""
+def _held_out(result: Mapping[str, Any], run: Run, learned: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the images neither trained the model, chose its checkpoint nor calibrated it.
+
+    Args:
+      learned: "data" of the model's lineage: its own, and that of the models it learned from.
+    """
     if result["split"] != "all":  # of the run's own data
         return result["split"] not in ("train", "val", splits.CALIBRATION)
     mixture = "+".join(sorted(run.config.data.get("mixture") or ()))  # as `mixture.load` names it
-    same_name = result["dataset"] in (*lineage.names(run.config.data), mixture)
+    same_name = result["dataset"] in (mixture, *(name for one in learned for name in one["names"]))
     # Folders of users share one name; evaluations once did not record what they were of.
     mark = result.get("fingerprint")
     same_set = same_name and (mark is None or result["dataset"] in card.TERMS)
-    return mark != run.fingerprint and not same_set
+    return mark not in [one["fingerprint"] for one in learned] and not same_set
 
 
 def _role(result: Mapping[str, Any], run: Run) -> str:
     if result["split"] == "all":
-        return "This is other data than the data the model was trained on."
+        return "This is other data than the data that trained the model and those it learned from."
     if card.keeps_copies_together(run):
         return "These images were held out from training; copies of one photo share a split."
     return "These images were held out from training, in public splits that may separate copies."

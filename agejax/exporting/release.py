@@ -22,7 +22,6 @@ from agejax.logging import console
 from agejax.paths import expand
 from agejax.runs import box, ensembles, lineage
 from agejax.runs.run import Run
-from agejax.training import image_sizes
 
 STORAGE = ("float32", "float16")
 # Largest difference between the released model and the run, of an output's largest value. float16
@@ -169,8 +168,7 @@ def _write(
     if fitted is not None:
         fitted.save(folder)
     for name, result in card.evaluations(run):
-        sizes = {image_sizes.of_evaluation(run.config), result.get("image_size")}
-        if result["step"] != run.step or len(sizes - {None}) > 1:
+        if result["step"] != run.step:
             continue
         place = folder / "evaluation" / name
         with files.disk(place):
