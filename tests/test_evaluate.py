@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import json
 import shutil
-from types import SimpleNamespace
+import types
 
 import numpy as np
 import pytest
@@ -23,6 +23,7 @@ from agejax.predicting.images import Crop, find_images
 from agejax.predicting.model import of_run
 from agejax.process.command import run_command
 from agejax.reporting import results
+from agejax.runs import lineage, run_folder
 from agejax.runs.run import Run
 from agejax.train import train
 
@@ -162,7 +163,7 @@ def test_lists_that_changed_since_the_training_are_warned_of(faces, cache, tmp_p
         facts = Facts.of({k: v[train] for k, v in source.labels.items()}, source.label_names)
         # Checkpoints keep facts as JSON data.
         facts = Facts(**json.loads(json.dumps(dataclasses.asdict(facts))))
-        run = SimpleNamespace(
+        run = types.SimpleNamespace(
             workdir="RUN", config=config, fingerprint=source.fingerprint, facts=facts
         )
         return Scored(run, source, rows["test"], "test", {}, {}, {}, 1.0)
@@ -177,6 +178,66 @@ def test_lists_that_changed_since_the_training_are_warned_of(faces, cache, tmp_p
 def _own(config, faces, cache):
     config.data.source, config.data.cache_dir = str(faces), str(cache)
     return config
+
+
+def test_images_that_a_compared_run_may_know_are_warned_of(
+    trained, other, faces, tmp_path, monkeypatch, capsys
+):
+    part = tmp_path / "part"
+    part.mkdir()
+    for path in sorted(faces.iterdir())[:8]:
+        shutil.copy(path, part)
+    monkeypatch.setattr(
+        findings, "known_to_ancestors",
+        lambda scored: {"teacher": 3} if scored.run.workdir == other else {},
+    )  # fmt: skip
+    named = []
+    monkeypatch.setattr(findings, "may_be_known", lambda scored: named.append(scored.run.workdir))
+    results.evaluate(
+        trained, dataset="utkface", source_path=str(part), output=tmp_path / "out",
+        write_report=False, compare_with=[other],
+    )  # fmt: skip
+    assert named == [trained, other]
+    assert f"3 of these 8 images, or copies of them, trained teacher, which {other} learned" in (
+        capsys.readouterr().err
+    )
+
+
+def test_data_that_trained_any_member_of_an_ensemble_is_warned_of(run, tmp_path, monkeypatch):
+    workdir, _ = run
+    second, folder = tmp_path / "second", tmp_path / "both"
+    shutil.copytree(workdir, second)
+    folder.mkdir()
+
+    def opened_config(member):
+        config = run_folder.opened_config(member)
+        if member == second:
+            config.data.name = "appa_real"
+        return config
+
+    monkeypatch.setattr(lineage, "opened_config", opened_config)
+    spec = {"members": [str(workdir), str(second)]}
+    (folder / "ensemble.json").write_text(json.dumps(spec))
+    both = types.SimpleNamespace(workdir=folder, fingerprint="", config=Run.open(workdir).config)
+
+    def known(name):
+        source = types.SimpleNamespace(fingerprint="f0", part=None, name=name)
+        scored = types.SimpleNamespace(run=both, source=source, rows=np.arange(3), split="all")
+        return findings.may_be_known(scored)
+
+    assert "second was trained on another version or part of appa_real" in known("appa_real")
+    assert "run was trained on another version or part of utkface" in known("utkface")
+    assert known("aaf") is None
+
+
+def test_a_split_that_a_run_does_not_have_is_not_advised(run, monkeypatch):
+    opened = Run.open(run[0])
+    source = opening.open_source(opened.config.data)
+    rows = np.arange(len(source.ids))
+    scored = types.SimpleNamespace(run=opened, source=source, rows=rows, split="all")
+    assert "--split=test leaves them out" in findings.may_be_known(scored)
+    monkeypatch.setattr(splits, "make", lambda *args: {"train": rows[4:], "val": rows[:4]})
+    assert "--split" not in findings.may_be_known(scored)
 
 
 def test_predict_says_what_evaluate_says(run, scored, faces, capsys):

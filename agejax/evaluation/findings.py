@@ -210,15 +210,16 @@ def may_be_known(scored: Scored) -> str | None:
     if source.fingerprint == run.fingerprint:
         if scored.split != "all":
             return _of_other_splits(scored)
-        learned = splits.make(source, run.config.data.split)["train"]
-        count = int(np.isin(source.groups[rows], source.groups[learned]).sum())
+        by_name = splits.make(source, run.config.data.split)
+        count = int(np.isin(source.groups[rows], source.groups[by_name["train"]]).sum())
         return (
             f"{run.workdir} was trained on {count:,} of these {len(rows):,} images, or copies of "
-            "them; its scores are too good, and --split=test leaves them out"
+            "them; its scores are too good"
+            + (", and --split=test leaves them out" if "test" in by_name else "")
         )
     mixed = source.part is not None  # other data is never a mixture
     names = set(lineage.names(run.config.data) if mixed else [source.name]) - OF_ANYTHING
-    for node in lineage.runs(lineage.of(run)):
+    for node in (node for one in lineage.of_members(run) for node in lineage.runs(one)):
         if shared := names & set(node["data"]["names"]):
             return (
                 f"{node['name']} was trained on another version or part of "

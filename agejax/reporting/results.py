@@ -96,6 +96,12 @@ def evaluate(
         comparison.score_again(scored, open_run(other), source_path, options)
         for other in compare_with
     ]
+    for other in others:
+        # Images of its own data that trained it are counted when it is scored.
+        of_own_data = other.source.fingerprint == other.run.fingerprint
+        if not of_own_data and (known := findings.may_be_known(other)):
+            console.warning(known)
+        warn_of_ancestors(other)
     calibration = None
     if write_report and image_size is None:
         own = scored.source if scored.source.fingerprint == run.fingerprint else None
@@ -128,13 +134,8 @@ def publish(
       The contents of metrics.json.
     """
     result = findings.measure(scored)
-    if known := findings.known_to_ancestors(scored):
+    if known := warn_of_ancestors(scored):
         result["known_to_ancestors"] = known
-        for name, count in known.items():
-            console.warning(
-                f"{count:,} of these {len(scored.rows):,} images, or copies of them, "
-                f"trained {name}, which {scored.run.workdir} learned from; its scores are too good"
-            )
     if write_report:
         result |= findings.look_closer(scored, calibration)
     if degrade:
@@ -154,6 +155,17 @@ def publish(
         report.write(output, scored, result, calibration)
     console.result(f"written to {output}/")
     return result
+
+
+def warn_of_ancestors(scored: Scored) -> dict[str, int]:
+    """Warns on stderr of images that trained a model's ancestors, and counts them by ancestor."""
+    known = findings.known_to_ancestors(scored)
+    for name, count in known.items():
+        console.warning(
+            f"{count:,} of these {len(scored.rows):,} images, or copies of them, "
+            f"trained {name}, which {scored.run.workdir} learned from; its scores are too good"
+        )
+    return known
 
 
 def warn_of_frame(scored: Scored, calibration: Calibration | None) -> None:

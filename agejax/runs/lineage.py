@@ -51,6 +51,13 @@ def of(run: Run) -> Lineage:
     return _of_run(run.workdir, run.config, run.fingerprint, ()) | {"step": run.step}
 
 
+def of_members(run: Run) -> list[Lineage]:
+    """The lineage of each member of an ensemble; of a run or a released model, its own alone."""
+    if not box.is_ensemble(run.workdir):
+        return [of(run)]
+    return _ancestors(str(run.workdir.absolute()), None, ())
+
+
 def runs(lineage: Lineage) -> Iterator[Lineage]:
     """Yields the runs of a lineage: the model itself, then its start and its teachers."""
     for node in nodes(lineage):
