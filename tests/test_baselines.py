@@ -104,6 +104,10 @@ def test_the_command_scores_as_evaluate_does(trained, tmp_path, capsys):
     # Brightness follows age, so any features reveal it.
     assert result["age"]["mae"] < 0.6 * result["age"]["floor_mae"]
     assert (tmp_path / "out" / "report.html").exists()
+    # It is no run of so many steps.
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "linear, fitted to features of the backbone with its trained weights" in page
+    assert "the weights of step" not in page
     # The network's saliency does not explain another estimator.
     assert not (tmp_path / "out" / "figures" / "saliency.png").exists()
 

@@ -26,6 +26,8 @@ class Scored:
       predictions: label -> years [N] or probabilities [N, K], as `Run.predict` gives them.
       labels, label_names: those of the data, and those that heads derive.
       images_per_second: without compilation.
+      fitted: what was fitted to features of the run's backbone and predicts in place of its heads,
+        in words; "" where the run itself predicts.
     """
 
     run: Run
@@ -36,6 +38,7 @@ class Scored:
     labels: dict[str, np.ndarray]
     label_names: dict[str, Sequence[str]]
     images_per_second: float
+    fitted: str = ""
 
     @property
     def name(self) -> str:

@@ -89,6 +89,8 @@ def evaluate_baseline(
             labels={k: v[rows[name]] for k, v in source.labels.items()},
             label_names=dict(source.label_names),
             images_per_second=float("nan"),
+            fitted=f"{estimator}, fitted to features of the backbone with its "
+            f"{'trained' if which == 'run' else 'pretrained'} weights; val chose its options",
         )
 
     val = scored("val")

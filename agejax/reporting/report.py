@@ -264,6 +264,8 @@ def _facts(scored: Scored, result: Mapping[str, Any]) -> dict[str, Any]:
     if many:
         model = f"an ensemble of {len(run.params)} networks, {parameters:,} parameters"
         training = "each network by itself, as its own run describes"
+    if scored.fitted:
+        model, training = f"{config.model.name}, frozen", scored.fitted
     size = result.get("image_size", config.data.image_size)
     return {
         "Backbone": model,
