@@ -18,6 +18,7 @@ from agejax.errors import UserError
 from agejax.evaluation.scored import score_rows
 from agejax.process.command import run_command
 from agejax.runs import ensembles
+from agejax.runs.run import Run
 from agejax.train import train
 
 
@@ -161,6 +162,22 @@ def test_a_folders_own_labels_are_not_replaced(tmp_path, capsys):
     (tmp_path / "labels.json").write_text("{}")  # what it has written itself, it writes again
     assert run_command(pseudo_label.main, [*arguments, f"--output={tmp_path}"]) == 2
     assert "holds no run" in capsys.readouterr().err
+
+
+def test_labels_that_the_run_does_not_predict_are_refused(trained, folder, tmp_path, monkeypatch):
+    run = Run.open(trained)
+    age = dataclasses.replace(
+        run, heads={k: head for k, head in run.heads.items() if head.label == "age"}
+    )
+    monkeypatch.setattr(ensembles, "open_run", lambda workdir: age)
+    with pytest.raises(UserError, match=r"--labels=gender: .* predicts none of them, only age"):
+        pseudo_labels.pseudo_label(trained, str(folder), tmp_path, labels=["gender"])
+    assert not (tmp_path / "labels.csv").exists()
+
+
+def test_without_an_age_a_class_tells_how_certain_a_run_is():
+    said = {"apparent_age": np.full(2, 30.0), "gender": np.array([[0.9, 0.1], [0.4, 0.6]])}
+    assert pseudo_labels.uncertainty_of(said) == pytest.approx([0.1, 0.4])
 
 
 def test_labels_json_says_where_they_are_from(labelled, trained):

@@ -51,7 +51,8 @@ def pseudo_label(
       kept, years, "config": lines to copy}.
 
     Raises:
-      UserError: no run, no image, a share outside (0, 1], or a folder with another table of labels.
+      UserError: no run, none of the labels predicted, no image, a share outside (0, 1], or a folder
+        with another table of labels.
     """
     if not 0 < keep <= 1:
         raise UserError(f"--keep={keep}: set a share above 0 and at most 1")
@@ -65,6 +66,12 @@ def pseudo_label(
             "another folder"
         )
     run = twice(ensembles.open_run(workdir))
+    predicted = dict.fromkeys(head.label for head in run.heads.values())
+    if not predicted.keys() & set(labels):
+        raise UserError(
+            f"--labels={','.join(labels)}: {workdir} predicts none of them, only "
+            f"{', '.join(predicted)}"
+        )
     source = sources.load(
         dataset,
         source_path,
@@ -112,11 +119,15 @@ def twice(run: Run) -> Run:
 
 
 def uncertainty_of(said: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Uncertainties [N]: of the age, years, or without one 1 - the largest probability."""
+    """Uncertainties [N]: of the age, years, or without one 1 - the largest probability of a class.
+
+    Args:
+      said: the predictions, with one of `LABELS` at least.
+    """
     for name in ("age_sigma", "age_spread"):
         if name in said:
             return said[name]
-    label = next(iter(said))
+    label = next(name for name in said if name in LABELS)
     doubt: np.ndarray = 1 - said[label].max(axis=1)
     return doubt
 
