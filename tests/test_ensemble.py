@@ -210,6 +210,31 @@ def test_runs_with_other_buckets_of_ages_are_not_combined(members):
         ensembles.check_alike(runs)
 
 
+def test_any_two_members_must_have_the_same_classes(members):
+    run = members[0]
+    turned = run.facts.label_names | {"gender": run.facts.label_names["gender"][::-1]}
+    without = dataclasses.replace(
+        run,
+        heads={k: head for k, head in run.heads.items() if head.label != "gender"},
+        facts=dataclasses.replace(run.facts, label_names={}),
+    )
+    other = dataclasses.replace(run, facts=dataclasses.replace(run.facts, label_names=turned))
+    with pytest.raises(UserError, match="its classes of gender are female, male, those of"):
+        ensembles.check_alike([without, run, other])
+
+
+def test_a_label_that_only_another_members_data_has_keeps_its_classes(members):
+    run, other = members
+    age = dataclasses.replace(
+        run,
+        heads={k: head for k, head in run.heads.items() if head.label == "age"},
+        facts=dataclasses.replace(run.facts, label_names={}),
+    )
+    joined = join([age, other])
+    assert joined.classes == other.classes
+    assert say(joined)["ethnicity"].shape == (8, len(joined.classes["ethnicity"]))
+
+
 def test_a_label_that_no_val_image_has_keeps_equal_weights(members, monkeypatch, capsys):
     source = opening.open_source(members[0].config.data)
     unknown = np.full(len(source.ids), np.nan, np.float32)

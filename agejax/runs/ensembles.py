@@ -180,9 +180,12 @@ def join(
 
     # Where one member has trained on another's test images, no split is left for tests.
     alike = all(run.has_splits(first.fingerprint, first.config) for run in given)
+    # The data of one member may lack a label that another one has.
+    label_names = {k: v for run in (*given, first) for k, v in run.facts.label_names.items()}
     return dataclasses.replace(
         first,
         workdir=workdir,
+        facts=dataclasses.replace(first.facts, label_names=label_names),
         heads={
             f"{i}/{name}": head
             for i, member in enumerate(members)
@@ -199,14 +202,14 @@ def join(
 
 def check_alike(members: Sequence[Run]) -> None:
     """Raises `UserError` where members have different classes for a label."""
-    first = members[0].classes
+    known: dict[str, tuple[Run, Sequence[str]]] = {}
     for member in members:
         for label, names in member.classes.items():
-            theirs = tuple(first.get(label, names))
-            if tuple(names) != theirs:
+            first, theirs = known.setdefault(label, (member, names))
+            if tuple(names) != tuple(theirs):
                 raise UserError(
                     f"{member.workdir}: its classes of {label} are {', '.join(names)}, those of "
-                    f"{members[0].workdir} {', '.join(theirs)}; such runs cannot be combined"
+                    f"{first.workdir} {', '.join(theirs)}; such runs cannot be combined"
                 )
 
 
