@@ -15,6 +15,7 @@ import pytest
 import tiny
 from agejax import export
 from agejax.data import sources
+from agejax.errors import UserError
 from agejax.evaluation import metrics
 from agejax.evaluation.calibration import Calibration
 from agejax.evaluation.uncertainty import ByGroup, GroupQuantile
@@ -113,6 +114,22 @@ def check_alone(program, model, workdir, folder):
 
 def test_the_jax_file_needs_only_jax_and_says_what_the_run_says(workdir, exported, tmp_path):
     check_alone(JAX_ALONE, exported / "model.jaxexport", workdir, tmp_path)
+
+
+def test_the_description_of_another_models_jax_file_is_kept(workdir, exported, tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    folder = tmp_path / "both"
+    shutil.copytree(exported, folder)
+    stored = folder / "model.json"
+    info = json.loads(stored.read_text())
+    files.check_beside(folder, info)
+    stored.write_text(json.dumps(info | {"run": "another"}))
+    with pytest.raises(UserError, match=r"model.jaxexport is another model, which model.json desc"):
+        files.export(workdir, folder, ["onnx"])
+    assert json.loads(stored.read_text())["run"] == "another"
+    (folder / "model.jaxexport").unlink()
+    files.check_beside(folder, info)
 
 
 def test_the_jax_file_holds_programs_for_cpu_and_cuda(exported):

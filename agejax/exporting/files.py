@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -55,7 +55,7 @@ def export(
     Raises:
       UserError: no run or checkpoint; a missing package; an operation that ONNX export does not
         support; predictions that differ from the run's by more than `TOLERANCE`; or as
-        `quantize.quantized` and `runtime.find` raise it.
+        `check_beside`, `quantize.quantized` and `runtime.find` raise it.
     """
     output = expand(output)
     files.check_folder(output, "--output")
@@ -63,9 +63,11 @@ def export(
         require(name)
     engine = runtime.find(onnxruntime_web) if "web" in formats else None
     run = Run.open(workdir, devices=1)
-    output.mkdir(parents=True, exist_ok=True)
     images = random_images(run.config.data.image_size)
     info = description.describe(run, jax.eval_shape(prediction(run), images))
+    if "jax" not in formats:
+        check_beside(output, info)
+    output.mkdir(parents=True, exist_ok=True)
     contents: dict[str, bytes] = {}  # written once all are right
     for name in formats:
         # ONNX Runtime has no bfloat16 convolution on CPUs: its models compute in float32.
@@ -107,6 +109,25 @@ def export(
     files.write_text(output / "model_card.md", card.of_export(run, info))
     console.result("written beside it: model.json, model_card.md")
     return info
+
+
+def check_beside(output: pathlib.Path, info: Mapping[str, Any]) -> None:
+    """Raises `UserError` where a JAX file of another model would lose its description.
+
+    A JAX file has its classes and calibration in model.json alone.
+
+    Args:
+      info: the contents that model.json would have.
+    """
+    there, stored = output / FILES["jax"], output / description.FILE
+    if not (there.exists() and stored.exists()):
+        return
+    of = files.read_json(stored, dict, "remove it")
+    if any(of.get(key) != info[key] for key in ("run", "step", "data")):
+        raise UserError(
+            f"--output: {there} is another model, which {description.FILE} describes; name another "
+            "folder, or remove that file"
+        )
 
 
 def require(name: str) -> None:
