@@ -157,8 +157,14 @@ def test_papers_leave_out_evaluations_that_served_to_choose_an_image_size(run):
 def test_a_card_gives_the_coverage_of_its_own_intervals(run):
     covered = {"n": 120, "coverage": 0.5, "band95": [0.85, 0.95], "width": 9.0}
     found = {"uncertainty": {"age": {"groups": {}, "by_decade": covered}}}
-    store(run, test=evaluation(**found), old=evaluation(**found, step=6, dataset="old"))
+    store(
+        run,
+        test=evaluation(**found),
+        old=evaluation(**found, step=6, dataset="old"),
+        val=evaluation(**found, split="val"),  # they were fitted to these
+    )
     text = card.intervals(run, Calibration(7, 40, {}, {}))
+    assert "val:" not in text
     assert re.findall("On (.*), test:", text) == ["utkface"]
     assert rows(text, "all") == [["all", "120", "50.0%"]]
 

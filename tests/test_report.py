@@ -234,6 +234,17 @@ def test_calibration_is_fitted_on_images_of_its_own_where_some_are_kept_for_it(t
     assert not run.has_splits(run.fingerprint, config)
 
 
+def test_a_page_of_the_images_that_calibrate_says_that_they_do():
+    covered = {"n": 40, "coverage": 0.9, "band95": [0.8, 1.0], "width": 9.0}
+    of = {"age": {"marginal": covered, "by_decade": covered}}
+    found = {"validation_images": 40, "fitted_to": "val", "alpha": 0.1} | of
+    pages = [
+        report._certainty("age", {"split": split, "uncertainty": found}, {})
+        for split in ("val", "test")
+    ]
+    assert ["not whether it holds" in page for page in pages] == [True, False]
+
+
 def test_without_the_validation_images_it_says_so(trained, tmp_path, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(trained, workdir, ignore=shutil.ignore_patterns("calibration.json"))

@@ -444,7 +444,10 @@ def storage(release: Mapping[str, Any]) -> str:
 
 
 def intervals(run: Run, calibration: Calibration | None) -> str:
-    """How often age intervals contain the label, by group, in each evaluation of the checkpoint."""
+    """How often age intervals contain the label, by group, in each evaluation of the checkpoint.
+
+    The images that they were fitted to are left out: there, the intervals are right by making.
+    """
     if calibration is None:
         return "It is not calibrated: predictions come without `age_low` and `age_high`."
     parts = [
@@ -453,7 +456,8 @@ def intervals(run: Run, calibration: Calibration | None) -> str:
     ]
     for _, result in evaluations(run):
         found = result.get("uncertainty", {}).get("age")
-        if not found or result["step"] != run.step:  # those are another step's intervals
+        of_another = result["step"] != run.step
+        if not found or of_another or result["split"] == calibration.split:
             continue
         groups = [
             *(g for by in ("decade", "gender", "ethnicity") for g in found["groups"].get(by, ())),

@@ -314,6 +314,11 @@ def _target(target: str, result: Mapping[str, Any], charts: Mapping[str, Chart])
     return page.Section(target[:1].upper() + target[1:], text)
 
 
+# On the split that it was fitted to, a calibration is right by making.
+FITTED = (
+    " These are the images of this page, so the figures below show how well it was fitted, not "
+    "whether it holds: evaluate another split for that."
+)
 # A flaw of val, which calibrates unless config.data.split.calibration_of_val splits it.
 CHOSEN = " They also chose the checkpoint, which makes the intervals a little too narrow."
 
@@ -330,6 +335,7 @@ def _certainty(target: str, result: Mapping[str, Any], charts: Mapping[str, Char
     fitted = (
         f"fitted to {found['validation_images']:,} images of the split {split} and measured on the "
         f"images of this page.{CHOSEN if split == 'val' else ''}"
+        f"{FITTED if split == result['split'] else ''}"
     )
     if "temperature" in of:
         keys = ("temperature", "ece", "ece_scaled", "nll_scaled")
