@@ -17,6 +17,7 @@ from agejax.errors import UserError
 from agejax.evaluate import main as evaluate_main
 from agejax.evaluation import findings
 from agejax.evaluation.scored import Scored, score, score_rows
+from agejax.exporting import card
 from agejax.heads import Facts
 from agejax.predicting import predictions
 from agejax.predicting.images import Crop, find_images
@@ -218,7 +219,8 @@ def test_data_that_trained_any_member_of_an_ensemble_is_warned_of(run, tmp_path,
     monkeypatch.setattr(lineage, "opened_config", opened_config)
     spec = {"members": [str(workdir), str(second)]}
     (folder / "ensemble.json").write_text(json.dumps(spec))
-    both = types.SimpleNamespace(workdir=folder, fingerprint="", config=Run.open(workdir).config)
+    config = Run.open(workdir).config
+    both = types.SimpleNamespace(workdir=folder, fingerprint="", step=8, config=config)
 
     def known(name):
         source = types.SimpleNamespace(fingerprint="f0", part=None, name=name)
@@ -226,8 +228,11 @@ def test_data_that_trained_any_member_of_an_ensemble_is_warned_of(run, tmp_path,
         return findings.may_be_known(scored)
 
     assert "second was trained on another version or part of appa_real" in known("appa_real")
-    assert "run was trained on another version or part of utkface" in known("utkface")
+    assert "both was trained on another version or part of utkface" in known("utkface")
     assert known("aaf") is None
+    # Nor does a card of averaged weights forget one of them.
+    assert "APPA-REAL" in card.terms(lineage.of(both))
+    assert "  - Averaged: run `second`" in card.origin(lineage.of(both))
 
 
 def test_a_split_that_a_run_does_not_have_is_not_advised(run, monkeypatch):

@@ -219,7 +219,7 @@ def may_be_known(scored: Scored) -> str | None:
         )
     mixed = source.part is not None  # other data is never a mixture
     names = set(lineage.names(run.config.data) if mixed else [source.name]) - OF_ANYTHING
-    for node in (node for one in lineage.of_members(run) for node in lineage.runs(one)):
+    for node in lineage.runs(lineage.of(run)):
         if shared := names & set(node["data"]["names"]):
             return (
                 f"{node['name']} was trained on another version or part of "

@@ -489,6 +489,7 @@ def origin(node: lineage.Lineage, role: str = "This model", depth: int = 0) -> s
                 lines.append(f"{indent}  - Start: random weights.")
             else:
                 lines.append(origin(node["start"], "Start", depth + 1))
+            lines += [origin(each, "Averaged", depth + 1) for each in node.get("averaged", ())]
             lines += [origin(each, "Teacher", depth + 1) for each in node["teachers"]]
             return "\n".join(lines)
         case "file":

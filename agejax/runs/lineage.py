@@ -3,9 +3,10 @@
 A lineage is JSON, so that a released model carries it. A run is {"kind": "run", "name", "backbone",
 "image_size", "step" (None for an ancestor), "data": {"names", "fingerprint", "split", "examples"},
 "settings": those that differ from the defaults, "start": lineage or None, "teachers": [lineage],
-"members": names of the checkpoints whose weights were averaged, none for a single one}; its split
-is config.data.split with the SHA-256 of files in place of their paths. A file is {"kind": "file",
-"name", "sha256", "library"}. What no longer exists is {"kind": "missing", "name"}.
+"members": names of the checkpoints that were averaged, none for a single one, "averaged": lineages
+of those of them that were trained otherwise}; its split is config.data.split with the SHA-256 of
+files in place of their paths. A file is {"kind": "file", "name", "sha256", "library"}. What no
+longer exists is {"kind": "missing", "name"}.
 """
 
 from __future__ import annotations
@@ -51,15 +52,8 @@ def of(run: Run) -> Lineage:
     return _of_run(run.workdir, run.config, run.fingerprint, ()) | {"step": run.step}
 
 
-def of_members(run: Run) -> list[Lineage]:
-    """The lineage of each member of an ensemble; of a run or a released model, its own alone."""
-    if not box.is_ensemble(run.workdir):
-        return [of(run)]
-    return _ancestors(str(run.workdir.absolute()), None, ())
-
-
 def runs(lineage: Lineage) -> Iterator[Lineage]:
-    """Yields the runs of a lineage: the model itself, then its start and its teachers."""
+    """Yields the runs of a lineage: the model itself, then its start, members and teachers."""
     for node in nodes(lineage):
         if node["kind"] == "run":
             yield node
@@ -68,7 +62,9 @@ def runs(lineage: Lineage) -> Iterator[Lineage]:
 def nodes(lineage: Lineage) -> Iterator[Lineage]:
     """Yields everything that a lineage names, the model itself first."""
     yield lineage
-    for parent in (lineage.get("start"), *lineage.get("teachers", ())):
+    # Models released by older versions have none that were averaged.
+    others = (*lineage.get("averaged", ()), *lineage.get("teachers", ()))
+    for parent in (lineage.get("start"), *others):
         if parent is not None:
             yield from nodes(parent)
 
@@ -142,9 +138,17 @@ def _of_run(
     with contextlib.suppress(OSError, UserError, *DAMAGE):  # an unfinished run has none
         examples = files.read_json(folder / "summary.json", dict, "")["examples"]
     start = config.model.pretrained
+    settings = differing(values)
+    members = _ancestors(str(folder.absolute()), None, descendants) if _members(folder) else []
     return {
         "kind": "run",
         "members": _members(folder),
+        "averaged": [
+            one
+            for one in members
+            if one["kind"] != "run"
+            or (one["settings"], one["data"]["fingerprint"]) != (settings, fingerprint)
+        ],
         "name": folder.resolve().name,
         "backbone": config.model.name,
         "image_size": config.model.image_size,
@@ -155,7 +159,7 @@ def _of_run(
             "split": split_of(config.data.split),
             "examples": examples,
         },
-        "settings": differing(values),
+        "settings": settings,
         "start": _ancestors(start, config.model.name, way)[0] if start else None,
         "teachers": [one for path in _teachers(config) for one in _ancestors(path, None, way)],
     }
