@@ -103,9 +103,12 @@ def test_averaged_weights_of_runs_with_other_splits_have_no_split_left_to_test_o
 def test_a_mean_of_weights_that_started_apart_is_warned_of(
     trained, other, members, monkeypatch, tmp_path, capsys
 ):
-    def warned(combine, **changes):
-        config = replaced(members[0].config, changes)
-        runs = iter([members[0], dataclasses.replace(members[1], config=config)])
+    def warned(combine, both=(), **changes):
+        configs = [replaced(members[0].config, {**dict(both), **more}) for more in ({}, changes)]
+        runs = iter(
+            dataclasses.replace(member, config=config)
+            for member, config in zip(members, configs, strict=True)
+        )
         monkeypatch.setattr(ensembling, "open_member", lambda path: next(runs))
         ensembling.create(tmp_path / "soup", [trained, other], combine)
         return "the members started from different weights" in capsys.readouterr().err
@@ -114,6 +117,9 @@ def test_a_mean_of_weights_that_started_apart_is_warned_of(
     assert warned("weights", seed=7)
     assert warned("weights", **{"model.pretrained": "another"})
     assert not warned("predictions", seed=7)
+    # A run has weights for heads too, so that the seed does not matter.
+    assert not warned("weights", {"model.pretrained": str(trained)}, seed=7)
+    assert warned("weights", {"model.pretrained": "weights.safetensors"}, seed=7)
 
 
 def test_an_averaged_network_may_have_statistics_of_its_own(trained, tmp_path, capsys):

@@ -19,6 +19,7 @@ from agejax.paths import expand
 from agejax.runs import batch_statistics, box, ensembles
 from agejax.runs.ensembles import COMBINE, FILE, STATISTICS, STATISTICS_FILE, open_member
 from agejax.runs.run import Run
+from agejax.runs.run_folder import opened_config
 
 
 def create(
@@ -53,8 +54,7 @@ def create(
     members = [open_member(str(path)) for path in given]
     shares = parse_weights(weights, members, views)
     ensembles.join(output, members, combine, shares, views)  # raises where they do not fit
-    starts = {(run.config.seed, run.config.model.pretrained) for run in members}
-    if combine == "weights" and len(starts) > 1:
+    if combine == "weights" and len(set(map(_start, members))) > 1:
         console.warning(
             "the members started from different weights (config.seed, config.model.pretrained); "
             "the mean of such weights often predicts badly: compare it with a member on val"
@@ -84,6 +84,19 @@ def create(
     (output / calibration.FILE).unlink(missing_ok=True)  # it was fitted to a former ensemble
     files.write_json(output / FILE, spec)
     return shares
+
+
+def _start(run: Run) -> tuple[pathlib.Path | None, int | None]:
+    """What decides a run's first weights: the file or run that it started from, and its seed.
+
+    The seed does not count where it started from a run, which has weights for heads too.
+    """
+    given, seed = run.config.model.pretrained, run.config.seed
+    if not given:
+        return None, seed
+    start = box.locate(given).resolve()
+    of_run = start.is_dir() and "heads" in (opened_config(start) or {})
+    return start, None if of_run else seed
 
 
 def parse_weights(
