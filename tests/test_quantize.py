@@ -185,7 +185,7 @@ def test_a_loss_of_accuracy_alone_is_refused_too(trained, monkeypatch):
 
     monkeypatch.setattr(quantize, "_compare", compared)
     assert quantize.quantized(run, data)[1]["activations"] == "none"
-    with pytest.raises(UserError, match=r"gender accuracy .* \(-0\.030, .* at most -0\.02 is"):
+    with pytest.raises(UserError, match=r"gender accuracy .* \(-0\.030, .* the limit is -0\.02;"):
         quantize.quantized(run, data)
 
 

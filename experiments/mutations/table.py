@@ -728,13 +728,13 @@ OTHERS = (
     ),
     Mutation(
         "evaluate takes val by default", "agejax/evaluation/scored.py",
-        'split = split or ("test" if same_data else "all")',
+        'split = split or (usual if same_data else "all")',
         'split = split or ("val" if same_data else "all")',
         ("test_evaluate.py::test_every_image_of_the_split_is_scored_once",),
     ),
     Mutation(
         "evaluate does not ask which data it is", "agejax/evaluation/scored.py",
-        'split = split or ("test" if same_data else "all")', 'split = split or "test"',
+        'split = split or (usual if same_data else "all")', "split = split or usual",
         ("test_evaluate.py::test_other_data_is_scored_whole_and_has_no_split",),
     ),
     Mutation(
