@@ -8,7 +8,6 @@ image is resized twice.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -135,14 +134,6 @@ def of_run(
         features=run.model.feature_dim,
         views=views,
     )
-
-
-def digest(run: Run) -> str:
-    """A text that changes with any weight or statistic of a single network."""
-    digest = hashlib.sha256()
-    for name, array in sorted({**run.params, **run.batch_stats}.items()):
-        digest.update(name.encode() + np.asarray(array).tobytes())
-    return digest.hexdigest()[:16]
 
 
 def natural(run: Run, weights: Mapping[str, float]) -> dict[str, Columns]:

@@ -35,8 +35,8 @@ def of_lineage(node: Mapping[str, Any]) -> Iterator[dict[str, Any] | None]:
     A missing start without a file's suffix was the folder of a run, of whose data nothing is known.
     """
     if node["kind"] != "run":
-        gone = node["kind"] == "missing" and not pathlib.PurePath(node["name"]).suffix
-        yield from (None,) if gone else ()
+        if node["kind"] == "missing" and not pathlib.PurePath(node["name"]).suffix:
+            yield None
         return
     yield {key: node["data"][key] for key in KNOWN}
     if node["start"] is not None:

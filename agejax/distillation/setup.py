@@ -21,6 +21,7 @@ from agejax.logging import console
 from agejax.paths import expand
 from agejax.runs import box
 from agejax.runs.run_folder import opened_config
+from agejax.training import frozen
 
 WHERE = "config.distill"
 
@@ -99,7 +100,7 @@ def open_teachers(
             member = networks.of_run(run, weights, views, ways, run.config.model.image_size)
             identity = {
                 "step": run.step,
-                "digest": networks.digest(run),
+                "digest": frozen.digest({**run.params, **run.batch_stats})[:16],
                 "weights": dict(member.heads),
                 "views": list(views),
             }

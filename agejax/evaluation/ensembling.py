@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 from collections.abc import Sequence
 
@@ -16,10 +17,9 @@ from agejax.evaluation.scored import Scored, score
 from agejax.labels import is_known
 from agejax.logging import console
 from agejax.paths import expand
-from agejax.runs import batch_statistics, box, ensembles
+from agejax.runs import batch_statistics, box, ensembles, warm_start
 from agejax.runs.ensembles import COMBINE, FILE, STATISTICS, STATISTICS_FILE, open_member
 from agejax.runs.run import Run
-from agejax.runs.run_folder import opened_config
 
 
 def create(
@@ -94,9 +94,10 @@ def _start(run: Run) -> tuple[pathlib.Path | None, int | None]:
     given, seed = run.config.model.pretrained, run.config.seed
     if not given:
         return None, seed
-    start = box.locate(given).resolve()
-    of_run = start.is_dir() and "heads" in (opened_config(start) or {})
-    return start, None if of_run else seed
+    start = pathlib.Path(given)
+    with contextlib.suppress(UserError):  # the box may have lost it
+        start = box.locate(given).resolve()
+    return start, None if warm_start.is_run(start) else seed
 
 
 def parse_weights(

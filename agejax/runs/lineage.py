@@ -31,7 +31,7 @@ from agejax.models import pretrained
 from agejax.paths import expand
 from agejax.runs import box
 from agejax.runs.run import Run, same_splits
-from agejax.runs.run_folder import opened_config
+from agejax.runs.run_folder import LEARNED_FROM, opened_config
 from agejax.settings import Group, to_json
 from agejax.training.checkpoint import Checkpoints
 
@@ -39,8 +39,7 @@ Lineage = dict[str, Any]
 
 # Settings that name places on the machine where the run was trained.
 PLACES = re.compile(
-    r"data\.(source|edits\.labels|split\.files\..*|mixture\.[^.]+\.source)|model\.pretrained|"
-    r"distill\.(runs|files|onnx\.[^.]+\.path|features\.teacher)"
+    rf"data\.(source|edits\.labels|split\.files\..*|mixture\.[^.]+\.source)|{LEARNED_FROM}"
 )
 
 

@@ -30,6 +30,8 @@ from agejax.training.checkpoint import Checkpoints
 if TYPE_CHECKING:
     from agejax.data.sources import Source
 
+# Settings that name what a run starts from and learns from.
+LEARNED_FROM = r"model\.pretrained|distill\.(runs|files|onnx\.[^.]+\.path|features\.teacher)"
 # What a restart may change: where the data and the teachers lie, how the work is spread, when the
 # run looks at itself and saves itself, and what it does about a loss that is not finite. None of
 # these changes what a step computes: `check_same_data`, `check_same_devices` and
@@ -39,8 +41,8 @@ MAY_CHANGE_ON_RESUME = re.compile(
     r"data\.(source|cache_dir|workers|resident|mixture\.[^.]+\.source)|log_every\..*|"
     r"checkpoint\.(every\..*|keep)|steps_per_call|"
     r"eval\.(every\..*|batch_size|image_size|patience|final_split)|loggers|"
-    r"log_images|model\.(pretrained|remat)|watchdog|profile|nonfinite|deterministic|native|"
-    r"sharding\.(devices|fsdp)|distill\.(runs|files|onnx\.[^.]+\.path|features\.teacher|allow_seen)"
+    r"log_images|model\.remat|watchdog|profile|nonfinite|deterministic|native|"
+    rf"sharding\.(devices|fsdp)|distill\.allow_seen|{LEARNED_FROM}"
 )
 
 SKIPPED = "skipped_steps.json"
@@ -228,13 +230,10 @@ def same_recipe(one: ml_collections.ConfigDict, other: ml_collections.ConfigDict
     return first == second and not (_changed(one, alike) and _changed(alike, one))
 
 
-def learned_from(config: ml_collections.ConfigDict) -> list[Any]:
-    """Where a config's first weights and its teachers lie."""
-    distill = config.get("distill") or {}
-    models = {name: model["path"] for name, model in (distill.get("onnx") or {}).items()}
-    features = (distill.get("features") or {}).get("teacher", "")
-    given = [tuple(distill.get(key, ())) for key in ("runs", "files")]
-    return [config.model.get("pretrained"), *given, models, features]
+def learned_from(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Setting -> where a config's first weights and its teachers lie; without those not set."""
+    settings = leaves(to_json(config)).items()
+    return {path: value for path, value in settings if value and re.fullmatch(LEARNED_FROM, path)}
 
 
 def _changed(old_config: Any, new_config: Any) -> list[str]:

@@ -83,7 +83,7 @@ def of(
     path = config.model.pretrained
     if not path:
         return None
-    if _is_run(_locate(path)):
+    if is_run(_locate(path)):
         return functools.partial(_start, config, heads, source)
     if rows is not None and pretrained.gives_norms_back(config.model):
         return functools.partial(_give_norms_back, config, heads, source, rows)
@@ -255,7 +255,7 @@ def _locate(given: str) -> pathlib.Path:
     return box.locate(given, "config.model.pretrained")
 
 
-def _is_run(path: pathlib.Path) -> bool:
+def is_run(path: pathlib.Path) -> bool:
     """Whether it is the folder of a run with a checkpoint, or of a released model."""
     return path.is_dir() and _is_of_run(opened_config(path))
 
@@ -274,10 +274,10 @@ def _config_of(path: pathlib.Path) -> ml_collections.ConfigDict | None:
     where = f"config.model.pretrained: {path}"
     if box.is_ensemble(path):
         raise UserError(f"{where} is an ensemble; name the folder of one of its runs")
-    if not _is_run(path):
+    if not is_run(path):
         if path.is_dir() and _is_of_run(read_config(path)):
             raise UserError(f"{where} has no checkpoint yet; wait until that run has saved one")
-        around = next((p for p in path.absolute().parents if _is_run(p)), None)
+        around = next((p for p in path.absolute().parents if is_run(p)), None)
         if around is not None and path.is_dir():
             raise UserError(f"{where} is a part of the run in {around}; name that folder")
         return None

@@ -218,18 +218,24 @@ def compute(
     )
 
 
+def digest(arrays: Arrays) -> str:
+    """A text that changes with any name, shape or value of a network's arrays."""
+    found = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        found.update(f"{name} {array.shape}".encode())
+        found.update(np.ascontiguousarray(array, np.float32).data)
+    return found.hexdigest()
+
+
 def _keys(config: Any, arrays: tuple[Arrays, Arrays], source: sources.Source) -> list[str]:
     """For each view, a digest of everything that its features depend on."""
-    weights = hashlib.sha256()
-    for name, array in sorted({**arrays[0], **arrays[1]}.items()):
-        if name.startswith("backbone/"):
-            weights.update(f"{name} {array.shape}".encode())
-            weights.update(np.ascontiguousarray(array, np.float32).data)
+    every = {**arrays[0], **arrays[1]}
+    backbone = {name: array for name, array in every.items() if name.startswith("backbone/")}
     settings = to_json(config)
     facts = {
         "format": [FORMAT, sources.FORMAT, __version__],
         "data": [source.fingerprint, *source.images.shape],
-        "weights": weights.hexdigest(),
+        "weights": digest(backbone),
         "model": {key: settings["model"][key] for key in MODEL},
     }
     augmented = {"augment": settings["augment"], "seed": config.seed}

@@ -1000,7 +1000,7 @@ OTHERS = (
     ),
     Mutation(
         "cached features do not depend on the weights", "agejax/training/frozen.py",
-        "weights.update(np.ascontiguousarray(array, np.float32).data)", "pass",
+        "found.update(np.ascontiguousarray(array, np.float32).data)", "pass",
         ("test_frozen.py::test_other_weights_of_the_backbone_have_other_features_and_those_of_heads"
          "_have_not",),
     ),
