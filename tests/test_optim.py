@@ -26,7 +26,7 @@ def updates_of(c, grads, params, lr=0.1):
     optimizer = optim.create_optimizer(c, optax.constant_schedule(lr), HEIGHTS)
     trainable, _ = optimizer.split(Vectors.of(params, optimizer.rates))
     state = optimizer.transform.init(trainable)
-    return dict(optimizer.transform.update(trainable.pack(grads), state, trainable)[0])
+    return dict(optimizer.transform.update(trainable.pack(grads), state, trainable, step=0)[0])
 
 
 PARAMS = {k: jnp.full(3, i + 1.0) for i, k in enumerate(NAMES)}

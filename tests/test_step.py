@@ -335,6 +335,12 @@ def test_the_learning_rate_of_each_step_is_the_one_that_is_applied_and_logged():
             state.params["heads/age/kernel"][:, 0] - before, rate * mean, rtol=1e-3, atol=1e-6
         )
         assert sums["learning_rate"][0] == pytest.approx(rate)
+    # A run that has skipped its first three steps has the rate of the fourth.
+    state, sums = bench.step(batch, at=3)
+    before = np.float64(bench.start.params["heads/age/kernel"][:, 0])
+    change = state.params["heads/age/kernel"][:, 0] - before
+    np.testing.assert_allclose(change, rates[3] * mean, rtol=1e-3, atol=1e-6)
+    assert sums["learning_rate"][0] == pytest.approx(rates[3])
 
 
 def test_averages_warm_up_and_are_of_parameters_and_statistics():

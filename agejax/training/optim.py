@@ -23,13 +23,13 @@ class Optimizer:
     """How parameters are updated.
 
     Attributes:
-      transform: of optax, for the trainable parameters only.
+      transform: of optax, for the trainable parameters only; its update needs step=, int32 [].
       schedule: step -> learning rate.
       rates: path of every parameter -> its (learning rate's multiplier, decay); those with equal
         ones are updated alike. None: it never changes.
     """
 
-    transform: optax.GradientTransformation
+    transform: optax.GradientTransformationExtraArgs
     schedule: optax.Schedule
     rates: Mapping[str, tuple[float, float] | None]
 
@@ -173,9 +173,10 @@ def create_optimizer(
         chain.append(_add_decay(decay))
     if any(value not in (None, 1.0) for value in lr.values()):
         chain.append(_scale(lr))
-    chain.append(optax.scale_by_learning_rate(schedule))
+    chain.append(_scale_by_schedule(schedule))
     rates = {name: None if m is None else (m, decay[name]) for name, m in lr.items()}
-    return Optimizer(optax.chain(*chain), schedule, rates)
+    transform = optax.with_extra_args_support(optax.chain(*chain))
+    return Optimizer(transform, schedule, rates)
 
 
 def create_penalty(config: Any, names: Iterable[str]) -> Callable[[Flat], jax.Array] | None:
@@ -217,3 +218,23 @@ def _scale(multipliers: Mapping[str, float]) -> optax.GradientTransformation:
     return optax.stateless(
         lambda updates, _: jax.tree.map(operator.mul, updates, updates.spread(multipliers))
     )
+
+
+def _scale_by_schedule(schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+    """Multiplies updates by minus the learning rate of the run's step.
+
+    optax.scale_by_schedule counts its updates itself, and so falls behind where a run skips a step.
+    The state is the same, so that runs of older versions go on.
+    """
+
+    def init(params: Vectors) -> optax.ScaleByScheduleState:
+        return optax.ScaleByScheduleState(jax.numpy.zeros([], jax.numpy.int32))
+
+    def update(
+        updates: Vectors, state: optax.OptState, params: Vectors | None = None, *,
+        step: jax.Array, **_: Any,
+    ) -> tuple[Vectors, optax.OptState]:  # fmt: skip
+        scaled: Vectors = jax.tree.map(lambda u: u * -schedule(step), updates)
+        return scaled, optax.ScaleByScheduleState(jax.numpy.asarray(step + 1, jax.numpy.int32))
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -169,7 +169,9 @@ def make_train_step(
             (grads, stats), sums = jax.lax.scan(add, start, (jnp.arange(micro), parts))
             sums = jax.tree.map(lambda each: each.sum(axis=0), sums)
 
-        updates, opt_state = optimizer.transform.update(grads, state.opt_state, trainable)
+        updates, opt_state = optimizer.transform.update(
+            grads, state.opt_state, trainable, step=state.step
+        )
         params = rest | optax.apply_updates(trainable, updates)
         average = state.ema
         if average is not None:

@@ -95,8 +95,8 @@ SURVIVORS = (
     ),
     Mutation(
         "the schedule is one step late", OPTIM,
-        "chain.append(optax.scale_by_learning_rate(schedule))",
-        "chain.append(optax.scale_by_learning_rate(lambda t: schedule(t + 1)))",
+        "chain.append(_scale_by_schedule(schedule))",
+        "chain.append(_scale_by_schedule(lambda t: schedule(t + 1)))",
         ("test_step.py::test_the_learning_rate_of_each_step_is_the_one_that_is_applied_and_logged",),
     ),
     Mutation(
