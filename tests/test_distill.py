@@ -17,7 +17,7 @@ from scipy.stats import entropy
 
 import tiny
 from agejax import distill
-from agejax.data import draws, opening, pipeline, splits
+from agejax.data import draws, edits, opening, pipeline, splits
 from agejax.distillation import onnx_models, seen, setup, targets
 from agejax.distillation.files import TargetFile
 from agejax.distillation.setup import open_teachers
@@ -833,6 +833,14 @@ def test_what_a_teacher_its_start_and_its_teachers_have_seen_counts(config_of, t
     assert count(own, {"names": ["aaf"], "fingerprint": "another", "split": {}}) == 0
     assert count(own, None) is None
     assert count(own, other) == count(other) > 0
+    # Also where the student has dropped images, and has other labels.
+    (tmp_path / "labels.csv").write_text(f"id,age\n{source.ids[0]},7\n")
+    kept = np.sort(np.concatenate([rows["train"][::2], rows["test"]]))
+    edited = edits.relabelled(source, str(tmp_path / "labels.csv")).select(kept)
+    test = {"test": np.flatnonzero(np.isin(kept, rows["test"]))}
+    theirs = splits.make(source, config_of(data__split__seed=1).data.split)
+    known = np.isin(source.groups, source.groups[np.concatenate([theirs["train"], theirs["val"]])])
+    assert seen.count(edited, config.data, test, [other]) == known[rows["test"]].sum() > 0
     # A teacher that trains on its validation images, and one that was chosen by test.
     assert count(data(data__split__val_of_train=0.0)) == len(rows["val"])
     (tmp_path / "train.txt").write_text("\n".join(source.ids[rows["train"]]))

@@ -237,7 +237,7 @@ def test_labels_of_a_table_stand_in_place_of_the_data_sets_own(source, tmp_path,
     assert view.labels["gender"][:3].tolist() == [1, 1, source.labels["gender"][2]]
     for label, values in source.labels.items():
         np.testing.assert_array_equal(view.labels[label][3:], values[3:])
-    assert view.images is source.images
+    assert view.images.sources[0] is source  # no pixel is copied
     assert view.fingerprint != source.fingerprint
     # Later edits use the new labels.
     assert first in edited(source, labels=str(table), only={"gender": "female"}).ids

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 
 import numpy as np
@@ -12,7 +13,7 @@ from test_sources import encode, photo, versions
 
 import tiny
 from agejax.config import default
-from agejax.data import draws, mixture, opening, pipeline, sources, splits
+from agejax.data import draws, edits, mixture, opening, pipeline, sources, splits
 from agejax.data.sampling import Sampler
 from agejax.distillation.files import TargetFile
 from agejax.errors import UserError
@@ -79,15 +80,33 @@ def sampling(**changes):
 
 def test_targets_of_a_part_or_the_whole_fit_a_mixture_that_was_edited(both, utkface, tmp_path):
     view = both.select(np.arange(10, 150)).select(np.arange(0, 140, 2))
-    assert [part.fingerprint for part in both.whole_parts] == [
-        part.fingerprint for part in view.whole_parts
-    ]
-    assert utkface.whole_parts == utkface.select(np.arange(3)).whole_parts == ()
     rows = np.arange(10, 150, 2)
     for made_for, expected in ((both, rows), (utkface, np.where(rows < 96, rows, -1))):
         facts = {"images": made_for.fingerprint}
         file = TargetFile(tmp_path / "a.npz", made_for.ids, {}, {}, None, facts)
         np.testing.assert_array_equal(file.rows_of(view), expected)
+
+
+def test_an_edited_source_knows_the_rows_of_what_it_was_made_from(both, utkface, drawn, tmp_path):
+    (tmp_path / "labels.csv").write_text(f"id,age\n{both.ids[12]},7\n")
+    view = edits.relabelled(both, str(tmp_path / "labels.csv")).select(np.arange(90, 100))
+    for made_from, rows in (
+        (view, range(10)),
+        (both, range(90, 100)),
+        (utkface, [90, 91, 92, 93, 94, 95, -1, -1, -1, -1]),
+        (drawn, [-1] * 6 + [0, 1, 2, 3]),
+    ):
+        source, there = view.rows_in(made_from.fingerprint)
+        assert source.fingerprint == made_from.fingerprint
+        np.testing.assert_array_equal(there, rows)
+    assert view.rows_in("another") is None
+    twice = mixture.join({"a": utkface, "b": utkface}, {})
+    np.testing.assert_array_equal(twice.rows_in(utkface.fingerprint)[1], [*range(96)] * 2)
+    # The fingerprint of new labels is that of earlier versions, whose runs go on.
+    fewer = edits.with_classes(utkface, {"gender": ("female", "male")})
+    names = sorted({**utkface.label_names, "gender": ("female", "male")}.items())
+    digest = hashlib.sha256(f"{utkface.fingerprint} {names}".encode()).hexdigest()
+    assert fewer.fingerprint == digest[:16]
 
 
 @pytest.mark.parametrize("kind", ["uniform", "density", "oversample"])

@@ -158,9 +158,7 @@ def relabelled(source: Source, path: str) -> Source:
         f"{source.name}: {', '.join(given)} of {len(said):,} of {len(source.ids):,} images "
         f"from {path}"
     )
-    digest = hashlib.sha256(data).hexdigest()
-    fingerprint = hashlib.sha256(f"{source.fingerprint} {digest}".encode()).hexdigest()[:16]
-    return dataclasses.replace(source, labels=labels, label_names=names, fingerprint=fingerprint)
+    return source.relabelled(labels, names, hashlib.sha256(data).hexdigest())
 
 
 def _rows_of(source: Source, names: set[str]) -> dict[str, int]:
@@ -233,8 +231,7 @@ def with_classes(source: Source, label_names: Mapping[str, Sequence[str]]) -> So
         labels[label] = np.array([*numbers, -1], np.int32)[source.labels[label]]
     if names == dict(source.label_names):
         return source
-    digest = hashlib.sha256(f"{source.fingerprint} {sorted(names.items())}".encode()).hexdigest()
-    return dataclasses.replace(source, labels=labels, label_names=names, fingerprint=digest[:16])
+    return source.relabelled(labels, names, sorted(names.items()))
 
 
 def _class(

@@ -109,15 +109,48 @@ class Source:
             return self.groups
         return first_rows(np.where(self.people == 0, self.groups, -1 - np.arange(len(self.groups))))
 
-    @property
-    def whole_parts(self) -> tuple[Source, ...]:
-        """Of a mixture, the sources of its parts, with the rows that it has no more; else ()."""
-        images = self.images
-        while isinstance(images, Gathered):
-            if len(images.sources) > 1 or images.sources[0].part is None:
-                return images.sources if self.part is not None else ()
-            images = images.sources[0].images  # of a view of a mixture
-        return ()
+    def shared(self, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Bool [R]: which of `rows` are among `others`, or share a group with one of them."""
+        return np.isin(self.groups[rows], self.groups[others])
+
+    def rows_in(self, fingerprint: str) -> tuple[Source, np.ndarray] | None:
+        """Finds this source, one that it is a view of, or a part, by its fingerprint.
+
+        Returns:
+          (The source found, each of these images' row in it, int64 [N], -1 for those from
+          elsewhere); None where no image is from such a source.
+        """
+        if self.fingerprint == fingerprint:
+            return self, np.arange(len(self.ids))
+        if not isinstance(self.images, Gathered):
+            return None
+        source, rows = None, np.full(len(self.ids), -1)
+        for i, each in enumerate(self.images.sources):
+            if (found := each.rows_in(fingerprint)) is not None:
+                source, mine = found[0], self.images.source == i
+                rows[mine] = found[1][self.images.row[mine]]
+        return None if source is None else (source, rows)
+
+    def relabelled(
+        self,
+        labels: Mapping[str, np.ndarray],
+        label_names: Mapping[str, tuple[str, ...]],
+        change: object,
+    ) -> Source:
+        """The same images with other labels.
+
+        Args:
+          change: what decides the new labels, for the fingerprint.
+        """
+        rows = np.arange(len(self.ids))
+        digest = hashlib.sha256(f"{self.fingerprint} {change}".encode()).hexdigest()
+        return dataclasses.replace(
+            self,
+            images=Gathered((self,), np.zeros_like(rows), rows),
+            labels=dict(labels),
+            label_names=dict(label_names),
+            fingerprint=digest[:16],
+        )
 
     def select(self, rows: np.ndarray) -> Source:
         """A source of only these rows, int [M]; the images are not copied."""

@@ -139,7 +139,7 @@ def _with_train_only(source: Source, config: Any) -> dict[str, np.ndarray]:
         alone = dataclasses.replace(alone, ids=np.array(ids))
     splits = {name: others[rows] for name, rows in make(alone, config).items()}
     elsewhere = [extra[:0], *(rows for name, rows in splits.items() if name != "train")]
-    copies = np.isin(source.groups[extra], source.groups[np.concatenate(elsewhere)])
+    copies = source.shared(extra, np.concatenate(elsewhere))
     if copies.any():
         console.note(
             f"{source.name}: {copies.sum():,} images that only train have a copy in another split "
@@ -255,7 +255,7 @@ def balanced(
             "a label out of over, or set short=take"
         )
     test = np.concatenate(chosen)
-    taken = np.isin(source.groups, source.groups[test])
+    taken = source.shared(np.arange(len(source.ids)), test)
     copies = int(taken.sum()) - len(test)
     console.note(
         f"{split}: {len(test):,} images, {n} from each of {len(names)} cells; {copies:,} copies of "
@@ -388,7 +388,7 @@ def without_copies(source: Source, splits: Mapping[str, np.ndarray]) -> dict[str
         return dict(splits)
     train = splits["train"]
     others = [rows for name, rows in splits.items() if name != "train"]
-    copies = np.isin(source.groups[train], source.groups[np.concatenate([train[:0], *others])])
+    copies = source.shared(train, np.concatenate([train[:0], *others]))
     console.note(
         f"train: {copies.sum():,} of {len(train):,} images have a copy"
         + (", or another image of their person or group," if _joins_more(source) else "")

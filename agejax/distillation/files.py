@@ -139,17 +139,16 @@ class TargetFile:
     def rows_of(self, source: Source) -> np.ndarray:
         """The file's row of each image of a source, int64 [N]; -1 where it has none.
 
-        A file written for the data of one part of a mixture is matched to that part's ids.
+        A file written for data that the source is a view of, or for one part of a mixture, is
+        matched to the ids there.
         """
-        names = source.ids.copy()
-        for i, (name, part) in enumerate(zip(source.parts, source.whole_parts, strict=False)):
-            if part.fingerprint == self.facts.get("images"):
-                mine = source.part == i
-                names[mine] = [each.removeprefix(f"{name}/") for each in names[mine].tolist()]
+        names = source.ids
+        if (found := source.rows_in(self.facts.get("images", ""))) is not None:
+            names = np.where(found[1] >= 0, found[0].ids[found[1]], names)
         order = np.argsort(self.ids)
         place = np.minimum(np.searchsorted(self.ids, names, sorter=order), len(order) - 1)
-        found = order[place]
-        return np.where(self.ids[found] == names, found, -1)
+        rows = order[place]
+        return np.where(self.ids[rows] == names, rows, -1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 
 from agejax.config import default
 from agejax.data import splits
-from agejax.data.sources import Gathered, Source
+from agejax.data.sources import Source
 from agejax.errors import DAMAGE, UserError
 from agejax.runs import lineage
 from agejax.runs.run import Run
@@ -70,19 +70,21 @@ def count(
             continue  # other data sets
         none = np.zeros(0, np.int64)
         learned, chose = (
-            source.groups[np.concatenate([none, *(theirs.get(name, none) for name in names)])]
+            np.concatenate([none, *(theirs.get(name, none) for name in names)])
             for names in (("train",), CHOOSES)
         )
         for name, judged in rows.items():
             if name != "train":
-                seen[judged] |= np.isin(source.groups[judged], learned)
+                seen[judged] |= source.shared(judged, learned)
             if name not in ("train", *CHOOSES):
-                seen[judged] |= np.isin(source.groups[judged], chose)
+                seen[judged] |= source.shared(judged, chose)
     return int(seen.sum())
 
 
 def _splits(source: Source, ours: Any, data: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A teacher's splits as rows of the student's source; None where it lacks the teacher's data.
+    """The student's rows that a teacher's splits hold, or that are copies of images there.
+
+    None where no image is from the teacher's data.
 
     Args:
       ours: config.data.split of the student.
@@ -94,17 +96,13 @@ def _splits(source: Source, ours: Any, data: Mapping[str, Any]) -> dict[str, Any
     split = ml_collections.ConfigDict(values)
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # warns about another run's splits
-            if source.fingerprint == data["fingerprint"]:
-                return splits.make(source, split)
-            images = source.images
-            if source.part is None or not isinstance(images, Gathered):
-                return None
-            for i, part in enumerate(images.sources):
-                if part.fingerprint == data["fingerprint"]:
-                    return {
-                        name: np.flatnonzero((images.source == i) & np.isin(images.row, rows))
-                        for name, rows in splits.make(part, split).items()
-                    }
+            if (found := source.rows_in(data["fingerprint"])) is not None:
+                whole, there = found
+                mine = np.flatnonzero(there >= 0)
+                return {  # copies are found there, since the student may lack one of them
+                    name: mine[whole.shared(there[mine], rows)]
+                    for name, rows in splits.make(whole, split).items()
+                }
     except (UserError, *DAMAGE, AttributeError):  # such as missing lists of names
         pass
     return None

@@ -44,7 +44,7 @@ def score_again(
     rows = np.array([row[name] for name in ids])
     if source.fingerprint == run.fingerprint and scored.split != "train":
         learned = splits.make(source, run.config.data.split)["train"]
-        if seen := int(np.isin(source.groups[rows], source.groups[learned]).sum()):
+        if seen := source.shared(rows, learned).sum():
             console.warning(
                 f"{run.workdir} was trained on {seen:,} of these {len(rows):,} images, or "
                 "on copies of them, so its errors are too small"

@@ -211,7 +211,7 @@ def may_be_known(scored: Scored) -> str | None:
         if scored.split != "all":
             return _of_other_splits(scored)
         by_name = splits.make(source, run.config.data.split)
-        count = int(np.isin(source.groups[rows], source.groups[by_name["train"]]).sum())
+        count = source.shared(rows, by_name["train"]).sum()
         return (
             f"{run.workdir} was trained on {count:,} of these {len(rows):,} images, or copies of "
             "them; its scores are too good"

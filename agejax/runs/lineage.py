@@ -107,8 +107,7 @@ def known_to_ancestors(lineage: Lineage, source: Source, rows: np.ndarray) -> di
             continue
         with contextlib.redirect_stderr(io.StringIO()):  # warnings about another run's split
             learned = splits.make(source, ml_collections.ConfigDict(data["split"]))["train"]
-        count = int(np.isin(source.groups[rows], source.groups[learned]).sum())
-        if count:
+        if count := int(source.shared(rows, learned).sum()):
             found[node["name"]] = count
     return found
 
