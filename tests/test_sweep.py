@@ -23,6 +23,7 @@ from agejax.config import replaced
 from agejax.configs import imbalance_utk, mobilenet_v3_utk_alone, scratch_utk, small_model_utk
 from agejax.errors import NotFiniteError, UserError
 from agejax.process.command import run_command
+from agejax.reporting import sweep_page
 from agejax.sweeps import study as studies
 from agejax.sweeps import workers
 from agejax.sweeps.search import search
@@ -322,6 +323,25 @@ def test_a_study_goes_on_with_the_space_of_its_trials(config, tmp_path, monkeypa
     wider = {"schedule.lr": {"low": 1e-5, "high": 1e-2, "log": True}}
     search(config, SPACE | wider, folder, study_in(folder), trials=2)
     assert len(rows_of(folder)) == 2
+
+
+def test_the_page_has_trials_of_other_settings_and_one_killed_before_it_had_any():
+    begin, end = {"state": "complete", "value": 1.0, "steps": 2}, {"error": ""}
+    rows = [
+        {"number": 0, "state": "fail", "value": None, "steps": 0} | end,
+        {"number": 1} | begin | {"model.remat": True} | end,
+        {"number": 2} | begin | {"schedule.lr": 0.01} | end,
+        {"number": 3} | begin | {"schedule.lr": 0.03, "model.remat": False} | end,
+    ]
+    page = sweep_page.sweep("study", rows, None, {}).split("Trials, the best first</h2>")[1]
+    lines = [re.findall(r"<t[hd][^>]*>([^<]*)<", line) for line in page.split("<tr>")[1:]]
+    assert lines == [
+        ["number", "state", "value", "steps", "model.remat", "schedule.lr", "error"],
+        ["1", "complete", "1", "2", "True", "", ""],
+        ["2", "complete", "1", "2", "", "0.01", ""],
+        ["3", "complete", "1", "2", "False", "0.03", ""],
+        ["0", "fail", "", "0", "", "", ""],
+    ]
 
 
 def test_a_study_of_the_other_direction_is_one_line_as_is_a_folder_that_is_a_file(tmp_path, capsys):

@@ -39,9 +39,12 @@ def sweep(
         "Each setting's share of the variance between complete trials (fANOVA)."
     ) + page.table(("setting", "share"), [(k, f"{share:.1%}") for k, share in shares])
     ordered = sorted(rows, key=lambda row: _rank(row, minimise))
-    heads = tuple(rows[0]) if rows else ("number",)
-    cells = [[_cell(value) for value in row.values()] for row in ordered]
-    charts = [history(rows, minimise), *([settings(rows)] if settings_of(rows) else [])]
+    # The settings of a study may change, and a trial that was killed at once has none.
+    heads = ("number", "state", "value", "steps", *settings_of(rows), "error")
+    cells = [[_cell(row.get(head)) for head in heads] for row in ordered]
+    charts = [history(rows, minimise)]
+    if settings_of(complete := [row for row in rows if row["state"] == "complete"]):
+        charts.append(settings(complete))
     sections = [
         page.Section("Values", page.figures(charts)),
         page.Section("Which settings matter", matter if shares else ""),
@@ -78,17 +81,18 @@ def history(rows: Rows, minimise: bool) -> Chart:
     return Chart.of(figure, "The value of each trial", alt)
 
 
-def settings(rows: Rows) -> Chart:
+def settings(complete: Rows) -> Chart:
     """Draws a panel per setting: the values of complete trials against it."""
-    names, complete = settings_of(rows), [row for row in rows if row["state"] == "complete"]
+    names = settings_of(complete)
     lines = -(-len(names) // 2)
     figure = Figure(figsize=(WIDTH, 2.3 * lines), layout="constrained")
     panels = figure.subplots(lines, 2, squeeze=False, sharey=True).ravel()
     for axes, name in zip(panels, names, strict=False):
-        given = [row[name] for row in complete]
+        some = [row for row in complete if name in row]
+        given = [row[name] for row in some]
         numbers = all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in given)
         x = given if numbers else [str(value) for value in given]
-        axes.plot(x, [row["value"] for row in complete], "o", color=BLUE, markersize=5)
+        axes.plot(x, [row["value"] for row in some], "o", color=BLUE, markersize=5)
         if numbers and min(given) > 0 and max(given) > 20 * min(given):
             axes.set_xscale("log")
         axes.set_title(name, fontsize=9, color=TEXT)
@@ -101,10 +105,9 @@ def settings(rows: Rows) -> Chart:
 
 
 def settings_of(rows: Rows) -> list[str]:
-    """The settings that were searched; known once a trial is complete."""
-    complete = [row for row in rows if row["state"] == "complete"]
+    """The settings that any of these trials has a value of."""
     known = ("number", "state", "value", "steps", "error")
-    return [name for name in complete[0] if name not in known] if complete else []
+    return list(dict.fromkeys(name for row in rows for name in row if name not in known))
 
 
 def _rank(row: Mapping[str, Any], minimise: bool) -> tuple[int, float]:
@@ -115,4 +118,7 @@ def _rank(row: Mapping[str, Any], minimise: bool) -> tuple[int, float]:
 
 
 def _cell(value: Any) -> Any:
-    return f"{value:.5g}" if isinstance(value, float) else "" if value is None else value
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    # A table would take True for the number 1.
+    return "" if value is None else str(value) if isinstance(value, bool) else value
