@@ -2,16 +2,20 @@
 
 import dataclasses
 import json
+import sys
+import types
 
 import numpy as np
 import pytest
 from sklearn.datasets import make_classification, make_regression
+from sklearn.linear_model import LogisticRegression
 
 from agejax import baselines
 from agejax.data import opening, splits
 from agejax.errors import UserError
 from agejax.evaluation import baselines as estimators
 from agejax.process.command import run_command
+from agejax.reporting import baselines as baselines_report
 from agejax.runs.run import Run
 
 
@@ -47,6 +51,49 @@ def test_classes_are_learned_and_have_probabilities(estimator, classes):
     assert not p[:, -1].any()
     known = labels["val"] >= 0
     assert (p.argmax(axis=1) == labels["val"])[known].mean() > 0.7
+
+
+class Strict(LogisticRegression):
+    """XGBoost's classifier: it refuses classes that are not numbered 0, 1, 2, ..."""
+
+    def __init__(self, **options):
+        super().__init__()
+
+    def fit(self, x, y):
+        assert set(y) == set(range(max(y) + 1)), f"Invalid classes inferred from {set(y)}"
+        return super().fit(x, y)
+
+
+def test_xgboost_takes_labels_with_a_class_that_has_no_image(monkeypatch):
+    monkeypatch.setitem(sys.modules, "xgboost", types.SimpleNamespace(XGBClassifier=Strict))
+    x, y = make_classification(300, 8, n_informative=6, n_classes=3, class_sep=3.0, random_state=0)
+    parts, labels = splits_of(x, np.array([1, 2, 4])[y], 200)
+    fitted, _ = estimators.fit("xgboost", parts, labels)
+    p = estimators.predict(fitted, parts["val"], 5)
+    assert not p[:, [0, 3]].any()
+    assert (p.argmax(axis=1) == labels["val"]).mean() > 0.7
+
+
+def test_only_images_that_the_run_keeps_are_fitted(trained, tmp_path, monkeypatch):
+    run = Run.open(trained)
+    source = opening.open_source(run.config.data)
+    run.config.sampling.keep = {"gender": {"male": 0.0}}
+    monkeypatch.setattr(baselines_report.Run, "open", lambda *_: run)
+    fitted = {}
+
+    def fit(estimator, x, y):
+        fitted[len(fitted)] = y["train"]
+        return estimators_fit(estimator, x, y)
+
+    estimators_fit = estimators.fit
+    monkeypatch.setattr(estimators, "fit", fit)
+    baselines_report.evaluate_baseline(
+        trained, "linear", output=tmp_path / "out", write_report=False
+    )
+    train = splits.make(source, run.config.data.split)["train"]
+    females = int((source.labels["gender"][train] != 0).sum())
+    assert 0 < females < len(train)
+    assert {len(y) for y in fitted.values()} == {females}
 
 
 @pytest.mark.parametrize("estimator", ["linear", "svm", "boosting"])

@@ -42,6 +42,24 @@ def _xgboost(kind: str) -> Callable[..., Any]:
     return make
 
 
+class _Renumbered:
+    """A classifier that asks for the classes 0, 1, 2, ..., where one of ours may have no image."""
+
+    def __init__(self, classifier: Any) -> None:
+        self._classifier = classifier
+        self.classes_ = np.empty(0, np.int64)
+
+    def fit(self, x: np.ndarray, y: np.ndarray) -> None:
+        self.classes_, numbers = np.unique(y, return_inverse=True)
+        self._classifier.fit(x, numbers)
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        return np.asarray(self.classes_[self._classifier.predict(x)])
+
+    def predict_proba(self, x: np.ndarray) -> np.ndarray:
+        return np.asarray(self._classifier.predict_proba(x))
+
+
 def _scaled(estimator: Callable[..., Any]) -> Callable[..., Any]:
     return lambda **options: make_pipeline(StandardScaler(), estimator(**options))
 
@@ -65,7 +83,7 @@ ESTIMATORS: dict[str, tuple[Callable[..., Any], Callable[..., Any], Sequence[dic
     ),
     "xgboost": (
         lambda **options: _xgboost("XGBRegressor")(objective="reg:absoluteerror", **options),
-        _xgboost("XGBClassifier"),
+        lambda **options: _Renumbered(_xgboost("XGBClassifier")(**options)),
         [{"learning_rate": rate, "n_estimators": 300, "random_state": 0} for rate in (0.05, 0.1)],
     ),
 }  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from agejax import files
-from agejax.data import opening, splits
+from agejax.data import draws, opening, splits
 from agejax.errors import UserError
 from agejax.evaluation import baselines
 from agejax.evaluation.calibration import Calibration
@@ -56,6 +56,8 @@ def evaluate_baseline(
         raise UserError(
             f"--workdir={workdir}: the run has no val split, which chooses an estimator's options"
         )
+    if run.config.sampling.get("keep"):  # the config of an old run lacks the setting
+        rows["train"] = draws.keep(run.config.sampling, source, rows["train"])
     rows = {name: rows[name] for name in dict.fromkeys(("train", "val", split))}
     x = {name: baselines.features(run, source, some, which) for name, some in rows.items()}
     start = time.perf_counter()
