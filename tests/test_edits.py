@@ -226,6 +226,16 @@ def test_what_could_not_be_decoded_is_edited_too(source):
         assert edited(source, **changes).undecoded == tuple(lost[i] for i in left), changes
 
 
+def test_what_could_not_be_decoded_is_thinned_as_its_class_is(source):
+    lost = ({"gender": "female"},) * 8 + ({"gender": "male"},) * 3 + ({},)
+    source = dataclasses.replace(source, undecoded=lost)
+    left = edited(source, keep={"gender": {"female": 0.25}}).undecoded
+    assert sorted(map(str, left)) == sorted(map(str, lost[6:]))
+    largest = int(np.bincount(source.labels["gender"]).argmax())
+    left = edited(source, keep={"gender": {"majority": 0.0}}).undecoded
+    assert left == ((lost[8:], lost[:8] + lost[11:])[1 - largest])
+
+
 def test_labels_of_a_table_stand_in_place_of_the_data_sets_own(source, tmp_path, capsys):
     table = tmp_path / "labels.csv"
     first, second, third = source.ids[:3]

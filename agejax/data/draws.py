@@ -40,10 +40,8 @@ def keep(config: Any, source: Source, rows: np.ndarray) -> np.ndarray:
     """
     stays = np.zeros(len(source.ids), bool)
     stays[rows] = True
-    for gone in edits.thinned(
-        source, stays, config.keep, config.keep_seed, f"{WHERE}.keep"
-    ).values():
-        stays &= ~gone
+    for each in edits.thinned(source, stays, config.keep, config.keep_seed, f"{WHERE}.keep"):
+        stays &= ~each.gone
     if not stays.any():
         raise UserError(f"{WHERE}.keep: no training image is left; keep more")
     left: np.ndarray = rows[stays[rows]]

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,8 +29,8 @@ def apply(source: Source, config: Any) -> Source:
     The edits apply in this order, each to what the earlier ones left: `labels`, `drop`, `min_age`
     and `max_age`, `only`, `keep`. Only `only` removes images whose label is unknown. The classes
     that `drop` names are also removed from the list of classes; the numbers of later ones shift.
-    Of the images that could not be decoded, those stay whose labels would have let them; `keep`
-    leaves them as they are.
+    Of the images that could not be decoded, those stay whose labels would have let them, and of a
+    class in `keep` its share.
 
     Raises:
       UserError: a label or class the data lacks, a share outside 0..1, no image left, or as
@@ -60,8 +60,9 @@ def apply(source: Source, config: Any) -> Source:
         numbers = [_class(source, label, name, f"{WHERE}.only") for name in names]
         others = ~np.isin(source.labels[label], numbers)
         remove(f"{label} other than {', '.join(names)}", others)
-    for reason, rows in thinned(source, stays, config.keep, config.seed, f"{WHERE}.keep").items():
-        remove(reason, rows)
+    thin = thinned(source, stays, config.keep, config.seed, f"{WHERE}.keep")
+    for each in thin:
+        remove(f"{each.label} {each.name}, {each.share:g} kept", each.gone)
 
     if not removed:
         return source
@@ -83,6 +84,11 @@ def apply(source: Source, config: Any) -> Source:
             and low <= float(known.get("age", low)) <= high
             and all(known.get(label) in names for label, names in only.items())
         ]
+        for each in thin:
+            mine = [i for i, known in enumerate(lost) if known.get(each.label) == each.name]
+            order = np.random.default_rng(config.seed).permutation(mine)
+            gone = set(order[round(each.share * len(mine)) :].tolist())
+            lost = [known for i, known in enumerate(lost) if i not in gone]
         source = dataclasses.replace(source, undecoded=tuple(lost))
     return with_classes(
         source,
@@ -172,10 +178,19 @@ def _rows_of(source: Source, names: set[str]) -> dict[str, int]:
     return {name: ids[name] for name in names & ids.keys()} | like
 
 
+class Thinned(NamedTuple):
+    """A class of which a share stays, and the rows to remove for that, bool [N]."""
+
+    label: str
+    name: str
+    share: float
+    gone: np.ndarray
+
+
 def thinned(
     source: Source, rows: np.ndarray, keep: Mapping[str, Any], seed: int, where: str
-) -> dict[str, np.ndarray]:
-    """The rows to remove from `rows` so that {label: {class: share}} remain.
+) -> list[Thinned]:
+    """The rows to remove from `rows` so that {label: {class: share}} remain, class by class.
 
     The class name "majority" stands for the largest class. The seed decides which images are
     removed; duplicates within a class stay or go together, so a share is met as closely as their
@@ -184,13 +199,10 @@ def thinned(
     Args:
       rows: bool [N].
 
-    Returns:
-      {reason: bool [N]}.
-
     Raises:
       UserError: a label or class the data lacks, or a share outside 0..1.
     """
-    rows, gone = rows.copy(), {}
+    rows, thin = rows.copy(), []
     for label, shares in keep.items():
         if not hasattr(shares, "items"):
             raise UserError(f"{where}.{label}: {shares!r}; set it to {{class: share}}")
@@ -209,9 +221,9 @@ def thinned(
             stays[order] = middle < share * len(mine)
             out = np.zeros(len(rows), bool)
             out[mine[~stays[group]]] = True
-            gone[f"{label} {source.label_names[label][number]}, {share:g} kept"] = out
+            thin.append(Thinned(label, source.label_names[label][number], share, out))
             rows &= ~out
-    return gone
+    return thin
 
 
 def with_classes(source: Source, label_names: Mapping[str, Sequence[str]]) -> Source:
