@@ -204,6 +204,20 @@ def test_a_bad_mixture_is_named(cache, parts, message):
         mixture.load(parts, image_size=32, cache_dir=str(cache))
 
 
+def test_parts_that_draw_the_same_faces_are_named(cache, capsys):
+    """Their copies are not searched, so a split may separate them."""
+    few = DRAWN | {"count": 4}
+    parts = {
+        "a": {"name": "procedural_faces", "options": DRAWN},
+        "b": {"name": "procedural_faces", "options": few},
+        "c": {"name": "procedural_faces", "options": few | {"seed": 2}},
+    }
+    mixture.load(parts, image_size=32, cache_dir=str(cache))
+    warned = [line for line in capsys.readouterr().err.splitlines() if "in common" in line]
+    assert len(warned) == 1
+    assert "config.data.mixture: a and b have 4 faces in common, such as 1-000000" in warned[0]
+
+
 def test_a_mixture_that_may_only_train_is_named(cache):
     part = {"name": "procedural_faces", "options": DRAWN, "train_only": True}
     with pytest.raises(UserError, match="all parts are train_only"):

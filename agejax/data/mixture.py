@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -64,11 +65,28 @@ def load(parts: Mapping[str, Any], *, image_size: int, cache_dir: str | None = N
     }
     looked_at = [builders.find(given["name"]).FIND_DUPLICATES for given in parts.values()]
     copies = copies_across(list(loaded.values()), looked_at, cache_dir)
+    _warn_of_same_faces(
+        [part for part, yes in zip(loaded, looked_at, strict=True) if not yes], loaded
+    )
     weights = {part: given.get("weight") for part, given in parts.items()}
     train_only = [part for part, given in parts.items() if given.get("train_only")]
     if parts and len(train_only) == len(parts):
         raise UserError(f"{WHERE}: all parts are train_only; nothing is left to validate on")
     return join(loaded, weights, copies, train_only)
+
+
+def _warn_of_same_faces(names: Sequence[str], parts: Mapping[str, Source]) -> None:
+    """Warns on stderr of parts, among those in which no copies are searched, that share faces."""
+    for one, other in itertools.combinations(names, 2):
+        if parts[one].name != parts[other].name:
+            continue
+        same = np.intersect1d(parts[one].ids, parts[other].ids)
+        if same.size:
+            console.warning(
+                f"{WHERE}: {one} and {other} have {len(same):,} faces in common, such as "
+                f"{same[0]}, which a split may separate, so that a run is tested on faces that "
+                f"trained it; set {WHERE}.{other}.options.seed to another number"
+            )
 
 
 def copies_across(
