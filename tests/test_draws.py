@@ -195,6 +195,7 @@ def test_under_sampling_keeps_its_share_and_whole_groups(source):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"kind": "lds", "lds_size": 4}, r"^config\.sampling\.lds_size: need sigma > 0 and an odd"),
         ({"kind": "inverse", "over": ()}, "over is empty"),
         ({"kind": "inverse", "over": ("hair",)}, "'hair' is not one of age, decade, gender"),
         ({"keep": {"ethnicity": {"White": 0.5}}}, "no class 'White' in made; there are a, b, c"),

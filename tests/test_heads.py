@@ -189,6 +189,7 @@ def test_a_head_starts_at_the_mean_age():
         ),
         ({"gender": {"kind": "binary", "decode_prior": "x"}}, "'x' is not one of natural, sampled"),
         ({"age": {"kind": "distribution", "votes": "iq"}}, "no 'iq' label"),
+        ({"age": {"kind": "distribution", "votes": "gender"}}, "no 'gender' label in years"),
         (
             {"age": {"kind": "buckets", "edges": (10, 3)}},
             "a list of rising numbers above 0",
@@ -441,4 +442,10 @@ def test_a_stored_run_keeps_the_defaults_it_was_started_with():
 def test_wrong_example_weights_are_one_clear_line(example_weights, message):
     config = {"gender": {"kind": "binary", "example_weights": example_weights}}
     with pytest.raises(UserError, match=message):
+        weights.of(config, heads.create(config, FACTS), LABELS, np.arange(4))
+
+
+def test_an_even_window_of_example_weights_is_named():
+    config = {"age": {"kind": "regression", "example_weights": {"kind": "lds", "size": 4}}}
+    with pytest.raises(UserError, match=r"^config\.heads\.age\.example_weights\.size: need"):
         weights.of(config, heads.create(config, FACTS), LABELS, np.arange(4))

@@ -100,6 +100,7 @@ def _weigh(config: Any, source: Source, rows: np.ndarray) -> Draws:
             reweight=config.reweight,
             sigma=config.lds_sigma,
             size=config.lds_size,
+            where=f"{WHERE}.lds_size",
         )
         return Draws(weights, len(rows))
     if config.kind == "inverse":

@@ -386,8 +386,10 @@ class Distribution(Age):
     ) -> Distribution:
         where = f"config.heads.{name}"
         fields = cls.fields(name, label, weight, options, facts)
-        if options["votes"] and options["votes"] not in facts.labels:
-            raise UserError(f"{where}.votes: the training data has no {options['votes']!r} label")
+        if options["votes"] and options["votes"] not in facts.means:
+            raise UserError(
+                f"{where}.votes: the training data has no {options['votes']!r} label in years"
+            )
         weights = {
             "dldl": (options["expectation_weight"],),
             "mean_variance": (options["mean_weight"], options["variance_weight"]),

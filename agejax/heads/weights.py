@@ -114,7 +114,7 @@ def _weights(
                 values = np.asarray(head.scale.encode(jnp.asarray(values)))
             return density.dense_weight(values, options["alpha"])
         case "lds":
-            return density.lds_weight(values, **options)
+            return density.lds_weight(values, **options, where=f"{where}.size")
     if buckets := head.derived(values):
         classes = next(iter(buckets.values()))[0]
     else:

@@ -91,7 +91,12 @@ def lds_window(sigma: float, size: int) -> np.ndarray:
 
 
 def lds_weight(
-    values: np.ndarray, *, reweight: str = "sqrt", sigma: float = 2.0, size: int = 5
+    values: np.ndarray,
+    *,
+    reweight: str = "sqrt",
+    sigma: float = 2.0,
+    size: int = 5,
+    where: str = "density",
 ) -> np.ndarray:
     """Label distribution smoothing: weights of ages [N], years -> f64 [N], mean 1.
 
@@ -100,6 +105,9 @@ def lds_weight(
     value (NaN) weighs 1.
 
     Yang et al. 2021, "Delving into Deep Imbalanced Regression".
+
+    Args:
+      where: the place of the window's size, for an error.
 
     Raises:
       UserError: no known value, an unknown way to weigh, or a window that is none.
@@ -111,7 +119,7 @@ def lds_weight(
     if reweight not in ("sqrt", "inverse"):
         raise UserError(f"density: reweight is {reweight!r}; set it to sqrt or inverse")
     if not sigma > 0 or size < 1 or size % 2 == 0:
-        raise UserError(f"density: need sigma > 0 and an odd size, not {sigma} and {size}")
+        raise UserError(f"{where}: need sigma > 0 and an odd size, not {sigma} and {size}")
     years = np.rint(values[known]).clip(0, OLDEST).astype(np.uint8)
     counts = np.bincount(years, minlength=OLDEST + 1).astype(np.float64)
     counts = np.sqrt(counts) if reweight == "sqrt" else np.clip(counts, 5, 1000)
