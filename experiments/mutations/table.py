@@ -80,7 +80,7 @@ SURVIVORS = (
     ),
     Mutation(
         "a file's rows are taken in the order of the images", "agejax/distillation/files.py",
-        "    found = order[place]", "    found = place",
+        "        rows = order[place]", "        rows = place",
         ("test_distill.py::test_a_file_teaches_what_its_run_would_of_images_as_they_are",),
     ),
     Mutation(
