@@ -344,6 +344,17 @@ def test_the_page_has_trials_of_other_settings_and_one_killed_before_it_had_any(
     ]
 
 
+def test_the_table_keeps_the_settings_of_an_earlier_space(tmp_path):
+    study = optuna.create_study()
+    for value, settings in enumerate(({"schedule.lr": 0.1}, {"optim.ema": 0.5})):
+        attributes = {"settings": settings, "workdir": "x"}
+        study.add_trial(optuna.trial.create_trial(value=value, user_attrs=attributes))
+    studies.write(study, tmp_path, {"optim.ema": {"low": 0.0, "high": 0.9}})
+    assert [(row["schedule.lr"], row["optim.ema"]) for row in rows_of(tmp_path)] == [
+        ("0.1", ""), ("", "0.5"),
+    ]  # fmt: skip
+
+
 def test_a_study_of_the_other_direction_is_one_line_as_is_a_folder_that_is_a_file(tmp_path, capsys):
     study_in(tmp_path / "study")
     with pytest.raises(UserError, match="searches to minimize"):

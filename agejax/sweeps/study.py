@@ -148,7 +148,8 @@ def write(study: Any, folder: pathlib.Path, space: Space) -> None:
         if trial.state.is_finished()
     ]
     text = io.StringIO()
-    header = ["number", "state", "value", "steps", *space, "error"]
+    names = dict.fromkeys([*space, *sweep_page.settings_of(rows)])
+    header = ["number", "state", "value", "steps", *names, "error"]
     tables.write(text, header, ([row.get(name, "") for name in header] for row in rows))
     files.write_text(folder / "trials.csv", text.getvalue())
     best = None
