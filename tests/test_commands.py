@@ -177,6 +177,33 @@ def test_a_second_ctrl_c_ends_the_command_at_once(body):
     assert process.returncode == 130
 
 
+ENDS = """
+from agejax.process import start
+start.as_command()
+import atexit, signal, sys
+from agejax.process.command import run_command
+as_it_was = signal.signal
+def interrupted(*given):
+    signal.signal = as_it_was
+    signal.raise_signal(signal.SIGINT)
+    return signal.signal(*given)
+def main():
+    {then}
+sys.exit(run_command(main))
+"""
+
+
+@pytest.mark.parametrize(
+    "then",
+    ["signal.signal = interrupted", "atexit.register(signal.raise_signal, signal.SIGINT)"],
+    ids=["as its handler is taken back", "as Python exits"],
+)
+def test_ctrl_c_when_a_command_has_done_its_work_is_one_line(then):
+    process = start(ENDS.format(then=then))
+    assert process.communicate(timeout=60) == ("", "agejax: interrupted\n")
+    assert process.returncode == 130
+
+
 LOST = """
 import gc, signal, sys, time
 from agejax.process.command import run_command

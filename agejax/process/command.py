@@ -30,11 +30,10 @@ def run_command(main: Callable[..., Any], *args: Any) -> int:
       Exception: any other one. It is a bug, and its traceback says where.
     """
     _report_a_full_disk_once()
-    with interrupts.handled_by(interrupts.interrupt):
-        try:
-            code = _run(main, args)
-        finally:
-            flushed = _flush()
+    try:
+        code = _run(main, args)
+    finally:
+        flushed = _flush()
     if code == interrupts.INTERRUPTED:
         # Threads may still have to end; a second Ctrl-C does not wait for them.
         signal.signal(signal.SIGINT, lambda number, frame: os._exit(interrupts.INTERRUPTED))
@@ -43,9 +42,10 @@ def run_command(main: Callable[..., Any], *args: Any) -> int:
 
 def _run(main: Callable[..., Any], args: Sequence[Any]) -> int:
     try:
-        main(*args)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        with interrupts.handled_by(interrupts.interrupt):
+            main(*args)
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except KeyboardInterrupt:
         report("agejax: interrupted")
         return interrupts.INTERRUPTED

@@ -17,7 +17,7 @@ Handler = Callable[[int, FrameType | None], Any]
 
 
 def leave(number: int, frame: FrameType | None) -> None:
-    """Handles SIGINT by ending the process with one line; nothing was begun yet."""
+    """Handles SIGINT by ending the process with one line: nothing was begun yet, or all is done."""
     with contextlib.suppress(OSError):  # nobody reads stderr
         os.write(2, b"agejax: interrupted\n")
     os._exit(INTERRUPTED)
@@ -41,7 +41,7 @@ def handled_by(handler: Handler) -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous if previous is not leave else handler)
+        signal.signal(signal.SIGINT, previous)
 
 
 def repeat() -> None:
