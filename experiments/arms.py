@@ -27,6 +27,7 @@ from agejax.errors import UserError
 from agejax.evaluation import bootstrap, metrics, replicates
 from agejax.evaluation.bootstrap import RESAMPLES
 from agejax.labels import LABELS
+from agejax.process import usage
 from agejax.reporting import results
 from agejax.train import train
 from agejax.training import sharding
@@ -61,7 +62,7 @@ def parser(name: str, doc: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--source", required=True, help="UTKFace.tar.gz")
     parser.add_argument("--pretrained", required=True, help="the ImageNet weights")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=usage.at_least(1), default=3)
     parser.add_argument("--folder", default=f"runs/{name}")
     return parser
 

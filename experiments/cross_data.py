@@ -119,6 +119,7 @@ def main(argv: Sequence[str]) -> None:
             tables[name][arm][label] = replicates.mean_interval(losses, groups) | {
                 "difference": difference
             }
+    intervals = replicates.method(args.seeds)
     output = pathlib.Path(args.output)
     files.write_json(
         output.with_suffix(".json"),
@@ -127,15 +128,15 @@ def main(argv: Sequence[str]) -> None:
             "commits": {arm: each.commits for arm, each in scores.items()},
             "commit": arms.commit(),
             "seeds": args.seeds,
-            "intervals": replicates.METHOD,
+            "intervals": intervals,
             "tested on": tables,
         },
     )
-    files.write_text(output.with_suffix(".md"), page(tables))
+    files.write_text(output.with_suffix(".md"), page(tables, intervals))
     print(table(tables))
 
 
-def page(tables: Mapping[str, Any], intervals: str = replicates.METHOD) -> str:
+def page(tables: Mapping[str, Any], intervals: str) -> str:
     """The page cross_data.md."""
     return f"{table(tables)}\n{intervals}\n"
 

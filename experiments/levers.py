@@ -33,6 +33,7 @@ from agejax import files
 from agejax.configs import frozen_utk
 from agejax.data import opening, splits
 from agejax.evaluation import ensembling, replicates
+from agejax.process import usage
 from agejax.process.command import run_command
 from agejax.reporting import results
 from experiments import arms, frozen
@@ -238,7 +239,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("comparison", choices=COMPARISONS)
     parser.add_argument("--source", required=True, help="UTKFace.tar.gz")
     parser.add_argument("--weights", required=True, type=pathlib.Path, help="a folder of weights")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=usage.at_least(1), default=3)
     parser.add_argument("--only", default="", metavar="REGEX", help="of the arms' names")
     parser.add_argument("--folder", type=pathlib.Path, help="default: runs/levers/COMPARISON")
     parser.add_argument(

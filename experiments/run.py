@@ -30,6 +30,7 @@ import numpy as np
 from agejax import files
 from agejax.errors import UserError
 from agejax.evaluation import replicates
+from agejax.process import usage
 from agejax.process.command import run_command
 from agejax.reporting.plots import Chart
 from experiments import arms, charts
@@ -171,7 +172,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--weights", type=pathlib.Path, help="a folder of published weights")
     parser.add_argument("--synthetic", help="faces without labels, for architectures")
     parser.add_argument("--genders", help="a run that predicts genders, for architectures")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=usage.at_least(1), default=3)
     parser.add_argument("--only", default="", metavar="REGEX", help="of the arms' names")
     parser.add_argument("--against", metavar="ARM", help="the reference; default: the system's")
     parser.add_argument("--arm", help="train only this arm, for a cluster's job")

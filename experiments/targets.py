@@ -151,7 +151,7 @@ def measure(scores: arms.Scores, base: arms.Scores) -> dict[str, Any]:
     }
 
 
-def page(rows: Mapping[str, Mapping[str, Any]], intervals: str = replicates.METHOD) -> str:
+def page(rows: Mapping[str, Mapping[str, Any]], intervals: str) -> str:
     """The page targets.md."""
     heading = f"# Age as anything, and imbalance\n\n{__doc__}\nRare ages: {RARE}. {intervals}\n"
     return heading + table(rows)
@@ -194,6 +194,7 @@ def main(argv: Sequence[str]) -> None:
     chosen = arms.chosen(known, args.only, "regression-l1")
     scores = arms.run(chosen, range(args.seeds), pathlib.Path(args.folder), "val")
     rows = {name: measure(arm, scores["regression-l1"]) for name, arm in scores.items()}
+    intervals = replicates.method(args.seeds)
     output = pathlib.Path(args.output)
     files.write_json(
         output.with_suffix(".json"),
@@ -204,11 +205,11 @@ def main(argv: Sequence[str]) -> None:
             "image_size": SIZE,
             "epochs": EPOCHS,
             "rare": RARE,
-            "intervals": replicates.METHOD,
+            "intervals": intervals,
             "arms": rows,
         },
     )
-    files.write_text(output.with_suffix(".md"), page(rows))
+    files.write_text(output.with_suffix(".md"), page(rows, intervals))
     print(table(rows))
 
 

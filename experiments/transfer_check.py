@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
         "commit": arms.commit(),
         "commits": {name: arm.commits for name, arm in scores.items()},
         "steps": args.steps,
-        "intervals": replicates.METHOD,
+        "intervals": replicates.method(args.seeds),
         "age_mae": {
             name: replicates.mean_interval(values, groups) for name, values in losses.items()
         },

@@ -11,9 +11,9 @@ from sklearn.metrics import f1_score
 from agejax.configs import mobilenet_v1_utk
 from agejax.data import opening, splits
 from agejax.errors import UserError
-from agejax.evaluation import replicates
+from agejax.evaluation import metrics, replicates
 from agejax.process.command import run_command
-from experiments import arms, cross_data, levers, recompute, run
+from experiments import arms, cross_data, levers, recompute, run, targets, transfer_check
 from experiments.benchmarks import intervals, start
 from experiments.mutations import __main__ as mutations
 from experiments.systems import imbalance, setting, transfer
@@ -78,6 +78,39 @@ def test_only_that_matches_no_arm_is_refused_and_the_arms_are_named(
     assert run_command(run.main, ["run", *flags]) == 2
     assert f"--only={only}: {message}" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("main", [run.main, levers.main, targets.main])
+def test_a_comparison_has_a_seed(main, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["experiment", "--seeds=0"])
+    assert end.value.code == 2
+    assert "argument --seeds: 0; set it to 1 or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", [targets, cross_data, transfer_check])
+def test_intervals_of_one_seed_are_not_called_those_over_seeds(module, tmp_path, monkeypatch):
+    scores = arms.Scores(
+        columns={
+            "id": np.array(["a", "b"]), "group": np.array(["0", "1"]),
+            "age": np.array([20.0, 30.0]), "gender": np.array([0.0, 1.0]),
+            "ethnicity": np.array([0.0, 1.0]),
+        },
+        predicted={
+            "age": np.array([[21.0, 33.0]]), "gender": np.array([[0.0, 0.0]]),
+            "ethnicity": np.array([[0.0, 1.0]]),
+        },
+        runs=({"facts": {"counts": {"age": [1] * 40}}, "images_per_second": 1.0},),
+        commits=("x",),
+    )  # fmt: skip
+    monkeypatch.setattr(arms, "run", lambda chosen, *_: dict.fromkeys(chosen, scores))
+    monkeypatch.setattr(cross_data, "cross", lambda *_: scores)
+    monkeypatch.setattr(metrics, "SMALLEST_GROUP", 1)
+    flags = ["--source=x", "--pretrained=y", "--seeds=1", f"--output={tmp_path / 'table.json'}"]
+    module.main(["x", *flags, *(["--aaf=z"] if module is cross_data else [])])
+    assert json.loads((tmp_path / "table.json").read_text())["intervals"] == replicates.ONE_SEED
+    if module is not transfer_check:
+        assert replicates.ONE_SEED in (tmp_path / "table.md").read_text()
 
 
 def test_a_balanced_val_has_no_copy_in_train_nor_an_image_of_the_test_set(
