@@ -71,6 +71,8 @@ def parse(argv: Sequence[str], usage: str = "") -> ml_collections.ConfigDict:
         sys.exit()
     argv, parts = overrides.split(_config_first(argv))
     path = _config_path(argv)
+    if path == "":
+        raise UserError(_NO_CONFIG)
     for flag in [name for name in FLAGS if name.startswith("config.")]:
         delattr(FLAGS, flag)  # a setting of an earlier command line of this process
     try:
@@ -93,13 +95,14 @@ def parse(argv: Sequence[str], usage: str = "") -> ml_collections.ConfigDict:
     if extra:
         raise UserError(f"unexpected argument {extra[0]!r}; flags look like --name=value")
     if path is None and CONFIG.value is None:
-        raise UserError("--config is missing: name a file, such as --config=configs/quickstart.py")
+        raise UserError(_NO_CONFIG)
     check_returned(CONFIG.value, f"--config={path}")
     check(CONFIG.value)
     overrides.apply(CONFIG.value, parts)
     return CONFIG.value
 
 
+_NO_CONFIG = "--config is missing: name a file, such as --config=configs/quickstart.py"
 _OF_ABSL = (flags.Error, AttributeError, KeyError, TypeError, ValueError)
 
 

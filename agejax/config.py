@@ -6,6 +6,7 @@ show the same, with the options of heads, backbones and data sets.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -568,6 +569,10 @@ def file_error(path: str, error: BaseException, where: str) -> UserError | None:
         return UserError(f"{where}, {place}")
     if isinstance(error, (AttributeError, KeyError)) and "'get_config'" in str(error):
         return UserError(f"{where} has no get_config(); let one {REMEDY}")
+    if call := re.search(r"get_config\(\) (?:takes|missing) .*", str(error)):
+        return UserError(
+            f"{where}: {call[0]}; its argument is what stands after a colon, as in {where}:ARGUMENT"
+        )
     if isinstance(error, OSError):
         # ml_collections' own error has no number, and quotes the first one at its end.
         quoted = (str(error).strip() or repr(error)).splitlines()[-1].strip()

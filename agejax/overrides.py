@@ -96,8 +96,8 @@ def apply(config: ml_collections.ConfigDict, overrides: Sequence[Override]) -> N
         name = each.below[0]
         if each.at == ("heads",) and name not in heads and not _at(config, ("heads", name, "kind")):
             raise UserError(
-                f"{each.flag}: there is no head {name!r}; {nearest(name, heads)} A new head needs "
-                f"--config.heads.{name}.kind too"
+                f"{each.flag}: there is no head {name!r}; {nearest(name, heads)} (a new head needs "
+                f"--config.heads.{name}.kind too)"
             )
 
 

@@ -90,9 +90,9 @@ def test_a_text_stays_one_where_a_text_was_and_a_later_argument_wins():
         ),
         (
             ["--config.heads.gendr.smoothing=0.1"],
-            "there is no head 'gendr'; did you mean 'gender'? A new head needs",
+            "there is no head 'gendr'; did you mean 'gender'? (a new head needs",
         ),
-        (["--config.heads.bmi=5"], "A new head needs --config.heads.bmi.kind too"),
+        (["--config.heads.bmi=5"], "gender (a new head needs --config.heads.bmi.kind too)"),
         (["--config.heads.age.kind.x=1"], "kind is 'regression', which has no parts"),
         (["--config.model.options.width"], "--config.model.options.width has no value; write"),
         (["--config.heads.age={'a.b': 2}"], "--config.heads.age: ConfigDict does not accept dots"),

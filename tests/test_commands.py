@@ -270,6 +270,7 @@ def test_importing_the_package_leaves_another_programs_ctrl_c_alone():
         ("import sys\nsys.exit(0)\n", "my.py, line 2: SystemExit: 0"),
         ("import helper\n", r"my.py, line 1: SyntaxError: .*\(helper.py, line 1\)"),
         ("x = 1\n", r"my.py has no get_config\(\); let one return"),
+        ("def get_config(x):\n  pass\n", r"my.py: .* missing .* 'x'; .*my.py:ARGUMENT"),
         ("def get_config():\n  pass\n", r"my.py: get_config\(\) returns NoneType; let it return"),
         ("def get_config():\n  return {}\n", r"my.py: get_config\(\) returns dict; let it return"),
         ("\0", "my.py"),

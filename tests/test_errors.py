@@ -44,6 +44,7 @@ def trained(faces, cache, tmp_path_factory):
     [
         (["--config=nowhere.py"], r"nowhere\.py"),
         ([], "--config is missing"),
+        (["--config="], "--config is missing"),
         (["--config=tests/tiny.py", "--config.model.nam=x"], "nam"),
         (["--config=tests/tiny.py", "--config.total=soon"], "soon|total"),
         (["--config=tests/tiny.py", "extra"], "extra"),

@@ -110,6 +110,7 @@ def test_a_model_that_does_not_take_the_images_is_left_out_of_the_table(capsys, 
         ("--model=resnet5", "did you mean 'resnet50'"),
         ("--image_size=8", "--image_size=8: too small"),
         ("--batch_size=0", "--batch_size=0: give 1 or more"),
+        ("--num_classes=-1", "--num_classes=-1: give 1 or more"),
     ],
 )
 def test_wrong_arguments_are_one_line_and_exit_code_2(argument, message, capsys):

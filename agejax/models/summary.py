@@ -321,6 +321,8 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv[1:])
     if args.batch_size < 1:
         raise UserError(f"--batch_size={args.batch_size}: give 1 or more")
+    if args.num_classes is not None and args.num_classes < 1:
+        raise UserError(f"--num_classes={args.num_classes}: give 1 or more")
     measure = MEASURES[args.measure or ("forward" if args.model else "none")]
     options = {
         "image_size": args.image_size,
