@@ -113,6 +113,24 @@ def test_intervals_of_one_seed_are_not_called_those_over_seeds(module, tmp_path,
         assert replicates.ONE_SEED in (tmp_path / "table.md").read_text()
 
 
+def test_an_unknown_ethnicity_is_no_class_of_the_table_of_targets(monkeypatch):
+    scores = arms.Scores(
+        columns={
+            "id": np.array(["a", "b", "c"]), "group": np.array(["0", "1", "2"]),
+            "age": np.full(3, 20.0), "gender": np.zeros(3), "ethnicity": np.array([0.0, 1.0, -1.0]),
+        },
+        predicted={
+            "age": np.full((1, 3), 20.0), "gender": np.zeros((1, 3)),
+            "ethnicity": np.array([[0.0, 1.0, 1.0]]),
+        },
+        runs=({"facts": {"counts": {"age": [1] * 40}}, "images_per_second": 1.0},),
+        commits=("x",),
+    )  # fmt: skip
+    monkeypatch.setattr(metrics, "SMALLEST_GROUP", 1)
+    row = targets.measure(scores, scores)
+    assert row["ethnicity_macro_f1"] == {"mean": 1.0, "seeds": [1.0]}
+
+
 def test_a_balanced_val_has_no_copy_in_train_nor_an_image_of_the_test_set(
     faces, cache, tmp_path, monkeypatch
 ):
