@@ -128,8 +128,63 @@ def test_the_description_of_another_models_jax_file_is_kept(workdir, exported, t
     with pytest.raises(UserError, match=r"model.jaxexport is another model, which model.json desc"):
         files.export(workdir, folder, ["onnx"])
     assert json.loads(stored.read_text())["run"] == "another"
+    # Two seeds of one recipe may differ in nothing else.
+    stored.write_text(json.dumps(info | {"weights": "of another seed"}))
+    with pytest.raises(UserError, match=r"model.jaxexport is another model"):
+        files.check_beside(folder, info)
     (folder / "model.jaxexport").unlink()
     files.check_beside(folder, info)
+
+
+def test_a_folder_describes_all_files_of_one_model_that_lie_there(workdir, exported, tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    folder = tmp_path / "both"
+    shutil.copytree(exported, folder)
+    jax_file = json.loads((folder / "model.json").read_text())["files"]
+    info = files.export(workdir, folder, ["onnx"])
+    assert json.loads((folder / "model.json").read_text()) == info
+    assert info["files"].keys() == {"jax", "onnx"}
+    assert info["files"].items() >= jax_file.items()
+    text = (folder / "model_card.md").read_text()
+    assert "model.jaxexport" in text
+    assert "model.onnx" in text
+    # What would be described wrongly is left out: the calibration of a jax file is in model.json,
+    # that of an ONNX file is inside.
+    other = info | {"calibration": {"n": 100}}
+    assert files.beside(folder, other) == jax_file
+    (folder / "model.onnx").write_bytes(b"another")
+    assert files.beside(folder, info) == jax_file
+    (folder / "model.jaxexport").unlink()
+    assert files.beside(folder, info) == {}
+    # A damaged description is replaced.
+    shutil.copy(exported / "model.jaxexport", folder)
+    for damaged in (info | {"files": {"jax": jax_file["jax"] | {"parity": "x"}}}, {"files": 3}):
+        (folder / "model.json").write_text(json.dumps(damaged))
+        assert files.beside(folder, info) == {}
+
+
+def test_the_card_tells_what_int8_changes_from_what_the_export_changes(workdir):
+    run = Run.open(workdir, devices=1)
+    target = {"metric": "mae", "float32": 5.0, "int8": 5.1, "change": 0.1}
+    record = {
+        "activations": "uint8", "bytes": {"float32": 400, "int8": 100}, "calibration_images": 9,
+        "judged_on": "val", "n": 10, "targets": {"age": target | {"change_ci95": [0.0, 0.2]}},
+    }  # fmt: skip
+    made = {
+        "onnx": {"name": "model.onnx", "bytes": 400, "parity": 2e-7},
+        "onnx_int8": {
+            "name": "model.int8.onnx", "bytes": 100, "parity": 3e-7, "quantization": record
+        },
+    }  # fmt: skip
+    info = description.describe(run, {}) | {"files": made}
+    text = card.of_export(run, info)
+    assert "model.onnx 2e-07, model.int8.onnx 3e-07 before int8." in text
+    assert "The model in model.int8.onnx has int8 weights" in text
+    assert "age MAE 5.000 -> 5.100" in text
+    assert info["calibration"] is None
+    assert "with intervals" not in text
+    assert " int8" not in card.of_export(run, info | {"files": {"onnx": made["onnx"]}})
 
 
 def test_the_jax_file_holds_programs_for_cpu_and_cuda(exported):

@@ -58,7 +58,7 @@ def test_a_val_without_a_label_judges_no_model(trained, monkeypatch):
 
 @pytest.fixture(scope="module")
 def exported(trained, tmp_path_factory):
-    """(the folder, the calibration images, model.json)."""
+    """(the folder, the calibration images, the file's entry in model.json)."""
     output = tmp_path_factory.mktemp("int8")
     seen = []
     with pytest.MonkeyPatch.context() as patch:
@@ -69,7 +69,8 @@ def exported(trained, tmp_path_factory):
 
         patch.setitem(quantize.WAYS, "uint8", watched)
         files.export(trained, output, ["onnx"], int8=True, max_mae_change=100, max_accuracy_loss=1)
-    return output, seen[0], json.loads((output / "model.json").read_text())
+    info = json.loads((output / "model.json").read_text())
+    return output, seen[0], info["files"]["onnx_int8"]
 
 
 def test_the_change_is_that_on_val_images_that_did_not_calibrate(trained, exported):

@@ -345,7 +345,7 @@ def test_a_page_in_int8_says_what_the_int8_model_says(browser, engine, workdir, 
         workdir, tmp_path, ["web"], int8=True, max_mae_change=100, max_accuracy_loss=1
     )
     data, float32 = (block(each / "index.html", "model") for each in (tmp_path, folder))
-    assert len(data) == info["quantization"]["bytes"]["int8"]
+    assert len(data) == info["files"]["web"]["quantization"]["bytes"]["int8"]
     kinds = [{n.op_type for n in onnx.load_from_string(one).graph.node} for one in (data, float32)]
     assert ["DequantizeLinear" in each for each in kinds] == [True, False]
     tab, said = opened(browser, tmp_path / "index.html")

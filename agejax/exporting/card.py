@@ -63,8 +63,8 @@ EXPORT = """\
 ## Errors by group, then in total
 
 {scores}
-{quantization}
-## What it was trained on
+
+{quantization}## What it was trained on
 
 {training}
 
@@ -146,28 +146,53 @@ def of_export(run: Run, info: Mapping[str, Any]) -> str:
         size=info["input"]["shape"][1],
         outputs=outputs(info),
         scores=scores(run) or UNMEASURED.format(workdir=shlex.quote(box.name_of(run.workdir))),
-        quantization=quantization(info),
+        **of_files(info["files"]),
         training=training(run),
         limits=LIMITS,
         fair_use=FAIR_USE,
         terms=terms(lineage.of(run)),
         steps="; ".join(info["preprocessing_inside"]),
-        files=", ".join(f"{f['name']} {f['parity']:.0e}" for f in info["files"].values()),
-        code=_code(info["files"]),
+        code=_code(info["files"], calibrated=info["calibration"] is not None),
         calibration=_apply(info["calibration"]),
     )
 
 
-def _code(made: Mapping[str, Any]) -> str:
-    """Code that runs the files of an export, by their names there."""
-    names = {kind: file["name"] for kind, file in made.items() if kind in CODE}
+def of_files(made: Mapping[str, Any]) -> dict[str, str]:
+    """{"files": what an export's files differ by, "quantization": what int8 changes, or ""}.
+
+    Args:
+      made: "files" of model.json.
+    """
+    differ = [
+        f"{file['name']} {file['parity']:.0e}{' before int8' if 'quantization' in file else ''}"
+        for file in made.values()
+    ]
+    int8 = [
+        _quantization(file["name"], file["quantization"])
+        for file in made.values()
+        if "quantization" in file
+    ]
+    head = "## What int8 changes\n\nThe scores above are of the float32 model."
+    return {
+        "files": ", ".join(differ),
+        "quantization": "\n\n".join([head, *int8, ""]) if int8 else "",
+    }
+
+
+def _code(made: Mapping[str, Any], *, calibrated: bool) -> str:
+    """Code that runs the files of an export, by their names there; of ONNX files the first."""
+    names: dict[str, str] = {}
+    for kind, file in made.items():
+        names.setdefault(kind.removesuffix("_int8"), file["name"])
+    names = {kind: name for kind, name in names.items() if kind in CODE}
     if not names:
         return "Open index.html in a browser; it does all of this."
     code = "\n".join(CODE[kind].format(name=name) for kind, name in names.items())
     first = next(iter(names.values()))
     return (
         f"```python\n{code}```\n\n"
-        f'`agejax.load("{first}").predict("face.jpg")` does all of this, with intervals.'
+        f'`agejax.load("{first}").predict("face.jpg")` does all of this'
+        f"{', with intervals' if calibrated else ''}."
     )
 
 
@@ -251,21 +276,17 @@ def scores(run: Run) -> str:
     )
 
 
-def quantization(info: Mapping[str, Any]) -> str:
-    """What int8 changes; "" where the model is not in int8."""
-    record = info.get("quantization")
-    if record is None:
-        return ""
+def _quantization(name: str, record: Mapping[str, Any]) -> str:
+    """What int8 changes in a file, from the record of `quantize.quantized`."""
     size = record["bytes"]
     lines = [f"- {quantize.describe(*target)}" for target in record["targets"].items()]
     if record["activations"] == "float32":
         lines.append(f"\n{quantize.ADVICE}")
     return (
-        "\n## What int8 changes\n\nThe scores above are of the float32 model. The ONNX file has "
-        f"int8 weights and {record['activations']} activations. It is "
+        f"The model in {name} has int8 weights and {record['activations']} activations. It is "
         f"{size['float32'] / size['int8']:.1f} times smaller, and was calibrated on "
         f"{record['calibration_images']:,} images of {record['judged_on']}. On "
-        f"{record['n']:,} other images of it:\n\n" + "\n".join(lines) + "\n"
+        f"{record['n']:,} other images of it:\n\n" + "\n".join(lines)
     )
 
 

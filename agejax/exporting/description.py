@@ -11,7 +11,7 @@ import jax.export
 from agejax.evaluation.calibration import Calibration
 from agejax.runs import lineage
 from agejax.runs.run import Run
-from agejax.training import image_sizes
+from agejax.training import frozen, image_sizes
 from agejax.version import __version__
 
 FILE = "model.json"
@@ -35,6 +35,7 @@ def describe(run: Run, outputs: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str,
     return {
         "run": run.workdir.resolve().name,
         "step": run.step,
+        "weights": frozen.digest({**run.params, **run.batch_stats})[:16],
         "backbone": config.model.name,
         "dtype": config.model.dtype,
         "agejax": __version__,

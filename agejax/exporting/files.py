@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ import jax
 import jax.export
 
 from agejax import files
-from agejax.errors import UserError
+from agejax.errors import DAMAGE, UserError
 from agejax.exporting import card, description, jax_export, onnx_export, quantize
 from agejax.exporting.prediction import any_batch, difference, prediction, random_images
 from agejax.exporting.web import page, runtime
@@ -20,8 +21,14 @@ from agejax.paths import expand
 from agejax.runs.run import Run
 
 FORMATS = ("jax", "onnx", "web")
-FILES = {"jax": "model.jaxexport", "onnx": "model.onnx", "web": page.FILE}
-INT8 = "model.int8.onnx"
+FILES = {
+    "jax": "model.jaxexport",
+    "onnx": "model.onnx",
+    "onnx_int8": "model.int8.onnx",
+    "web": page.FILE,
+}
+OF_MODEL = ("run", "step", "data", "weights")  # what of model.json tells models apart
+OF_EXPORT = ("agejax", "jax", "files")  # what may differ between exports of one model
 NEEDS = {  # format -> (its packages, what to pip install)
     "jax": (("flatbuffers",), "flatbuffers"),
     "onnx": (("onnx", "onnxruntime"), "-e '.[onnx]'"),
@@ -69,6 +76,7 @@ def export(
         check_beside(output, info)
     output.mkdir(parents=True, exist_ok=True)
     contents: dict[str, bytes] = {}  # written once all are right
+    made: dict[str, dict[str, Any]] = {}
     for name in formats:
         # ONNX Runtime has no bfloat16 convolution on CPUs: its models compute in float32.
         predict = prediction(run, dtype=None if name == "jax" else "float32")
@@ -86,25 +94,29 @@ def export(
                 f"--format={name}: the exported model differs from the run by {error:.1e} of the "
                 f"largest value (allowed: {TOLERANCE:.0e}); nothing was written for it"
             )
-        file = FILES[name]
+        kind, record = name, dict[str, Any]()
         if int8 and name != "jax":
-            data, info["quantization"] = quantize.quantized(
+            kind = "onnx_int8" if name == "onnx" else name
+            data, record = quantize.quantized(
                 run, data, source_path, max_mae_change, max_accuracy_loss
             )
-            file = INT8 if name == "onnx" else file
         if engine is not None and name == "web":
-            data = page.render(run, info, data, engine)
+            weights_only = record.get("activations") == "float32"
+            data = page.render(run, info, data, engine, weights_only=weights_only)
             contents["licences.txt"] = page.licences().encode()
-        contents[file] = data
-        info["files"][name] = {"name": file, "bytes": len(data), "parity": error}
+        contents[FILES[kind]] = data
+        made[kind] = {"name": FILES[kind], "bytes": len(data), "parity": error}
+        if record:
+            made[kind]["quantization"] = record
     for file, data in contents.items():
         files.write_bytes(output / file, data)
-    for one in info["files"].values():
-        before = " before int8" if int8 and one["name"] != FILES["jax"] else ""
+    for one in made.values():
+        before = " before int8" if "quantization" in one else ""
         console.result(
             f"{output / one['name']}: {one['bytes'] / 1e6:,.1f} MB, differs from the run by "
             f"{one['parity']:.1e} of the largest value{before}"
         )
+    info["files"] = beside(output, info) | made
     files.write_json(output / description.FILE, info)
     files.write_text(output / "model_card.md", card.of_export(run, info))
     console.result("written beside it: model.json, model_card.md")
@@ -122,12 +134,37 @@ def check_beside(output: pathlib.Path, info: Mapping[str, Any]) -> None:
     there, stored = output / FILES["jax"], output / description.FILE
     if not (there.exists() and stored.exists()):
         return
-    of = files.read_json(stored, dict, "remove it")
-    if any(of.get(key) != info[key] for key in ("run", "step", "data")):
+    # Older files do not tell the weights.
+    of = {"weights": info["weights"]} | files.read_json(stored, dict, "remove it")
+    if any(of.get(key) != info[key] for key in OF_MODEL):
         raise UserError(
             f"--output: {there} is another model, which {description.FILE} describes; name another "
             "folder, or remove that file"
         )
+
+
+def beside(output: pathlib.Path, info: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of model.json for what earlier exports of the same model left in a folder.
+
+    ONNX files and pages hold what they were exported with: those with another calibration than
+    `info`, which model.json would describe wrongly, are left out.
+
+    Args:
+      info: the contents that model.json would have; `check_beside` has seen it.
+    """
+    found: dict[str, Any] = {}
+    with contextlib.suppress(UserError, *DAMAGE, AttributeError):  # none there, or damaged
+        of = files.read_json(output / description.FILE, dict, "")
+        ours, theirs = (
+            {k: v for k, v in files.clean(one).items() if k not in OF_EXPORT} for one in (info, of)
+        )
+        for kind, entry in of["files"].items():
+            path = output / FILES[kind]
+            is_there = path.is_file() and path.stat().st_size == entry["bytes"]
+            if is_there and path.name == entry["name"] and (kind == "jax" or ours == theirs):
+                card.of_files({kind: entry})  # raises where the entry is damaged
+                found[kind] = entry
+    return found
 
 
 def require(name: str) -> None:

@@ -32,12 +32,20 @@ POLICY = (
 )
 
 
-def render(run: Run, info: Mapping[str, Any], model: bytes, runtime: Runtime) -> bytes:
+def render(
+    run: Run,
+    info: Mapping[str, Any],
+    model: bytes,
+    runtime: Runtime,
+    *,
+    weights_only: bool = False,
+) -> bytes:
     """Renders the page of a run's model.
 
     Args:
       info: as `description.describe` gives it.
       model: an ONNX file with the inputs and outputs of `onnx_export.to_onnx`.
+      weights_only: whether it was made by `quantize.weights_only`.
     """
     calibration = Calibration.read(run.workdir, run.step, run.config.eval.get("image_size", 0))
     framed = Calibration.read(run.workdir, run.step)  # of any image size
@@ -46,7 +54,10 @@ def render(run: Run, info: Mapping[str, Any], model: bytes, runtime: Runtime) ->
     data = {"loader": runtime.loader, "wasm": runtime.wasm, "model": model}
     if detector is not None:
         data["detector"] = detector
-    facts = files.clean(_facts(run, info, calibration, geometry if detector else None))
+    facts = files.clean(
+        _facts(run, info, calibration, geometry if detector else None)
+        | {"weights_only": weights_only}
+    )
     inline = {
         "style": _text("page.css"),
         "api": _inline(runtime.api.decode()),
@@ -129,7 +140,6 @@ def _facts(
         "size": info["input"]["shape"][1],
         "ages": [label for label, out in outputs.items() if "classes" not in out],
         "classes": {label: out["classes"] for label, out in outputs.items() if "classes" in out},
-        "weights_only": info.get("quantization", {}).get("activations") == "float32",
         "temperatures": calibration.temperatures if calibration else {},
         # An infinite width becomes null.
         "widths": {
