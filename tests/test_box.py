@@ -144,6 +144,15 @@ def test_a_release_is_replaced_and_nothing_else_is(measured, tmp_path, capsys):
     assert (tmp_path / "mine/letter.txt").read_text() == "dear"
 
 
+@pytest.mark.parametrize("name", [".", "../here"])
+def test_the_current_folder_is_not_replaced(trained, tmp_path, monkeypatch, capsys, name):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert run_command(release.main, ["release", f"--workdir={trained}", f"--output={name}"]) == 2
+    assert f"--output: {name} is the current folder" in capsys.readouterr().err
+    assert (tmp_path / "here").is_dir()
+
+
 @contextlib.contextmanager
 def changed(path, data):
     whole = path.read_bytes()

@@ -55,6 +55,10 @@ def release(
         raise UserError(
             f"--output: {output} is not empty and holds no released model; name another"
         )
+    if output.resolve() == pathlib.Path.cwd():
+        raise UserError(
+            f"--output: {output} is the current folder, which cannot be replaced; name another"
+        )
     run = _network(workdir)
     if box.is_release(run.workdir):
         raise UserError(f"--workdir: {run.workdir} is a released model already; name a run")
