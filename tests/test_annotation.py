@@ -42,6 +42,9 @@ def test_a_label_stays_inside_the_image():
 def test_a_label_has_the_age_and_its_interval_or_the_classes():
     assert annotation._text(FACE) == "34 (28-41)"
     assert annotation._text({"age": 34.6}) == "35"
+    apparent = {"apparent_age": 40.2, "apparent_age_low": 33.1, "apparent_age_high": 47.0}
+    assert annotation._text(apparent) == "40 (33-47)"
+    assert annotation._text(FACE | apparent) == "34 (28-41)"
     classes = {"gender": {"male": 0.2, "female": 0.8}, "score": 0.9}
     assert annotation._text(classes) == "female"
 

@@ -22,6 +22,7 @@ LETTER = 1 / 40  # height of the text, of the longest edge; less where the box i
 SMALLEST_LETTER = 12  # pixels
 SLENDER = 1.8  # height of a letter to its mean width
 LINE = 1 / 8  # width of a line, of the text's height
+AGES = ("age", "apparent_age")  # of a face, the first that was predicted is drawn
 
 
 def places(paths: Sequence[pathlib.Path], folder: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -95,8 +96,9 @@ def drawn(image: np.ndarray, faces: Iterable[Mapping[str, Any]]) -> Image.Image:
 
 def _text(face: Mapping[str, Any]) -> str:
     """The age and its interval, in whole years; without an age, the most probable classes."""
-    if "age" not in face:
+    age = next((label for label in AGES if label in face), None)
+    if age is None:
         classes = [values for values in face.values() if isinstance(values, Mapping)]
         return ", ".join(max(values, key=values.__getitem__) for values in classes)
-    interval = f" ({face['age_low']:.0f}-{face['age_high']:.0f})" if "age_low" in face else ""
-    return f"{face['age']:.0f}{interval}"
+    low, high = face.get(f"{age}_low"), face.get(f"{age}_high")
+    return f"{face[age]:.0f}" + ("" if low is None else f" ({low:.0f}-{high:.0f})")
