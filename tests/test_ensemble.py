@@ -197,6 +197,24 @@ def test_the_command_makes_a_folder_that_evaluate_and_predict_take(
     assert {"age", "age_spread", "gender"} <= lines[0].keys()
 
 
+def test_evaluations_of_another_ensemble_do_not_pass_for_those_of_this_one(
+    trained, other, tmp_path, capsys
+):
+    output = tmp_path / "both"
+    flags = ["ensemble", f"--output={output}", "--combine=weights", str(trained), str(other)]
+    assert run_command(ensemble.main, [*flags, "--weights=1,3"]) == 0
+    scores = output / "evaluation" / "utkface-test" / "metrics.json"
+    scores.parent.mkdir(parents=True)
+    scores.write_text("{}")
+    assert run_command(ensemble.main, [*flags, "--weights=1,3"]) == 0
+    before = (output / "ensemble.json").read_text()
+    assert run_command(ensemble.main, [*flags, "--weights=3,1"]) == 2
+    assert f"{output} holds evaluations of another ensemble; name" in capsys.readouterr().err
+    assert (output / "ensemble.json").read_text() == before
+    scores.unlink()
+    assert run_command(ensemble.main, [*flags, "--weights=3,1"]) == 0
+
+
 def test_weights_are_fitted_on_val(trained, other, tmp_path, capsys):
     flags = [str(trained), f"{other}@4", "--weights=fit"]
     assert run_command(ensemble.main, ["ensemble", f"--output={tmp_path / 'e'}", *flags]) == 0

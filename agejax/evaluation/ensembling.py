@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -42,7 +43,8 @@ def create(
 
     Raises:
       UserError: members that do not fit together, invalid weights, statistics that cannot be
-        computed anew, or a folder that holds a run, which the ensemble would hide.
+        computed anew, or a folder that holds a run, which the ensemble would hide, or evaluations
+        of another ensemble.
     """
     if batches < 1:
         raise UserError(f"--batches={batches}: give 1 or more")
@@ -72,18 +74,35 @@ def create(
             console.result(
                 "batch statistics: no batch norm is trained, so there is nothing to compute"
             )
-    output.mkdir(parents=True, exist_ok=True)
-    (output / STATISTICS_FILE).unlink(missing_ok=True)
-    if anew:
-        files.write_bytes(output / STATISTICS_FILE, safetensors.numpy.save(anew))
     paths = [str(p if box.is_name(p) else expand(p).absolute()) for p in given]
     spec = {
         "members": paths, "combine": combine, "weights": shares, "views": list(views),
         "statistics": "anew" if anew else "averaged",
     }  # fmt: skip
+    _check_scores(output, spec)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / STATISTICS_FILE).unlink(missing_ok=True)
+    if anew:
+        files.write_bytes(output / STATISTICS_FILE, safetensors.numpy.save(anew))
     (output / calibration.FILE).unlink(missing_ok=True)  # it was fitted to a former ensemble
     files.write_json(output / FILE, spec)
     return shares
+
+
+def _check_scores(output: pathlib.Path, spec: Mapping[str, Any]) -> None:
+    """Raises `UserError` where evaluations of another ensemble would pass for those of this one.
+
+    Their steps, the sums of the members', may be equal.
+    """
+    former = output / FILE
+    if not (former.exists() and any(output.glob("evaluation/*/metrics.json"))):
+        return
+    of = {"statistics": STATISTICS[0]} | files.read_json(former, dict, "remove it")
+    if of != spec or spec["statistics"] == "anew":  # which may be of other batches
+        raise UserError(
+            f"--output: {output} holds evaluations of another ensemble; name another folder, or "
+            f"remove {output / 'evaluation'}"
+        )
 
 
 def _start(run: Run) -> tuple[pathlib.Path | None, int | None]:
