@@ -14,6 +14,7 @@ from agejax.evaluation.uncertainty import ByGroup, GroupQuantile
 from agejax.exporting import files
 from agejax.labels import DECADES
 from agejax.process.command import run_command
+from agejax.runs import box
 from agejax.runs.run import Run
 
 PACKAGES = {"onnx": "onnxruntime", "jax": "flatbuffers"}
@@ -78,6 +79,14 @@ def test_a_file_that_cannot_be_opened_is_one_line(exported, tmp_path, monkeypatc
         agejax.load(tmp_path / "model.jaxexport")
     (tmp_path / "model.jaxexport").write_bytes(b"no model" * 9)
     with pytest.raises(UserError, match=r"model\.jaxexport is damaged \("):
+        agejax.load(tmp_path / "model.jaxexport")
+    info = json.loads((exported / "model.json").read_text())
+    info["files"]["jax"]["sha256"] = box.sha256(b"of another run")
+    (tmp_path / "model.json").write_text(json.dumps(info))
+    shutil.copy(exported / "model.jaxexport", tmp_path)
+    with pytest.raises(
+        UserError, match=r"the model\.json beside it describes another"
+    ):
         agejax.load(tmp_path / "model.jaxexport")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match="onnxruntime is missing; pip install onnxruntime"):

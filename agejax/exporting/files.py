@@ -18,6 +18,7 @@ from agejax.exporting.prediction import any_batch, difference, prediction, rando
 from agejax.exporting.web import page, runtime
 from agejax.logging import console
 from agejax.paths import expand
+from agejax.runs import box
 from agejax.runs.run import Run
 
 FORMATS = ("jax", "onnx", "web")
@@ -105,7 +106,9 @@ def export(
             data = page.render(run, info, data, engine, weights_only=weights_only)
             contents["licences.txt"] = page.licences().encode()
         contents[FILES[kind]] = data
-        made[kind] = {"name": FILES[kind], "bytes": len(data), "parity": error}
+        made[kind] = {
+            "name": FILES[kind], "bytes": len(data), "sha256": box.sha256(data), "parity": error,
+        }  # fmt: skip
         if record:
             made[kind]["quantization"] = record
     for file, data in contents.items():
@@ -160,7 +163,7 @@ def beside(output: pathlib.Path, info: Mapping[str, Any]) -> dict[str, Any]:
         )
         for kind, entry in of["files"].items():
             path = output / FILES[kind]
-            is_there = path.is_file() and path.stat().st_size == entry["bytes"]
+            is_there = path.is_file() and box.sha256(path.read_bytes()) == entry["sha256"]
             if is_there and path.name == entry["name"] and (kind == "jax" or ours == theirs):
                 card.of_files({kind: entry})  # raises where the entry is damaged
                 found[kind] = entry

@@ -11,6 +11,7 @@ from agejax.errors import DAMAGE, UserError, brief
 from agejax.exporting import jax_export, onnx_export
 from agejax.exporting.description import FILE
 from agejax.exporting.prediction import Predict
+from agejax.runs import box
 
 SUFFIXES = (".onnx", ".jaxexport")
 REMEDY = "export the run again"
@@ -31,8 +32,14 @@ def load(path: pathlib.Path) -> tuple[dict[str, Any], Predict]:
         raise UserError(f"{path}: no such file")
     if path.suffix != ".onnx":
         info = files.read_json(path.with_name(FILE), dict, f"it describes {path.name}; {REMEDY}")
+        data = path.read_bytes()
+        if _sha256(info) not in (None, box.sha256(data)):
+            raise UserError(
+                f"{path}: the {FILE} beside it describes another file; put its own there, or "
+                f"{REMEDY}"
+            )
         try:
-            return info, jax_export.load(path.read_bytes())
+            return info, jax_export.load(data)
         except DAMAGE as error:
             raise UserError(f"{path} is damaged ({brief(error)}); {REMEDY}") from error
     try:
@@ -51,3 +58,11 @@ def load(path: pathlib.Path) -> tuple[dict[str, Any], Predict]:
         return {key: json.loads(stored[key]) for key in keys}, onnx_export.prediction_of(session)
     except (KeyError, ValueError) as error:
         raise UserError(f"{path} was not written by agejax.export; {REMEDY}") from error
+
+
+def _sha256(info: dict[str, Any]) -> str | None:
+    """The SHA-256 of the JAX file that model.json describes; None where it does not tell."""
+    try:
+        return str(info["files"]["jax"]["sha256"])
+    except (LookupError, TypeError):  # of an older version, or damaged
+        return None
