@@ -84,9 +84,7 @@ def test_a_file_that_cannot_be_opened_is_one_line(exported, tmp_path, monkeypatc
     info["files"]["jax"]["sha256"] = box.sha256(b"of another run")
     (tmp_path / "model.json").write_text(json.dumps(info))
     shutil.copy(exported / "model.jaxexport", tmp_path)
-    with pytest.raises(
-        UserError, match=r"the model\.json beside it describes another"
-    ):
+    with pytest.raises(UserError, match=r"the model\.json beside it describes another"):
         agejax.load(tmp_path / "model.jaxexport")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match="onnxruntime is missing; pip install onnxruntime"):
