@@ -201,7 +201,8 @@ class Regression(Age):
         loss=Setting(
             "l1",
             "Loss on that scale. bmc and gai are balanced MSE (Ren et al. 2022): against the "
-            "labels of the batch, or a mixture that stands for those of training.",
+            "labels of the batch, or a mixture that stands for those of training. The mixture does "
+            "not know how images are drawn or weighted: leave them alike with gai.",
             choices=("l1", "l2", "huber", "bmc", "gai"),
         ),
         huber_delta=Setting(
