@@ -35,10 +35,10 @@ from agejax.process.command import run_command
 from agejax.reporting.plots import Chart
 from experiments import arms, charts
 from experiments.arms import Arm
+from experiments.systems import transfer
 from experiments.systems.setting import SCALES, Setting
 
 SYSTEMS = ("architectures", "imbalance", "transfer", "small_model", "scratch_vs_pretrained")
-BUCKETS = (3, 10, 21, 28, 46, 66)  # years at which system C's buckets begin, except the first
 
 
 def measure(scores: arms.Scores, base: arms.Scores, columns: Sequence[str]) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def measure(scores: arms.Scores, base: arms.Scores, columns: Sequence[str]) -> d
             difference = replicates.mean_interval(losses - reference, groups)
         else:
             wrong, reference = (
-                of.losses(label) if name == "accuracy" else of.bucket_errors(label, BUCKETS)
+                of.losses(label) if name == "accuracy" else of.bucket_errors(label, transfer.EDGES)
                 for of in (scores, base)
             )
             figure = replicates.mean_interval(1 - wrong, groups)

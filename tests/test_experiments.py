@@ -291,7 +291,7 @@ def test_the_share_in_the_right_bucket():
         runs=(),
         commits=(),
     )
-    wrong = of.bucket_errors("age", run.BUCKETS)
+    wrong = of.bucket_errors("age", transfer.EDGES)
     assert wrong[:, :3].tolist() == [[0, 1, 0], [1, 0, 1]]
     assert np.isnan(wrong[:, 3]).all()
 

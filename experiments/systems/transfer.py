@@ -27,7 +27,7 @@ LAST = {  # backbone -> the paths of its last layer, and of its last three
 THEIRS = {"mobilenet_v3_small": 7.0, "nasnet_mobile": 9.0}  # after the last step
 BUCKETS = {"mobilenet_v3_small": 0.55, "nasnet_mobile": 0.45}
 FROZEN = (("backbone/.*", None), (".*", 1.0))
-EDGES = (3, 10, 21, 28, 46, 66)
+EDGES = (3, 10, 21, 28, 46, 66)  # years at which the buckets begin, except the first
 
 
 def base(setting: Setting, backbone: str) -> ml_collections.ConfigDict:
