@@ -40,8 +40,9 @@ def keep(config: Any, source: Source, rows: np.ndarray) -> np.ndarray:
     """
     stays = np.zeros(len(source.ids), bool)
     stays[rows] = True
-    for each in edits.thinned(source, stays, config.keep, config.keep_seed, f"{WHERE}.keep"):
-        stays &= ~each.gone
+    if shares := config.get("keep"):  # the config of an old run lacks the setting
+        for each in edits.thinned(source, stays, shares, config.keep_seed, f"{WHERE}.keep"):
+            stays &= ~each.gone
     if not stays.any():
         raise UserError(f"{WHERE}.keep: no training image is left; keep more")
     left: np.ndarray = rows[stays[rows]]

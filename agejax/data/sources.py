@@ -118,7 +118,7 @@ class Source:
 
         Returns:
           (The source found, each of these images' row in it, int64 [N], -1 for those from
-          elsewhere); None where no image is from such a source.
+          elsewhere); None where these images were made from no such source.
         """
         if self.fingerprint == fingerprint:
             return self, np.arange(len(self.ids))

@@ -239,8 +239,7 @@ def _of_other_splits(scored: Scored) -> str | None:
         return None
     with contextlib.redirect_stderr(io.StringIO()):  # what it says was said
         train = splits.make(source, run.config.data.split)["train"]
-        if run.config.sampling.get("keep"):
-            train = draws.keep(run.config.sampling, source, train)
+        train = draws.keep(run.config.sampling, source, train)
     now = Facts.of({k: v[train] for k, v in source.labels.items()}, source.label_names).counts
     if all(run.facts.counts.get(label, counts) == counts for label, counts in now.items()):
         return None

@@ -56,8 +56,7 @@ def evaluate_baseline(
         raise UserError(
             f"--workdir={workdir}: the run has no val split, which chooses an estimator's options"
         )
-    if run.config.sampling.get("keep"):  # the config of an old run lacks the setting
-        rows["train"] = draws.keep(run.config.sampling, source, rows["train"])
+    rows["train"] = draws.keep(run.config.sampling, source, rows["train"])
     rows = {name: rows[name] for name in dict.fromkeys(("train", "val", split))}
     x = {name: baselines.features(run, source, some, which) for name, some in rows.items()}
     start = time.perf_counter()

@@ -175,8 +175,7 @@ def create_optimizer(
         chain.append(_scale(lr))
     chain.append(_scale_by_schedule(schedule))
     rates = {name: None if m is None else (m, decay[name]) for name, m in lr.items()}
-    transform = optax.with_extra_args_support(optax.chain(*chain))
-    return Optimizer(transform, schedule, rates)
+    return Optimizer(optax.chain(*chain), schedule, rates)
 
 
 def create_penalty(config: Any, names: Iterable[str]) -> Callable[[Flat], jax.Array] | None:
